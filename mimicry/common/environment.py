@@ -1,0 +1,35 @@
+"""What a program takes from its environment: the variables of `.env`, and the Hub token."""
+
+import os
+from pathlib import Path
+
+from mimicry.common.errors import UsageError
+
+
+def load_environment(start: Path | None = None) -> None:
+    """Set the variables of the nearest `.env`, looked for from `start` (default: working directory) upwards.
+
+    A variable that is set already keeps its value, even an empty one.
+
+    Raises:
+        UsageError: there is a `.env` and it cannot be read.
+    """
+    folder = (start or Path.cwd()).absolute()
+    # A folder named .env is somebody's virtual environment.
+    path = next((path / ".env" for path in (folder, *folder.parents) if (path / ".env").is_file()), None)
+    if path is None:
+        return
+    from dotenv import load_dotenv  # slow to import, and most machines have no .env
+
+    try:
+        load_dotenv(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({error}): it must be a readable text file in UTF-8, as .env.example is; "
+            f"try: chmod u+r {path}"
+        ) from error
+
+
+def hub_token() -> str | None:
+    """Return the Hub token from HF_TOKEN, or None when that is missing or blank."""
+    return os.environ.get("HF_TOKEN", "").strip() or None

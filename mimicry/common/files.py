@@ -1,0 +1,142 @@
+"""Files that are either whole or not there: atomic writes, canonical JSON, hashes, setting aside."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+def utc_now() -> str:
+    """Return the present instant as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def canonical_json(value: Any) -> str:
+    """Return `value` as JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def json_bytes(text: str) -> bytes:
+    """Return the JSON `text` as the bytes of a file, in UTF-8 and with a newline at the end.
+
+    A name that is no UTF-8 comes as lone surrogates; as \\udc.. they stay JSON that every program can read.
+    """
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def sha256_text(text: str) -> str:
+    """Return the hexadecimal sha256 of `text` in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of the bytes of the file at `path`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+
+    The file gets the permissions that the umask gives an ordinary new file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=path.suffix)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that writers of `path` left beside it when they were killed.
+
+    Only for a caller who knows that nobody else is writing `path`: the holder of its lock.
+    """
+    prefix = _temporary_prefix(path)
+    for entry in path.parent.iterdir():
+        if entry.name.startswith(prefix):
+            # What belongs to somebody else and cannot be removed is in nobody's way.
+            with suppress(OSError):
+                entry.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` atomically, as JSON for people: two spaces, non-ASCII letters as they are."""
+    write_bytes(path, json_bytes(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def read_json(path: Path) -> Any:
+    """Read the JSON file at `path`; a byte order mark is no fault.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(path.read_bytes())
+
+
+def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
+    """Move the files and folders `names` of `folder` into `folder/set_aside/{time}-{reason}/`.
+
+    Nothing is deleted. Returns the new folder, or None when none of the names exists.
+    """
+    present = [name for name in names if os.path.lexists(folder / name)]
+    if not present:
+        return None
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    destination = folder / "set_aside" / f"{stamp}-{reason}"
+    destination.mkdir(parents=True)
+    for name in present:
+        (folder / name).replace(destination / name)
+    return destination
+
+
+def _temporary_prefix(path: Path) -> str:
+    # A hash tells the names apart and is short: a name may have all the 255 bytes that there are.
+    return f".tmp-{sha256_text(path.name)[:16]}-"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # Linux tells the umask without changing it; elsewhere it can only be read by setting it.
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except OSError:
+        pass
+    current = os.umask(0o022)
+    os.umask(current)
+    return current

@@ -1,0 +1,189 @@
+"""The study's folder tree: the one place that knows where things lie.
+
+See the tree in data/README.md. Nobody else joins the names of its folders.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimicry.common.errors import UsageError, nearest
+
+DEFAULT_DATA_ROOT = Path("data/style_mimicry")
+NONE = "none"
+PROTECTIONS = ("glaze", "mist", "anti_dreambooth", "style_guard")
+COUNTERMEASURES = ("diff_pure", "gaussian_noise", "noisy_upscaling", "impress")
+
+
+@dataclass(frozen=True, order=True)
+class Artist:
+    """An artist's place in the study. Sorts by split, style and name."""
+
+    split: str
+    style: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.split}/{self.style}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A protection and a countermeasure, each a name or `none`."""
+
+    protection: str = NONE
+    countermeasure: str = NONE
+
+    def __str__(self) -> str:
+        return f"{self.protection}__{self.countermeasure}"
+
+    @property
+    def is_original(self) -> bool:
+        return self.protection == NONE and self.countermeasure == NONE
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tree of images that a condition is trained on.
+
+    `names_protection` is False in the layout robust_samples/{countermeasure}/{split}, where the files do
+    not tell which protection they were made from.
+    """
+
+    root: Path
+    names_protection: bool
+
+
+@dataclass(frozen=True)
+class StudyTree:
+    """All paths of the study below its data root."""
+
+    data_root: Path
+
+    @property
+    def original_art(self) -> Path:
+        return self.data_root / "original_art"
+
+    @property
+    def protected_art(self) -> Path:
+        return self.data_root / "protected_art"
+
+    @property
+    def robust_samples(self) -> Path:
+        return self.data_root / "robust_samples"
+
+    @property
+    def tracker(self) -> Path:
+        return self.data_root / "progress" / "progress_tracker.json"
+
+    def images_of(self, root: Path, artist: Artist) -> Path:
+        """Return an artist's folder of images below `root`, which is original_art or a source's root."""
+        return root / artist.split / artist.style / artist.name
+
+    def stack_outputs(self, stack: str) -> Path:
+        """Return the folder that holds all adapters of a stack, by condition."""
+        return self.data_root / "models" / "lora" / stack
+
+    def output_dir(self, stack: str, condition: Condition, artist: Artist) -> Path:
+        """Return the folder of one adapter."""
+        return self.images_of(self.stack_outputs(stack) / str(condition), artist)
+
+    def artists(self, root: Path) -> list[Artist]:
+        """Return every artist with a folder below `root`, sorted; hidden folders do not count."""
+        return sorted(
+            Artist(split, style, name)
+            for split in folders_in(root)
+            for style in folders_in(root / split)
+            for name in folders_in(root / split / style)
+        )
+
+    def source(self, condition: Condition) -> Source:
+        """Return where the images of `condition` lie.
+
+        Raises:
+            UsageError: a name that is neither canonical nor a folder, a folder that is missing, or a
+                condition that the layout on disk cannot tell from another one.
+        """
+        self._check_names(condition)
+        if condition.countermeasure == NONE:
+            if condition.protection == NONE:
+                return Source(_existing(self.original_art, "original art"), names_protection=True)
+            root = self.protected_art / condition.protection
+            return Source(_existing(root, f"art protected by {condition.protection}"), names_protection=True)
+        return self._countered_source(condition)
+
+    def _countered_source(self, condition: Condition) -> Source:
+        root = _existing(
+            self.robust_samples / condition.countermeasure, f"samples countered by {condition.countermeasure}"
+        )
+        # A protection's name is never a split, so a folder that bears one says which layout this is.
+        protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
+        present = [name for name in folders_in(root) if name in protections]
+        if condition.protection in present:
+            return Source(root / condition.protection, names_protection=True)
+        if present:
+            raise UsageError(
+                f"--protection {condition.protection}: {root} is laid out by protection and has no folder "
+                f"of that name; {nearest(condition.protection, present)}"
+            )
+        if condition.protection == NONE:
+            raise UsageError(
+                f"--protection none --countermeasure {condition.countermeasure}: {root} does not say which "
+                f"protection its images were made from, so they are no unprotected set; name the protection, "
+                f"or lay them out as {root / NONE}/SPLIT/STYLE/ARTIST"
+            )
+        return Source(root, names_protection=False)
+
+    def _check_names(self, condition: Condition) -> None:
+        problems = [
+            *_name_problem("--protection", condition.protection, PROTECTIONS, self.protected_art),
+            *_name_problem(
+                "--countermeasure", condition.countermeasure, COUNTERMEASURES, self.robust_samples
+            ),
+        ]
+        if problems:
+            raise UsageError(*problems)
+
+
+def parse_output_dir(output_dir: Path) -> tuple[Condition, Artist] | None:
+    """Return what an adapter's folder, {protection}__{countermeasure}/{split}/{style}/{artist}, is for.
+
+    Returns None when the last four names of the path do not have that form.
+    """
+    parts = Path(os.path.abspath(output_dir)).parts[-4:]  # noqa: PTH100 - links stay as they are
+    if len(parts) < 4 or "__" not in parts[0]:
+        return None
+    protection, _, countermeasure = parts[0].partition("__")
+    return Condition(protection, countermeasure), Artist(*parts[1:])
+
+
+def folders_in(path: Path) -> list[str]:
+    """Return the names of the visible folders in `path`, sorted; none when it is not there."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _name_problem(option: str, name: str, canonical: tuple[str, ...], root: Path) -> Iterator[str]:
+    present = folders_in(root)
+    if "__" in name or "/" in name or name in ("", ".", ".."):
+        yield f"{option} is {name!r}; it takes the name of a folder, without '/' and '__'"
+    elif name != NONE and name not in canonical and name not in present:
+        known = sorted({NONE, *canonical, *present})
+        yield f"{option} {name}: no such name and no folder {root / name}; {nearest(name, known)}"
+
+
+def _existing(root: Path, what: str) -> Path:
+    if not root.is_dir():
+        beside = ", ".join(folders_in(root.parent))
+        raise UsageError(
+            f"there is no {what}: {root} is no folder"
+            + (f" (beside it there is: {beside})" if beside else "")
+            + "; put images there as SPLIT/STYLE/ARTIST/*.jpg, or name another tree with --data-root"
+        )
+    return root

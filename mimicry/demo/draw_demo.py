@@ -1,0 +1,158 @@
+"""The program `mimicry-demo`: draws the embedded study, paintings and tiny base model, into a folder."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import click
+from filelock import FileLock
+
+from mimicry.common.errors import BatchFault, UsageError, run_reporting_errors
+from mimicry.common.study_tree import StudyTree
+from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
+
+DATA_ROOT = "style_mimicry"
+BASE_MODEL = "tiny_sd3"
+DEFAULT_SEED = 7
+
+_STAGING = ".demo_drawing"
+_LOCK = ".demo_lock"
+
+
+def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) -> bool:
+    """Draw the study into `folder`/style_mimicry and the base model into `folder`/tiny_sd3.
+
+    Returns whether anything was drawn: what is there and whole is left alone, unless `force` is given.
+
+    Raises:
+        UsageError: `folder` holds a study or a model that was not drawn here.
+        OSError: `folder` cannot be written.
+    """
+    if not force and is_whole(folder, seed):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / _LOCK):
+        # Another call may have drawn it while this one waited.
+        if not force and is_whole(folder, seed):
+            return False
+        former = read_manifest(folder)
+        if former is None:
+            _refuse_to_mix(folder)
+        staging = folder / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            _draw(staging, seed)
+            _put_in_place(staging, folder, seed, former.files if former else {})
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return True
+
+
+def is_whole(folder: Path, seed: int) -> bool:
+    """Return whether `folder` holds what `draw_demo` would draw there from `seed`, by names and sizes."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.is_whole(folder, seed)
+
+
+def _draw(staging: Path, seed: int) -> None:
+    from mimicry.demo.study import draw_study
+    from mimicry.demo.tiny_sd3 import write_tiny_sd3
+
+    draw_study(StudyTree(staging / DATA_ROOT), seed)
+    write_tiny_sd3(staging / BASE_MODEL, seed)
+
+
+def _put_in_place(staging: Path, folder: Path, seed: int, former: dict[str, int]) -> None:
+    """Move the files of `staging` into `folder`, where the `former` ones make room for them."""
+    drawn = file_sizes(staging)
+    code = drawing_code()
+    Manifest(seed=seed, drawn_by=code, finished=False, files=former | drawn).write(folder)
+    for name in former.keys() - drawn.keys():
+        _remove_with_empty_folders(folder, name)
+    for name in drawn:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(folder / name)
+    Manifest(seed=seed, drawn_by=code, finished=True, files=drawn).write(folder)
+
+
+def _remove_with_empty_folders(folder: Path, name: str) -> None:
+    path = folder / name
+    path.unlink(missing_ok=True)
+    for parent in path.parents:
+        if parent == folder:
+            return
+        try:
+            parent.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:  # somebody keeps other files there
+            return
+
+
+def _refuse_to_mix(folder: Path) -> None:
+    foreign = [name for name in (DATA_ROOT, BASE_MODEL) if (folder / name).exists()]
+    if foreign:
+        raise UsageError(
+            f"{folder} holds {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry-demo "
+            "drew it; nothing was touched. Give a folder without these, for example: "
+            f"mimicry-demo {shlex.quote(str(folder / 'demo'))}"
+        )
+
+
+def _summary(folder: Path, seed: int) -> str:
+    data_root, base_model = folder / DATA_ROOT, folder / BASE_MODEL
+    megabytes = sum(file_sizes(base_model).values()) / 1e6
+    command = [
+        *("apply_tuning", "--pilot", "--data-root", str(data_root)),
+        *("--pretrained-model-name-or-path", str(base_model)),
+        *("--resolution", "64", "--max-train-steps", "40", "--no-push-to-hub"),
+    ]
+    return (
+        f"paintings   {data_root}: by invented artists, seed {seed}, each also as imitation\n"
+        "            of mist and of noisy_upscaling, which is no evidence about the real methods\n"
+        f"base model  {base_model}: Stable Diffusion 3 in {megabytes:.1f} MB, with random weights\n"
+        f"next        {shlex.join(command)}"
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--seed", type=int, default=DEFAULT_SEED, show_default=True, help="Another seed, other pictures."
+)
+@click.option("--force", is_flag=True, help="Draw again what is there and whole.")
+def main(folder: Path, seed: int, force: bool) -> None:
+    """Draw the embedded study into DIR: paintings for apply_tuning, and a base model to tune.
+
+    DIR/style_mimicry is a data tree as the README has it: three styles, two invented artists each, twenty
+    paintings each, all drawn by code. DIR/tiny_sd3 is a complete Stable Diffusion 3 pipeline of a few
+    megabytes with random weights.
+
+    The pictures below protected_art/mist and robust_samples/noisy_upscaling are visible IMITATIONS of Mist
+    and of noisy upscaling, made without any model. They show how the tool handles conditions, and are no
+    evidence about the real methods.
+
+    A second call draws nothing again. Only files that mimicry-demo drew are ever replaced.
+    """
+
+    def program() -> int:
+        try:
+            if not force and is_whole(folder, seed):
+                click.echo("whole already, nothing drawn (--force draws again)")
+            else:
+                click.echo(f"drawing into {folder}: some ten seconds")
+                draw_demo(folder, seed, force=force)
+        except OSError as error:
+            raise BatchFault(
+                f"{folder} cannot be drawn into: {error}. Give a folder that can be written, with 60 MB "
+                "free, for example: mimicry-demo ./demo"
+            ) from error
+        click.echo(_summary(folder, seed))
+        return 0
+
+    sys.exit(run_reporting_errors(program))
+
+
+if __name__ == "__main__":
+    main()

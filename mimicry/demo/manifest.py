@@ -1,0 +1,69 @@
+"""What was drawn into a folder, by which code and from which seed: how a second call knows that it may rest.
+
+The manifest also says which files may be replaced. Nothing that it does not name is touched, and it is
+unfinished while files are being put in place, so that an interrupted drawing never passes for a whole one.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from mimicry.common.files import read_json, write_json
+
+MANIFEST_NAME = "demo_manifest.json"
+
+# The libraries that write the files; another version of one of them may write other bytes.
+_LIBRARIES = ("numpy", "pillow", "diffusers", "transformers", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The record beside a drawn demo; `files` maps each path below the folder to its size in bytes."""
+
+    seed: int
+    drawn_by: str
+    finished: bool
+    files: dict[str, int]
+
+    def is_whole(self, folder: Path, seed: int) -> bool:
+        """Return whether `folder` holds just what drawing from `seed` would put there now."""
+        asked = (seed, drawing_code(), True)
+        return (self.seed, self.drawn_by, self.finished) == asked and all(
+            _size(folder / name) == size for name, size in self.files.items()
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder`."""
+        write_json(folder / MANIFEST_NAME, asdict(self))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in `folder`, or None when there is none that can be read."""
+    try:
+        return Manifest(**read_json(folder / MANIFEST_NAME))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def drawing_code() -> str:
+    """Return a hash of the demo's sources and of the versions of the libraries that write its files."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for library in _LIBRARIES:
+        digest.update(f"{library} {version(library)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of every file below `folder`, by its path from there, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

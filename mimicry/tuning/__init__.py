@@ -1,0 +1,1 @@
+"""Step 3: one DreamBooth LoRA adapter per artist and condition."""

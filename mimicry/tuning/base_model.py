@@ -1,0 +1,174 @@
+"""The base model as files: what it is, whether it is there, and which image sizes it takes. No torch."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.errors import BatchFault
+from mimicry.common.files import canonical_json, sha256_file, sha256_text
+from mimicry.tuning.config import TuningConfig
+
+COMPONENTS = (
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "tokenizer",
+    "tokenizer_2",
+    "tokenizer_3",
+    "transformer",
+    "vae",
+)
+# T5 may be missing: the model then sees zeros in its place, as in diffusers' pipeline.
+_OPTIONAL = ("text_encoder_3", "tokenizer_3")
+_WHOLE_FILE_BYTES = 64 << 20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on disk.
+
+    Attributes:
+        folder: its files, in the diffusers layout.
+        name: its name on the Hub, or None for a folder of the user's own.
+        revision: the commit that a Hub name was resolved to.
+    """
+
+    folder: Path
+    name: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def find(cls, config: TuningConfig) -> "BaseModel | None":
+        """Return the model without using the network; None when it must be downloaded first."""
+        given = Path(config.pretrained_model_name_or_path).expanduser()
+        if given.is_dir():
+            return cls(folder=given.resolve())
+        index = _cached_index(config)
+        return None if index is None else cls.downloaded(config.pretrained_model_name_or_path, index.parent)
+
+    @classmethod
+    def downloaded(cls, name: str, folder: Path) -> "BaseModel":
+        """Return the model whose snapshot huggingface_hub keeps in `folder`."""
+        return cls(folder=folder, name=name, revision=folder.name if _COMMIT.fullmatch(folder.name) else None)
+
+    def identity(self) -> dict[str, str | None]:
+        """Return what tells this model from others: Hub name and commit, or a fingerprint of a folder.
+
+        The folder's own path is no part of it: a copy elsewhere is the same model.
+        """
+        if self.revision is not None:
+            return {"name": self.name, "revision": self.revision}
+        return {"name": self.name, "fingerprint": self._fingerprint()}
+
+    def config_of(self, component: str) -> Mapping[str, Any]:
+        """Return the config.json of a component."""
+        config = json.loads((self.folder / component / "config.json").read_text("utf-8"))
+        return config if isinstance(config, dict) else {}
+
+    def problems(self, resolution: int) -> list[str]:
+        """Return what is wrong with the model's files, or with training it at `resolution` pixels."""
+        missing = [name for name in COMPONENTS if name not in _OPTIONAL and not (self.folder / name).is_dir()]
+        if missing:
+            return [
+                f"base model {self.folder} is no Stable Diffusion 3 pipeline in the diffusers layout: it has "
+                f"no {', '.join(missing)}; name another with --pretrained-model-name-or-path"
+            ]
+        try:
+            vae, transformer = self.config_of("vae"), self.config_of("transformer")
+            step = 2 ** (len(vae["block_out_channels"]) - 1) * int(transformer["patch_size"])
+            largest = step * int(transformer["pos_embed_max_size"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return [f"base model {self.folder} has no readable config of vae and transformer: {error!r}"]
+        if resolution % step == 0 and resolution <= largest:
+            return []
+        nearest = min(largest, max(step, round(resolution / step) * step))
+        return [
+            f"--resolution {resolution}: {self.folder.name} takes multiples of {step} up to {largest}; "
+            f"type --resolution {nearest}"
+        ]
+
+    def _fingerprint(self) -> str:
+        # Weights of gigabytes are told by size, head and tail: a hash of 28 GB would cost minutes a run.
+        facts = {}
+        for component in COMPONENTS:
+            for path in sorted((self.folder / component).rglob("*")):
+                if path.is_file() and not path.name.startswith("."):
+                    facts[path.relative_to(self.folder).as_posix()] = _file_facts(path)
+        return sha256_text(canonical_json(facts))
+
+
+def resolve(config: TuningConfig) -> BaseModel:
+    """Return the base model, downloading it when it is a Hub name and not in the cache.
+
+    Raises:
+        BatchFault: it is no folder and cannot be had from the Hub; the message says why, and what to do.
+    """
+    found = BaseModel.find(config)
+    if found is not None and (found.name is None or _is_whole(found)):
+        return found
+    from diffusers import StableDiffusion3Pipeline
+
+    name = config.pretrained_model_name_or_path
+    try:
+        folder = StableDiffusion3Pipeline.download(
+            name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
+        )
+    except (OSError, ValueError) as error:
+        raise BatchFault(access_problem(name, error)) from error
+    return BaseModel.downloaded(name, Path(folder))
+
+
+def access_problem(name: str, error: Exception) -> str:
+    """Return a message for a base model that could not be had from the Hub."""
+    kind = type(error).__name__
+    if kind == "GatedRepoError":
+        return (
+            f"access to {name} is refused: accept its licence at https://huggingface.co/{name} with the "
+            f"account of HF_TOKEN, and set HF_TOKEN in the environment or in .env"
+        )
+    if kind in ("RepositoryNotFoundError", "HFValidationError"):
+        return (
+            f"--pretrained-model-name-or-path {name}: no such folder here, and no such model on the Hub "
+            f"that HF_TOKEN may read"
+        )
+    first = str(error).strip().splitlines()[0] if str(error).strip() else kind
+    return f"base model {name} cannot be had from the Hub: {first}; check the network, or name a local folder"
+
+
+def _cached_index(config: TuningConfig) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        index = try_to_load_from_cache(
+            config.pretrained_model_name_or_path,
+            "model_index.json",
+            cache_dir=config.cache_dir,
+            revision=config.revision,
+        )
+    except HFValidationError:
+        return None
+    return Path(index) if isinstance(index, str) else None
+
+
+def _is_whole(model: BaseModel) -> bool:
+    # An interrupted download has its index first. Only a listing of weights beside each config is proof.
+    return all(
+        any((model.folder / component).glob("*.safetensors"))
+        for component in ("transformer", "vae", "text_encoder", "text_encoder_2")
+    ) and not model.problems(resolution=0)
+
+
+def _file_facts(path: Path) -> list[int | str]:
+    size = path.stat().st_size
+    if size <= _WHOLE_FILE_BYTES:
+        return [size, sha256_file(path)]
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+        file.seek(-(1 << 20), 2)
+        return [size, sha256_text((head + file.read()).hex())]

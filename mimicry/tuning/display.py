@@ -1,0 +1,72 @@
+"""What a person sees of a training: tqdm bars in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+# Between two lines about the steps of one artist, when there is no terminal.
+_PLAIN_SECONDS = 60.0
+
+
+def is_terminal() -> bool:
+    """Return whether progress bars make sense: standard error goes to a terminal."""
+    return sys.stderr.isatty()
+
+
+class StepDisplay:
+    """The steps of one artist with the loss: a bar, or a line a minute."""
+
+    def __init__(self, label: str, total: int, position: int = 0) -> None:
+        self._label = label
+        self._total = total
+        self._spoken = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if is_terminal():
+            self._bar = tqdm(total=total, desc=label, unit="step", position=position, leave=False)
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Show one line of metrics.jsonl."""
+        number, loss = int(line["step"]), float(line["loss"])
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self._bar.update(number - self._bar.n)
+        elif time.monotonic() - self._spoken >= _PLAIN_SECONDS:
+            self._spoken = time.monotonic()
+            print(f"{self._label}: step {number}/{self._total}, loss {loss:.4f}", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class BatchDisplay:
+    """The artists of a batch with the time that is left: a bar, or nothing where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._bar: tqdm[Any] | None = None
+        if is_terminal():
+            self._bar = tqdm(total=total, desc="artists", unit="artist", position=0, leave=True)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bars."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss, or m:ss below an hour."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

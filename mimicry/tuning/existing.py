@@ -1,0 +1,108 @@
+"""What lies in an adapter's folder already, compared with what is asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.errors import AdapterBroken
+from mimicry.common.images import ImageFolder
+from mimicry.tuning.adapter import (
+    TRAINING_RUN,
+    WEIGHTS,
+    check_adapter,
+    check_header,
+    read_training_run,
+    run_weights_sha256,
+)
+from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.provenance import recipe, recipe_differences
+
+
+class State(Enum):
+    """What an adapter's folder holds."""
+
+    ABSENT = "absent"
+    BROKEN = "broken"
+    STALE = "stale"
+    COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A state, and the reason for it in words; for a stale adapter, in what it differs."""
+
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an adapter.
+
+    `rank` is None when the stack takes no options; `recipe` is None then, too, and when the base model is
+    not on this machine yet, so that its commit is unknown.
+    """
+
+    rank: int | None
+    recipe: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, config: TuningConfig, trainer: str) -> "Asked":
+        """Return what `config` asks for; reads the base model's files, not its values."""
+        model = BaseModel.find(config)
+        return cls(config.rank, None if model is None else recipe(config, model, trainer))
+
+
+def judge_existing(output_dir: Path, asked: Asked, images: ImageFolder, *, full: bool) -> Existing:
+    """Compare what lies in `output_dir` with what is asked for.
+
+    Args:
+        images: the folder it would be trained on now; names and sizes are compared, with `full` contents.
+        full: read every value of the weights as well; otherwise header, sizes and training_run.json only.
+    """
+    if not (output_dir / WEIGHTS).exists():
+        return Existing(State.ABSENT)
+    try:
+        run = read_training_run(output_dir)
+        _check(output_dir, run, asked, full=full)
+    except AdapterBroken as error:
+        return Existing(State.BROKEN, str(error))
+    differences = [] if run is None else _differences(run, asked, images, full=full)
+    if differences:
+        return Existing(State.STALE, ", ".join(differences))
+    return Existing(State.COMPLETE, "" if run is not None else "made by another tool")
+
+
+def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool) -> None:
+    # An adapter of ours must have the rank of its own record: another than asked for is stale, not broken.
+    rank = asked.rank if run is None else run.get("options", {}).get("rank")
+    if full:
+        check_adapter(output_dir, rank)
+        return
+    check_header(output_dir / WEIGHTS, rank)
+    if run is not None and run_weights_sha256(run) is None:
+        raise AdapterBroken(f"{output_dir / TRAINING_RUN} is about a training that did not end")
+
+
+def _differences(run: Mapping[str, Any], asked: Asked, images: ImageFolder, *, full: bool) -> list[str]:
+    words = []
+    recorded = run.get("recipe")
+    if asked.recipe is not None and isinstance(recorded, dict):
+        words += recipe_differences(recorded, asked.recipe)
+    known = run.get("images")
+    if isinstance(known, list) and not _same_images(known, images, full=full):
+        words.append("other images")
+    return words
+
+
+def _same_images(known: Sequence[Mapping[str, Any]], images: ImageFolder, *, full: bool) -> bool:
+    if full:
+        return list(known) == images.records()
+    try:
+        now = [(path.name, path.stat().st_size) for path in images.paths]
+    except OSError:
+        return False
+    return [(image.get("name"), image.get("size")) for image in known] == now

@@ -1,0 +1,132 @@
+"""The command that starts a trainer, ours or somebody else's copy of the diffusers example."""
+
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimicry.common.errors import UsageError
+from mimicry.common.files import sha256_file
+from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.options import trainer_flags
+from mimicry.tuning.provenance import OWN_TRAINER
+
+_FOLDER = Path(__file__).resolve().parent
+OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"
+_ACCELERATE_CONFIG = _FOLDER / "accelerate_config.yaml"
+
+
+@dataclass(frozen=True)
+class TrainScript:
+    """A training script: where it lies, and which flags it knows (None: all of ours)."""
+
+    path: Path
+    known_flags: frozenset[str] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        return self.known_flags is None
+
+    @property
+    def identity(self) -> str:
+        """What tells this trainer from others in a recipe."""
+        return OWN_TRAINER if self.is_own else f"{self.path.name} sha256:{sha256_file(self.path)}"
+
+    @classmethod
+    def own(cls) -> "TrainScript":
+        return cls(OWN_SCRIPT)
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainScript":
+        """Read the flags of a script with the diffusers example's command line, without running it.
+
+        Raises:
+            UsageError: it cannot be read or parsed, or lacks the flags that no training does without.
+        """
+        try:
+            tree = ast.parse(path.read_text("utf-8"), filename=str(path))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UsageError(f"--train-script {path} cannot be read as Python: {error}") from error
+        known = frozenset(_declared_flags(tree))
+        missing = [
+            name for name in ("instance_data_dir", "output_dir", "instance_prompt") if name not in known
+        ]
+        if missing:
+            raise UsageError(
+                f"--train-script {path} knows no --{', --'.join(missing)}; it takes a script with the "
+                f"command line of diffusers' train_dreambooth_lora_sd3.py"
+            )
+        return cls(path.resolve(), known)
+
+    def words(
+        self, config: TuningConfig, input_dir: Path, output_dir: Path, notes: Sequence[str]
+    ) -> list[str]:
+        """Return the script's arguments; a flag that it does not know is left out."""
+        flags = {
+            "instance_data_dir": [f"--instance_data_dir={input_dir}"],
+            "output_dir": [f"--output_dir={output_dir}"],
+            "note": [f"--note={note}" for note in notes],
+            **trainer_flags(config),
+        }
+        return [word for name, words in flags.items() if self._knows(name) for word in words]
+
+    def warnings(self, config: TuningConfig) -> list[str]:
+        """Return what goes wrong, or gets lost, when this script trains with `config`."""
+        if self.is_own:
+            return []
+        dropped = [
+            option.flag
+            for option in OPTIONS
+            if not self._knows(option.name) and getattr(config, option.name) != option.default
+        ]
+        found = [f"{self.path.name} does not know {flag}, which is left out" for flag in dropped]
+        if config.cache_latents and config.mixed_precision != "no" and self._knows("cache_latents"):
+            found.append(
+                f"{self.path.name} may fail with cached latents in {config.mixed_precision}, as the "
+                f"diffusers example does; if so, type --no-cache-latents"
+            )
+        return found
+
+    def _knows(self, name: str) -> bool:
+        return self.known_flags is None or name in self.known_flags
+
+
+def launch_words(script: TrainScript, script_words: Sequence[str], mixed_precision: str) -> list[str]:
+    """Return the whole command: accelerate with every choice made, then the script and its arguments."""
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        f"--config_file={_ACCELERATE_CONFIG}",
+        "--num_processes=1",
+        "--num_machines=1",
+        "--dynamo_backend=no",
+        f"--mixed_precision={mixed_precision}",
+        f"--num_cpu_threads_per_process={cpu_threads()}",
+        str(script.path),
+        *script_words,
+    ]
+
+
+def cpu_threads() -> int:
+    """Return OMP_NUM_THREADS when it is set, else the number of processors that we may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _declared_flags(tree: ast.AST) -> list[str]:
+    """Return the names of all long flags that the calls of `add_argument` in `tree` declare."""
+    names = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or getattr(node.func, "attr", None) != "add_argument":
+            continue
+        for argument in node.args:
+            if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
+                names.append(str(argument.value)[2:].replace("-", "_"))
+    return names

@@ -1,0 +1,122 @@
+"""Training one artist through accelerate: launch, watch, verify."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimicry.common.children import running_child
+from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.files import utc_now
+from mimicry.common.images import ImageFolder
+from mimicry.tuning import base_model
+from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, publish
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.display import StepDisplay, is_terminal
+from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
+from mimicry.tuning.outcome import Attempt
+from mimicry.tuning.provenance import describe_run
+from mimicry.tuning.watching import MetricsReader, StallGuard, follow
+
+# The trainer finishes what it does within ten seconds of a stop signal.
+_GRACE_SECONDS = 15.0
+_SHOWN_LOG_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtistJob:
+    """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record."""
+
+    config: TuningConfig
+    input_dir: Path
+    output_dir: Path
+    script: TrainScript
+    notes: tuple[str, ...] = ()
+    stall_seconds: float
+
+    @property
+    def trainer_output_dir(self) -> Path:
+        """Where the script writes: a foreign one beside the final place, since it may stop half way."""
+        return self.output_dir if self.script.is_own else self.output_dir / ".training"
+
+    def command(self) -> list[str]:
+        """Return the exact command that trains this artist."""
+        words = self.script.words(self.config, self.input_dir, self.trainer_output_dir, self.notes)
+        return launch_words(self.script, words, self.config.mixed_precision)
+
+
+def train_artist(job: ArtistJob) -> None:
+    """Train the artist; when this returns, a verified adapter lies in the output folder.
+
+    Raises:
+        TrainingFailed: there is none; the message says why and where the log is.
+    """
+    attempt = Attempt.begin(job.output_dir)
+    started_at = utc_now()
+    try:
+        code = _run(job)
+        if not job.script.is_own:
+            _publish_foreign(job, started_at)
+    except AdapterBroken as error:
+        raise TrainingFailed(*error.problems) from error
+    failure = attempt.failure(code)
+    if failure is not None:
+        raise TrainingFailed(f"{failure}\n{_log_excerpt(job, attempt)}")
+
+
+def _run(job: ArtistJob) -> int:
+    log = job.output_dir / TRAIN_LOG
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("ab"))
+        command = job.command()
+        output.write(f"--- {utc_now()} {' '.join(command)}\n".encode("utf-8", "replace"))
+        output.flush()
+        metrics = MetricsReader(job.trainer_output_dir / METRICS)
+        child = stack.enter_context(
+            running_child(command, output=output, environment=environment, grace_seconds=_GRACE_SECONDS)
+        )
+        # Under apply_tuning there is no terminal here, and it shows the steps itself.
+        display = StepDisplay(job.output_dir.name, job.config.max_train_steps) if is_terminal() else None
+        if display is not None:
+            stack.callback(display.close)
+        # Only our own trainer writes metrics.jsonl as it goes.
+        guard = StallGuard(log, job.stall_seconds) if job.script.is_own else None
+        return follow(child, metrics, display.step if display else _ignore, guard)
+
+
+def _publish_foreign(job: ArtistJob, started_at: str) -> None:
+    """Move what somebody else's script has saved to its final place, with the records that it lacks."""
+    saved = job.trainer_output_dir / WEIGHTS
+    if not saved.exists():
+        return
+    record = describe_run(
+        job.config,
+        base_model.resolve(job.config),
+        trainer=job.script.identity,
+        command=job.command(),
+        notes=(*job.notes, *job.script.warnings(job.config)),
+    )
+    record["paths"] |= {"instance_data_dir": str(job.input_dir), "output_dir": str(job.output_dir)}
+    record |= {
+        "images": ImageFolder.read(job.input_dir).records(),
+        "status": "complete",
+        "started_at": started_at,
+        "finished_at": utc_now(),
+        "steps": job.config.max_train_steps,
+    }
+    publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
+    shutil.rmtree(job.trainer_output_dir)
+
+
+def _log_excerpt(job: ArtistJob, attempt: Attempt) -> str:
+    lines: Sequence[str] = attempt.log_lines(_SHOWN_LOG_LINES)
+    return "\n".join(
+        [f"  the last lines of {job.output_dir / TRAIN_LOG}:", *(f"  | {line}" for line in lines)]
+    )
+
+
+def _ignore(line: object) -> None:
+    """Take no notice of a step."""

@@ -1,0 +1,81 @@
+"""All chance in training, as a function of (seed, purpose, index of the sample, stem) and nothing else.
+
+So the order of images, crops, flips, VAE samples, noise and timesteps are equal, image by image, for every
+condition of an artist, on every machine, and in a run that was stopped and taken up again. numpy's Philox
+is a counter-based generator with the same stream everywhere, where torch.randn differs from CPU to CPU.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def generator(seed: int, purpose: str, index: int, name: str) -> np.random.Generator:
+    """Return the generator for one purpose of one sample: its key is a hash of all four arguments."""
+    words = json.dumps([seed, purpose, index, name], ensure_ascii=True).encode()
+    key = int.from_bytes(hashlib.sha256(words).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return standard normal numbers of the given shape."""
+    return generator(seed, purpose, index, name).standard_normal(shape, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image is cut: crop centre or corner as fractions of what is left to choose, and mirrored or not.
+
+    `across` and `down` lie in [0, 1]: 0 is the left or upper end, 0.5 the centre. Fractions, since a
+    countermeasure may have changed the size of the image.
+    """
+
+    across: float = 0.5
+    down: float = 0.5
+    flipped: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of the run: its index in the whole run, the image it shows, and how."""
+
+    index: int
+    image: int
+    stem: str
+    view: View
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Which image each sample of the run shows: every image once in each epoch, in a new order."""
+
+    seed: int
+    stems: tuple[str, ...]
+    center_crop: bool
+    random_flip: bool
+
+    def sample(self, index: int) -> Sample:
+        """Return sample number `index` of the run, counted from 0 over all epochs."""
+        epoch, place = divmod(index, len(self.stems))
+        image = _epoch_order(self.seed, epoch, self.stems)[place]
+        stem = self.stems[image]
+        return Sample(index=index, image=image, stem=stem, view=self._view(index, stem))
+
+    def _view(self, index: int, stem: str) -> View:
+        across = down = 0.5
+        if not self.center_crop:
+            across, down = generator(self.seed, "crop", index, stem).random(2).tolist()
+        flipped = self.random_flip and bool(generator(self.seed, "flip", index, stem).random() < 0.5)
+        return View(across=across, down=down, flipped=flipped)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, stems: Sequence[str]) -> list[int]:
+    # Each stem draws its own place, so that two sets that differ in one image agree on the others' order.
+    places = [generator(seed, "order", epoch, stem).random() for stem in stems]
+    return sorted(range(len(stems)), key=lambda image: (places[image], image))

@@ -1,0 +1,107 @@
+"""The trainer's command line: the flags of the diffusers example of the same name, from our options."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimicry.common.errors import UsageError, nearest
+from mimicry.tuning.config import OPTIONS
+from mimicry.tuning.hf_diffusers.sd3.job import Job
+from mimicry.tuning.options import add_trainer_flags, config_from_flags
+
+# What the diffusers example understands and this trainer never will, with the reason.
+_FROM_FOLDERS = "images come from a folder, named by --instance_data_dir"
+_BY_WRAPPER = "the wrapper uploads, see local_dreambooth_lora_sd3_wrapper.py --help"
+_TRANSFORMER_ONLY = "only the transformer is trained"
+OUT_OF_SCOPE = {
+    "dataset_name": _FROM_FOLDERS,
+    "dataset_config_name": _FROM_FOLDERS,
+    "image_column": _FROM_FOLDERS,
+    "caption_column": _FROM_FOLDERS,
+    "push_to_hub": _BY_WRAPPER,
+    "hub_token": _BY_WRAPPER,
+    "hub_model_id": _BY_WRAPPER,
+    "train_text_encoder": _TRANSFORMER_ONLY,
+    "text_encoder_lr": _TRANSFORMER_ONLY,
+    "adam_weight_decay_text_encoder": _TRANSFORMER_ONLY,
+}
+# What it will understand one day.
+NOT_YET = frozenset(
+    """
+    repeats with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
+    sample_batch_size prior_generation_precision validation_prompt num_validation_images
+    validation_epochs lora_dropout lora_layers lora_blocks num_train_epochs checkpointing_steps
+    checkpoints_total_limit resume_from_checkpoint scale_lr lr_scheduler lr_warmup_steps
+    lr_num_cycles lr_power dataloader_num_workers optimizer use_8bit_adam prodigy_beta3
+    prodigy_decouple prodigy_use_bias_correction prodigy_safeguard_warmup logging_dir report_to
+    allow_tf32 local_rank
+    """.split()
+)
+
+
+def parse_job(words: Sequence[str] | None = None) -> Job:
+    """Return the job that the command line asks for.
+
+    Raises:
+        UsageError: flags that are unknown, out of scope or not there yet, and values out of bounds; all
+            problems at once.
+    """
+    words = sys.argv[1:] if words is None else list(words)
+    parsed, unknown = _parser().parse_known_args(_with_underscores(words))
+    problems = [_unknown_problem(word) for word in unknown]
+    for name in ("instance_data_dir", "output_dir"):
+        if getattr(parsed, name) is None:
+            problems.append(f"--{name} is missing; it takes a folder")
+    try:
+        config = config_from_flags(vars(parsed))
+    except UsageError as error:
+        raise UsageError(*problems, *error.problems) from error
+    if problems:
+        raise UsageError(*problems)
+    return Job(
+        config=config,
+        instance_data_dir=Path(parsed.instance_data_dir),
+        output_dir=Path(parsed.output_dir),
+        notes=tuple(parsed.note),
+        command=(Path(sys.argv[0]).name, *words),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_dreambooth_lora_sd3.py",
+        description="Train one DreamBooth LoRA adapter of a Stable Diffusion 3 model. The flags are those of "
+        "the diffusers example of this name; dashes stand for underscores too. A boolean is off "
+        "unless given.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--instance_data_dir", metavar="DIR", help="Folder of the images to train on.")
+    parser.add_argument("--output_dir", metavar="DIR", help="Folder of the adapter.")
+    parser.add_argument(
+        "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
+    )
+    add_trainer_flags(parser)
+    return parser
+
+
+def _with_underscores(words: Sequence[str]) -> list[str]:
+    """Return `words` with the names of flags, not their values, spelt with underscores."""
+    spelt = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        is_flag = name.startswith("--") and len(name) > 2
+        spelt.append("--" + name[2:].replace("-", "_") + equals + value if is_flag else word)
+    return spelt
+
+
+def _unknown_problem(word: str) -> str:
+    name = word.partition("=")[0].removeprefix("--")
+    if not word.startswith("--"):
+        return f"{word!r} belongs to no flag"
+    if name in OUT_OF_SCOPE:
+        return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
+    if name in NOT_YET:
+        return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
+    known = ["instance_data_dir", "output_dir", *(option.name for option in OPTIONS)]
+    return f"--{name} is no flag of this trainer; {nearest(name, known)}"

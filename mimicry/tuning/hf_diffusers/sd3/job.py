@@ -1,0 +1,106 @@
+"""What one call of the trainer is asked to do, and what it found to do it with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
+from mimicry.common.images import ImageFolder
+from mimicry.tuning import base_model
+from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The words of the command line: the hyper-parameters, where the images are, where the adapter goes."""
+
+    config: TuningConfig
+    instance_data_dir: Path
+    output_dir: Path
+    notes: tuple[str, ...]
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A job together with what was found for it: device, base model, images and the order of samples."""
+
+    job: Job
+    accelerator: Accelerator
+    model: BaseModel
+    images: ImageFolder
+    samples: SamplePlan
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the frozen weights."""
+        return _DTYPES[self.job.config.mixed_precision]
+
+    @property
+    def sample_count(self) -> int:
+        """The samples of the whole run."""
+        config = self.job.config
+        return config.max_train_steps * config.gradient_accumulation_steps * config.train_batch_size
+
+    @classmethod
+    def prepare(cls, job: Job) -> "Setup":
+        """Find everything that the job needs.
+
+        Raises:
+            UsageError: several processes, or a precision that the device does not have.
+            TrainingFailed: the images cannot be used.
+            BatchFault: the base model cannot be had, or not be trained at this resolution.
+        """
+        images = _usable_images(job.instance_data_dir)
+        accelerator = _accelerator(job.config)
+        model = base_model.resolve(job.config)
+        problems = model.problems(job.config.resolution)
+        if problems:
+            raise BatchFault(*problems)
+        samples = SamplePlan(
+            seed=job.config.seed,
+            stems=tuple(images.stems),
+            center_crop=job.config.center_crop,
+            random_flip=job.config.random_flip,
+        )
+        return cls(job=job, accelerator=accelerator, model=model, images=images, samples=samples)
+
+
+def _usable_images(folder: Path) -> ImageFolder:
+    images = ImageFolder.read(folder)
+    problem = images.problem()
+    if problem is not None:
+        raise TrainingFailed(f"--instance_data_dir: {problem}")
+    return images
+
+
+def _accelerator(config: TuningConfig) -> Accelerator:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "several processes are not supported yet; type accelerate launch --num_processes 1 ..."
+        )
+    if config.deterministic:
+        # cuBLAS reads this when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    cuda = torch.cuda.is_available()
+    if config.mixed_precision == "fp16" and not cuda:
+        raise UsageError("--mixed_precision fp16 needs a GPU; on the CPU type --mixed_precision bf16 or no")
+    if config.mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(False):
+        raise UsageError(
+            f"--mixed_precision bf16 needs an Ampere GPU or a newer one, and this is a "
+            f"{torch.cuda.get_device_name()}; type --mixed_precision fp16"
+        )
+    return Accelerator(mixed_precision=config.mixed_precision)

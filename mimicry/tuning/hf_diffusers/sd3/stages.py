@@ -1,0 +1,66 @@
+"""The stages of a training, one after the other."""
+
+import gc
+
+import torch
+
+from mimicry.tuning.adapter import Adapter
+from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
+from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
+from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, encode_prompt
+from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_transformer
+
+
+def train_adapter(job: Job) -> Adapter:
+    """Train the adapter of `job` and publish it in its output folder."""
+    setup = Setup.prepare(job)
+    record = RunRecord(setup)
+    with record.watched():
+        with record.stage("encode"):
+            prompt = _encode_prompt(setup)
+            latents = _encode_images(setup)
+        with record.stage("load"):
+            loop = Loop(setup, load_transformer(setup), prompt, latents, record)
+        with record.stage("train"):
+            say(f"training {job.config.max_train_steps} steps on {setup.device}")
+            loop.run()
+        return _save(setup, loop, record)
+
+
+def _encode_prompt(setup: Setup) -> PromptEmbeds:
+    config = setup.job.config
+    say(f"encoding the prompt {config.instance_prompt!r}")
+    prompt = encode_prompt(
+        setup.model,
+        config.instance_prompt,
+        max_sequence_length=config.max_sequence_length,
+        variant=config.variant,
+        device=setup.device,
+        dtype=setup.dtype,
+    )
+    _free(setup)
+    return prompt
+
+
+def _encode_images(setup: Setup) -> LatentSource:
+    config = setup.job.config
+    latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
+    if config.cache_latents:
+        say(f"encoding {len(setup.images.names)} images at {config.resolution}x{config.resolution}")
+        latents.cache(setup.samples.sample(index) for index in range(setup.sample_count))
+        _free(setup)
+    return latents
+
+
+def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
+    adapter = save_adapter(loop.transformer, setup.job.output_dir, setup.job.config, record.finished())
+    say(f"saved {setup.job.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
+    return adapter
+
+
+def _free(setup: Setup) -> None:
+    gc.collect()
+    if setup.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,120 @@
+"""The options of `TuningConfig` as command lines: click options, trainer flags, argument lists, a table."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from mimicry.tuning.config import OPTIONS, Option, TuningConfig
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def hyper_parameter_options(command: Command) -> Command:
+    """Decorate a click command with an option for each hyper-parameter; booleans become --x/--no-x."""
+    for option in reversed(OPTIONS):
+        command = _click_option(option)(command)
+    return command
+
+
+def _click_option(option: Option) -> Callable[[Command], Command]:
+    text = option.facts.help
+    if option.type is bool:
+        negative = option.flag.replace("--", "--no-", 1)
+        return click.option(
+            f"{option.flag}/{negative}", option.name, default=option.default, show_default=True, help=text
+        )
+    # Bounds are checked by TuningConfig, which reports all problems at once instead of the first.
+    return click.option(
+        option.flag,
+        option.name,
+        type=option.type,
+        default=option.default,
+        show_default=option.default is not None,
+        metavar=_metavar(option),
+        help=text,
+    )
+
+
+def _metavar(option: Option) -> str:
+    if option.facts.choices:
+        return "[" + "|".join(option.facts.choices) + "]"
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT"}[option.type]
+
+
+def take_config(parameters: dict[str, Any]) -> TuningConfig:
+    """Remove the hyper-parameters from a command's `parameters` and return them, checked.
+
+    Raises:
+        UsageError: values out of bounds, all of them.
+    """
+    return TuningConfig(**{option.name: parameters.pop(option.name) for option in OPTIONS})
+
+
+def option_words(config: TuningConfig) -> list[str]:
+    """Return `config` as options of the wrapper, every one explicit.
+
+    A value is joined to its option, so that one with a leading dash is not taken for an option.
+    """
+    words = []
+    for option in OPTIONS:
+        value = getattr(config, option.name)
+        if option.type is bool:
+            words.append(option.flag if value else option.flag.replace("--", "--no-", 1))
+        elif value is not None:
+            words.append(f"{option.flag}={value}")
+    return words
+
+
+def trainer_flags(config: TuningConfig) -> dict[str, list[str]]:
+    """Return the words for each flag of the trainer, by option name; a boolean that is off has none."""
+    flags = {}
+    for option in OPTIONS:
+        value = getattr(config, option.name)
+        if option.type is bool:
+            flags[option.name] = [option.trainer_flag] if value else []
+        else:
+            flags[option.name] = [] if value is None else [f"{option.trainer_flag}={value}"]
+    return flags
+
+
+def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all hyper-parameters to the trainer's `parser`; a boolean is off unless given."""
+    group = parser.add_argument_group("hyper-parameters")
+    for option in OPTIONS:
+        facts = option.facts
+        text = facts.help.replace("%", "%%")
+        if option.type is bool:
+            group.add_argument(option.trainer_flag, action="store_true", help=text)
+        else:
+            group.add_argument(
+                option.trainer_flag,
+                type=option.type,
+                default=option.default,
+                choices=facts.choices or None,
+                metavar=None if facts.choices else _metavar(option),
+                help=text if option.default is None else f"{text} [default: {option.default}]",
+            )
+
+
+def config_from_flags(values: Mapping[str, Any]) -> TuningConfig:
+    """Return the configuration that the parsed trainer flags in `values` stand for."""
+    return TuningConfig(**{option.name: values[option.name] for option in OPTIONS})
+
+
+def readme_table() -> str:
+    """Return the README's table of the main hyper-parameters, as Markdown."""
+    rows = ["| Parameter | Default | Rationale |", "|---|---|---|"]
+    for option in OPTIONS:
+        if option.facts.rationale:
+            rows.append(f"| `{option.flag}` | {_shown_default(option)} | {option.facts.rationale} |")
+    return "\n".join(rows)
+
+
+def _shown_default(option: Option) -> str:
+    if option.type is bool:
+        return "enabled" if option.default else "disabled"
+    if option.name == "learning_rate":
+        return f"{option.default:.0e}".replace("e-0", "e-")
+    return f'`"{option.default}"`' if " " in str(option.default) else str(option.default)

@@ -1,0 +1,64 @@
+"""How a training ended, told from what it left: the exit code alone says little (see design.md)."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.children import last_lines
+from mimicry.common.errors import AdapterBroken
+from mimicry.tuning.adapter import (
+    TRAIN_LOG,
+    TRAINING_RUN,
+    WEIGHTS,
+    check_adapter,
+    read_training_run,
+    set_adapter_aside,
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at training in `output_dir`: made before it begins, it tells its traces from older ones."""
+
+    output_dir: Path
+    log_offset: int
+    began: float = field(default_factory=time.time)
+
+    @classmethod
+    def begin(cls, output_dir: Path) -> "Attempt":
+        output_dir.mkdir(parents=True, exist_ok=True)
+        log = output_dir / TRAIN_LOG
+        return cls(output_dir, log.stat().st_size if log.exists() else 0)
+
+    def failure(self, code: int) -> str | None:
+        """Return why there is no complete adapter after this attempt; None when there is one."""
+        run = self._own_run()
+        if (self.output_dir / WEIGHTS).exists():
+            try:
+                check_adapter(self.output_dir, rank=None)
+            except AdapterBroken as error:
+                set_adapter_aside(self.output_dir, "broken")
+                return str(error)
+            return None
+        if run.get("error"):
+            return str(run["error"])
+        lines = self.log_lines(200)
+        errors = [line for line in lines if line.startswith("error: ")]
+        if errors:
+            return errors[-1].removeprefix("error: ")
+        return f"exit code {code} and no adapter" + (f": {lines[-1]}" if lines else "")
+
+    def log_lines(self, count: int) -> list[str]:
+        """Return the last lines that this attempt wrote to the log."""
+        return last_lines(self.output_dir / TRAIN_LOG, count, self.log_offset)
+
+    def _own_run(self) -> dict[str, Any]:
+        path = self.output_dir / TRAINING_RUN
+        try:
+            # File times are coarser than the clock.
+            if path.stat().st_mtime < self.began - 1:
+                return {}
+            return read_training_run(self.output_dir) or {}
+        except (OSError, AdapterBroken):
+            return {}

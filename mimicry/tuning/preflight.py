@@ -1,0 +1,85 @@
+"""What is checked before the first GPU second, for the whole batch. No torch."""
+
+import os
+import shutil
+from pathlib import Path
+
+from mimicry.tuning.base_model import BaseModel, access_problem
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hub import token_problems
+
+# Layers and width of SD3.5 Large, for a model that is not here yet.
+_DEFAULT_GEOMETRY = (38, 2432)
+_LOG_BYTES = 4 << 20
+
+
+def batch_problems(
+    config: TuningConfig, output_root: Path, artist_count: int, *, uploads: bool, network: bool = True
+) -> list[str]:
+    """Return everything that forbids training `artist_count` adapters below `output_root`.
+
+    Without `network`, a base model that is not on this machine is not looked for on the Hub.
+    """
+    model = BaseModel.find(config)
+    if model is None:
+        model_problems = _missing_model_problems(config, network)
+    else:
+        model_problems = model.problems(config.resolution)
+    return [
+        *(token_problems() if uploads else []),
+        *model_problems,
+        *_disk_problems(model, config, output_root, artist_count),
+    ]
+
+
+def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
+    name = config.pretrained_model_name_or_path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return [f"--pretrained-model-name-or-path {name}: there is no such folder"]
+    if not network:
+        return []
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if HF_HUB_OFFLINE:
+        return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
+    try:
+        HfApi().auth_check(name)
+    # The client lets errors of its HTTP library through, which are no subclass of its own.
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        return [access_problem(name, error)]
+    return []
+
+
+def _disk_problems(
+    model: BaseModel | None, config: TuningConfig, output_root: Path, artist_count: int
+) -> list[str]:
+    needed = artist_count * (adapter_bytes(model, config) + _LOG_BYTES)
+    folder = output_root.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    problems = []
+    if not os.access(folder, os.W_OK):
+        problems.append(f"{folder} is not writable; name another tree with --data-root")
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        problems.append(
+            f"{artist_count} adapters need about {needed / 1e9:.2f} GB on the disk of {folder}, which has "
+            f"{free / 1e9:.2f} GB free; make room, or train fewer at once with --style or --artist"
+        )
+    return problems
+
+
+def adapter_bytes(model: BaseModel | None, config: TuningConfig) -> int:
+    """Return the size of an adapter's weights in bytes, rounded up a little."""
+    layers, width = _DEFAULT_GEOMETRY
+    if model is not None:
+        try:
+            transformer = model.config_of("transformer")
+            layers = int(transformer["num_layers"])
+            width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # `BaseModel.problems` says what is wrong with it
+    # Eight square projections a block, and two factors each.
+    return layers * 8 * 2 * width * config.rank * (4 if config.upcast_before_saving else 2)

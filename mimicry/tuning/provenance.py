@@ -1,0 +1,108 @@
+"""training_run.json: what an adapter was made from, how, and with what. No torch."""
+
+import platform
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mimicry
+from mimicry.common.files import canonical_json, sha256_text
+from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.config import OPTIONS, TuningConfig
+
+OWN_TRAINER = "mimicry"
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors")
+
+
+def recipe(config: TuningConfig, base_model: BaseModel, trainer: str) -> dict[str, Any]:
+    """Return what defines an adapter beside its images.
+
+    Args:
+        trainer: `OWN_TRAINER`, or what tells somebody else's training script from others.
+    """
+    values = asdict(config)
+    return {
+        "options": {option.name: values[option.name] for option in OPTIONS if option.facts.in_recipe},
+        "base_model": base_model.identity(),
+        "trainer": trainer,
+    }
+
+
+def recipe_hash(value: Mapping[str, Any]) -> str:
+    """Return the sha256 of a recipe; equal for equal recipes."""
+    return sha256_text(canonical_json(value))
+
+
+def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing."""
+    old, new = recorded.get("options", {}), asked["options"]
+    words = [
+        f"{name} {old.get(name)!r} -> {new[name]!r}"
+        for name in new
+        if name not in old or old[name] != new[name]
+    ]
+    words += [
+        f"another {what.replace('_', ' ')}"
+        for what in ("base_model", "trainer")
+        if recorded.get(what) != asked[what]
+    ]
+    return words
+
+
+def describe_run(
+    config: TuningConfig, base_model: BaseModel, *, trainer: str, command: Iterable[str], notes: Iterable[str]
+) -> dict[str, Any]:
+    """Return the part of training_run.json that is known before training.
+
+    Machine paths stand under `paths`, `command` and `host` only, which never leave this machine.
+    """
+    used = recipe(config, base_model, trainer)
+    name = config.pretrained_model_name_or_path
+    local = base_model.name is None
+    return {
+        "schema": 1,
+        "recipe": used,
+        "recipe_hash": recipe_hash(used),
+        "options": {**asdict(config), "pretrained_model_name_or_path": None if local else name},
+        "base_model": {"name": base_model.name, "revision": base_model.revision, **base_model.identity()},
+        "command": list(command),
+        "paths": {"base_model": str(base_model.folder), "pretrained_model_name_or_path": name},
+        "host": {"name": socket.gethostname(), "platform": platform.platform()},
+        "versions": versions(),
+        "warnings": list(notes),
+    }
+
+
+def versions() -> dict[str, str | bool | None]:
+    """Return the versions of Python, of the libraries that matter, and of this project."""
+    found: dict[str, str | bool | None] = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = None
+    return {**found, "mimicry": mimicry.__version__, **_git_state()}
+
+
+def _git_state() -> dict[str, str | bool | None]:
+    """Return commit and dirtiness of the checkout we run from; None where it is no checkout."""
+    root = Path(mimicry.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()

@@ -1,0 +1,159 @@
+"""Stacks: folders with a runner_config.json that says which command trains one artist.
+
+    {"description": "...", "command": "{python} {stack_dir}/train.py {input_dir} {output_dir} {options}"}
+
+The command is split into words as a shell would, and only then are names put in, so that a folder called
+`O'Keeffe; {x}` is just a name. Placeholders: {python}, this Python; {stack_dir}, the folder of the
+runner_config.json; {input_dir}, the folder of images; {output_dir}, the folder of the adapter; and {options},
+a word by itself, which becomes the options of `local_dreambooth_lora_sd3_wrapper.py`. A stack without
+{options} is trained with its own settings.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mimicry.common.children import running_child, stop_with_parent
+from mimicry.common.environment import load_environment
+from mimicry.common.errors import UsageError, nearest
+from mimicry.common.files import read_json
+from mimicry.common.programs import run_command
+
+RUNNER_CONFIG = "runner_config.json"
+DEFAULT_STACK = "hf_diffusers"
+_STACKS = Path(__file__).resolve().parent
+_OPTIONS = "{options}"
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+_NEEDED = ("input_dir", "output_dir")
+_KNOWN = ("python", "stack_dir", *_NEEDED)
+_GRACE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A way of training: the words of its command, with placeholders."""
+
+    name: str
+    folder: Path
+    template: tuple[str, ...]
+
+    @property
+    def takes_options(self) -> bool:
+        return _OPTIONS in self.template
+
+    @classmethod
+    def find(cls, name: str) -> "Stack":
+        """Return the stack of that name beside this module, or in the folder of that path.
+
+        Raises:
+            UsageError: there is none, or its runner_config.json is wrong.
+        """
+        folder = Path(name) if "/" in name else _STACKS / name
+        if not (folder / RUNNER_CONFIG).is_file():
+            known = [path.parent.name for path in _STACKS.glob(f"*/{RUNNER_CONFIG}")]
+            raise UsageError(
+                f"--stack {name}: there is no {folder / RUNNER_CONFIG}; {nearest(folder.name, known)} "
+                f"A stack elsewhere is named by its path"
+            )
+        return cls.read(folder.resolve())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Stack":
+        """Read and check the runner_config.json in `folder`.
+
+        Raises:
+            UsageError: everything that is wrong with it.
+        """
+        path = folder / RUNNER_CONFIG
+        try:
+            config = read_json(path)
+            command = config["command"]
+            template = tuple(shlex.split(command))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f'{path} cannot be used: {error!r}; it takes {{"command": "{{python}} ..."}}'
+            ) from error
+        stack = cls(folder.name, folder, template)
+        problems = [f"{path}: {problem}" for problem in stack._problems()]
+        if problems:
+            raise UsageError(*problems)
+        return stack
+
+    def words(self, input_dir: Path, output_dir: Path, options: Sequence[str]) -> list[str]:
+        """Return the command that trains one artist."""
+        values = self._values() | {"input_dir": str(input_dir), "output_dir": str(output_dir)}
+        words: list[str] = []
+        for word in self.template:
+            words += options if word == _OPTIONS else [_fill(word, values)]
+        return words
+
+    def _values(self) -> dict[str, str]:
+        return {"python": sys.executable, "stack_dir": str(self.folder)}
+
+    def _problems(self) -> list[str]:
+        if not self.template:
+            return ["command has no words"]
+        names = [name for word in self.template if word != _OPTIONS for name in _PLACEHOLDER.findall(word)]
+        problems = [
+            f"command has {{{name}}}, which is no placeholder; {nearest(name, [*_KNOWN, 'options'])}"
+            if name != "options"
+            else "command has {options} inside a word; it takes a word by itself"
+            for name in names
+            if name not in _KNOWN
+        ]
+        problems += [f"command has no {{{name}}}" for name in _NEEDED if name not in names]
+        return problems or self._missing_files()
+
+    def _missing_files(self) -> list[str]:
+        values = self._values() | dict.fromkeys(_NEEDED, "")
+        program, *rest = (_fill(word, values) for word in self.template if word != _OPTIONS)
+        problems = [] if shutil.which(program) else [f"command starts with {program}, which cannot be run"]
+        # Only a script in the stack's own folder is known to be a file.
+        scripts = [word for word in rest if word.startswith(values["stack_dir"] + "/")]
+        return problems + [f"there is no {script}" for script in scripts if not Path(script).exists()]
+
+
+def run_stack(folder: Path) -> int:
+    """Be the program of the stack in `folder`: run its command for one artist, or check its configuration."""
+
+    @click.command(context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True})
+    @click.option("--check-only", is_flag=True, help=f"Validate {RUNNER_CONFIG} and run nothing.")
+    @click.option("--input-dir", type=click.Path(path_type=Path), help="Folder of the images.")
+    @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder of the adapter.")
+    @click.argument("options", nargs=-1, type=click.UNPROCESSED)
+    def run_tuning(
+        check_only: bool, input_dir: Path | None, output_dir: Path | None, options: tuple[str, ...]
+    ) -> int:
+        """Run this stack's command for one artist. Other OPTIONS are handed on to that command."""
+        stack = Stack.read(folder)
+        if check_only:
+            print(f"{stack.folder / RUNNER_CONFIG} is valid: {shlex.join(stack.template)}")
+            return 0
+        if input_dir is None or output_dir is None:
+            raise UsageError("--input-dir and --output-dir are needed; or type --check-only")
+        if options and not stack.takes_options:
+            raise UsageError(f"stack {stack.name} takes no options, and got {shlex.join(options)}")
+        return _run(stack.words(input_dir, output_dir, options))
+
+    stop_with_parent()
+    load_environment()
+    return run_command(run_tuning)
+
+
+def _run(words: list[str]) -> int:
+    with running_child(words, output=None, environment=os.environ, grace_seconds=_GRACE_SECONDS) as child:
+        while (code := child.wait(1.0)) is None:
+            pass
+        return code
+
+
+def _fill(word: str, values: Mapping[str, Any]) -> str:
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), word)

@@ -1,0 +1,65 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from mimicry.common.environment import hub_token, load_environment
+from mimicry.common.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set first, so that monkeypatch also takes away what .env sets later.
+    for name in ("HF_TOKEN", "STUDY_VALUE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED", raising=False)
+
+
+def test_nearest_dotenv_upwards_is_loaded(tmp_path: Path) -> None:
+    below = tmp_path / "study" / "code"
+    below.mkdir(parents=True)
+    (tmp_path / ".env").write_text("STUDY_VALUE=far\n")
+    (tmp_path / "study" / ".env").write_text("# a comment\nSTUDY_VALUE='near by'\n")
+    load_environment(below)
+    assert os.environ["STUDY_VALUE"] == "near by"
+
+
+def test_working_directory_is_the_default_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("HF_TOKEN=from_the_file\n")
+    monkeypatch.chdir(tmp_path)
+    load_environment()
+    assert hub_token() == "from_the_file"
+
+
+def test_variables_that_are_set_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("HF_TOKEN=from_the_file\nSTUDY_VALUE=from_the_file\n")
+    monkeypatch.setenv("HF_TOKEN", "from_the_shell")
+    load_environment(tmp_path)
+    assert hub_token() == "from_the_shell"
+    assert os.environ["STUDY_VALUE"] == "from_the_file"
+
+
+def test_a_folder_named_dotenv_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("STUDY_VALUE=above\n")
+    (tmp_path / "study" / ".env").mkdir(parents=True)
+    load_environment(tmp_path / "study")
+    assert os.environ["STUDY_VALUE"] == "above"
+
+
+def test_unreadable_dotenv_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"HF_TOKEN=\xff\xfe\n")
+    with pytest.raises(UsageError) as caught:
+        load_environment(tmp_path)
+    assert str(tmp_path / ".env") in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["", "  ", "\n"])
+def test_blank_token_is_no_token(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", value)
+    assert hub_token() is None
+
+
+def test_token_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", " abc\n")
+    assert hub_token() == "abc"

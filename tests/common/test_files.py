@@ -1,0 +1,215 @@
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mimicry.common import files
+from mimicry.common.files import (
+    atomic_path,
+    canonical_json,
+    read_json,
+    remove_leftovers,
+    set_aside,
+    sha256_file,
+    sha256_text,
+    write_bytes,
+    write_json,
+)
+from tests.hostile_names import over_hostile_names
+
+NO_UTF8_NAME = os.fsdecode(b"caf\xe9")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))  # noqa: PTH208 - names as they are, lone surrogates included
+
+
+class TestAtomicPath:
+    def test_replaces_the_old_content(self, tmp_path: Path) -> None:
+        write_bytes(tmp_path / "file", b"old")
+        write_bytes(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"new"
+        assert names_in(tmp_path) == ["file"]
+
+    def test_makes_the_folders_above(self, tmp_path: Path) -> None:
+        write_bytes(tmp_path / "a" / "b" / "file", b"new")
+        assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
+
+    def test_the_name_appears_only_when_the_content_is_whole(self, tmp_path: Path) -> None:
+        with atomic_path(tmp_path / "file.bin") as temporary:
+            temporary.write_bytes(b"half")
+            assert temporary.parent == tmp_path
+            assert temporary.suffix == ".bin"
+            assert temporary.name.startswith(".")
+            assert not (tmp_path / "file.bin").exists()
+        assert names_in(tmp_path) == ["file.bin"]
+
+    def test_a_failing_writer_leaves_the_old_content_and_nothing_else(self, tmp_path: Path) -> None:
+        write_bytes(tmp_path / "file", b"old")
+        with pytest.raises(RuntimeError, match="in the middle"), atomic_path(tmp_path / "file") as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError("in the middle")
+        assert (tmp_path / "file").read_bytes() == b"old"
+        assert names_in(tmp_path) == ["file"]
+
+    def test_a_full_disk_leaves_the_old_content_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_bytes(tmp_path / "file", b"old")
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_bytes(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"old"
+        assert names_in(tmp_path) == ["file"]
+
+    def test_the_content_is_on_disk_before_the_name_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[tuple[bool, bool]] = []
+
+        def fsync(path: Path) -> None:
+            synced.append((path.is_dir(), (tmp_path / "file").exists()))
+
+        monkeypatch.setattr(files, "_fsync", fsync)
+        write_bytes(tmp_path / "file", b"new")
+        file_before_the_name, folder_after_it = (False, False), (True, True)
+        assert synced == [file_before_the_name, folder_after_it]
+
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+    def test_permissions_follow_the_umask(self, tmp_path: Path, umask: int, mode: int) -> None:
+        before = os.umask(umask)
+        try:
+            write_bytes(tmp_path / "file", b"new")
+            assert os.umask(umask) == umask
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+    @over_hostile_names
+    def test_hostile_folders(self, hostile_name: str, tmp_path: Path) -> None:
+        write_json(tmp_path / hostile_name / "file.json", [hostile_name])
+        assert names_in(tmp_path) == [hostile_name]
+        assert names_in(tmp_path / hostile_name) == ["file.json"]
+        assert read_json(tmp_path / hostile_name / "file.json") == [hostile_name]
+
+    @over_hostile_names
+    def test_hostile_file_names(self, hostile_name: str, tmp_path: Path) -> None:
+        write_bytes(tmp_path / hostile_name, b"new")
+        assert names_in(tmp_path) == [hostile_name]
+
+
+def test_remove_leftovers_removes_those_of_killed_writers_and_no_others(tmp_path: Path) -> None:
+    for name in ("file.json", "file", "other.json"):
+        program = (
+            "import os, signal, sys; from pathlib import Path; from mimicry.common.files import atomic_path\n"
+            "with atomic_path(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        run = subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=False)
+        assert run.returncode == -signal.SIGKILL
+    (tmp_path / "file.json").write_bytes(b"kept")
+    assert len(names_in(tmp_path)) == 4
+    remove_leftovers(tmp_path / "file.json")
+    assert len(names_in(tmp_path)) == 3
+    remove_leftovers(tmp_path / "file")
+    remove_leftovers(tmp_path / "other.json")
+    assert names_in(tmp_path) == ["file.json"]
+
+
+class TestJson:
+    def test_canonical_json_is_equal_for_equal_values(self) -> None:
+        assert canonical_json({"b": [1, 2.5], "a": {"d": None, "c": "é"}}) == (
+            '{"a":{"c":"é","d":null},"b":[1,2.5]}'
+        )
+        assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
+
+    def test_written_json_is_for_people(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "file.json", {"b": "é", "a": 1})
+        assert (tmp_path / "file.json").read_text(encoding="utf-8") == '{\n  "b": "é",\n  "a": 1\n}\n'
+
+    def test_what_is_no_json_leaves_the_old_content(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "file.json", "old")
+        with pytest.raises(TypeError):
+            write_json(tmp_path / "file.json", {"a": {1, 2}})
+        assert read_json(tmp_path / "file.json") == "old"
+
+    def test_a_name_that_is_no_utf8_stays_readable_for_every_program(self, tmp_path: Path) -> None:
+        value = {NO_UTF8_NAME: [NO_UTF8_NAME, "é", "\U0001f3a8"]}
+        write_json(tmp_path / "file.json", value)
+        text = (tmp_path / "file.json").read_bytes().decode("utf-8")  # strict
+        assert json.loads(text) == value
+        assert read_json(tmp_path / "file.json") == value
+
+    def test_a_byte_order_mark_is_no_fault(self, tmp_path: Path) -> None:
+        (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+        assert read_json(tmp_path / "file.json") == {"a": 1}
+
+    @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0" * 64, b"\xff\xfe\xfa", b"{'a': 1}"])
+    def test_what_is_no_json_raises_value_error(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "file.json").write_bytes(content)
+        with pytest.raises(ValueError):
+            read_json(tmp_path / "file.json")
+
+
+def test_sha256_of_text_and_file(tmp_path: Path) -> None:
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_text("abc") == abc
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "file") == abc
+
+
+def test_sha256_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
+    text = "0123456789abcdef" * 200_000
+    (tmp_path / "file").write_text(text)
+    assert sha256_file(tmp_path / "file") == sha256_text(text)
+
+
+def test_sha256_of_a_name_that_is_no_utf8() -> None:
+    assert sha256_text(NO_UTF8_NAME) == hashlib.sha256(b"caf\xed\xb3\xa9").hexdigest()
+
+
+class TestSetAside:
+    def test_moves_what_there_is_and_keeps_it(self, tmp_path: Path) -> None:
+        (tmp_path / "weights").write_bytes(b"broken")
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "state").write_bytes(b"inside")
+        (tmp_path / "dangling").symlink_to("nowhere")
+        (tmp_path / "kept").write_bytes(b"kept")
+        aside = set_aside(tmp_path, ["weights", "missing", "checkpoint", "dangling"], "broken")
+        assert aside is not None
+        assert aside.parent == tmp_path / "set_aside"
+        assert aside.name.endswith("-broken")
+        assert names_in(tmp_path) == ["kept", "set_aside"]
+        assert names_in(aside) == ["checkpoint", "dangling", "weights"]
+        assert (aside / "weights").read_bytes() == b"broken"
+        assert (aside / "checkpoint" / "state").read_bytes() == b"inside"
+
+    def test_does_nothing_when_there_is_nothing(self, tmp_path: Path) -> None:
+        assert set_aside(tmp_path, ["missing"], "broken") is None
+        assert names_in(tmp_path) == []
+
+    def test_twice_gives_two_folders(self, tmp_path: Path) -> None:
+        for content in (b"first", b"second"):
+            (tmp_path / "weights").write_bytes(content)
+            set_aside(tmp_path, ["weights"], "broken")
+        kept = [path.read_bytes() for path in (tmp_path / "set_aside").glob("*/weights")]
+        assert sorted(kept) == [b"first", b"second"]
+
+    @over_hostile_names
+    def test_hostile_folders(self, hostile_name: str, tmp_path: Path) -> None:
+        folder = tmp_path / hostile_name
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"broken")
+        aside = set_aside(folder, ["weights"], "broken")
+        assert aside is not None
+        assert (aside / "weights").read_bytes() == b"broken"
+        assert names_in(folder) == ["set_aside"]

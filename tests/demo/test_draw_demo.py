@@ -1,0 +1,223 @@
+"""The program mimicry-demo: draws once, the same each time, never half, and over nobody's files."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mimicry.common.errors import UsageError
+from mimicry.demo import draw_demo as program
+from mimicry.demo.draw_demo import draw_demo, main
+from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
+
+
+@pytest.fixture
+def quick_draw(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Replaces the drawing by that of three small files; returns the seeds drawn from."""
+    drawn: list[int] = []
+
+    def draw(staging: Path, seed: int) -> None:
+        drawn.append(seed)
+        for name in (f"style_mimicry/seed_{seed}/one.png", "style_mimicry/two.png", "tiny_sd3/weights"):
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).write_text(f"{name} {seed}")
+
+    monkeypatch.setattr(program, "_draw", draw)
+    return drawn
+
+
+def test_the_same_bytes_under_another_hash_seed(demo_dir: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONHASHSEED": "4242"}
+    command = [sys.executable, "-m", "mimicry.demo.draw_demo", str(tmp_path / "again")]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    names = file_sizes(demo_dir)
+    assert len(names) > 360
+    assert file_sizes(tmp_path / "again") == names
+    different = [
+        name for name in names if (demo_dir / name).read_bytes() != (tmp_path / "again" / name).read_bytes()
+    ]
+    assert different == []
+
+
+def test_a_second_call_draws_nothing(demo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_draw", _fail)
+    before = {path: path.stat().st_mtime_ns for path in demo_dir.rglob("*")}
+
+    result = CliRunner().invoke(main, [str(demo_dir)])
+
+    assert result.exit_code == 0
+    assert "nothing drawn" in result.output
+    assert {path: path.stat().st_mtime_ns for path in demo_dir.rglob("*")} == before
+
+
+def test_the_summary_ends_with_the_next_command(tmp_path: Path, quick_draw: list[int]) -> None:
+    folder = tmp_path / "it's here"
+
+    result = CliRunner().invoke(main, [str(folder)])
+
+    assert result.exit_code == 0
+    assert quick_draw == [7]
+    quoted = str(folder).replace("'", "'\"'\"'")
+    assert result.output.splitlines()[-1].split(maxsplit=1)[1] == (
+        f"apply_tuning --pilot --data-root '{quoted}/style_mimicry' "
+        f"--pretrained-model-name-or-path '{quoted}/tiny_sd3' "
+        "--resolution 64 --max-train-steps 40 --no-push-to-hub"
+    )
+
+
+def test_force_and_another_seed_draw_again(tmp_path: Path, quick_draw: list[int]) -> None:
+    assert draw_demo(tmp_path)
+    assert not draw_demo(tmp_path)
+    assert draw_demo(tmp_path, force=True)
+    assert draw_demo(tmp_path, seed=8)
+    assert not draw_demo(tmp_path, seed=8)
+
+    assert quick_draw == [7, 7, 8]
+
+
+def test_other_drawing_code_draws_again(
+    tmp_path: Path, quick_draw: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_demo(tmp_path)
+    for module in ("mimicry.demo.manifest", "mimicry.demo.draw_demo"):
+        monkeypatch.setattr(f"{module}.drawing_code", lambda: "other")
+
+    assert draw_demo(tmp_path)
+    assert quick_draw == [7, 7]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("cut")], ids=["gone", "cut"])
+def test_a_damaged_file_is_drawn_again(
+    tmp_path: Path, quick_draw: list[int], damage: Callable[[Path], object]
+) -> None:
+    draw_demo(tmp_path)
+    damage(tmp_path / "style_mimicry" / "two.png")
+
+    assert draw_demo(tmp_path)
+    assert (tmp_path / "style_mimicry" / "two.png").read_text() == "style_mimicry/two.png 7"
+    assert quick_draw == [7, 7]
+
+
+def test_redrawing_removes_its_own_files_and_keeps_others(tmp_path: Path, quick_draw: list[int]) -> None:
+    draw_demo(tmp_path)
+    adapter = tmp_path / "style_mimicry" / "models" / "adapter"
+    adapter.parent.mkdir()
+    adapter.write_text("trained")
+    draw_demo(tmp_path, seed=8)
+
+    assert adapter.read_text() == "trained"
+    assert not (tmp_path / "style_mimicry" / "seed_7").exists()
+    assert (tmp_path / "style_mimicry" / "seed_8" / "one.png").exists()
+    assert quick_draw == [7, 8]
+
+
+@pytest.mark.parametrize("name", ["style_mimicry", "tiny_sd3"])
+def test_a_study_that_was_not_drawn_here_is_left_alone(
+    tmp_path: Path, quick_draw: list[int], name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("precious")
+
+    with pytest.raises(UsageError, match=name):
+        draw_demo(tmp_path, force=True)
+    result = CliRunner().invoke(main, [str(tmp_path)])
+
+    assert result.exit_code == 2
+    assert f"mimicry-demo {tmp_path}/demo" in result.stderr
+    assert file_sizes(tmp_path / name) == {"mine": len("precious")}
+    assert quick_draw == []
+
+
+def test_drawing_interrupted_at_first_leaves_nothing_behind(
+    tmp_path: Path, quick_draw: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = program._draw
+
+    def interrupted(staging: Path, seed: int) -> None:
+        draw(staging, seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "_draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw_demo(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert read_manifest(tmp_path) is None
+    monkeypatch.setattr(program, "_draw", draw)
+    assert draw_demo(tmp_path)
+    assert quick_draw == [7, 7]
+
+
+def test_killed_while_drawing_is_drawn_again(tmp_path: Path, quick_draw: list[int]) -> None:
+    left_over = tmp_path / program._STAGING / "style_mimicry"
+    left_over.mkdir(parents=True)
+    (left_over / "half.png").write_text("half")
+
+    assert draw_demo(tmp_path)
+    assert set(file_sizes(tmp_path)) - {program._LOCK, MANIFEST_NAME} == {
+        "style_mimicry/seed_7/one.png",
+        "style_mimicry/two.png",
+        "tiny_sd3/weights",
+    }
+    assert quick_draw == [7]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_interrupted_between_moves_is_not_whole_and_drawn_again(
+    tmp_path: Path, quick_draw: list[int], monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    draw_demo(tmp_path)
+    replace, left = Path.replace, moved
+
+    def interrupted(source: Path, target: Path) -> Path:
+        nonlocal left
+        if program._STAGING in source.parts:
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            draw_demo(tmp_path, seed=8)
+
+    assert not program.is_whole(tmp_path, 7)
+    assert not program.is_whole(tmp_path, 8)
+    assert draw_demo(tmp_path)
+    assert not (tmp_path / "style_mimicry" / "seed_8").exists()
+    assert program.is_whole(tmp_path, 7)
+    assert quick_draw == [7, 8, 7]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    result = CliRunner().invoke(main, [str(tmp_path / "file" / "demo")])
+
+    assert result.exit_code == 2
+    assert "can be written" in result.stderr
+
+
+def test_help_says_imitation_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from mimicry.demo.draw_demo import main\n"
+        "try:\n    main(['--help'])\n"
+        "finally:\n"
+        "    print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "IMITATIONS" in result.stdout
+    assert "no evidence" in " ".join(result.stdout.split())
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def _fail(staging: Path, seed: int) -> None:
+    raise AssertionError("drawn again")

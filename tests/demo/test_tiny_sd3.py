@@ -1,0 +1,163 @@
+"""The tiny model is a complete Stable Diffusion 3 pipeline, made without a network, the same each time."""
+
+import json
+import re
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+PROMPT = "a painting in the style of sks"
+
+
+@pytest.fixture(scope="module")
+def model(demo_dir: Path) -> Path:
+    return demo_dir / "tiny_sd3"
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: Path) -> Any:
+    from diffusers import StableDiffusion3Pipeline
+
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("the network was asked for")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        loaded = StableDiffusion3Pipeline.from_pretrained(model)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_it_is_small_and_its_files_have_ordinary_permissions(model: Path, tmp_path: Path) -> None:
+    files = [path for path in model.rglob("*") if path.is_file()]
+    (tmp_path / "ordinary").touch()
+    ordinary = stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+
+    assert sum(path.stat().st_size for path in files) < 10e6
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {ordinary}
+
+
+def test_no_path_of_the_machine_is_in_its_files(model: Path) -> None:
+    for path in model.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r':\s*"/|_name_or_path', text), path
+        assert tempfile.gettempdir() not in text, path
+
+
+def test_every_component_loads_alone(model: Path) -> None:
+    import diffusers
+    import transformers
+
+    index = json.loads((model / "model_index.json").read_text())
+    components = {name: entry for name, entry in index.items() if not name.startswith("_")}
+
+    assert set(components) == {path.name for path in model.iterdir() if path.is_dir()}
+    for name, (library, kind) in components.items():
+        reader = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+        assert reader.from_pretrained(model, subfolder=name) is not None
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 128), (256, 256)])
+def test_it_samples(pipeline: Any, width: int, height: int) -> None:
+    image = _sample(pipeline, PROMPT, seed=0, width=width, height=height)
+
+    assert image.size == (width, height)
+    # Neither grey nor burnt out: something is there for training to change.
+    assert 20 < np.asarray(image).std() < 110
+
+
+def test_samples_depend_on_seed_and_prompt(pipeline: Any) -> None:
+    sample = _sample(pipeline, PROMPT, seed=0)
+
+    assert sample.tobytes() == _sample(pipeline, PROMPT, seed=0).tobytes()
+    assert sample.tobytes() != _sample(pipeline, PROMPT, seed=1).tobytes()
+    assert sample.tobytes() != _sample(pipeline, "a dog", seed=0).tobytes()
+
+
+@pytest.mark.parametrize(
+    "other", ["a painting in the style of", "a painting of a dog in the style of sks", ""]
+)
+def test_prompts_have_different_embeddings(pipeline: Any, other: str) -> None:
+    for one, another in zip(_embeddings(pipeline, PROMPT), _embeddings(pipeline, other), strict=True):
+        # Most of the 333 tokens are padding, and alike.
+        assert (one - another).norm() > 0.1 * one.norm()
+
+
+def test_configs_agree_with_each_other(pipeline: Any) -> None:
+    transformer, vae = pipeline.transformer.config, pipeline.vae.config
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    widths = [encoder.config.hidden_size for encoder in encoders]
+
+    assert transformer.in_channels == transformer.out_channels == vae.latent_channels == 16
+    assert transformer.joint_attention_dim == pipeline.text_encoder_3.config.d_model >= sum(widths)
+    assert transformer.pooled_projection_dim == sum(encoder.config.projection_dim for encoder in encoders)
+    assert transformer.caption_projection_dim == (
+        transformer.num_attention_heads * transformer.attention_head_dim
+    )
+    assert transformer.qk_norm == "rms_norm"
+    assert pipeline.scheduler.config.shift == 3.0
+    assert (vae.use_quant_conv, vae.use_post_quant_conv) == (False, False)
+    assert pipeline.vae_scale_factor == 4
+    for encoder, tokenizer in zip(encoders, (pipeline.tokenizer, pipeline.tokenizer_2), strict=True):
+        config = encoder.config
+        assert config.vocab_size == len(tokenizer)
+        assert config.bos_token_id == tokenizer.bos_token_id
+        assert config.eos_token_id == tokenizer.eos_token_id
+        assert config.pad_token_id == tokenizer.pad_token_id
+        assert config.max_position_embeddings == tokenizer.model_max_length == pipeline.tokenizer_max_length
+
+
+def test_latents_of_paintings_have_unit_scale_and_a_sure_posterior(pipeline: Any, demo_dir: Path) -> None:
+    paths = sorted((demo_dir / "style_mimicry" / "original_art").rglob("0[1-5]_*"))
+    pixels = np.stack([_pixels(path) for path in paths])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(images).latent_dist
+    config = pipeline.vae.config
+    latents = (posterior.mean - config.shift_factor) * config.scaling_factor
+
+    assert latents.mean().abs() < 0.2
+    assert 0.7 < latents.std() < 1.4
+    assert 0 < posterior.std.max() < 0.5 * posterior.mean.std()
+
+
+def test_another_seed_gives_other_weights_of_the_same_shapes(model: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    from mimicry.demo.tiny_sd3 import write_tiny_sd3
+
+    write_tiny_sd3(tmp_path / "other", seed=8)
+
+    for path in model.rglob("*.safetensors"):
+        here, there = load_file(path), load_file(tmp_path / "other" / path.relative_to(model))
+        assert {name: values.shape for name, values in here.items()} == {
+            name: values.shape for name, values in there.items()
+        }
+        # The table of positions is computed, not drawn.
+        assert {name for name in here if np.array_equal(here[name], there[name])} <= {"pos_embed.pos_embed"}
+        assert all(np.isfinite(values).all() for values in here.values())
+
+
+def _sample(pipeline: Any, prompt: str, *, seed: int, width: int = 64, height: int = 64) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    output = pipeline(prompt, num_inference_steps=2, width=width, height=height, generator=generator)
+    image: Image.Image = output.images[0]
+    return image
+
+
+def _embeddings(pipeline: Any, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        tokens, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
+    return tokens, pooled
+
+
+def _pixels(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB").resize((64, 64)), dtype=np.uint8)

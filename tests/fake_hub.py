@@ -1,0 +1,229 @@
+"""A Hub on loopback that speaks enough of the protocol for uploads by the real huggingface_hub client."""
+
+import hashlib
+import json
+import threading
+from base64 import b64decode
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+TOKEN = "hf_" + "FakeTokenOfTheTests" * 2
+
+
+@dataclass
+class Repository:
+    """One model repository: is it private, its files by name, and the names of the files in each commit."""
+
+    private: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[list[str]] = field(default_factory=list)
+
+    @property
+    def head(self) -> str:
+        """The id of the last commit."""
+        return hashlib.sha1(f"commit {len(self.commits)}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent: everything, so that tests can look for what must not be there."""
+
+    method: str
+    path: str
+    headers: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back; an object or list as JSON."""
+
+    content: Any
+    status: int = 200
+
+
+class FakeHub:
+    """The server, as a context manager. What it got is in `repositories`, `blobs` and `requests`.
+
+    `faults` maps a stage (whoami, create, info, validate, preupload, lfs, put, commit) to the answer to give
+    there; a stage in `hanging` is never answered, and `hung` is set once a client waits there. With
+    `creates_public` every new repository is public, whatever was asked.
+    """
+
+    def __init__(self, user: str = "lab") -> None:
+        self.user = user
+        self.creates_public = False
+        self.repositories: dict[str, Repository] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.requests: list[Request] = []
+        self.faults: dict[str, Answer] = {}
+        self.hanging: set[str] = set()
+        self.hung = threading.Event()
+        self.closing = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    @property
+    def endpoint(self) -> str:
+        """The address, as HF_ENDPOINT takes it."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that lead the real client here, with a token that is accepted."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def __enter__(self) -> "FakeHub":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, request: Request, authorized: bool) -> Answer:
+        """Do what one request asks for."""
+        stage, respond = self._route(request)
+        if stage in self.hanging:
+            self.hung.set()
+            self.closing.wait()
+        if stage in self.faults:
+            return self.faults[stage]
+        if stage != "put" and not authorized:
+            return Answer({"error": "Invalid credentials in Authorization header"}, 401)
+        return respond()
+
+    def _route(self, request: Request) -> tuple[str, Callable[[], Answer]]:
+        match [request.method, *request.path.strip("/").split("/")]:
+            case ["GET", "api", "whoami-v2"]:
+                return "whoami", lambda: Answer({"name": self.user, "type": "user"})
+            case ["POST", "api", "repos", "create"]:
+                return "create", lambda: self._create(json.loads(request.body))
+            case ["POST", "api", "validate-yaml"]:
+                return "validate", lambda: Answer({"errors": [], "warnings": []})
+            case ["GET", "api", "models", owner, name, *_]:
+                return "info", lambda: self._info(f"{owner}/{name}")
+            case ["POST", "api", "models", owner, name, "preupload", "main"]:
+                return "preupload", lambda: self._preupload(f"{owner}/{name}", json.loads(request.body))
+            case ["POST", _, _, "info", "lfs", "objects", "batch"]:
+                return "lfs", lambda: self._lfs_batch(json.loads(request.body))
+            case ["PUT", "lfs", oid]:
+                return "put", lambda: self._put(oid, request.body)
+            case ["POST", "api", "models", owner, name, "commit", "main"]:
+                return "commit", lambda: self._commit(f"{owner}/{name}", request.body)
+        return "unknown", lambda: Answer({"error": f"no such page: {request.path}"}, 404)
+
+    def _create(self, asked: dict[str, Any]) -> Answer:
+        repository_id = f"{asked['organization'] or self.user}/{asked['name']}"
+        url = {"url": f"{self.endpoint}/{repository_id}"}
+        if repository_id in self.repositories:
+            return Answer(url | {"error": "You already created this model repo"}, 409)
+        # Clients before 1.0 say `private`, later ones `visibility`.
+        private = asked.get("private") is True or asked.get("visibility") == "private"
+        self.repositories[repository_id] = Repository(private=private and not self.creates_public)
+        return Answer(url)
+
+    def _info(self, repository_id: str) -> Answer:
+        repository = self.repositories.get(repository_id)
+        if repository is None:
+            return Answer({"error": "Repository not found"}, 404)
+        return Answer({"id": repository_id, "private": repository.private, "sha": repository.head})
+
+    def _preupload(self, repository_id: str, asked: dict[str, Any]) -> Answer:
+        files = self.repositories[repository_id].files
+        modes = []
+        for path in (file["path"] for file in asked["files"]):
+            large = path.endswith(".safetensors")
+            modes.append(
+                {
+                    "path": path,
+                    "uploadMode": "lfs" if large else "regular",
+                    "shouldIgnore": False,
+                    "oid": _oid(files[path], large) if path in files else None,
+                }
+            )
+        return Answer({"files": modes})
+
+    def _lfs_batch(self, asked: dict[str, Any]) -> Answer:
+        objects: list[dict[str, Any]] = []
+        for item in asked["objects"]:
+            known = item["oid"] in self.blobs
+            upload = {"actions": {"upload": {"href": f"{self.endpoint}/lfs/{item['oid']}"}}}
+            objects.append({"oid": item["oid"], "size": item["size"]} | ({} if known else upload))
+        return Answer({"transfer": "basic", "objects": objects})
+
+    def _put(self, oid: str, body: bytes) -> Answer:
+        if hashlib.sha256(body).hexdigest() != oid:
+            return Answer({"error": "other bytes than were promised"}, 400)
+        self.blobs[oid] = body
+        return Answer({})
+
+    def _commit(self, repository_id: str, body: bytes) -> Answer:
+        repository = self.repositories[repository_id]
+        entries = [json.loads(line) for line in body.splitlines()]
+        files = {e["value"]["path"]: b64decode(e["value"]["content"]) for e in entries if e["key"] == "file"}
+        files |= {e["value"]["path"]: self.blobs[e["value"]["oid"]] for e in entries if e["key"] == "lfsFile"}
+        repository.files |= files
+        repository.commits.append(sorted(files))
+        url = f"{self.endpoint}/{repository_id}/commit/{repository.head}"
+        return Answer({"commitUrl": url, "commitOid": repository.head, "success": True})
+
+
+def _oid(content: bytes, large: bool) -> str:
+    if large:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: clients that are killed while they talk are part of the tests."""
+
+
+def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _respond(self) -> None:
+            request = Request(self.command, urlsplit(self.path).path, str(self.headers), self._body())
+            hub.requests.append(request)
+            answer = hub.answer(request, self.headers.get("Authorization") == f"Bearer {TOKEN}")
+            content = json.dumps(answer.content).encode()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = _respond  # noqa: N815 - the base class wants these names
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the tests' output clean."""
+
+    return Handler
