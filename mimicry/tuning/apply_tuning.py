@@ -1,0 +1,136 @@
+"""Train one adapter per artist for one condition of the study: the orchestrator.
+
+python mimicry/tuning/apply_tuning.py --dry-run
+python mimicry/tuning/apply_tuning.py --protection mist --pilot
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import click
+from click.core import ParameterSource
+
+from mimicry.common.errors import Problems, UsageError
+from mimicry.common.programs import run_command
+from mimicry.common.study_tree import (
+    COUNTERMEASURES,
+    DEFAULT_DATA_ROOT,
+    NONE,
+    PROTECTIONS,
+    Condition,
+    StudyTree,
+)
+from mimicry.tuning.call import Call
+from mimicry.tuning.config import OPTIONS
+from mimicry.tuning.options import hyper_parameter_options, take_config
+from mimicry.tuning.runner_common import DEFAULT_STACK, RUNNER_CONFIG, Stack
+
+# What reaches a stack through {options} only, by parameter.
+_HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
+    "push_to_hub": "--push-to-hub",
+    "hub_namespace": "--hub-namespace",
+    "base_model_id": "--base-model-id",
+    "train_script": "--train-script",
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DATA_ROOT,
+    help="Root of the study's tree.",
+)
+@click.option("--stack", default=DEFAULT_STACK, help="Way of training: a folder with a runner_config.json.")
+@click.option("--protection", default=NONE, help=f"none, {', '.join(PROTECTIONS)}, or a folder's name.")
+@click.option(
+    "--countermeasure", default=NONE, help=f"none, {', '.join(COUNTERMEASURES)}, or a folder's name."
+)
+@click.option("--split", "splits", multiple=True, help="Only artists of this split; may be repeated.")
+@click.option("--style", "styles", multiple=True, help="Only artists of this style; may be repeated.")
+@click.option("--artist", "artists", multiple=True, help="Only this artist; may be repeated.")
+@click.option("--pilot", is_flag=True, help="Only the first artist of each split and style.")
+@click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is; it is set aside.")
+@click.option("--dry-run", is_flag=True, help="Show the plan; write nothing anywhere.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the exact commands.")
+@click.option("--push-to-hub/--no-push-to-hub", default=True, help="Upload each adapter, privately.")
+@click.option("--hub-namespace", help="User or organisation on the Hub; by default that of HF_TOKEN.")
+@click.option("--base-model-id", help="Hub name to publish in place of a base model in a local folder.")
+@click.option(
+    "--min-samples-per-artist",
+    type=click.IntRange(min=1),
+    default=1,
+    help="An artist with fewer images is blocked.",
+)
+@click.option(
+    "--require-paired",
+    is_flag=True,
+    help="Block an artist whose images are not those of original_art by name.",
+)
+@click.option(
+    "--train-script",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Train with this copy of diffusers' train_dreambooth_lora_sd3.py instead of our own.",
+)
+@click.option(
+    "--stall-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    help="An artist fails when no step was taken for so long.",
+)
+@hyper_parameter_options
+@click.pass_context
+def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
+    """Train one DreamBooth LoRA adapter for each artist of the study, for one condition.
+
+    The condition, --protection and --countermeasure, says which images are used. Artists whose adapter is
+    complete are skipped, so that the same command takes up where it stopped.
+    """
+    problems = Problems()
+    with problems:
+        config = take_config(parameters)
+    with problems:
+        stack = Stack.find(parameters["stack"])
+        _refuse_useless_options(context, stack)
+    with problems:
+        condition = Condition(parameters["protection"], parameters["countermeasure"])
+        StudyTree(parameters["data_root"]).source(condition)
+    problems.raise_any()
+    call = Call.make(config, stack, condition, parameters)
+    if not parameters["dry_run"]:
+        return call.train(verbose=parameters["verbose"])
+    return call.show_json() if parameters["as_json"] else call.show(verbose=parameters["verbose"])
+
+
+def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
+    """Refuse options that would have no effect, which nobody types on purpose."""
+    given = [
+        flag
+        for name, flag in _HANDED_ON.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        and (name, context.params[name]) != ("push_to_hub", False)
+    ]
+    problems = []
+    if context.params["as_json"] and not context.params["dry_run"]:
+        problems.append("--json shows a plan and goes with --dry-run; type both")
+    if given and not stack.takes_options:
+        problems.append(
+            f"stack {stack.name} takes no options, so {', '.join(given)} would have no effect; leave it out, "
+            f"or put {{options}} into the command of {stack.folder / RUNNER_CONFIG}"
+        )
+    if problems:
+        raise UsageError(*problems)
+
+
+def main() -> int:
+    """Run the program and return its exit code."""
+    return run_command(apply_tuning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Training the targets of a plan one after the other, and keeping book of it."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mimicry.common.children import Interrupted, running_child
+from mimicry.common.errors import TrainingFailed
+from mimicry.common.files import utc_now
+from mimicry.common.tracker import BookmarkStatus, ProgressTracker
+from mimicry.tuning.adapter import METRICS, TRAIN_LOG, set_adapter_aside
+from mimicry.tuning.bookmarks import complete_bookmark, log_path
+from mimicry.tuning.display import BatchDisplay, StepDisplay, duration
+from mimicry.tuning.existing import State
+from mimicry.tuning.outcome import Attempt
+from mimicry.tuning.plan import OVERWRITTEN, Action, Plan, Target
+from mimicry.tuning.watching import MetricsReader, StallGuard, follow
+
+# The wrapper gives its own child fifteen seconds.
+_GRACE_SECONDS = 20.0
+_SAME_FAILURES = 3
+_SHOWN_LOG_LINES = 12
+# What a bookmark says of a former training: it would be taken for news of the one to come.
+_OF_ONE_RUN = ("started_at", "seconds", "steps", "loss", "resumed_from", "hub", "error")
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+class Executor(Protocol):
+    """Where and how a target is trained."""
+
+    def command(self, target: Target) -> list[str]:
+        """Return the exact command that trains `target`."""
+
+    def train(self, target: Target, on_step: OnStep) -> int:
+        """Train `target`, tell `on_step` each line of its metrics, and return an exit code.
+
+        Raises:
+            TrainingFailed: it was stopped, with the reason.
+        """
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Trains on this machine, in a child process whose output goes to train.log."""
+
+    make_command: Callable[[Target], list[str]]
+    stall_seconds: float
+
+    def command(self, target: Target) -> list[str]:
+        return self.make_command(target)
+
+    def train(self, target: Target, on_step: OnStep) -> int:
+        log = target.output_dir / TRAIN_LOG
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        metrics = MetricsReader(target.output_dir / METRICS)
+        with (
+            log.open("ab") as output,
+            running_child(
+                self.command(target), output=output, environment=environment, grace_seconds=_GRACE_SECONDS
+            ) as child,
+        ):
+            return follow(child, metrics, on_step, StallGuard(log, self.stall_seconds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one target. `error` is empty for a good end; `owed` says why an upload failed."""
+
+    target: Target
+    outcome: str
+    seconds: float = 0.0
+    loss: float | None = None
+    error: str = ""
+    owed: str = ""
+
+
+@dataclass
+class Batch:
+    """A plan being carried out."""
+
+    plan: Plan
+    executor: Executor
+    tracker: ProgressTracker
+    display: BatchDisplay
+    steps: int
+    results: list[Result] = field(default_factory=list)
+    _alike: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Train all targets that are to be trained.
+
+        Raises:
+            Interrupted: a stop signal came; the artist in training is marked as interrupted.
+        """
+        self.prepare()
+        todo = self.plan.of(Action.TRAIN)
+        for number, target in enumerate(todo, start=1):
+            self.results.append(self._train(target, f"[{number}/{len(todo)}] {target.artist}"))
+            self.display.advance()
+            if self._same_failure_again():
+                self.display.say(
+                    f"{_SAME_FAILURES} artists in a row failed alike; the other {len(todo) - number} are "
+                    f"left for the next call of the same command"
+                )
+                return
+
+    def prepare(self) -> None:
+        """Write down what is to come, then set aside the adapters that are to be trained again."""
+        marks: dict[str, dict[str, Any]] = {}
+        known = self.tracker.bookmarks()
+        for target in self.plan.targets:
+            key = self.plan.request.key(target.artist)
+            if target.action is Action.BLOCKED:
+                marks[key] = {"status": BookmarkStatus.BLOCKED, "error": target.reason}
+            elif target.action is Action.TRAIN:
+                replaced = target.existing in (State.COMPLETE, State.STALE)
+                note = {"note": OVERWRITTEN} if replaced else {}
+                images = len(target.images.names)
+                former = dict.fromkeys(_OF_ONE_RUN)
+                marks[key] = {**former, "status": BookmarkStatus.PENDING, "images": images, **note}
+            elif known.get(key, {}).get("status") != BookmarkStatus.COMPLETE:
+                marks[key] = complete_bookmark(self.plan.request.tree, target.output_dir)
+        self.tracker.record_many(marks)
+        for target in self.plan.of(Action.TRAIN):
+            if target.existing is not State.ABSENT:
+                aside = set_adapter_aside(target.output_dir, target.existing.value)
+                self.display.say(f"{target.artist}: {target.existing.value} adapter set aside in {aside}")
+
+    def _train(self, target: Target, label: str) -> Result:
+        self.display.say(f"{label}: training on {len(target.images.names)} images")
+        attempt = Attempt.begin(target.output_dir)
+        begin, started_at, last_step = time.monotonic(), utc_now(), 0
+        steps = StepDisplay(target.artist.name, self.steps, position=1)
+
+        def on_step(line: dict[str, Any]) -> None:
+            nonlocal last_step
+            last_step = int(line["step"])
+            steps.step(line)
+            self.display.step(last_step)
+
+        def ended(status: BookmarkStatus, error: str) -> Result:
+            seconds = round(time.monotonic() - begin, 1)
+            self.tracker.record(
+                self.plan.request.key(target.artist),
+                status=status,
+                started_at=started_at,
+                seconds=seconds,
+                steps=last_step,
+                error=error,
+                log=log_path(self.plan.request.tree, target.output_dir),
+            )
+            return Result(target=target, outcome=status.value, seconds=seconds, error=error)
+
+        try:
+            code = self.executor.train(target, on_step)
+            failure = attempt.failure(code)
+        except TrainingFailed as stopped:
+            failure = str(stopped)
+        except Interrupted as stop:
+            self.results.append(ended(BookmarkStatus.INTERRUPTED, f"stopped by {stop}"))
+            raise
+        finally:
+            steps.close()
+        if failure is None:
+            return self._completed(target, label, time.monotonic() - begin, started_at, code)
+        self._show_failure(label, failure, attempt)
+        return ended(BookmarkStatus.FAILED, failure)
+
+    def _completed(self, target: Target, label: str, seconds: float, started_at: str, code: int) -> Result:
+        mark = complete_bookmark(self.plan.request.tree, target.output_dir)
+        mark |= {"started_at": started_at, "seconds": round(seconds, 1)}
+        self.tracker.record(self.plan.request.key(target.artist), **mark)
+        hub = mark.get("hub") or {}
+        loss = mark["loss"]
+        # The adapter is whole, so what went wrong came after it.
+        owed = str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else "")
+        self.display.say(
+            f"{label}: complete in {duration(seconds)}"
+            + (f", mean loss {loss:.4f}" if loss is not None else "")
+            + (f", uploaded to {hub['repository_id']}" if "repository_id" in hub else "")
+        )
+        return Result(target=target, outcome="trained", seconds=seconds, loss=loss, owed=owed)
+
+    def _show_failure(self, label: str, failure: str, attempt: Attempt) -> None:
+        self._alike.append(failure.replace(str(attempt.output_dir), "").replace(attempt.output_dir.name, ""))
+        self.display.say(f"{label}: failed: {failure}")
+        for line in attempt.log_lines(_SHOWN_LOG_LINES):
+            self.display.say(f"    | {line}")
+
+    def _same_failure_again(self) -> bool:
+        last = [result.outcome for result in self.results[-_SAME_FAILURES:]]
+        return last == ["failed"] * _SAME_FAILURES and len(set(self._alike[-_SAME_FAILURES:])) == 1

@@ -1,0 +1,116 @@
+"""The tables that apply_tuning prints, and the plan as JSON."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mimicry.tuning.adapter import TRAIN_LOG
+from mimicry.tuning.batch import Result
+from mimicry.tuning.display import duration
+from mimicry.tuning.plan import Action, Plan, Target
+
+
+def plan_table(plan: Plan) -> str:
+    """Return the plan as a table for people: artist, images, source, state, reason."""
+    data_root = plan.request.tree.data_root
+    source = plan.source.root
+    shown = source.relative_to(data_root) if source.is_relative_to(data_root) else source
+    rows = [
+        (
+            str(target.artist),
+            str(len(target.images.names)),
+            str(shown),
+            target.action.value,
+            "; ".join(filter(None, (target.reason, *target.warnings))),
+        )
+        for target in plan.targets
+    ]
+    counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
+    return f"{text_table(('artist', 'images', 'source', 'state', 'reason'), rows)}\n{counts}"
+
+
+def plan_json(
+    plan: Plan, command: Callable[[Target], list[str]], repository: Callable[[Target], str | None]
+) -> dict[str, Any]:
+    """Return the plan for programs."""
+    request = plan.request
+    return {
+        "data_root": str(request.tree.data_root),
+        "stack": request.stack,
+        "protection": request.condition.protection,
+        "countermeasure": request.condition.countermeasure,
+        "source": str(plan.source.root),
+        "counts": plan.counts(),
+        "targets": [
+            {
+                "key": request.key(target.artist),
+                "split": target.artist.split,
+                "style": target.artist.style,
+                "artist": target.artist.name,
+                "images": len(target.images.names),
+                "input_dir": str(target.images.path),
+                "output_dir": str(target.output_dir),
+                "state": target.action.value,
+                "reason": target.reason,
+                "warnings": list(target.warnings),
+                "repository": repository(target),
+                "command": command(target) if target.action is Action.TRAIN else None,
+            }
+            for target in plan.targets
+        ],
+    }
+
+
+def commands(plan: Plan, command: Callable[[Target], list[str]]) -> str:
+    """Return the exact commands of all targets to be trained, as a shell takes them."""
+    return "\n".join(shlex.join(command(target)) for target in plan.of(Action.TRAIN))
+
+
+def summary(plan: Plan, results: Sequence[Result]) -> str:
+    """Return what became of every target of the plan, as a table, with a line of counts."""
+    done = {result.target.artist: result for result in results}
+    rows, counts = [], dict.fromkeys(("trained", "skipped", "failed", "interrupted", "blocked", "left"), 0)
+    for target in plan.targets:
+        outcome, row = _summary_row(target, done.get(target.artist))
+        counts[outcome] += 1
+        rows.append(row)
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{text_table(('artist', 'result', 'time', 'loss', 'remark'), rows)}\n{counted}"
+
+
+def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str, ...]]:
+    artist = str(target.artist)
+    if result is not None:
+        remarks = [result.error.split("\n")[0], f"upload owed: {result.owed}" if result.owed else ""]
+        remarks += [*target.warnings, f"log: {target.output_dir / TRAIN_LOG}"]
+        loss = "" if result.loss is None else f"{result.loss:.4f}"
+        remark = "; ".join(filter(None, remarks))
+        return result.outcome, (artist, result.outcome, duration(result.seconds), loss, remark)
+    if target.action is Action.BLOCKED:
+        return "blocked", (artist, "blocked", "", "", target.reason)
+    if target.action is Action.TRAIN:
+        return "left", (artist, "left", "", "", "not begun")
+    return "skipped", (
+        artist,
+        "skipped",
+        "",
+        "",
+        "; ".join(filter(None, (target.action.value, target.reason))),
+    )
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned columns; what cannot be printed is escaped, the last column is not padded."""
+    lines = [header, *([_printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in text
+    )
