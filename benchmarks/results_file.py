@@ -1,0 +1,45 @@
+"""What every benchmark does with its figures: print a table, and write JSON with the machine and versions."""
+
+import argparse
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.files import utc_now, write_json
+from mimicry.tuning.provenance import versions
+from mimicry.tuning.report import text_table
+
+
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Write the figures as JSON, too.")
+
+
+def report(name: str, figures: dict[str, float], output: Path | None, **more: Any) -> None:
+    """Print `figures`, by what they are, and write them to `output` with the machine and versions."""
+    print(text_table(("what", "figure"), [(what, f"{value:.3f}") for what, value in figures.items()]))
+    if output is not None:
+        write_json(
+            output,
+            {
+                "benchmark": name,
+                "measured_at": utc_now(),
+                "hardware": hardware(),
+                "versions": versions(),
+                **more,
+                "figures": figures,
+            },
+        )
+        print(f"written to {output}")
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "gpu": None}

@@ -1,0 +1,67 @@
+"""How long apply_tuning takes before it trains anything: --help, and --dry-run over many artists.
+
+    .venv/bin/python -m benchmarks.start_up [--artists 1000] [--images 20] [--output FILE]
+
+Draws a tree of small image files in a temporary folder and reports the median of several runs, in seconds.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.results_file import add_output_option, report
+from mimicry.common.study_tree import Artist, StudyTree
+
+_STYLES = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--artists", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=5)
+    add_output_option(parser)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data_root = Path(folder) / "style_mimicry"
+        _make_tree(StudyTree(data_root), asked.artists, asked.images)
+        dry_run = ["--dry-run", "--data-root", str(data_root), "--no-push-to-hub"]
+        figures = {
+            "apply_tuning --help [s]": _median_seconds(["--help"], asked.runs),
+            f"apply_tuning --dry-run, {asked.artists} artists of {asked.images} images [s]": _median_seconds(
+                dry_run, asked.runs
+            ),
+        }
+    report("start_up", figures, asked.output, runs=asked.runs)
+
+
+def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
+    for number in range(artists):
+        artist = Artist("historical", f"style_{number % _STYLES}", f"artist_{number:05}")
+        folder = tree.images_of(tree.original_art, artist)
+        folder.mkdir(parents=True)
+        for image in range(images):
+            (folder / f"{image:02}.jpg").write_bytes(b"not looked at by a dry run")
+
+
+def _median_seconds(words: list[str], runs: int) -> float:
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "mimicry.tuning.apply_tuning", *words],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
