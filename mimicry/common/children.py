@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import IO, NoReturn
 PARENT_PIPE = "MIMICRY_PARENT_PIPE"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_SECONDS = 0.05
+_KILL_SECONDS = 5.0
 
 
 class Interrupted(BaseException):
@@ -78,21 +81,57 @@ class Child:
     def stop(self, number: int, grace_seconds: float) -> None:
         """Send the signal to the child's whole group, and SIGKILL to what still lives after the grace.
 
-        A child that has ended may have left others of its group behind; they are killed all the same.
+        A child that has ended may have left others of its group behind: they have the same grace.
         """
         self._signal_group(number)
         # A second stop signal means that the user does not want to wait.
         with contextlib.suppress(Interrupted):
-            self.wait(grace_seconds)
+            # The launcher dies of the signal at once, while the trainer puts its records in order.
+            self._wait_for_group(grace_seconds)
         self._signal_group(signal.SIGKILL)
         self._process.wait()
+        # What comes next may need the memory that a killed process still holds for a moment.
+        self._wait_for_group(_KILL_SECONDS)
         if self._process.stdin is not None:
             self._process.stdin.close()
 
-    def _signal_group(self, number: int) -> None:
-        # The group outlives its leader as long as one of its members lives.
-        with contextlib.suppress(ProcessLookupError):
+    def _signal_group(self, number: int) -> bool:
+        """Send the signal to all members; False when there is none. The group outlives its leader."""
+        try:
             os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _wait_for_group(self, timeout_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        while (self._process.poll() is None or self._group_lives()) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+    def _group_lives(self) -> bool:
+        """Return whether a member of the group still runs."""
+        if not self._signal_group(0):
+            return False
+        try:
+            states = _member_states(self._process.pid)
+        except FileNotFoundError:  # no /proc: not Linux
+            return True
+        # In a container whose first process buries nobody, an orphan stays a zombie for ever.
+        return any(state not in "ZX" for state in states)
+
+
+def _member_states(group: int) -> list[str]:
+    """Return the states, as in ps, of the processes of a group."""
+    states = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - numbers, no paths
+        # A process may end while we look at it.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if name.isdecimal():
+                # The name of the program stands in brackets and may hold anything.
+                fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
+                if int(fields[2]) == group:
+                    states.append(fields[0].decode())
+    return states
 
 
 @contextmanager
@@ -114,12 +153,17 @@ def running_child(
         child.stop(number, grace_seconds)
 
 
+def has_parent() -> bool:
+    """Return whether another program of ours started this process as a `Child`."""
+    return PARENT_PIPE in os.environ
+
+
 def watch_parent(when_gone: Callable[[], None]) -> None:
     """Call `when_gone` in a thread once the parent that started us as a `Child` is gone.
 
     Does nothing in a process that was not started that way.
     """
-    if PARENT_PIPE not in os.environ:
+    if not has_parent():
         return
 
     def watch() -> None:

@@ -53,6 +53,30 @@ class UploadFailed(MimicryError):
     """A complete adapter did not reach the Hub."""
 
 
+class Problems:
+    """Collects the problems of several checks, so that they are raised together.
+
+    Used as a context manager around each check, which it lets fail; then `raise_any`.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, UsageError):
+            return False
+        self._found += error.problems
+        return True
+
+    def raise_any(self) -> None:
+        """Raise a UsageError with all problems, if there were any."""
+        if self._found:
+            raise UsageError(*self._found)
+
+
 def report(error: MimicryError) -> int:
     """Print every problem of `error` to standard error and return the exit code that goes with it."""
     for problem in error.problems:

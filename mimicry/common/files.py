@@ -100,6 +100,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
     """Move the files and folders `names` of `folder` into `folder/set_aside/{time}-{reason}/`.
 

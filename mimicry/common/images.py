@@ -3,11 +3,12 @@
 import os
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from mimicry.common.files import sha256_file
+from mimicry.common.files import is_folder, sha256_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,24 +84,30 @@ def read_rgb(path: Path) -> "Image":
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would turn nearly all of it white
+                raise ValueError(f"{image.mode} is more than 8 bits a channel; save it with 8")  # noqa: TRY301
             turned: Image.Image = ImageOps.exif_transpose(image) or image
             return turned.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # A damaged file brings any kind of error out of Pillow's readers, TypeError included.
+    except Exception as error:
         raise OSError(f"{path} cannot be read as an image: {error}") from error
 
 
 def unreadable_images(folder: ImageFolder) -> list[str]:
-    """Decode every image of `folder` and return a message for each that cannot be read."""
-    problems = []
-    for path in folder.paths:
-        try:
-            read_rgb(path)
-        except OSError as error:
-            problems.append(str(error))
-    return problems
+    """Decode every image of `folder`, several at a time, and return a message for each that is unreadable."""
+    with ThreadPoolExecutor() as pool:
+        return [problem for problem in pool.map(_unreadable, folder.paths) if problem]
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        read_rgb(path)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     # A dangling link counts, so that it is reported as unreadable instead of being passed over.
     name = entry.name
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") and not entry.is_dir()
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") and not is_folder(entry)

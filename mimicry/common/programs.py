@@ -1,19 +1,27 @@
 """Running a click command as a program: our errors, its errors and stop signals become exit codes."""
 
+import io
 import sys
 from collections.abc import Sequence
 
 import click
 
 from mimicry.common.children import Interrupted, stop_signals_raise
+from mimicry.common.environment import load_environment
 from mimicry.common.errors import run_reporting_errors
 
 
 def run_command(command: click.Command, words: Sequence[str] | None = None) -> int:
-    """Run `command` on `words`, or on the command line, and return its exit code; no traceback."""
+    """Run `command` on `words`, or on the command line, and return its exit code; no traceback.
+
+    Variables of a `.env` are taken first; names that the terminal cannot show are escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with stop_signals_raise():
-            return run_reporting_errors(lambda: _code(command.main(words, standalone_mode=False)))
+            return run_reporting_errors(lambda: _run(command, words))
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -22,5 +30,7 @@ def run_command(command: click.Command, words: Sequence[str] | None = None) -> i
         return stop.exit_code
 
 
-def _code(result: object) -> int:
+def _run(command: click.Command, words: Sequence[str] | None) -> int:
+    load_environment()
+    result = command.main(words, standalone_mode=False)
     return result if isinstance(result, int) else 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.errors import UsageError, nearest
+from mimicry.common.files import is_folder
 
 DEFAULT_DATA_ROOT = Path("data/style_mimicry")
 NONE = "none"
@@ -37,10 +38,6 @@ class Condition:
 
     def __str__(self) -> str:
         return f"{self.protection}__{self.countermeasure}"
-
-    @property
-    def is_original(self) -> bool:
-        return self.protection == NONE and self.countermeasure == NONE
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def folders_in(path: Path) -> list[str]:
     try:
         with os.scandir(path) as entries:
             return sorted(
-                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+                entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -171,8 +168,9 @@ def folders_in(path: Path) -> list[str]:
 
 def _name_problem(option: str, name: str, canonical: tuple[str, ...], root: Path) -> Iterator[str]:
     present = folders_in(root)
-    if "__" in name or "/" in name or name in ("", ".", ".."):
-        yield f"{option} is {name!r}; it takes the name of a folder, without '/' and '__'"
+    # With the underscores that join the two names, one at the end of a name would leave in doubt which it is.
+    if "__" in f"_{name}_" or "/" in name or name in (".", ".."):
+        yield f"{option} is {name!r}; it takes the name of a folder, without '/', '__' and '_' at either end"
     elif name != NONE and name not in canonical and name not in present:
         known = sorted({NONE, *canonical, *present})
         yield f"{option} {name}: no such name and no folder {root / name}; {nearest(name, known)}"

@@ -1,0 +1,394 @@
+"""Child processes: stopped whole, and told when their parent is gone. Every wait has an end of its own."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mimicry.common.children import (
+    PARENT_PIPE,
+    Child,
+    Interrupted,
+    last_lines,
+    running_child,
+    stop_signals_raise,
+    watch_parent,
+)
+
+DEADLINE_SECONDS = 20.0
+# Written beside its name first: a file that is there holds all it should.
+TELL = """
+import os, signal, sys, time
+def tell(name, text=""):
+    with open(name + ".tmp", "w") as file:
+        file.write(str(text))
+    os.rename(name + ".tmp", name)
+"""
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def told(path: Path) -> str:
+    wait_until(path.exists)
+    return path.read_text()
+
+
+def python(folder: Path, code: str) -> list[str]:
+    script = folder / f"script{len(list(folder.glob('script*')))}.py"
+    script.write_text(TELL + textwrap.dedent(code))
+    return [sys.executable, "-S", str(script)]
+
+
+def is_running(pid: int) -> bool:
+    """Return whether the process lives; a zombie that nobody buries does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
+    """Start Python code as a `Child`; whatever the test does, it is gone afterwards."""
+    children = []
+
+    def start_child(code: str) -> Child:
+        children.append(Child(python(tmp_path, code), output=None, environment=os.environ))
+        return children[-1]
+
+    yield start_child
+    for child in children:
+        child.stop(signal.SIGKILL, 0)
+
+
+@pytest.fixture
+def orphans_come_to_us() -> Iterator[None]:
+    """Let this process, which buries nobody, be the parent of all orphans."""
+    set_child_subreaper, libc = 36, ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(set_child_subreaper, 1, 0, 0, 0) != 0:
+        pytest.skip("this kernel knows no subreapers")
+    yield
+    libc.prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+class TestChild:
+    def test_end_and_exit_code(self, start: Callable[[str], Child]) -> None:
+        assert start("sys.exit(7)").wait(DEADLINE_SECONDS) == 7
+        child = start("time.sleep(60)")
+        assert child.wait(0.01) is None
+
+    def test_output_goes_to_the_log(self, tmp_path: Path) -> None:
+        with (tmp_path / "log").open("ab") as log:
+            code = "print('out', flush=True); os.write(2, b'err')"
+            child = Child(python(tmp_path, code), output=log, environment=os.environ)
+            assert child.wait(DEADLINE_SECONDS) == 0
+            child.stop(signal.SIGTERM, 0)
+        assert (tmp_path / "log").read_bytes() == b"out\nerr"
+
+    def test_the_environment_is_the_given_one(self, tmp_path: Path) -> None:
+        words = python(tmp_path, f"tell('got', os.environ.get('A', '') + os.environ['{PARENT_PIPE}'])")
+        with running_child(words, output=None, environment={"A": "a"}, grace_seconds=1) as child:
+            assert child.wait(DEADLINE_SECONDS) == 0
+        assert told(tmp_path / "got") == "a1"
+
+    def test_it_is_a_session_of_its_own(self, start: Callable[[str], Child], tmp_path: Path) -> None:
+        child = start("tell('session', os.getsid(0)); time.sleep(60)")
+        assert int(told(tmp_path / "session")) == child.pid != os.getsid(0)
+
+
+class TestStop:
+    def test_the_child_may_put_its_things_in_order(
+        self, start: Callable[[str], Child], tmp_path: Path
+    ) -> None:
+        child = start(
+            """
+            def stop(number, frame):
+                time.sleep(0.3)
+                tell("stopped by", number)
+                sys.exit(3)
+            signal.signal(signal.SIGINT, stop)
+            tell("ready")
+            time.sleep(60)
+            """
+        )
+        told(tmp_path / "ready")
+        child.stop(signal.SIGINT, DEADLINE_SECONDS)
+        assert told(tmp_path / "stopped by") == str(int(signal.SIGINT))
+        assert child.wait(0) == 3
+
+    def test_grandchildren_keep_their_grace_when_the_child_dies_at_once(
+        self, start: Callable[[str], Child], tmp_path: Path
+    ) -> None:
+        """As under accelerate: the launcher dies of SIGTERM while the trainer writes its record."""
+        child = start(
+            """
+            if os.fork() == 0:
+                def stop(number, frame):
+                    time.sleep(0.5)
+                    tell("record")
+                    os._exit(0)
+                signal.signal(signal.SIGTERM, stop)
+                tell("trainer", os.getpid())
+                time.sleep(60)
+            time.sleep(60)
+            """
+        )
+        trainer = int(told(tmp_path / "trainer"))
+        child.stop(signal.SIGTERM, DEADLINE_SECONDS)
+        assert (tmp_path / "record").exists()
+        assert not is_running(trainer)
+        assert child.wait(0) == -signal.SIGTERM
+
+    def test_what_ignores_the_signal_is_killed_after_the_grace(
+        self, start: Callable[[str], Child], tmp_path: Path
+    ) -> None:
+        child = start(
+            """
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if os.fork() == 0:
+                os.fork()
+                tell(f"grandchild{os.getppid() != int(os.environ.get('X', 0))}{os.getpid()}")
+                time.sleep(60)
+            tell("ready")
+            time.sleep(60)
+            """
+        )
+        told(tmp_path / "ready")
+        wait_until(lambda: len(list(tmp_path.glob("grandchild*[0-9]"))) == 2)
+        pids = [int("".join(filter(str.isdigit, path.name))) for path in tmp_path.glob("grandchild*[0-9]")]
+        assert all(map(is_running, pids))
+        child.stop(signal.SIGTERM, 0.2)
+        assert not any(map(is_running, [*pids, child.pid]))
+        assert child.wait(0) == -signal.SIGKILL
+
+    def test_what_a_finished_child_left_behind_is_killed(
+        self, start: Callable[[str], Child], tmp_path: Path
+    ) -> None:
+        child = start(
+            """
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if os.fork() == 0:
+                tell("orphan", os.getpid())
+                time.sleep(60)
+            """
+        )
+        orphan = int(told(tmp_path / "orphan"))
+        assert child.wait(DEADLINE_SECONDS) == 0
+        assert is_running(orphan)
+        child.stop(signal.SIGTERM, 0.2)
+        assert not is_running(orphan)
+
+    @pytest.mark.usefixtures("orphans_come_to_us")
+    def test_a_dead_orphan_that_nobody_buries_is_not_waited_for(
+        self, start: Callable[[str], Child], tmp_path: Path
+    ) -> None:
+        """Without an init process orphans stay zombies; the grace here is longer than a test may last."""
+        child = start(
+            """
+            if os.fork() == 0:
+                tell("orphan", os.getpid())
+                os._exit(0)
+            time.sleep(0.1)
+            os._exit(0)
+            """
+        )
+        orphan = int(told(tmp_path / "orphan"))
+        assert child.wait(DEADLINE_SECONDS) == 0
+        wait_until(lambda: not is_running(orphan))
+        child.stop(signal.SIGTERM, 10_000)
+        assert os.waitpid(orphan, 0) == (orphan, 0)
+
+    def test_twice(self, start: Callable[[str], Child]) -> None:
+        child = start("time.sleep(60)")
+        for _ in range(2):
+            child.stop(signal.SIGTERM, DEADLINE_SECONDS)
+        assert child.wait(0) == -signal.SIGTERM
+
+
+class TestRunningChild:
+    def test_nothing_is_left_after_an_error(self, tmp_path: Path) -> None:
+        words = python(tmp_path, "time.sleep(60)")
+        with (
+            pytest.raises(RuntimeError, match="in the body"),
+            running_child(words, output=None, environment=os.environ, grace_seconds=5) as child,
+        ):
+            raise RuntimeError("in the body")
+        assert child.wait(0) == -signal.SIGTERM
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_the_stop_signal_is_passed_on(self, number: signal.Signals, tmp_path: Path) -> None:
+        words = python(
+            tmp_path,
+            """
+            def stop(number, frame):
+                tell("got", number)
+                sys.exit(0)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, stop)
+            tell("ready")
+            time.sleep(60)
+            """,
+        )
+        with (
+            pytest.raises(Interrupted),
+            running_child(words, output=None, environment=os.environ, grace_seconds=DEADLINE_SECONDS),
+        ):
+            told(tmp_path / "ready")
+            raise Interrupted(number)
+        assert told(tmp_path / "got") == str(int(number))
+
+    def test_a_second_signal_ends_the_grace(self, tmp_path: Path) -> None:
+        words = python(
+            tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); tell('ready'); time.sleep(60)"
+        )
+        with (
+            stop_signals_raise(),
+            pytest.raises(Interrupted),
+            running_child(words, output=None, environment=os.environ, grace_seconds=10_000) as child,
+        ):
+            told(tmp_path / "ready")
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        assert child.wait(0) == -signal.SIGKILL
+
+
+class TestStopSignals:
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    )
+    def test_become_an_exception_with_an_exit_code(self, number: signal.Signals, code: int) -> None:
+        before = signal.getsignal(number)
+        with pytest.raises(Interrupted) as caught, stop_signals_raise():
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        assert caught.value.exit_code == code
+        assert str(caught.value) == number.name
+        assert signal.getsignal(number) == before
+
+    def test_one_that_was_ignored_stays_ignored(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with stop_signals_raise():
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_are_no_error_that_a_careless_except_would_swallow(self) -> None:
+        assert not issubclass(Interrupted, Exception)
+
+
+class TestParent:
+    WATCHER = """
+        from mimicry.common.children import stop_with_parent
+        def stop(number, frame):
+            tell("stopped by", number)
+            os._exit(0)
+        signal.signal(signal.SIGTERM, stop)
+        stop_with_parent()
+        tell("watcher", os.getpid())
+        time.sleep(60)
+    """
+
+    def test_its_sigkill_is_noticed_through_a_launcher(self, tmp_path: Path) -> None:
+        """Parent, launcher, watcher: only standard input goes all the way."""
+        watcher = python(tmp_path, self.WATCHER)
+        launcher = python(tmp_path, f"import subprocess; subprocess.run({watcher!r})")
+        parent = python(
+            tmp_path,
+            f"""
+            from mimicry.common.children import Child
+            child = Child({launcher!r}, output=None, environment=os.environ)
+            time.sleep(60)
+            """,
+        )
+        path = os.pathsep.join(filter(None, sys.path))
+        with subprocess.Popen(parent, env={**os.environ, "PYTHONPATH": path}) as process:
+            pid = int(told(tmp_path / "watcher"))
+            assert is_running(pid)
+            process.kill()
+        assert told(tmp_path / "stopped by") == str(int(signal.SIGTERM))
+        wait_until(lambda: not is_running(pid))
+
+    def test_without_a_parents_pipe_nothing_is_watched(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Standard input of a program started by hand may end at once: </dev/null."""
+        monkeypatch.delenv(PARENT_PIPE, raising=False)
+        words = python(tmp_path, self.WATCHER.replace("time.sleep(60)", "time.sleep(0.3); tell('lived')"))
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, "PYTHONPATH": path}
+        subprocess.run(words, stdin=subprocess.DEVNULL, env=environment, check=True, timeout=DEADLINE_SECONDS)
+        assert (tmp_path / "lived").exists()
+        assert not (tmp_path / "stopped by").exists()
+
+    def test_bytes_on_the_pipe_are_no_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ends = os.pipe()
+        saved = os.dup(0)
+        gone: list[bool] = []
+        os.dup2(ends[0], 0)
+        try:
+            monkeypatch.setenv(PARENT_PIPE, "1")
+            os.write(ends[1], b"x" * 3000)
+            watch_parent(lambda: gone.append(True))
+            time.sleep(0.1)
+            assert gone == []
+            os.close(ends[1])
+            wait_until(lambda: gone == [True])
+        finally:
+            os.dup2(saved, 0)
+            os.close(saved)
+            os.close(ends[0])
+
+
+class TestLastLines:
+    def test_missing_and_empty(self, tmp_path: Path) -> None:
+        assert last_lines(tmp_path / "log", 3) == []
+        (tmp_path / "log").touch()
+        assert last_lines(tmp_path / "log", 3) == []
+
+    def test_the_last_ones_without_blanks(self, tmp_path: Path) -> None:
+        (tmp_path / "log").write_text("a\nb\n\n  \nc\nd")
+        assert last_lines(tmp_path / "log", 2) == ["c", "d"]
+        assert last_lines(tmp_path / "log", 9) == ["a", "b", "c", "d"]
+
+    def test_from_an_offset(self, tmp_path: Path) -> None:
+        (tmp_path / "log").write_text("old\n")
+        offset = (tmp_path / "log").stat().st_size
+        assert last_lines(tmp_path / "log", 5, offset) == []
+        with (tmp_path / "log").open("a") as file:
+            file.write("new\nnewer\n")
+        assert last_lines(tmp_path / "log", 5, offset) == ["new", "newer"]
+        (tmp_path / "log").write_text("x")
+        assert last_lines(tmp_path / "log", 5, offset) == []
+
+    def test_progress_bars_and_bytes_that_are_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "log").write_bytes(b"10%\r20%\r30%\r\n\xff\xfe caf\xe9\n")
+        assert last_lines(tmp_path / "log", 3) == ["20%", "30%", "\ufffd\ufffd caf\ufffd"]
+
+    def test_of_a_large_log_only_the_end_is_read(self, tmp_path: Path) -> None:
+        with (tmp_path / "log").open("wb") as file:
+            file.truncate(3 << 30)
+            file.seek(0, 2)
+            file.write(b"\nlast\n")
+        assert last_lines(tmp_path / "log", 1) == ["last"]
