@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 from filelock import FileLock
 
-from mimicry.common.errors import BatchFault, UsageError, run_reporting_errors
+from mimicry.common.errors import BatchFault, UsageError
+from mimicry.common.programs import run_command
 from mimicry.common.study_tree import StudyTree
 from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
 
@@ -122,7 +123,7 @@ def _summary(folder: Path, seed: int) -> str:
     "--seed", type=int, default=DEFAULT_SEED, show_default=True, help="Another seed, other pictures."
 )
 @click.option("--force", is_flag=True, help="Draw again what is there and whole.")
-def main(folder: Path, seed: int, force: bool) -> None:
+def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
     """Draw the embedded study into DIR: paintings for apply_tuning, and a base model to tune.
 
     DIR/style_mimicry is a data tree as the README has it: three styles, two invented artists each, twenty
@@ -136,23 +137,24 @@ def main(folder: Path, seed: int, force: bool) -> None:
     A second call draws nothing again. Only files that mimicry-demo drew are ever replaced.
     """
 
-    def program() -> int:
-        try:
-            if not force and is_whole(folder, seed):
-                click.echo("whole already, nothing drawn (--force draws again)")
-            else:
-                click.echo(f"drawing into {folder}: some ten seconds")
-                draw_demo(folder, seed, force=force)
-        except OSError as error:
-            raise BatchFault(
-                f"{folder} cannot be drawn into: {error}. Give a folder that can be written, with 60 MB "
-                "free, for example: mimicry-demo ./demo"
-            ) from error
-        click.echo(_summary(folder, seed))
-        return 0
+    try:
+        if not force and is_whole(folder, seed):
+            click.echo("whole already, nothing drawn (--force draws again)")
+        else:
+            click.echo(f"drawing into {folder}: some ten seconds")
+            draw_demo(folder, seed, force=force)
+    except OSError as error:
+        raise BatchFault(
+            f"{folder} cannot be drawn into: {error}. Give a folder that can be written, with 60 MB free, "
+            "for example: mimicry-demo ./demo"
+        ) from error
+    click.echo(_summary(folder, seed))
 
-    sys.exit(run_reporting_errors(program))
+
+def main() -> int:
+    """Run the program and return its exit code."""
+    return run_command(mimicry_demo)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -141,12 +141,13 @@ def publish(source: Path, output_dir: Path, training_run: dict[str, Any], base_m
         training_run: content of training_run.json; `weights` is filled in here.
 
     Raises:
-        AdapterBroken: the weights are not whole; nothing was published.
+        AdapterBroken: the weights are not whole, or of another rank than the options of `training_run`
+            say; nothing was published.
     """
     canonical = source.with_name(source.name + ".canonical")
     try:
         write_canonically(source, canonical)
-        adapter = check_weights(canonical, rank=None)
+        adapter = check_weights(canonical, recorded_rank(training_run))
         weights = {
             "sha256": adapter.sha256,
             "bytes": canonical.stat().st_size,
@@ -175,7 +176,21 @@ def read_training_run(output_dir: Path) -> dict[str, Any] | None:
         raise AdapterBroken(f"{path} cannot be read: {error}") from error
     if not isinstance(run, dict):
         raise AdapterBroken(f"{path} is no JSON object")
+    images = run.get("images", [])
+    objects = [
+        run.get("options", {}),
+        run.get("recipe", {}),
+        *(images if isinstance(images, list) else [None]),
+    ]
+    if not all(isinstance(value, dict) for value in objects):
+        raise AdapterBroken(f"{path} is none of ours: its options, recipe or images are of another kind")
     return run
+
+
+def recorded_rank(run: Mapping[str, Any]) -> int | None:
+    """Return the rank that a training_run.json says was asked for; None where it does not say."""
+    rank: int | None = run.get("options", {}).get("rank")
+    return rank
 
 
 def run_weights_sha256(run: Mapping[str, Any]) -> str | None:

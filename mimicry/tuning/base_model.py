@@ -1,6 +1,7 @@
 """The base model as files: what it is, whether it is there, and which image sizes it takes. No torch."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,11 +46,14 @@ class BaseModel:
     @classmethod
     def find(cls, config: TuningConfig) -> "BaseModel | None":
         """Return the model without using the network; None when it must be downloaded first."""
-        given = Path(config.pretrained_model_name_or_path).expanduser()
-        if given.is_dir():
-            return cls(folder=given.resolve())
+        # These two let a name be that is too long for a file, or the home of nobody.
+        given = os.path.expanduser(config.pretrained_model_name_or_path)  # noqa: PTH111
+        if os.path.isdir(given):  # noqa: PTH112
+            return cls(folder=Path(given).resolve())
         index = _cached_index(config)
-        return None if index is None else cls.downloaded(config.pretrained_model_name_or_path, index.parent)
+        if index is None or not _is_whole(index):
+            return None
+        return cls.downloaded(config.pretrained_model_name_or_path, index.parent)
 
     @classmethod
     def downloaded(cls, name: str, folder: Path) -> "BaseModel":
@@ -88,8 +92,8 @@ class BaseModel:
             return []
         nearest = min(largest, max(step, round(resolution / step) * step))
         return [
-            f"--resolution {resolution}: {self.folder.name} takes multiples of {step} up to {largest}; "
-            f"type --resolution {nearest}"
+            f"--resolution {resolution}: {self.name or self.folder.name} takes multiples of {step} up to "
+            f"{largest}; type --resolution {nearest}"
         ]
 
     def _fingerprint(self) -> str:
@@ -109,7 +113,7 @@ def resolve(config: TuningConfig) -> BaseModel:
         BatchFault: it is no folder and cannot be had from the Hub; the message says why, and what to do.
     """
     found = BaseModel.find(config)
-    if found is not None and (found.name is None or _is_whole(found)):
+    if found is not None:
         return found
     from diffusers import StableDiffusion3Pipeline
 
@@ -118,14 +122,17 @@ def resolve(config: TuningConfig) -> BaseModel:
         folder = StableDiffusion3Pipeline.download(
             name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
         )
-    except (OSError, ValueError) as error:
+    # The client lets errors of its HTTP library through, which is another one in each of its versions.
+    except Exception as error:
         raise BatchFault(access_problem(name, error)) from error
     return BaseModel.downloaded(name, Path(folder))
 
 
 def access_problem(name: str, error: Exception) -> str:
     """Return a message for a base model that could not be had from the Hub."""
-    kind = type(error).__name__
+    # diffusers wraps the client's errors into its own.
+    cause = error.__cause__ if type(error) is OSError and isinstance(error.__cause__, Exception) else error
+    kind = type(cause).__name__
     if kind == "GatedRepoError":
         return (
             f"access to {name} is refused: accept its licence at https://huggingface.co/{name} with the "
@@ -136,7 +143,7 @@ def access_problem(name: str, error: Exception) -> str:
             f"--pretrained-model-name-or-path {name}: no such folder here, and no such model on the Hub "
             f"that HF_TOKEN may read"
         )
-    first = str(error).strip().splitlines()[0] if str(error).strip() else kind
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else kind
     return f"base model {name} cannot be had from the Hub: {first}; check the network, or name a local folder"
 
 
@@ -156,12 +163,30 @@ def _cached_index(config: TuningConfig) -> Path | None:
     return Path(index) if isinstance(index, str) else None
 
 
-def _is_whole(model: BaseModel) -> bool:
-    # An interrupted download has its index first. Only a listing of weights beside each config is proof.
-    return all(
-        any((model.folder / component).glob("*.safetensors"))
-        for component in ("transformer", "vae", "text_encoder", "text_encoder_2")
-    ) and not model.problems(resolution=0)
+def _is_whole(index: Path) -> bool:
+    """Return whether a download went to its end: the index comes first, and names the parts to follow.
+
+    A snapshot without T5 would be trained without a word, as a model that has none.
+    """
+    try:
+        parts = json.loads(index.read_text("utf-8")).items()
+        # "vae": ["diffusers", "AutoencoderKL"], and two nulls for a part that is left out on purpose.
+        names = [name for name, value in parts if isinstance(value, list) and value[0] is not None]
+        return all(_has_files(index.parent / name) for name in names)
+    except (OSError, ValueError, KeyError, IndexError, AttributeError):
+        return False
+
+
+def _has_files(component: Path) -> bool:
+    if not (component / "config.json").exists():  # a scheduler or tokenizer has no weights
+        return component.is_dir()
+    shards = {
+        shard
+        for listing in component.glob("*.safetensors.index*.json")
+        for shard in json.loads(listing.read_text("utf-8"))["weight_map"].values()
+    }
+    present = {path.name for path in component.glob("*.safetensors")}
+    return bool(present) and shards <= present
 
 
 def _file_facts(path: Path) -> list[int | str]:

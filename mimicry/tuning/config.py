@@ -159,6 +159,11 @@ class TuningConfig:
     upcast_before_saving: bool = _option(False, "Save the adapter in fp32 instead of bf16.")
 
     def __post_init__(self) -> None:
+        for option in OPTIONS:
+            value = getattr(self, option.name)
+            # 1 and 1.0 would be two recipes. What is too large for a float is left for the check of types.
+            if option.type is float and type(value) is int and abs(value) < 2**1000:
+                object.__setattr__(self, option.name, float(value))
         problems = [problem for option in OPTIONS if (problem := option.problem(getattr(self, option.name)))]
         if problems:
             raise UsageError(*problems)
@@ -188,8 +193,6 @@ class Option:
         """Return what is wrong with `value` for this option, or None."""
         if value is None and self.optional:
             return None
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
         if type(value) is not self.type:
             return f"{self.flag} is {value!r}; it takes {_ARTICLES[self.type]}"
         if isinstance(value, str) and (not value.strip() or "\0" in value):

@@ -42,12 +42,24 @@ class StepDisplay:
 
 
 class BatchDisplay:
-    """The artists of a batch with the time that is left: a bar, or nothing where there is no terminal."""
+    """The artists of a batch with the time that is left: a bar, or nothing where there is no terminal.
 
-    def __init__(self, total: int) -> None:
+    The bar counts the steps of all artists, so that there is an estimate before the first one is done.
+    """
+
+    def __init__(self, artist_count: int, steps_each: int) -> None:
+        self._artist_count = artist_count
+        self._steps_each = steps_each
+        self._done = 0
         self._bar: tqdm[Any] | None = None
-        if is_terminal():
-            self._bar = tqdm(total=total, desc="artists", unit="artist", position=0, leave=True)
+        if is_terminal() and artist_count:
+            self._bar = tqdm(
+                total=artist_count * steps_each,
+                position=0,
+                smoothing=0,
+                bar_format="{desc} |{bar}| {percentage:.0f}% [{elapsed}, {remaining} left]",
+            )
+            self._show(0)
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bars."""
@@ -56,13 +68,23 @@ class BatchDisplay:
         else:
             print(text, flush=True)
 
+    def step(self, number: int) -> None:
+        """Show that the present artist is at step `number`."""
+        self._show(number)
+
     def advance(self) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
+        """Show that one more artist is done, well or not."""
+        self._done += 1
+        self._show(0)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _show(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(f"artists {self._done}/{self._artist_count}", refresh=False)
+            self._bar.update(self._done * self._steps_each + step - self._bar.n)
 
 
 def duration(seconds: float) -> str:

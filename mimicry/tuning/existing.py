@@ -14,6 +14,7 @@ from mimicry.tuning.adapter import (
     check_adapter,
     check_header,
     read_training_run,
+    recorded_rank,
     run_weights_sha256,
 )
 from mimicry.tuning.base_model import BaseModel
@@ -78,7 +79,7 @@ def judge_existing(output_dir: Path, asked: Asked, images: ImageFolder, *, full:
 
 def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool) -> None:
     # An adapter of ours must have the rank of its own record: another than asked for is stale, not broken.
-    rank = asked.rank if run is None else run.get("options", {}).get("rank")
+    rank = asked.rank if run is None else recorded_rank(run)
     if full:
         check_adapter(output_dir, rank)
         return
@@ -99,9 +100,9 @@ def _differences(run: Mapping[str, Any], asked: Asked, images: ImageFolder, *, f
 
 
 def _same_images(known: Sequence[Mapping[str, Any]], images: ImageFolder, *, full: bool) -> bool:
-    if full:
-        return list(known) == images.records()
     try:
+        if full:
+            return list(known) == images.records()
         now = [(path.name, path.stat().st_size) for path in images.paths]
     except OSError:
         return False

@@ -25,11 +25,10 @@ def _click_option(option: Option) -> Callable[[Command], Command]:
         return click.option(
             f"{option.flag}/{negative}", option.name, default=option.default, show_default=True, help=text
         )
-    # Bounds are checked by TuningConfig, which reports all problems at once instead of the first.
     return click.option(
         option.flag,
         option.name,
-        type=option.type,
+        type=_lenient(option.type),
         default=option.default,
         show_default=option.default is not None,
         metavar=_metavar(option),
@@ -41,6 +40,21 @@ def _metavar(option: Option) -> str:
     if option.facts.choices:
         return "[" + "|".join(option.facts.choices) + "]"
     return {int: "INTEGER", float: "NUMBER", str: "TEXT"}[option.type]
+
+
+def _lenient(kind: type) -> Callable[[Any], Any]:
+    """Return a converter to `kind` that leaves alone what is none.
+
+    TuningConfig refuses it then, with all other problems at once, where a parser stops at the first.
+    """
+
+    def convert(value: Any) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            return value
+
+    return convert
 
 
 def take_config(parameters: dict[str, Any]) -> TuningConfig:
@@ -90,10 +104,10 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
         else:
             group.add_argument(
                 option.trainer_flag,
-                type=option.type,
+                type=_lenient(option.type),
                 default=option.default,
-                choices=facts.choices or None,
-                metavar=None if facts.choices else _metavar(option),
+                # argparse cannot fold a usage that has brackets in it.
+                metavar=_metavar(option).replace("[", "{").replace("]", "}"),
                 help=text if option.default is None else f"{text} [default: {option.default}]",
             )
 

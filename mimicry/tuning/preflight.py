@@ -14,14 +14,22 @@ _LOG_BYTES = 4 << 20
 
 
 def batch_problems(
-    config: TuningConfig, output_root: Path, artist_count: int, *, uploads: bool, network: bool = True
+    config: TuningConfig | None,
+    output_root: Path,
+    artist_count: int,
+    *,
+    uploads: bool,
+    network: bool = True,
 ) -> list[str]:
     """Return everything that forbids training `artist_count` adapters below `output_root`.
 
-    Without `network`, a base model that is not on this machine is not looked for on the Hub.
+    `config` is None for a stack that takes no options: its base model is its own affair. Without `network`,
+    a base model that is not on this machine is not looked for on the Hub.
     """
-    model = BaseModel.find(config)
-    if model is None:
+    model = None if config is None else BaseModel.find(config)
+    if config is None:
+        model_problems = []
+    elif model is None:
         model_problems = _missing_model_problems(config, network)
     else:
         model_problems = model.problems(config.resolution)
@@ -40,22 +48,22 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
         return []
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError
 
     if HF_HUB_OFFLINE:
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
     try:
         HfApi().auth_check(name)
-    # The client lets errors of its HTTP library through, which are no subclass of its own.
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+    # The client lets errors of its HTTP library through, which is another one in each of its versions.
+    except Exception as error:
         return [access_problem(name, error)]
     return []
 
 
 def _disk_problems(
-    model: BaseModel | None, config: TuningConfig, output_root: Path, artist_count: int
+    model: BaseModel | None, config: TuningConfig | None, output_root: Path, artist_count: int
 ) -> list[str]:
-    needed = artist_count * (adapter_bytes(model, config) + _LOG_BYTES)
+    weight_bytes = 0 if config is None else adapter_bytes(model, config)
+    needed = artist_count * (weight_bytes + _LOG_BYTES)
     folder = output_root.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mimicry
-from mimicry.common.files import canonical_json, sha256_text
+from mimicry.common.files import canonical_json, sha256_file, sha256_text
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import OPTIONS, TuningConfig
 
@@ -18,11 +18,16 @@ OWN_TRAINER = "mimicry"
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors")
 
 
+def trainer_identity(train_script: Path | None) -> str:
+    """Return what tells a trainer from others in a recipe: ours by its name, a script by its content."""
+    return OWN_TRAINER if train_script is None else f"{train_script.name} sha256:{sha256_file(train_script)}"
+
+
 def recipe(config: TuningConfig, base_model: BaseModel, trainer: str) -> dict[str, Any]:
     """Return what defines an adapter beside its images.
 
     Args:
-        trainer: `OWN_TRAINER`, or what tells somebody else's training script from others.
+        trainer: see `trainer_identity`.
     """
     values = asdict(config)
     return {
@@ -39,7 +44,9 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing."""
-    old, new = recorded.get("options", {}), asked["options"]
+    old, new = recorded.get("options"), asked["options"]
+    if not isinstance(old, dict):
+        old = {}
     words = [
         f"{name} {old.get(name)!r} -> {new[name]!r}"
         for name in new
@@ -67,10 +74,15 @@ def describe_run(
         "schema": 1,
         "recipe": used,
         "recipe_hash": recipe_hash(used),
-        "options": {**asdict(config), "pretrained_model_name_or_path": None if local else name},
+        "options": asdict(config)
+        | {"pretrained_model_name_or_path": None if local else name, "cache_dir": None},
         "base_model": {"name": base_model.name, "revision": base_model.revision, **base_model.identity()},
         "command": list(command),
-        "paths": {"base_model": str(base_model.folder), "pretrained_model_name_or_path": name},
+        "paths": {
+            "base_model": str(base_model.folder),
+            "pretrained_model_name_or_path": name,
+            "cache_dir": config.cache_dir,
+        },
         "host": {"name": socket.gethostname(), "platform": platform.platform()},
         "versions": versions(),
         "warnings": list(notes),

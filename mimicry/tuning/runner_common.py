@@ -22,7 +22,6 @@ from typing import Any
 import click
 
 from mimicry.common.children import running_child, stop_with_parent
-from mimicry.common.environment import load_environment
 from mimicry.common.errors import UsageError, nearest
 from mimicry.common.files import read_json
 from mimicry.common.programs import run_command
@@ -57,7 +56,7 @@ class Stack:
             UsageError: there is none, or its runner_config.json is wrong.
         """
         folder = Path(name) if "/" in name else _STACKS / name
-        if not (folder / RUNNER_CONFIG).is_file():
+        if not os.path.isfile(folder / RUNNER_CONFIG):  # noqa: PTH113 - a name may be too long for a file
             known = [path.parent.name for path in _STACKS.glob(f"*/{RUNNER_CONFIG}")]
             raise UsageError(
                 f"--stack {name}: there is no {folder / RUNNER_CONFIG}; {nearest(folder.name, known)} "
@@ -74,10 +73,11 @@ class Stack:
         """
         path = folder / RUNNER_CONFIG
         try:
-            config = read_json(path)
-            command = config["command"]
+            command = read_json(path)["command"]
+            if not isinstance(command, str):
+                raise TypeError(f"command is {command!r}")  # noqa: TRY301 - one message for all of these
             template = tuple(shlex.split(command))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 f'{path} cannot be used: {error!r}; it takes {{"command": "{{python}} ..."}}'
             ) from error
@@ -144,7 +144,6 @@ def run_stack(folder: Path) -> int:
         return _run(stack.words(input_dir, output_dir, options))
 
     stop_with_parent()
-    load_environment()
     return run_command(run_tuning)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mimicry.common.errors import AdapterBroken
-from mimicry.common.files import atomic_path
+from mimicry.common.files import atomic_path, canonical_json
 
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
@@ -57,15 +57,12 @@ class SafetensorsFile:
         """
         try:
             header, data_start, size = _read_header(path)
-            tensors = {
-                name: _entry(name, value, data_start) for name, value in header.items() if name != _METADATA
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            metadata = _checked_metadata(header.pop(_METADATA, {}))
+            tensors = {name: _entry(name, value, data_start) for name, value in header.items()}
+            _check_layout(tensors, data_start, size)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise AdapterBroken(f"{path} is no readable safetensors file: {error}") from error
-        end = max((entry.end for entry in tensors.values()), default=data_start)
-        if end != size:
-            raise AdapterBroken(f"{path} has {size} bytes where its header promises {end}")
-        return cls(path=path, tensors=tensors, metadata=header.get(_METADATA, {}))
+        return cls(path=path, tensors=tensors, metadata=metadata)
 
     def is_finite(self, name: str) -> bool:
         """Return whether every value of the tensor is a number, and not infinite."""
@@ -87,22 +84,32 @@ class SafetensorsFile:
 
 
 def write_canonically(source: Path, destination: Path) -> None:
-    """Copy the safetensors file `source` to `destination`, atomically and with a canonical header.
+    """Copy the safetensors file `source` to `destination`, atomically and in a canonical order.
 
     Writers differ in the order of header entries from run to run; after this, equal tensors and metadata
     are equal bytes.
+
+    Raises:
+        AdapterBroken: see `SafetensorsFile.open`.
     """
-    header, data_start, _ = _read_header(source)
-    for value in header.values():
-        if "data_offsets" in value:
-            value["data_offsets"] = list(value["data_offsets"])
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    file = SafetensorsFile.open(source)
+    # Wide types first: the data of each tensor then begins at a multiple of its width.
+    names = sorted(file.tensors, key=lambda name: (-_width(file.tensors[name].dtype), name))
+    header: dict[str, Any] = {_METADATA: dict(file.metadata)} if file.metadata else {}
+    offset = 0
+    for name in names:
+        entry = file.tensors[name]
+        end = offset + entry.end - entry.start
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = canonical_json(header).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with source.open("rb") as data, atomic_path(destination) as temporary, temporary.open("wb") as file:
-        data.seek(data_start)
-        file.write(struct.pack("<Q", len(text)) + text)
-        while chunk := data.read(1 << 20):
-            file.write(chunk)
+    with source.open("rb") as data, atomic_path(destination) as temporary, temporary.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            entry = file.tensors[name]
+            data.seek(entry.start)
+            out.write(data.read(entry.end - entry.start))
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -114,18 +121,46 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         (length,) = struct.unpack("<Q", prefix)
         if length > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(f"it has {size} bytes, and a header of {length} is promised")
-        header = json.loads(file.read(length))
+        header = json.loads(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")  # noqa: TRY004 - one kind of error for a bad file
     return header, 8 + length, size
 
 
+def _checked_metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise TypeError("its metadata are no object of texts")
+    # JSON lets half a surrogate pair through, which cannot be written again.
+    "".join((*value, *value.values())).encode("utf-8")
+    return value
+
+
 def _entry(name: str, value: Any, data_start: int) -> TensorEntry:
-    start, end = value["data_offsets"]
-    shape = tuple(int(side) for side in value["shape"])
-    if value["dtype"] not in _FLOATS:
-        raise ValueError(f"{name} is of type {value['dtype']}, not of {', '.join(_FLOATS)}")
-    width = _FLOATS[value["dtype"]][0].itemsize
-    if end - start != width * math.prod(shape) or start < 0:
+    name.encode("utf-8")
+    dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in _FLOATS:
+        raise ValueError(f"{name} is of type {dtype}, not of {', '.join(_FLOATS)}")
+    if not isinstance(shape, list) or not all(_is_count(number) for number in (*shape, start, end)):
+        raise ValueError(f"{name} has shape {shape} and offsets {start}, {end}, which are no whole numbers")
+    if end - start != _width(dtype) * math.prod(shape):
         raise ValueError(f"{name} takes {end - start} bytes where its shape {shape} needs another number")
-    return TensorEntry(dtype=value["dtype"], shape=shape, start=data_start + start, end=data_start + end)
+    return TensorEntry(dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end)
+
+
+def _check_layout(tensors: Mapping[str, TensorEntry], data_start: int, size: int) -> None:
+    """Refuse gaps and overlaps: the tensors fill the file from the end of the header to its last byte."""
+    expected = data_start
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != expected:
+            raise ValueError(f"{name} begins at byte {entry.start} where {expected} is expected")
+        expected = entry.end
+    if expected != size:
+        raise ValueError(f"it has {size} bytes where its header promises {expected}")
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and number >= 0
+
+
+def _width(dtype: str) -> int:
+    return _FLOATS[dtype][0].itemsize

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.errors import UsageError
-from mimicry.common.files import sha256_file
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.options import trainer_flags
-from mimicry.tuning.provenance import OWN_TRAINER
+from mimicry.tuning.provenance import trainer_identity
 
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"
@@ -32,7 +31,7 @@ class TrainScript:
     @property
     def identity(self) -> str:
         """What tells this trainer from others in a recipe."""
-        return OWN_TRAINER if self.is_own else f"{self.path.name} sha256:{sha256_file(self.path)}"
+        return trainer_identity(None if self.is_own else self.path)
 
     @classmethod
     def own(cls) -> "TrainScript":

@@ -14,8 +14,7 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 import click
 
 from mimicry.common.children import stop_with_parent
-from mimicry.common.environment import load_environment
-from mimicry.common.errors import BatchFault, MimicryError, UsageError
+from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.common.programs import run_command
 from mimicry.common.study_tree import parse_output_dir
@@ -53,9 +52,17 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
 
     A complete adapter is left as it is, unless --overwrite is given.
     """
-    config = take_config(parameters)
-    script = _script(parameters["train_script"])
-    upload = _upload_job(output_dir, parameters)
+    images = ImageFolder.read(input_dir)
+    problems = Problems()
+    with problems:
+        config = take_config(parameters)
+    with problems:
+        script = _script(parameters["train_script"])
+    with problems:
+        upload = _upload_job(output_dir, parameters)
+    with problems:
+        _refuse_names(images)
+    problems.raise_any()
     job = ArtistJob(
         config=config,
         input_dir=input_dir,
@@ -64,14 +71,15 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         notes=parameters["note"],
         stall_seconds=60 * parameters["stall_minutes"],
     )
-    images = ImageFolder.read(input_dir)
-    _refuse_images(images)
     if dry_run:
         print(shlex.join(job.command()))
         return 0
-    problems = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
-    if problems:
-        raise BatchFault(*problems)
+    unreadable = unreadable_images(images)
+    if unreadable:
+        raise MimicryError(*unreadable)
+    faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
+    if faults:
+        raise BatchFault(*faults)
     existing = judge_existing(output_dir, Asked.of(config, script.identity), images, full=True)
     if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
         _report_kept(output_dir, existing)
@@ -91,13 +99,10 @@ def _script(path: Path | None) -> TrainScript:
     return TrainScript.own() if path is None else TrainScript.read(path)
 
 
-def _refuse_images(images: ImageFolder) -> None:
+def _refuse_names(images: ImageFolder) -> None:
     problem = images.problem()
     if problem is not None:
         raise UsageError(f"--input-dir: {problem}")
-    unreadable = unreadable_images(images)
-    if unreadable:
-        raise MimicryError(*unreadable)
 
 
 def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | None:
@@ -134,7 +139,6 @@ def _report_kept(output_dir: Path, existing: Existing) -> None:
 def main() -> int:
     """Run the program and return its exit code."""
     stop_with_parent()
-    load_environment()
     return run_command(wrapper)
 
 

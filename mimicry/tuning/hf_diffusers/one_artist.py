@@ -1,15 +1,15 @@
 """Training one artist through accelerate: launch, watch, verify."""
 
 import os
+import shlex
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.common.children import running_child
+from mimicry.common.children import has_parent, running_child
 from mimicry.common.errors import AdapterBroken, TrainingFailed
-from mimicry.common.files import utc_now
+from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, publish
@@ -23,6 +23,7 @@ from mimicry.tuning.watching import MetricsReader, StallGuard, follow
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0
 _SHOWN_LOG_LINES = 20
+_FOREIGN_OUTPUT = ".training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class ArtistJob:
     @property
     def trainer_output_dir(self) -> Path:
         """Where the script writes: a foreign one beside the final place, since it may stop half way."""
-        return self.output_dir if self.script.is_own else self.output_dir / ".training"
+        return self.output_dir if self.script.is_own else self.output_dir / _FOREIGN_OUTPUT
 
     def command(self) -> list[str]:
         """Return the exact command that trains this artist."""
@@ -54,6 +55,8 @@ def train_artist(job: ArtistJob) -> None:
         TrainingFailed: there is none; the message says why and where the log is.
     """
     attempt = Attempt.begin(job.output_dir)
+    # What a script that was stopped has left must not be taken for the result of this one.
+    set_aside(job.output_dir, [_FOREIGN_OUTPUT], "unfinished")
     started_at = utc_now()
     try:
         code = _run(job)
@@ -63,7 +66,7 @@ def train_artist(job: ArtistJob) -> None:
         raise TrainingFailed(*error.problems) from error
     failure = attempt.failure(code)
     if failure is not None:
-        raise TrainingFailed(f"{failure}\n{_log_excerpt(job, attempt)}")
+        raise TrainingFailed(failure + _log_excerpt(job, attempt))
 
 
 def _run(job: ArtistJob) -> int:
@@ -72,7 +75,7 @@ def _run(job: ArtistJob) -> int:
     with ExitStack() as stack:
         output = stack.enter_context(log.open("ab"))
         command = job.command()
-        output.write(f"--- {utc_now()} {' '.join(command)}\n".encode("utf-8", "replace"))
+        output.write(f"--- {utc_now()} {shlex.join(command)}\n".encode("utf-8", "replace"))
         output.flush()
         metrics = MetricsReader(job.trainer_output_dir / METRICS)
         child = stack.enter_context(
@@ -112,10 +115,10 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
 
 
 def _log_excerpt(job: ArtistJob, attempt: Attempt) -> str:
-    lines: Sequence[str] = attempt.log_lines(_SHOWN_LOG_LINES)
-    return "\n".join(
-        [f"  the last lines of {job.output_dir / TRAIN_LOG}:", *(f"  | {line}" for line in lines)]
-    )
+    if has_parent():  # which shows them itself, and whose log this goes to
+        return ""
+    lines = [f"  | {line}" for line in attempt.log_lines(_SHOWN_LOG_LINES)]
+    return "\n".join(["", f"  the last lines of {job.output_dir / TRAIN_LOG}:", *lines])
 
 
 def _ignore(line: object) -> None:

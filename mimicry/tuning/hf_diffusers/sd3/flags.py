@@ -49,7 +49,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
     """
     words = sys.argv[1:] if words is None else list(words)
     parsed, unknown = _parser().parse_known_args(_with_underscores(words))
-    problems = [_unknown_problem(word) for word in unknown]
+    problems = _unknown_problems(unknown)
     for name in ("instance_data_dir", "output_dir"):
         if getattr(parsed, name) is None:
             problems.append(f"--{name} is missing; it takes a folder")
@@ -95,10 +95,18 @@ def _with_underscores(words: Sequence[str]) -> list[str]:
     return spelt
 
 
-def _unknown_problem(word: str) -> str:
-    name = word.partition("=")[0].removeprefix("--")
-    if not word.startswith("--"):
-        return f"{word!r} belongs to no flag"
+def _unknown_problems(words: Sequence[str]) -> list[str]:
+    problems = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("--"):
+            problems.append(_unknown_flag_problem(word.partition("=")[0].removeprefix("--")))
+        # The value of an unknown flag is nothing to complain of, nor to print: it may be a token.
+        elif not before.startswith("--") or "=" in before:
+            problems.append(f"{word!r} belongs to no flag")
+    return problems
+
+
+def _unknown_flag_problem(name: str) -> str:
     if name in OUT_OF_SCOPE:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name in NOT_YET:

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from mimicry.common.errors import TrainingFailed
 from mimicry.common.images import read_rgb
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
@@ -84,6 +85,10 @@ class LatentSource:
     def _encode(self, image: int, view: draws.View) -> Posterior:
         if self._vae is None:
             raise KeyError(f"image {image} was not among the samples that were cached")
-        pixels_1IHW = to_pixels(cut(read_rgb(self._images[image]), view, self._resolution))
+        try:
+            picture = read_rgb(self._images[image])
+        except OSError as error:
+            raise TrainingFailed(str(error)) from error
+        pixels_1IHW = to_pixels(cut(picture, view, self._resolution))
         posterior = self._vae.encode(pixels_1IHW.to(self._device)).latent_dist
         return posterior.mean[0], posterior.std[0]

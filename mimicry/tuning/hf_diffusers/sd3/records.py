@@ -53,6 +53,12 @@ class RunRecord:
         yield
         self.stage_seconds[name] = round(time.monotonic() - begin, 3)
 
+    def warn(self, text: str) -> None:
+        """Say a warning, and keep it in training_run.json; once, however often it comes."""
+        if text not in self._known["warnings"]:
+            self._known["warnings"].append(text)
+            say(f"warning: {text}")
+
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
     ) -> None:
@@ -71,7 +77,9 @@ class RunRecord:
 
     def add_draw(self, sample: Sample, timestep_index: int) -> None:
         """Take a sample into the hash of all draws, which is equal for equal sequences of samples."""
-        self._draws.update(json.dumps([sample.index, sample.stem, str(sample.view), timestep_index]).encode())
+        view = sample.view
+        facts = [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index]
+        self._draws.update(json.dumps(facts).encode())
 
     def finished(self) -> dict[str, Any]:
         """Return the whole content of training_run.json for a run that reached its last step."""

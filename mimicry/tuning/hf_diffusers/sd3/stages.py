@@ -3,12 +3,13 @@
 import gc
 
 import torch
+import transformers
 
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, encode_prompt
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_transformer
 
@@ -19,9 +20,10 @@ def train_adapter(job: Job) -> Adapter:
     record = RunRecord(setup)
     with record.watched():
         with record.stage("encode"):
-            prompt = _encode_prompt(setup)
+            prompt = _encode_prompt(setup, record)
             latents = _encode_images(setup)
         with record.stage("load"):
+            say("reading the transformer")
             loop = Loop(setup, load_transformer(setup), prompt, latents, record)
         with record.stage("train"):
             say(f"training {job.config.max_train_steps} steps on {setup.device}")
@@ -29,17 +31,13 @@ def train_adapter(job: Job) -> Adapter:
         return _save(setup, loop, record)
 
 
-def _encode_prompt(setup: Setup) -> PromptEmbeds:
+def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
     config = setup.job.config
     say(f"encoding the prompt {config.instance_prompt!r}")
-    prompt = encode_prompt(
-        setup.model,
-        config.instance_prompt,
-        max_sequence_length=config.max_sequence_length,
-        variant=config.variant,
-        device=setup.device,
-        dtype=setup.dtype,
-    )
+    # Bars of reading weights make a log unreadable; those of a download are over by now.
+    transformers.utils.logging.disable_progress_bar()
+    encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, record.warn)
+    prompt = encoders.encode(config.instance_prompt, config.max_sequence_length)
     _free(setup)
     return prompt
 

@@ -1,0 +1,44 @@
+"""The trainer's parts put together for a test: a loop that is ready for its first step."""
+
+from pathlib import Path
+
+import torch
+
+from mimicry.tuning.adapter import Adapter
+from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
+from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
+from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
+from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_transformer
+from tests.tuning.hf_diffusers.studio import Studio
+
+
+def make_job(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Job:
+    """Return the job of a short run."""
+    return parse_job(studio.words(output_dir, *flags, images=images))
+
+
+def train(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Adapter:
+    """Train in this process, from the flags to the published adapter."""
+    return train_adapter(make_job(studio, output_dir, *flags, images=images))
+
+
+def make_loop(studio: Studio, output_dir: Path, *flags: str) -> Loop:
+    """Return a loop that has taken no step yet."""
+    setup = Setup.prepare(make_job(studio, output_dir, *flags))
+    config = setup.job.config
+    encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, warn=print)
+    prompt = encoders.encode(config.instance_prompt, config.max_sequence_length)
+    latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
+    return Loop(setup, load_transformer(setup), prompt, latents, RunRecord(setup))
+
+
+def draw_lora_b(parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Put numbers into every lora_B, which is zero before the first step: then all gradients are alive."""
+    generator = torch.Generator().manual_seed(3)
+    for name in sorted(parameters):
+        if ".lora_B." in name:
+            values = torch.randn(parameters[name].shape, generator=generator)
+            parameters[name].data.copy_(0.1 * values)

@@ -1,0 +1,149 @@
+"""The trainer's command line stands in for that of the diffusers example."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mimicry
+from mimicry.common.errors import UsageError
+from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.hf_diffusers.sd3.flags import NOT_YET, OUT_OF_SCOPE, parse_job
+from mimicry.tuning.hf_diffusers.sd3.job import Job
+from tests.hostile_names import over_hostile_names
+
+# The interface of the example, as of August 2026: a flag that is in none of our lists was forgotten.
+EXAMPLE_FLAGS = """
+    pretrained_model_name_or_path revision variant cache_dir instance_data_dir instance_prompt dataset_name
+    dataset_config_name image_column caption_column repeats with_prior_preservation class_data_dir
+    class_prompt prior_loss_weight num_class_images sample_batch_size prior_generation_precision
+    max_sequence_length validation_prompt num_validation_images validation_epochs rank lora_dropout
+    lora_layers lora_blocks output_dir seed resolution center_crop random_flip train_text_encoder
+    text_encoder_lr adam_weight_decay_text_encoder train_batch_size gradient_accumulation_steps
+    num_train_epochs max_train_steps checkpointing_steps checkpoints_total_limit resume_from_checkpoint
+    gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps lr_num_cycles lr_power
+    dataloader_num_workers weighting_scheme logit_mean logit_std mode_scale precondition_outputs optimizer
+    use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon prodigy_beta3 prodigy_decouple
+    prodigy_use_bias_correction prodigy_safeguard_warmup max_grad_norm push_to_hub hub_token hub_model_id
+    logging_dir report_to allow_tf32 cache_latents upcast_before_saving mixed_precision local_rank
+""".split()
+OUR_OWN = {"instance_data_dir", "output_dir", *(option.name for option in OPTIONS)}
+NEEDED = ("--instance_data_dir=images", "--output_dir=adapter")
+BOOLEANS = [option.name for option in OPTIONS if option.type is bool]
+
+
+def parse(*words: str) -> Job:
+    return parse_job([*NEEDED, *words])
+
+
+def problems(*words: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        parse_job(words)
+    return list(caught.value.problems)
+
+
+def test_defaults_are_those_of_the_study_and_booleans_are_off() -> None:
+    config, study = parse().config, TuningConfig()
+    for option in OPTIONS:
+        expected = False if option.type is bool else getattr(study, option.name)
+        assert getattr(config, option.name) == expected, option.name
+
+
+@pytest.mark.parametrize("name", BOOLEANS)
+@pytest.mark.parametrize("spell", [str, lambda name: name.replace("_", "-")], ids=["_", "-"])
+def test_a_boolean_is_on_when_given(name: str, spell: type[str]) -> None:
+    config = parse(f"--{spell(name)}").config
+    assert [other for other in BOOLEANS if getattr(config, other)] == [name]
+
+
+@pytest.mark.parametrize("name", BOOLEANS)
+def test_a_boolean_takes_no_value(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--x False` would mean True where booleans are declared as type=bool."""
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--{name}=False")
+    assert stop.value.code == 2
+    assert f"--{name}" in capsys.readouterr().err
+    assert problems(*NEEDED, f"--{name}", "False") == ["'False' belongs to no flag"]
+
+
+def test_nothing_is_declared_with_type_bool() -> None:
+    files = list(Path(mimicry.__file__).parent.rglob("*.py"))
+    assert len(files) > 30
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "type":
+                assert not (isinstance(node.value, ast.Name) and node.value.id == "bool"), (path, node.lineno)
+
+
+def test_dashes_and_underscores_are_one_flag() -> None:
+    words = ["--train-batch-size=2", "--max_train-steps", "7", "--instance-prompt=well-known_name"]
+    config = parse(*words).config
+    assert (config.train_batch_size, config.max_train_steps) == (2, 7)
+    assert config.instance_prompt == "well-known_name"
+
+
+@over_hostile_names
+def test_values_are_taken_as_they_are(hostile_name: str) -> None:
+    job = parse_job(
+        [f"--instance-data-dir={hostile_name}", f"--output_dir={hostile_name}", f"--note={hostile_name}"]
+    )
+    assert job.instance_data_dir == job.output_dir == Path(hostile_name)
+    assert job.notes == (hostile_name,)
+
+
+@pytest.mark.parametrize("value", ["--a-b --c", "-x", "a=b=c", "100 %"])
+def test_a_value_may_look_like_a_flag(value: str) -> None:
+    assert parse(f"--instance_prompt={value}").config.instance_prompt == value
+
+
+def test_the_last_value_counts_and_notes_add_up() -> None:
+    job = parse("--rank=4", "--rank=8", "--note=one", "--note", "two")
+    assert job.config.rank == 8
+    assert job.notes == ("one", "two")
+
+
+def test_the_command_is_kept_as_typed() -> None:
+    words = [*NEEDED, "--max-train-steps", "3"]
+    assert parse_job(words).command[1:] == tuple(words)
+
+
+def test_abbreviations_are_not_guessed() -> None:
+    (problem,) = problems(*NEEDED, "--resol=64")
+    assert problem == "--resol is no flag of this trainer; did you mean 'resolution' or 'revision'?"
+
+
+def test_every_flag_of_the_example_has_its_place_and_one_only() -> None:
+    assert len(EXAMPLE_FLAGS) == len(set(EXAMPLE_FLAGS)) == 75
+    for name in EXAMPLE_FLAGS:
+        assert [name in names for names in (OUR_OWN, OUT_OF_SCOPE, NOT_YET)].count(True) == 1, name
+    assert set(OUT_OF_SCOPE) | NOT_YET <= set(EXAMPLE_FLAGS)
+
+
+@pytest.mark.parametrize("name", sorted({*OUT_OF_SCOPE, *NOT_YET}))
+@pytest.mark.parametrize("value", [[], ["some value"]], ids=["alone", "with value"])
+def test_a_flag_of_the_example_that_we_refuse_is_explained_once(name: str, value: list[str]) -> None:
+    (problem,) = problems(*NEEDED, f"--{name.replace('_', '-')}", *value, "--rank=4")
+    assert problem.startswith(f"--{name} ")
+    assert OUT_OF_SCOPE.get(name, "not supported yet") in problem
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems(
+        *("--push_to_hub", "--resume_from_checkpoint=latest", "--leaning-rate=1", "--rank=0", "stray"),
+        *("--resolution=1", "--learning_rate=nan"),
+    )
+    assert len(found) == 9
+    for part in (
+        *("--push_to_hub is no flag", "--resume_from_checkpoint is not supported yet"),
+        *("did you mean 'learning_rate'", "'stray' belongs to no flag"),
+        *("--instance_data_dir is missing", "--output_dir is missing"),
+        *("--rank is 0", "--resolution is 1", "--learning-rate is nan"),
+    ):
+        assert sum(part in problem for problem in found) == 1, part
+
+
+def test_values_of_the_wrong_kind_are_problems_like_others() -> None:
+    found = problems(*NEEDED, "--rank=many", "--mixed_precision=bf17", "--learning_rate=x", "--resolution=1")
+    assert len(found) == 4
+    for name, value in (("rank", "many"), ("mixed", "bf17"), ("learning", "x"), ("resolution", "1")):
+        assert any(problem.startswith(f"--{name}") and value in problem for problem in found)

@@ -1,0 +1,84 @@
+"""What a job finds before it begins: images in order, a device that can, a model that fits."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
+from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from tests.tuning.hf_diffusers.sd3.parts import make_job
+from tests.tuning.hf_diffusers.studio import Studio
+
+
+def prepare(studio: Studio, folder: Path, *flags: str, images: Path | None = None) -> Setup:
+    return Setup.prepare(make_job(studio, folder / "out", *flags, images=images))
+
+
+def test_images_are_listed_by_stem_and_other_files_passed_over(studio: Studio, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    picture = next(path for path in studio.images.iterdir() if path.suffix == ".jpg")
+    for name in ("c.JPG", "a.jpeg", "b.jpg", "0.jpg", "é.jpg"):
+        shutil.copyfile(picture, images / name)
+    for name in ("metadata.jsonl", "b.txt", ".hidden.jpg", "Thumbs.db", "c.json"):
+        (images / name).write_text("no image")
+    (images / "folder.png").mkdir()
+
+    setup = prepare(studio, tmp_path, images=images)
+
+    assert setup.samples.stems == ("0", "a", "b", "c", "é")
+    assert [path.name for path in setup.images.paths] == ["0.jpg", "a.jpeg", "b.jpg", "c.JPG", "é.jpg"]
+
+
+def test_a_new_crop_is_drawn_for_each_sample(studio: Studio, tmp_path: Path) -> None:
+    setup = prepare(studio, tmp_path, "--random_flip")
+    views = [setup.samples.sample(index).view for index in range(40)]
+    assert len({(view.across, view.down) for view in views}) == 40
+    assert {view.flipped for view in views} == {False, True}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_without_images_is_named(exists: bool, studio: Studio, tmp_path: Path) -> None:
+    if exists:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingFailed, match=f"there is no image in {tmp_path / 'empty'}"):
+        prepare(studio, tmp_path, images=tmp_path / "empty")
+
+
+def test_two_files_of_one_stem_are_named(studio: Studio, tmp_path: Path) -> None:
+    picture = next(iter(studio.images.iterdir()))
+    (tmp_path / "images").mkdir()
+    for name in ("one.png", "one.jpg"):
+        shutil.copyfile(picture, tmp_path / "images" / name)
+    with pytest.raises(TrainingFailed, match="share the stem 'one'"):
+        prepare(studio, tmp_path, images=tmp_path / "images")
+
+
+def test_a_resolution_that_the_model_does_not_take_names_the_nearest(studio: Studio, tmp_path: Path) -> None:
+    with pytest.raises(BatchFault, match=r"--resolution 37: .* type --resolution 40"):
+        prepare(studio, tmp_path, "--resolution=37")
+
+
+def test_several_processes_are_refused(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--num_processes 1"):
+        prepare(studio, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--mixed_precision bf16 or no"):
+        prepare(studio, tmp_path, "--mixed_precision=fp16")
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [((), 2), (("--train_batch_size=3", "--gradient_accumulation_steps=5"), 30)]
+)
+def test_the_samples_of_a_run_are_counted(
+    words: tuple[str, ...], count: int, studio: Studio, tmp_path: Path
+) -> None:
+    assert prepare(studio, tmp_path, *words).sample_count == count

@@ -1,0 +1,168 @@
+"""metrics.jsonl and training_run.json: what a lab can look up after the run, and what it must not find."""
+
+import hashlib
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from mimicry.common.children import Interrupted
+from mimicry.common.files import canonical_json, sha256_text
+from mimicry.tuning.config import OPTIONS
+from mimicry.tuning.hf_diffusers.sd3 import training
+from tests.tuning.hf_diffusers.sd3.parts import train
+from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
+
+STEPS = 5
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that was trained with a token in the environment."""
+    folder = tmp_path_factory.mktemp("records") / "adapter"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", SECRET)
+        train(studio, folder, f"--max_train_steps={STEPS}", "--note=19 images only", "--note=twice")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path) -> dict[str, Any]:
+    return training_run(trained)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class TestMetrics:
+    def test_there_is_one_line_for_each_step(self, trained: Path) -> None:
+        lines = metrics(trained)
+        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        for line in lines:
+            assert set(line) == {"step", "loss", "lr", "grad_norm", "seconds", "peak_memory_bytes"}
+            assert line["lr"] == 1e-4
+            assert 0 < line["loss"] < 10
+            assert line["grad_norm"] > 0
+            assert line["seconds"] > 0
+            assert line["peak_memory_bytes"] > 1 << 20
+
+    def test_a_new_run_begins_a_new_file(self, studio: Studio, tmp_path: Path) -> None:
+        for _ in range(2):
+            train(studio, tmp_path)
+        assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+
+
+class TestTrainingRun:
+    def test_it_has_these_keys(self, run: dict[str, Any]) -> None:
+        assert set(run) == set(
+            """
+            schema recipe recipe_hash options base_model command paths host versions warnings images
+            numerics status started_at finished_at seconds stage_seconds steps resumed_from
+            peak_memory_bytes final_loss mean_loss draws_sha256 weights
+            """.split()
+        )
+        assert run["schema"] == 1
+        assert run["status"] == "complete"
+        assert run["resumed_from"] is None
+
+    def test_it_tells_the_losses_of_the_metrics(self, trained: Path, run: dict[str, Any]) -> None:
+        losses = [line["loss"] for line in metrics(trained)]
+        assert run["steps"] == STEPS
+        assert run["final_loss"] == losses[-1]
+        assert run["mean_loss"] == pytest.approx(fmean(losses))
+
+    def test_the_weights_and_images_are_those_on_disk(
+        self, studio: Studio, trained: Path, run: dict[str, Any]
+    ) -> None:
+        assert run["weights"] == {
+            "sha256": sha256(trained / WEIGHTS),
+            "bytes": (trained / WEIGHTS).stat().st_size,
+            "modules": 23,
+        }
+        assert run["images"] == [
+            {"name": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(studio.images.iterdir())
+        ]
+
+    def test_the_recipe_is_hashed_and_resolved(self, studio: Studio, run: dict[str, Any]) -> None:
+        assert run["recipe_hash"] == sha256_text(canonical_json(run["recipe"]))
+        assert run["recipe"]["trainer"] == "mimicry"
+        assert set(run["recipe"]["options"]) == {option.name for option in OPTIONS if option.facts.in_recipe}
+        assert set(run["options"]) == {option.name for option in OPTIONS}
+        assert (run["options"]["rank"], run["options"]["max_train_steps"]) == (4, STEPS)
+        assert set(run["base_model"]) == {"name", "revision", "fingerprint"}
+
+    def test_times_are_told_by_stage(self, run: dict[str, Any]) -> None:
+        assert set(run["stage_seconds"]) == {"encode", "load", "train"}
+        assert all(seconds > 0 for seconds in run["stage_seconds"].values())
+        assert sum(run["stage_seconds"].values()) <= run["seconds"]
+        begin, end = (datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at"))
+        assert begin.tzinfo is not None
+        assert begin <= end
+
+    def test_the_numerics_say_what_may_change_the_last_bits(self, run: dict[str, Any]) -> None:
+        assert run["numerics"]["device"] == "cpu"
+        assert run["numerics"]["threads"] == 1
+        assert run["numerics"]["torch"] == run["versions"]["torch"]
+
+    def test_warnings_and_command_are_kept(self, run: dict[str, Any]) -> None:
+        assert run["warnings"] == ["19 images only", "twice"]
+        assert f"--max_train_steps={STEPS}" in run["command"]
+
+    def test_paths_of_the_machine_stand_where_they_are_left_out_of_uploads(
+        self, studio: Studio, run: dict[str, Any]
+    ) -> None:
+        rest = {key: value for key, value in run.items() if key not in ("paths", "command", "host")}
+        assert run["paths"]["instance_data_dir"] == str(studio.images)
+        assert run["paths"]["base_model"] == str(studio.base_model)
+        assert str(studio.images.parent) not in json.dumps(rest)
+        assert str(studio.base_model) not in json.dumps(rest)
+
+    def test_no_file_has_the_token(self, trained: Path) -> None:
+        files = [path for path in trained.rglob("*") if path.is_file()]
+        assert len(files) == 4
+        assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_while_it_runs_the_record_says_so(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    make_batch = training.Loop.make_batch
+
+    def look(loop: training.Loop, first: int) -> training.Batch:
+        seen.append(training_run(tmp_path))
+        return make_batch(loop, first)
+
+    monkeypatch.setattr(training.Loop, "make_batch", look)
+    train(studio, tmp_path)
+    assert {run["status"] for run in seen} == {"running"}
+    assert {run["finished_at"] for run in seen} == {None}
+    assert not any("weights" in run for run in seen)
+    assert training_run(tmp_path)["status"] == "complete"
+
+
+def test_a_stop_is_recorded(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_step = training.Loop.take_step
+
+    def stop(loop: training.Loop, step: int) -> tuple[float, float]:
+        if step == 2:
+            raise Interrupted(15)
+        return take_step(loop, step)
+
+    monkeypatch.setattr(training.Loop, "take_step", stop)
+    with pytest.raises(Interrupted):
+        train(studio, tmp_path)
+    run = training_run(tmp_path)
+    assert (run["status"], run["error"], run["steps"]) == ("interrupted", "stopped by SIGTERM", 1)
+    assert not os.path.lexists(tmp_path / WEIGHTS)

@@ -1,0 +1,157 @@
+"""The command that starts a trainer, and what is read off somebody else's script without running it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mimicry.common.errors import UsageError
+from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT, TrainScript, cpu_threads, launch_words
+from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from tests.hostile_names import over_hostile_names
+from tests.tuning.hf_diffusers.stand_in import KNOWN, write_stand_in
+
+IN, OUT = Path("images"), Path("adapter")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> TrainScript:
+    return TrainScript.read(write_stand_in(tmp_path))
+
+
+class TestOwnScript:
+    def test_every_value_is_passed_explicitly(self) -> None:
+        words = TrainScript.own().words(TuningConfig(), IN, OUT, [])
+        names = [word.partition("=")[0].removeprefix("--") for word in words]
+        config = TuningConfig()
+        assert names == [
+            *("instance_data_dir", "output_dir"),
+            *(
+                option.name
+                for option in OPTIONS
+                if (value := getattr(config, option.name)) is not None and value is not False
+            ),
+        ]
+
+    @over_hostile_names
+    def test_the_trainer_understands_them(self, hostile_name: str) -> None:
+        config = TuningConfig(
+            instance_prompt=f"in the style of {hostile_name}",
+            pretrained_model_name_or_path=hostile_name,
+            learning_rate=3e-5,
+            center_crop=False,
+            random_flip=True,
+            variant="fp16",
+        )
+        words = TrainScript.own().words(config, Path(hostile_name), OUT, [hostile_name, "another note"])
+        job = parse_job(words)
+        assert job.config == config
+        assert job.instance_data_dir == Path(hostile_name)
+        assert job.notes == (hostile_name, "another note")
+
+    def test_it_has_nothing_to_warn_of(self) -> None:
+        script = TrainScript.own()
+        assert script.path == OWN_SCRIPT
+        assert script.path.is_file()
+        assert script.warnings(TuningConfig(deterministic=True)) == []
+        assert script.identity == "mimicry"
+
+
+class TestForeignScript:
+    def test_its_flags_are_read_and_not_run(self, foreign: TrainScript, tmp_path: Path) -> None:
+        assert foreign.known_flags == KNOWN
+        assert not foreign.is_own
+        assert [path.name for path in tmp_path.iterdir()] == [foreign.path.name]
+
+    def test_no_flag_goes_to_it_that_it_does_not_know(self, foreign: TrainScript) -> None:
+        words = foreign.words(TuningConfig(random_flip=True, cache_latents=True), IN, OUT, ["a note"])
+        assert words == [
+            "--instance_data_dir=images",
+            "--output_dir=adapter",
+            "--resolution=1024",
+            "--rank=16",
+            "--max_train_steps=500",
+            "--mixed_precision=bf16",
+            "--cache_latents",
+            "--instance_prompt=a painting in the style of sks",
+            "--pretrained_model_name_or_path=stabilityai/stable-diffusion-3.5-large",
+        ]
+
+    def test_a_boolean_that_is_off_is_left_out(self, foreign: TrainScript) -> None:
+        words = foreign.words(TuningConfig(cache_latents=False), IN, OUT, [])
+        assert not [word for word in words if "cache_latents" in word]
+
+    def test_cached_latents_in_low_precision_are_warned_of(self, foreign: TrainScript) -> None:
+        (warning,) = foreign.warnings(TuningConfig())
+        assert "--no-cache-latents" in warning
+        assert "bf16" in warning
+        assert foreign.warnings(TuningConfig(cache_latents=False)) == []
+        assert foreign.warnings(TuningConfig(mixed_precision="no")) == []
+
+    def test_what_it_cannot_be_told_is_warned_of(self, foreign: TrainScript) -> None:
+        config = TuningConfig(cache_latents=False, seed=7, random_flip=True)
+        assert foreign.warnings(config) == [
+            "train_dreambooth_lora_sd3.py does not know --seed, which is left out",
+            "train_dreambooth_lora_sd3.py does not know --random-flip, which is left out",
+        ]
+
+    def test_it_is_told_from_others_by_its_content(self, foreign: TrainScript, tmp_path: Path) -> None:
+        before = foreign.identity
+        foreign.path.write_text(foreign.path.read_text() + "\n# a change\n")
+        assert before.startswith("train_dreambooth_lora_sd3.py sha256:")
+        assert TrainScript.read(foreign.path).identity != before
+
+    def test_it_is_found_from_any_working_directory(
+        self, foreign: TrainScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert TrainScript.read(Path(foreign.path.name)).path == foreign.path
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "cannot be read as Python"),
+            (b"def broken(:", "cannot be read as Python"),
+            (b"\xff\xfe", "cannot be read as Python"),
+            (b"print()\0", "cannot be read as Python"),
+            (b"print('no flags')", "knows no --instance_data_dir, --output_dir, --instance_prompt"),
+            (
+                b"parser.add_argument('--instance_data_dir'); x.add_argument('--output_dir')",
+                "knows no --instance_prompt",
+            ),
+        ],
+    )
+    def test_another_file_is_refused(self, content: bytes | None, message: str, tmp_path: Path) -> None:
+        if content is not None:
+            (tmp_path / "script.py").write_bytes(content)
+        with pytest.raises(UsageError, match=message) as caught:
+            TrainScript.read(tmp_path / "script.py")
+        assert f"--train-script {tmp_path / 'script.py'}" in str(caught.value)
+
+
+class TestLaunch:
+    def test_every_choice_of_the_launcher_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        words = launch_words(TrainScript.own(), ["--rank=4", "--", "x y"], "fp16")
+        config = next(word for word in words if word.startswith("--config_file="))
+        assert words == [
+            *(sys.executable, "-m", "accelerate.commands.launch", config),
+            *("--num_processes=1", "--num_machines=1", "--dynamo_backend=no"),
+            *("--mixed_precision=fp16", "--num_cpu_threads_per_process=3"),
+            *(str(OWN_SCRIPT), "--rank=4", "--", "x y"),
+        ]
+        assert Path(config.partition("=")[2]).is_file()
+
+    @pytest.mark.parametrize("asked", ["", "0", "-2", "many", "²"])
+    def test_a_senseless_thread_count_is_that_of_the_processors(
+        self, asked: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 9}, raising=False)
+        assert cpu_threads() == 3
+
+    def test_an_asked_thread_count_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        assert cpu_threads() == 7

@@ -1,0 +1,248 @@
+"""The wrapper as a program: the README's command for one artist, and every way it can end."""
+
+import os
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+from mimicry.tuning.adapter import check_adapter
+from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
+from tests.tuning.hf_diffusers.conftest import Tuned
+from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in
+from tests.tuning.hf_diffusers.studio import (
+    DEADLINE_SECONDS,
+    SECRET,
+    WRAPPER,
+    Studio,
+    await_step,
+    end,
+    processes_naming,
+    run,
+    start,
+    training_run,
+)
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+COMPLETE = ["adapter_config.json", "metrics.jsonl", WEIGHTS, "train.log", "training_run.json"]
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file below `folder` with its content."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def own_copy(tuned: Tuned, tmp_path: Path) -> Tuned:
+    """The trained artist in a folder that the test may change."""
+    shutil.copytree(tuned.folder, tmp_path / "checkout", symlinks=True)
+    return Tuned(tmp_path / "checkout", tuned.words, tuned.outcome)
+
+
+class TestOneArtist:
+    def test_the_command_works_as_typed(self, tuned: Tuned) -> None:
+        assert tuned.outcome.returncode == 0, tuned.outcome.stderr
+        assert tuned.outcome.stdout.splitlines()[-1].startswith("complete: data/style_mimicry/models/")
+        assert sorted(path.name for path in tuned.output_dir.iterdir()) == COMPLETE
+        adapter = check_adapter(tuned.output_dir, rank=4)
+        config = PeftConfig.from_pretrained(str(tuned.output_dir))
+        assert config.r == adapter.rank == 4
+        run = training_run(tuned.output_dir)
+        assert (run["status"], run["steps"]) == ("complete", 3)
+        assert len((tuned.output_dir / "metrics.jsonl").read_text().splitlines()) == 3
+
+    def test_the_projects_defaults_reach_the_trainer(self, tuned: Tuned) -> None:
+        options = training_run(tuned.output_dir)["options"]
+        assert options["mixed_precision"] == "bf16"
+        assert options["gradient_accumulation_steps"] == 4
+        assert options["seed"] == 42
+        assert options["cache_latents"] and options["gradient_checkpointing"] and options["center_crop"]
+
+    def test_the_log_has_the_command_and_what_was_said(self, tuned: Tuned) -> None:
+        log = (tuned.output_dir / "train.log").read_text()
+        assert log.startswith("--- 20")
+        assert str(OWN_SCRIPT) in log.splitlines()[0]
+        assert "step 3/3, loss " in log
+        assert "Traceback" not in log
+
+    def test_no_file_has_the_token(self, tuned: Tuned) -> None:
+        assert not [name for name, content in tree(tuned.output_dir).items() if SECRET.encode() in content]
+        assert SECRET not in tuned.outcome.stdout + tuned.outcome.stderr
+
+
+class TestExisting:
+    def test_a_complete_one_is_kept(self, tuned: Tuned) -> None:
+        before = tree(tuned.folder)
+        outcome = run(WRAPPER, tuned.words, cwd=tuned.folder)
+        assert outcome.returncode == 0, outcome.stderr
+        assert outcome.stdout.startswith("complete: data/style_mimicry/models/")
+        assert tree(tuned.folder) == before
+
+    def test_a_stale_one_is_kept_and_said_to_be(self, tuned: Tuned) -> None:
+        before = tree(tuned.folder)
+        outcome = run(WRAPPER, [*tuned.words, "--seed=43"], cwd=tuned.folder)
+        assert outcome.returncode == 0, outcome.stderr
+        assert "stale: data/" in outcome.stdout
+        assert "seed 42 -> 43" in outcome.stdout
+        assert "type --overwrite" in outcome.stdout
+        assert tree(tuned.folder) == before
+
+    def test_overwrite_trains_again_and_sets_the_old_one_aside(self, own_copy: Tuned, tmp_path: Path) -> None:
+        """With a stand-in for the diffusers example, which is quicker, yet through the launcher."""
+        before = tree(own_copy.output_dir)
+        script = write_stand_in(tmp_path)
+        outcome = run(
+            WRAPPER, [*own_copy.words, "--overwrite", "--train-script", script], cwd=own_copy.folder
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        assert "warning: train_dreambooth_lora_sd3.py may fail" in outcome.stderr
+        assert "--no-cache-latents" in outcome.stderr
+        check_adapter(own_copy.output_dir, rank=4)
+        assert PeftConfig.from_pretrained(str(own_copy.output_dir)).r == 4
+        run_record = training_run(own_copy.output_dir)
+        assert run_record["recipe"]["trainer"].startswith("train_dreambooth_lora_sd3.py sha256:")
+        assert "--no-cache-latents" in run_record["warnings"][0]
+        assert given_flags(own_copy.output_dir / "train.log")["resolution"] == 32
+
+        after = tree(own_copy.output_dir)
+        assert after[WEIGHTS] != before[WEIGHTS]
+        (aside,) = (own_copy.output_dir / "set_aside").iterdir()
+        assert tree(aside) == {name: before[name] for name in before if name != "train.log"}
+        assert after["train.log"].startswith(before["train.log"])
+
+    def test_a_broken_one_is_set_aside_and_trained_again(
+        self, own_copy: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        weights = own_copy.output_dir / WEIGHTS
+        torn = weights.read_bytes()[:-100]
+        weights.write_bytes(torn)
+        monkeypatch.setenv("STAND_IN", "truncated")
+        outcome = run(
+            WRAPPER, [*own_copy.words, "--train-script", write_stand_in(tmp_path)], cwd=own_copy.folder
+        )
+        # The new one is broken, too: nothing lies under the final name, and neither is lost.
+        assert outcome.returncode == 1
+        assert "error: " in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert not weights.exists()
+        (aside,) = (own_copy.output_dir / "set_aside").iterdir()
+        assert aside.name.endswith("-broken")
+        assert (aside / WEIGHTS).read_bytes() == torn
+
+
+class TestRefusal:
+    def refused(self, folder: Path, *words: str | Path, code: int = 2) -> list[str]:
+        """Return the lines of the complaint about `words`; nothing must have been written."""
+        before = tree(folder)
+        outcome = run(WRAPPER, words, cwd=folder)
+        assert outcome.returncode == code, outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert tree(folder) == before
+        return outcome.stderr.splitlines()
+
+    def test_all_bad_values_come_at_once(self, studio: Studio, tmp_path: Path) -> None:
+        errors = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir", "out", "--no-push-to-hub"),
+            *("--rank=0", "--learning-rate=nan", "--mixed-precision=fp8", "--max-train-steps=many"),
+            *("--seed=-1", "--instance-prompt= "),
+        )
+        named = ("rank", "learning-rate", "mixed-precision", "max-train-steps", "seed", "instance-prompt")
+        assert len(errors) == len(named)
+        for name in named:
+            assert sum(line.startswith(f"error: --{name} is ") for line in errors) == 1, name
+
+    def test_an_unknown_option_is_named(self, tmp_path: Path) -> None:
+        errors = self.refused(tmp_path, "--input-dir=in", "--output-dir=out", "--leaning-rate=1")
+        assert "--leaning-rate" in errors[-1]
+        assert "--learning-rate" in errors[-1]
+
+    def test_missing_images_are_a_usage_error(self, tmp_path: Path) -> None:
+        (error,) = self.refused(tmp_path, "--input-dir=none", "--output-dir=out", "--no-push-to-hub")
+        assert error.startswith("error: --input-dir: there is no image in none")
+
+    def test_images_that_cannot_be_read_are_all_named(self, studio: Studio, tmp_path: Path) -> None:
+        shutil.copytree(studio.images, tmp_path / "images")
+        for name in ("x.png", "y.jpg"):
+            (tmp_path / "images" / name).write_text("no image")
+        errors = self.refused(tmp_path, "--input-dir=images", "--output-dir=out", "--no-push-to-hub", code=1)
+        assert ["x.png" in errors[0], "y.jpg" in errors[1], len(errors)] == [True, True, 2]
+
+    def test_a_missing_base_model_and_a_bad_resolution_are_faults_of_the_batch(
+        self, studio: Studio, tmp_path: Path
+    ) -> None:
+        words: list[Any] = ["--input-dir", studio.images, "--output-dir=out", "--no-push-to-hub"]
+        (error,) = self.refused(tmp_path, *words, "--pretrained-model-name-or-path=./nowhere")
+        assert "./nowhere: there is no such folder" in error
+        (error,) = self.refused(
+            tmp_path, *words, f"--pretrained-model-name-or-path={studio.base_model}", "--resolution=37"
+        )
+        assert "type --resolution 40" in error
+
+    def test_an_output_that_names_no_repository_says_what_to_type(
+        self, studio: Studio, tmp_path: Path
+    ) -> None:
+        (error,) = self.refused(tmp_path, "--input-dir", studio.images, "--output-dir=out")
+        assert "--hub-model-id NAME or --no-push-to-hub" in error
+
+    def test_a_train_script_that_is_none_is_named(self, studio: Studio, tmp_path: Path) -> None:
+        (error,) = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir=out", "--no-push-to-hub"),
+            "--train-script=nowhere.py",
+        )
+        assert "--train-script nowhere.py cannot be read" in error
+
+
+def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path: Path) -> None:
+    shutil.copytree(studio.images, tmp_path / "O'Keeffe; {x}")
+    before = tree(tmp_path)
+    outcome = run(
+        WRAPPER,
+        ["--input-dir", "O'Keeffe; {x}", "--output-dir", "out dir", "--no-push-to-hub", "--dry-run"],
+        cwd=tmp_path,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out dir").exists()
+    words = shlex.split(outcome.stdout)
+    assert words[1:3] == ["-m", "accelerate.commands.launch"]
+    assert str(OWN_SCRIPT) in words
+    assert "--instance_data_dir=O'Keeffe; {x}" in words
+    assert "--output_dir=out dir" in words
+
+
+@needs_proc
+def test_a_stop_signal_leaves_no_process_behind(studio: Studio, tmp_path: Path) -> None:
+    log, output_dir = tmp_path / "log", tmp_path / "out"
+    words: list[Any] = [
+        *("--input-dir", studio.images, "--output-dir", output_dir, "--no-push-to-hub"),
+        *("--pretrained-model-name-or-path", studio.base_model, "--resolution=32"),
+        *("--max-train-steps=5000", "--gradient-accumulation-steps=1"),
+    ]
+    process = start(WRAPPER, words, tmp_path, log)
+    try:
+        await_step(process, output_dir, log)
+        # Wrapper, launcher and trainer.
+        assert len(processes_naming(str(output_dir))) >= 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
+    finally:
+        end(process)
+    deadline = time.monotonic() + 10
+    while processes_naming(str(output_dir)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_naming(str(output_dir)) == []
+    assert "stopped by SIGTERM" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert training_run(output_dir)["status"] == "interrupted"
+    assert not os.path.lexists(output_dir / WEIGHTS)

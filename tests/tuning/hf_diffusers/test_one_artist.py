@@ -1,0 +1,176 @@
+"""One artist through a script that is not ours: what it leaves is verified before it counts."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+from mimicry.common.errors import TrainingFailed
+from mimicry.common.images import ImageFolder
+from mimicry.tuning.adapter import check_adapter
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.existing import Asked, State, judge_existing
+from mimicry.tuning.hf_diffusers import one_artist
+from mimicry.tuning.hf_diffusers.launch import TrainScript
+from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
+from tests.hostile_names import over_hostile_names
+from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights
+from tests.tuning.hf_diffusers.studio import Studio, training_run
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+COMPLETE = ["adapter_config.json", WEIGHTS, "train.log", "training_run.json"]
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the script itself: the launcher takes seconds, and the wrapper's own test has it."""
+
+    def launch_words(script: TrainScript, words: Sequence[str], mixed_precision: str) -> list[str]:
+        return [sys.executable, str(script.path), *words]
+
+    monkeypatch.setattr(one_artist, "launch_words", launch_words)
+
+
+def make_job(studio: Studio, folder: Path, output_dir: Path | None = None, **values: Any) -> ArtistJob:
+    return ArtistJob(
+        config=TuningConfig(rank=4, pretrained_model_name_or_path=str(studio.base_model), **values),
+        input_dir=studio.images,
+        output_dir=output_dir or folder / "adapter",
+        script=TrainScript.read(write_stand_in(folder)),
+        notes=("a note",),
+        stall_seconds=60,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "set_aside")
+
+
+def state(job: ArtistJob) -> State:
+    asked = Asked.of(job.config, job.script.identity)
+    return judge_existing(job.output_dir, asked, ImageFolder.read(job.input_dir), full=True).state
+
+
+def test_a_whole_adapter_is_published_with_its_records(studio: Studio, tmp_path: Path) -> None:
+    job = make_job(studio, tmp_path)
+    train_artist(job)
+    assert names(job.output_dir) == COMPLETE
+    adapter = check_adapter(job.output_dir, rank=4)
+    assert adapter.modules == ("transformer_blocks.0.attn.to_q",)
+    config = PeftConfig.from_pretrained(str(job.output_dir))
+    assert (config.r, config.lora_alpha, config.target_modules) == (4, 4, set(adapter.modules))
+
+    run = training_run(job.output_dir)
+    assert run["status"] == "complete"
+    assert run["weights"]["sha256"] == adapter.sha256
+    assert run["recipe"]["trainer"] == job.script.identity
+    assert [image["name"] for image in run["images"]] == [
+        path.name for path in sorted(studio.images.iterdir())
+    ]
+    assert run["warnings"][0] == "a note"
+    assert "--no-cache-latents" in run["warnings"][1]
+    assert run["paths"]["output_dir"] == str(job.output_dir)
+    assert state(job) is State.COMPLETE
+
+
+def test_it_is_given_what_it_knows_and_another_folder_to_write_to(studio: Studio, tmp_path: Path) -> None:
+    job = make_job(studio, tmp_path, seed=7, cache_latents=False)
+    train_artist(job)
+    assert given_flags(job.output_dir / "train.log") == {
+        "pretrained_model_name_or_path": str(studio.base_model),
+        "instance_data_dir": str(studio.images),
+        "instance_prompt": "a painting in the style of sks",
+        "output_dir": str(job.output_dir / ".training"),
+        "resolution": 1024,
+        "rank": 4,
+        "max_train_steps": 500,
+        "mixed_precision": "bf16",
+        "cache_latents": False,
+    }
+
+
+@over_hostile_names
+def test_any_name_of_a_folder_will_do(hostile_name: str, studio: Studio, tmp_path: Path) -> None:
+    job = make_job(studio, tmp_path, tmp_path / "out" / hostile_name)
+    train_artist(job)
+    assert names(tmp_path / "out" / hostile_name) == COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("crash", "exit code 1 and no adapter: the script has crashed"),
+        ("nothing", "exit code 0 and no adapter"),
+        ("truncated", "is no readable safetensors file"),
+        ("garbage", "is no readable safetensors file"),
+        ("untrained", "every lora_B is zero"),
+        ("nan", "no finite numbers"),
+        ("other rank", "has rank 5 where 4 was asked for"),
+    ],
+)
+def test_a_result_that_is_no_adapter_is_refused(
+    behaviour: str, message: str, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN", behaviour)
+    job = make_job(studio, tmp_path)
+    with pytest.raises(TrainingFailed, match=message):
+        train_artist(job)
+    assert names(job.output_dir) in (["train.log"], [".training", "train.log"])
+    assert state(job) is State.ABSENT
+
+
+def test_the_log_tells_what_the_script_said(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN", "crash")
+    job = make_job(studio, tmp_path)
+    with pytest.raises(TrainingFailed) as caught:
+        train_artist(job)
+    assert f"the last lines of {job.output_dir / 'train.log'}" in str(caught.value)
+    assert "  | the script was given" in str(caught.value)
+
+
+def test_a_whole_adapter_counts_whatever_the_exit_code(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher makes 1 of many codes, and a script may fail in sampling once it has saved."""
+    monkeypatch.setenv("STAND_IN", "saved, then crash")
+    job = make_job(studio, tmp_path)
+    train_artist(job)
+    assert state(job) is State.COMPLETE
+
+
+@pytest.mark.parametrize("behaviour", ["whole", "crash"])
+def test_leftovers_of_a_stopped_script_are_not_taken_for_its_result(
+    behaviour: str, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN", behaviour)
+    job = make_job(studio, tmp_path)
+    leftover = job.output_dir / ".training" / WEIGHTS
+    write_weights(leftover, rank=4)
+    content = leftover.read_bytes()
+    if behaviour == "whole":
+        train_artist(job)
+        assert (job.output_dir / WEIGHTS).read_bytes() != content
+    else:
+        with pytest.raises(TrainingFailed, match="the script has crashed"):
+            train_artist(job)
+        assert state(job) is State.ABSENT
+    (aside,) = (job.output_dir / "set_aside").iterdir()
+    assert (aside / ".training" / WEIGHTS).read_bytes() == content
+
+
+def test_a_log_goes_on_and_an_older_failure_is_not_told_again(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(studio, tmp_path)
+    job.output_dir.mkdir()
+    (job.output_dir / "train.log").write_text("error: an older failure\n")
+    monkeypatch.setenv("STAND_IN", "nothing")
+    with pytest.raises(TrainingFailed) as caught:
+        train_artist(job)
+    assert "older failure" not in str(caught.value)
+    assert (job.output_dir / "train.log").read_text().startswith("error: an older failure\n--- ")
