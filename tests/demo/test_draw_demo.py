@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from mimicry.common.errors import UsageError
+from mimicry.common.programs import run_command
 from mimicry.demo import draw_demo as program
-from mimicry.demo.draw_demo import draw_demo, main
+from mimicry.demo.draw_demo import draw_demo, mimicry_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
 
 
@@ -44,26 +45,30 @@ def test_the_same_bytes_under_another_hash_seed(demo_dir: Path, tmp_path: Path) 
     assert different == []
 
 
-def test_a_second_call_draws_nothing(demo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_draws_nothing(
+    demo_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(program, "_draw", _fail)
     before = {path: path.stat().st_mtime_ns for path in demo_dir.rglob("*")}
 
-    result = CliRunner().invoke(main, [str(demo_dir)])
+    result = _run(capsys, str(demo_dir))
 
     assert result.exit_code == 0
-    assert "nothing drawn" in result.output
+    assert "nothing drawn" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in demo_dir.rglob("*")} == before
 
 
-def test_the_summary_ends_with_the_next_command(tmp_path: Path, quick_draw: list[int]) -> None:
+def test_the_summary_ends_with_the_next_command(
+    tmp_path: Path, quick_draw: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "it's here"
 
-    result = CliRunner().invoke(main, [str(folder)])
+    result = _run(capsys, str(folder))
 
     assert result.exit_code == 0
     assert quick_draw == [7]
     quoted = str(folder).replace("'", "'\"'\"'")
-    assert result.output.splitlines()[-1].split(maxsplit=1)[1] == (
+    assert result.stdout.splitlines()[-1].split(maxsplit=1)[1] == (
         f"apply_tuning --pilot --data-root '{quoted}/style_mimicry' "
         f"--pretrained-model-name-or-path '{quoted}/tiny_sd3' "
         "--resolution 64 --max-train-steps 40 --no-push-to-hub"
@@ -118,14 +123,14 @@ def test_redrawing_removes_its_own_files_and_keeps_others(tmp_path: Path, quick_
 
 @pytest.mark.parametrize("name", ["style_mimicry", "tiny_sd3"])
 def test_a_study_that_was_not_drawn_here_is_left_alone(
-    tmp_path: Path, quick_draw: list[int], name: str
+    tmp_path: Path, quick_draw: list[int], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine").write_text("precious")
 
     with pytest.raises(UsageError, match=name):
         draw_demo(tmp_path, force=True)
-    result = CliRunner().invoke(main, [str(tmp_path)])
+    result = _run(capsys, str(tmp_path))
 
     assert result.exit_code == 2
     assert f"mimicry-demo {tmp_path}/demo" in result.stderr
@@ -195,10 +200,12 @@ def test_interrupted_between_moves_is_not_whole_and_drawn_again(
     assert quick_draw == [7, 8, 7]
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_with_advice(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_with_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
 
-    result = CliRunner().invoke(main, [str(tmp_path / "file" / "demo")])
+    result = _run(capsys, str(tmp_path / "file" / "demo"))
 
     assert result.exit_code == 2
     assert "can be written" in result.stderr
@@ -208,9 +215,9 @@ def test_help_says_imitation_and_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from mimicry.demo.draw_demo import main\n"
-        "try:\n    main(['--help'])\n"
-        "finally:\n"
-        "    print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))\n"
+        "sys.argv[1:] = ['--help']\n"
+        "main()\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -221,3 +228,15 @@ def test_help_says_imitation_and_loads_nothing_heavy() -> None:
 
 def _fail(staging: Path, seed: int) -> None:
     raise AssertionError("drawn again")
+
+
+@dataclass(frozen=True)
+class _Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str) -> _Result:
+    code = run_command(mimicry_demo, words)
+    return _Result(code, *capsys.readouterr())
