@@ -1,0 +1,48 @@
+"""Small LoRA files for the tests of this room."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mimicry.tuning.adapter import TARGET_MODULES
+
+MODULES = tuple(f"transformer_blocks.{block}.{name}" for block in range(2) for name in TARGET_MODULES)
+
+
+def lora_tensors(
+    rank: int = 4, *, modules: tuple[str, ...] = MODULES, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a trained LoRA: A is rank x 6, B is 8 x rank."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for module in modules:
+        tensors[f"transformer.{module}.lora_A.weight"] = torch.randn(rank, 6, generator=generator).to(dtype)
+        tensors[f"transformer.{module}.lora_B.weight"] = torch.randn(8, rank, generator=generator).to(dtype)
+    return tensors
+
+
+def save_lora(path: Path, rank: int = 4, **changes: Any) -> Path:
+    """Save the weights of a trained LoRA of `rank`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(lora_tensors(rank, **changes), path, metadata={"format": "pt"})
+    return path
+
+
+def raw_safetensors(header: Any, data: bytes = b"") -> bytes:
+    """Return a file with that header, which may be JSON or bytes, and those data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def files_in(folder: Path) -> Mapping[str, bytes]:
+    """Return the content of every file below `folder`."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

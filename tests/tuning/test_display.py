@@ -1,0 +1,107 @@
+"""What a person sees: bars in a terminal, a line a minute elsewhere."""
+
+import io
+import sys
+
+import pytest
+
+from mimicry.tuning.display import BatchDisplay, StepDisplay, duration, is_terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def as_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make standard error a terminal; no fixture, since pytest sets it anew before each test's body."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0:00"),
+        (59.4, "0:59"),
+        (59.5, "1:00"),
+        (61, "1:01"),
+        (3599.6, "1:00:00"),
+        (3661, "1:01:01"),
+        (360_000, "100:00:00"),
+    ],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+class TestWithoutATerminal:
+    def test_a_line_a_minute(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr("mimicry.tuning.display.time.monotonic", lambda: now[0])
+        steps = StepDisplay("Claude_Monet", 500)
+        for step in range(1, 13):
+            now[0] += 15
+            steps.step({"step": step, "loss": 0.25})
+        steps.close()
+        captured = capsys.readouterr()
+        assert captured.out == (
+            "Claude_Monet: step 4/500, loss 0.2500\n"
+            "Claude_Monet: step 8/500, loss 0.2500\n"
+            "Claude_Monet: step 12/500, loss 0.2500\n"
+        )
+        assert captured.err == ""
+
+    def test_a_batch_says_its_lines_and_nothing_else(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert not is_terminal()
+        batch = BatchDisplay(2, 10)
+        batch.say("first")
+        batch.step(5)
+        batch.advance()
+        batch.close()
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("first\n", "")
+
+
+class TestInATerminal:
+    def test_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        terminal = as_terminal(monkeypatch)
+        assert is_terminal()
+        steps = StepDisplay("Claude_Monet", 4)
+        for step in (1, 3):
+            steps.step({"step": step, "loss": float("nan") if step == 1 else 0.5})
+        assert steps._bar is not None
+        assert steps._bar.n == 3
+        steps.close()
+        assert "Claude_Monet" in terminal.getvalue()
+        assert "/4" in terminal.getvalue()
+
+    def test_a_batch_counts_steps_of_all_artists(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        terminal = as_terminal(monkeypatch)
+        batch = BatchDisplay(2, 10)
+        bar = batch._bar
+        assert bar is not None
+        batch.step(5)
+        assert (bar.n, bar.total) == (5, 20)
+        batch.advance()
+        assert bar.n == 10
+        # An artist that failed at its third step is done all the same.
+        batch.step(3)
+        batch.advance()
+        assert (bar.n, bar.desc) == (20, "artists 2/2")
+        batch.say("a line")
+        batch.close()
+        assert capsys.readouterr().out == "a line\n"
+        assert "artists 2/2" in terminal.getvalue()
+
+    def test_nothing_to_train_shows_no_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        terminal = as_terminal(monkeypatch)
+        batch = BatchDisplay(0, 10)
+        batch.advance()
+        batch.close()
+        assert terminal.getvalue() == ""

@@ -1,0 +1,186 @@
+"""One declaration, many command lines: each of them must carry every value unharmed."""
+
+import argparse
+import dataclasses
+import re
+import string
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import pytest
+
+from mimicry.common.errors import UsageError
+from mimicry.tuning.config import OPTIONS, Option, TuningConfig
+from mimicry.tuning.options import (
+    add_trainer_flags,
+    config_from_flags,
+    hyper_parameter_options,
+    option_words,
+    readme_table,
+    take_config,
+    trainer_flags,
+)
+from tests.hostile_names import HOSTILE_NAMES
+
+# The table of the user's own text, in its order.
+STUDY_TABLE = [
+    ("--resolution", "1024"),
+    ("--rank", "16"),
+    ("--max-train-steps", "500"),
+    ("--learning-rate", "1e-4"),
+    ("--train-batch-size", "1"),
+    ("--gradient-accumulation-steps", "4"),
+    ("--mixed-precision", "bf16"),
+    ("--gradient-checkpointing", "enabled"),
+    ("--cache-latents", "enabled"),
+    ("--seed", "42"),
+    ("--instance-prompt", '`"a painting in the style of sks"`'),
+]
+
+# Not "--" alone, which argparse drops even where it is joined to its flag.
+HOSTILE_TEXTS = [*HOSTILE_NAMES, "=", "a=b", "--rank=3", "-- x", "-h", "@file", "%s %(default)s", "\\n", "'"]
+
+
+def through_click(words: list[str]) -> TuningConfig:
+    """Parse `words` as the wrapper and apply_tuning do."""
+
+    @click.command()
+    @hyper_parameter_options
+    def command(**parameters: Any) -> TuningConfig:
+        config = take_config(parameters)
+        assert parameters == {}
+        return config
+
+    result: TuningConfig = command.main(words, standalone_mode=False)
+    return result
+
+
+def through_argparse(words: list[str]) -> TuningConfig:
+    """Parse `words` as the trainer does."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_trainer_flags(parser)
+    return config_from_flags(vars(parser.parse_args(words)))
+
+
+def flag_words(config: TuningConfig) -> list[str]:
+    return [word for words in trainer_flags(config).values() for word in words]
+
+
+def other_value(option: Option, random: Random) -> Any:
+    """Return an allowed value of `option` that is not its default."""
+    facts = option.facts
+    if option.type is bool:
+        return not option.default
+    if option.type is str:
+        if facts.choices:
+            return random.choice([choice for choice in facts.choices if choice != option.default])
+        return random.choice(HOSTILE_TEXTS)
+    low = facts.above if facts.minimum is None else facts.minimum
+    high = 1e6 if facts.maximum is None else facts.maximum
+    assert low is not None
+    if option.type is int:
+        return random.choice((int(low), int(high), random.randint(int(low), int(high))))
+    return random.uniform(low, high) or high
+
+
+def some_configs() -> list[TuningConfig]:
+    random = Random(20)
+    alone = [TuningConfig(**{option.name: other_value(option, random)}) for option in OPTIONS]
+    together = [
+        TuningConfig(**{option.name: other_value(option, random) for option in OPTIONS}) for _ in range(20)
+    ]
+    return [TuningConfig(), *alone, *together]
+
+
+@pytest.mark.parametrize("config", some_configs(), ids=lambda config: None)
+def test_round_trips(config: TuningConfig) -> None:
+    assert through_click(option_words(config)) == config
+    assert through_argparse(flag_words(config)) == config
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=ascii)
+def test_texts_round_trip(text: str) -> None:
+    config = TuningConfig(
+        instance_prompt=text, pretrained_model_name_or_path=text, revision=text, variant=text, cache_dir=text
+    )
+    assert through_click(option_words(config)) == config
+    assert through_argparse(flag_words(config)) == config
+
+
+def test_floats_keep_their_last_bit() -> None:
+    for value in (5e-324, 0.1 + 0.2, 1 / 3, 1e-7):
+        config = TuningConfig(learning_rate=value)
+        assert through_click(option_words(config)).learning_rate == value
+        assert through_argparse(flag_words(config)).learning_rate == value
+
+
+def test_every_option_is_explicit_towards_the_wrapper() -> None:
+    given = {word.split("=")[0] for word in option_words(TuningConfig())}
+    left_out = {"--revision", "--variant", "--cache-dir"}
+    assert left_out == {option.flag for option in OPTIONS if option.optional}
+    assert given == {option.flag for option in OPTIONS} - left_out - {
+        "--random-flip",
+        "--deterministic",
+        "--upcast-before-saving",
+    } | {"--no-random-flip", "--no-deterministic", "--no-upcast-before-saving"}
+
+
+def test_no_words_are_the_defaults_of_the_study() -> None:
+    assert through_click([]) == TuningConfig()
+    # The trainer's booleans are off unless given; its other defaults are the study's.
+    off: dict[str, Any] = {option.name: False for option in OPTIONS if option.type is bool}
+    assert through_argparse([]) == dataclasses.replace(TuningConfig(), **off)
+
+
+def test_as_the_user_types_it() -> None:
+    config = through_click("--max-train-steps 1000 --rank 32 --learning-rate 5e-5".split())
+    assert config == TuningConfig(max_train_steps=1000, rank=32, learning_rate=5e-5)
+    config = through_click(["--no-gradient-checkpointing", "--instance-prompt", "a 'b' \"c\""])
+    assert config == TuningConfig(gradient_checkpointing=False, instance_prompt="a 'b' \"c\"")
+
+
+@pytest.mark.parametrize("parse", [through_click, through_argparse])
+def test_all_bounds_are_checked_after_parsing(parse: Any) -> None:
+    words = ["--rank=0", "--resolution=5", "--seed=-3"]
+    with pytest.raises(UsageError) as caught:
+        parse([*words, "--learning" + ("-" if parse is through_click else "_") + "rate=nan"])
+    assert len(caught.value.problems) == 4
+
+
+def test_help_names_every_option_and_default() -> None:
+    @click.command()
+    @hyper_parameter_options
+    def command() -> None:
+        """Nothing."""
+
+    text = " ".join(command.get_help(click.Context(command)).split())
+    parser = argparse.ArgumentParser()
+    add_trainer_flags(parser)
+    trainer_text = " ".join(parser.format_help().split())
+    for option in OPTIONS:
+        assert f"{option.flag} " in text or f"{option.flag} / " in text
+        assert f"{option.trainer_flag} " in trainer_text
+        assert option.facts.help.split(".")[0][:20] in text
+    assert "[default: a painting in the style of sks]" in text
+    assert "[default: a painting in the style of sks]" in trainer_text
+
+
+def table_rows(markdown: str) -> list[tuple[str, str, str]]:
+    rows = re.findall(r"^\| `([^`]*)` \| (.*?) \| (.*?) \|$", markdown, flags=re.MULTILINE)
+    return [(name, default, rationale) for name, default, rationale in rows]
+
+
+def test_readme_table_is_the_users() -> None:
+    lines = readme_table().splitlines()
+    assert lines[:2] == ["| Parameter | Default | Rationale |", "|---|---|---|"]
+    rows = table_rows(readme_table())
+    assert len(rows) == len(lines) - 2
+    assert [(name, default) for name, default, _ in rows] == STUDY_TABLE
+    assert all(rationale and rationale[0] in string.ascii_uppercase + "~" for _, _, rationale in rows)
+
+
+def test_readme_has_the_table() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    assert readme_table() in readme.read_text("utf-8")
