@@ -26,10 +26,15 @@ class ImageRecord(TypedDict):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images. `names` are its image files, sorted by stem; hidden files are left out."""
+    """A folder of images.
+
+    `names` are its image files, sorted by stem; hidden files are left out. `fault` says why the folder could
+    not be listed, if so.
+    """
 
     path: Path
     names: tuple[str, ...]
+    fault: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "ImageFolder":
@@ -39,6 +44,8 @@ class ImageFolder:
                 names = [entry.name for entry in entries if _is_image(entry)]
         except (FileNotFoundError, NotADirectoryError):
             names = []
+        except OSError as error:
+            return cls(path=path, names=(), fault=f"{path} cannot be listed: {error.strerror}")
         return cls(path=path, names=tuple(sorted(names, key=lambda name: (stem_of(name), name))))
 
     @property
@@ -52,6 +59,8 @@ class ImageFolder:
 
     def problem(self) -> str | None:
         """Return why the names alone forbid training on this folder, or None."""
+        if self.fault:
+            return self.fault
         if not self.names:
             return f"there is no image in {self.path} (one of {', '.join(IMAGE_SUFFIXES)})"
         repeated = [stem for stem, count in Counter(self.stems).items() if count > 1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.common.errors import UsageError, nearest
+from mimicry.common.errors import BatchFault, UsageError, nearest
 from mimicry.common.files import is_folder
 
 DEFAULT_DATA_ROOT = Path("data/style_mimicry")
@@ -156,7 +156,11 @@ def parse_output_dir(output_dir: Path) -> tuple[Condition, Artist] | None:
 
 
 def folders_in(path: Path) -> list[str]:
-    """Return the names of the visible folders in `path`, sorted; none when it is not there."""
+    """Return the names of the visible folders in `path`, sorted; none when it is not there.
+
+    Raises:
+        BatchFault: it may not be listed.
+    """
     try:
         with os.scandir(path) as entries:
             return sorted(
@@ -164,6 +168,8 @@ def folders_in(path: Path) -> list[str]:
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise BatchFault(f"{path} cannot be listed: {error.strerror}; give yourself the right to") from error
 
 
 def _name_problem(option: str, name: str, canonical: tuple[str, ...], root: Path) -> Iterator[str]:

@@ -131,7 +131,6 @@ class Batch:
 
     def _train(self, target: Target, label: str) -> Result:
         self.display.say(f"{label}: training on {len(target.images.names)} images")
-        attempt = Attempt.begin(target.output_dir)
         begin, started_at, last_step = time.monotonic(), utc_now(), 0
         steps = StepDisplay(target.artist.name, self.steps, position=1)
 
@@ -154,7 +153,9 @@ class Batch:
             )
             return Result(target=target, outcome=status.value, seconds=seconds, error=error)
 
+        attempt: Attempt | None = None
         try:
+            attempt = Attempt.begin(target.output_dir)
             code = self.executor.train(target, on_step)
             failure = attempt.failure(code)
         except TrainingFailed as stopped:
@@ -166,7 +167,7 @@ class Batch:
             steps.close()
         if failure is None:
             return self._completed(target, label, time.monotonic() - begin, started_at, code)
-        self._show_failure(label, failure, attempt)
+        self._show_failure(label, target, failure, attempt)
         return ended(BookmarkStatus.FAILED, failure)
 
     def _completed(self, target: Target, label: str, seconds: float, started_at: str, code: int) -> Result:
@@ -184,10 +185,11 @@ class Batch:
         )
         return Result(target=target, outcome="trained", seconds=seconds, loss=loss, owed=owed)
 
-    def _show_failure(self, label: str, failure: str, attempt: Attempt) -> None:
-        self._alike.append(failure.replace(str(attempt.output_dir), "").replace(attempt.output_dir.name, ""))
+    def _show_failure(self, label: str, target: Target, failure: str, attempt: Attempt | None) -> None:
+        output_dir = target.output_dir
+        self._alike.append(failure.replace(str(output_dir), "").replace(output_dir.name, ""))
         self.display.say(f"{label}: failed: {failure}")
-        for line in attempt.log_lines(_SHOWN_LOG_LINES):
+        for line in attempt.log_lines(_SHOWN_LOG_LINES) if attempt else []:
             self.display.say(f"    | {line}")
 
     def _same_failure_again(self) -> bool:

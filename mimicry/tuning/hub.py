@@ -84,8 +84,8 @@ def colliding_names(artists: Iterable[tuple[str, str]]) -> list[str]:
         sharing[name.lower()].append((artist, name))
     return [
         f"{' and '.join(repr(artist) for artist, _ in group)} would be uploaded to one repository, "
-        f"{group[0][1]!r}: rename a folder, train them apart with --artist and different --hub-namespace, "
-        "or switch uploads off with --no-push-to-hub"
+        f"{group[0][1]!r}: rename a folder, train them apart with --style and another "
+        "--hub-namespace, or switch uploads off with --no-push-to-hub"
         for group in sharing.values()
         if len(group) > 1
     ]
@@ -130,7 +130,7 @@ def upload_adapter(job: UploadJob, *, stall_seconds: float = 300, python: str = 
     raise UploadFailed(
         scrub(
             f"{job.repository} was not uploaded: {heard.problem}; the adapter in {job.folder} is complete "
-            "all the same: run the same command again to upload it, or add --no-push-to-hub"
+            "all the same: run local_dreambooth_lora_sd3_wrapper.py on it again to upload it"
         )
     )
 

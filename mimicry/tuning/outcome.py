@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.children import last_lines
-from mimicry.common.errors import AdapterBroken
+from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.tuning.adapter import (
     TRAIN_LOG,
     TRAINING_RUN,
@@ -27,7 +27,15 @@ class Attempt:
 
     @classmethod
     def begin(cls, output_dir: Path) -> "Attempt":
-        output_dir.mkdir(parents=True, exist_ok=True)
+        """Note what lies there, and make the folder.
+
+        Raises:
+            TrainingFailed: the folder cannot be made.
+        """
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingFailed(f"{output_dir} cannot be made: {error.strerror}") from error
         log = output_dir / TRAIN_LOG
         return cls(output_dir, log.stat().st_size if log.exists() else 0)
 

@@ -94,13 +94,9 @@ def make_plan(
     tree = request.tree
     source = tree.source(request.condition)
     listing = _Listing(tree, source)
-    originals = set(tree.artists(tree.original_art))
-    known = sorted(originals | set(tree.artists(source.root)))
+    known = sorted({*tree.artists(tree.original_art), *tree.artists(source.root)})
     chosen = request.selection.choose(
-        known,
-        lambda artist: (
-            artist in originals and len(listing.original(artist).names) >= request.min_samples_per_artist
-        ),
+        known, lambda artist: len(listing.original(artist).names) >= request.min_samples_per_artist
     )
     return Plan(
         request=request,

@@ -202,3 +202,15 @@ class TestReadRgb:
                     refused += 1
                     assert path.name in str(error)
         assert 0 < refused < 250
+
+
+def test_a_folder_that_cannot_be_listed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+
+    folder = ImageFolder.read(tmp_path)
+
+    assert folder.names == ()
+    assert folder.problem() == f"{tmp_path} cannot be listed: Permission denied"

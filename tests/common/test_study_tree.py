@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.errors import UsageError
+from mimicry.common.errors import BatchFault, UsageError
 from mimicry.common.study_tree import (
     COUNTERMEASURES,
     DEFAULT_DATA_ROOT,
@@ -229,3 +229,15 @@ def test_folders_in_keeps_names_as_they_are(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     (tmp_path / name).mkdir()
     assert folders_in(tmp_path) == [name]
+
+
+def test_a_tree_that_cannot_be_listed_is_a_fault_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+
+    with pytest.raises(BatchFault, match="cannot be listed: Permission denied"):
+        StudyTree(tmp_path).artists(tmp_path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import write_json
 from mimicry.tuning.adapter import TRAIN_LOG, TRAINING_RUN, WEIGHTS, publish
 from mimicry.tuning.outcome import Attempt
@@ -100,3 +101,10 @@ def test_the_log_of_this_attempt_only(folder: Path) -> None:
     log(folder, "error: first\nerror: second\nlauncher's traceback\n")
     assert attempt.failure(1) == "second"
     assert attempt.log_lines(2) == ["error: second", "launcher's traceback"]
+
+
+def test_a_file_where_the_folder_belongs_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "adapter").touch()
+
+    with pytest.raises(TrainingFailed, match="adapter cannot be made: File exists"):
+        Attempt.begin(tmp_path / "adapter")

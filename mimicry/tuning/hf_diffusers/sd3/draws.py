@@ -7,7 +7,7 @@ is a counter-based generator with the same stream everywhere, where torch.randn 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,6 +65,12 @@ class SamplePlan:
         image = _epoch_order(self.seed, epoch, self.stems)[place]
         stem = self.stems[image]
         return Sample(index=index, image=image, stem=stem, view=self._view(index, stem))
+
+    def distinct_views(self, sample_count: int) -> Iterator[Sample]:
+        """Return samples that show all that the first `sample_count` samples show, not much more often."""
+        fixed = self.center_crop and not self.random_flip
+        count = min(sample_count, len(self.stems)) if fixed else sample_count
+        return (self.sample(index) for index in range(count))
 
     def _view(self, index: int, stem: str) -> View:
         across = down = 0.5

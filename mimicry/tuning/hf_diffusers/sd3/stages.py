@@ -47,7 +47,7 @@ def _encode_images(setup: Setup) -> LatentSource:
     latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
     if config.cache_latents:
         say(f"encoding {len(setup.images.names)} images at {config.resolution}x{config.resolution}")
-        latents.cache(setup.samples.sample(index) for index in range(setup.sample_count))
+        latents.cache(setup.samples.distinct_views(setup.sample_count))
         _free(setup)
     return latents
 

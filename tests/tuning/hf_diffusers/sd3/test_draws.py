@@ -151,3 +151,18 @@ def test_flips_are_the_same_with_and_without_center_crop() -> None:
     for index in range(50):
         centred, free = plan(center_crop=True).sample(index), plan(center_crop=False).sample(index)
         assert centred.view.flipped == free.view.flipped
+
+
+@pytest.mark.parametrize("center_crop", [True, False])
+@pytest.mark.parametrize("random_flip", [True, False])
+def test_distinct_views_show_all_that_the_samples_show(center_crop: bool, random_flip: bool) -> None:
+    samples = plan(center_crop=center_crop, random_flip=random_flip)
+    shown = {(sample.image, sample.view) for sample in (samples.sample(index) for index in range(50))}
+
+    assert {(sample.image, sample.view) for sample in samples.distinct_views(50)} == shown
+
+
+def test_fixed_views_are_listed_once() -> None:
+    samples = plan(center_crop=True, random_flip=False)
+
+    assert len(list(samples.distinct_views(4_000_000))) == len(STEMS)
