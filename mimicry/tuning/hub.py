@@ -130,7 +130,8 @@ def upload_adapter(job: UploadJob, *, stall_seconds: float = 300, python: str = 
     raise UploadFailed(
         scrub(
             f"{job.repository} was not uploaded: {heard.problem}; the adapter in {job.folder} is complete "
-            "all the same: run local_dreambooth_lora_sd3_wrapper.py on it again to upload it"
+            "all the same: run local_dreambooth_lora_sd3_wrapper.py on it again to upload it; "
+            "--no-push-to-hub switches uploads off"
         )
     )
 
