@@ -43,8 +43,7 @@ class Existing:
 class Asked:
     """What is asked of an adapter.
 
-    `rank` is None when the stack takes no options; `recipe` is None then, too, and when the base model is
-    not on this machine yet, so that its commit is unknown.
+    Both are None when the stack takes no options.
     """
 
     rank: int | None
@@ -53,8 +52,7 @@ class Asked:
     @classmethod
     def of(cls, config: TuningConfig, trainer: str) -> "Asked":
         """Return what `config` asks for; reads the base model's files, not its values."""
-        model = BaseModel.find(config)
-        return cls(config.rank, None if model is None else recipe(config, model, trainer))
+        return cls(config.rank, recipe(config, BaseModel.find(config), trainer))
 
 
 def judge_existing(output_dir: Path, asked: Asked, images: ImageFolder, *, full: bool) -> Existing:

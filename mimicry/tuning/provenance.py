@@ -23,16 +23,18 @@ def trainer_identity(train_script: Path | None) -> str:
     return OWN_TRAINER if train_script is None else f"{train_script.name} sha256:{sha256_file(train_script)}"
 
 
-def recipe(config: TuningConfig, base_model: BaseModel, trainer: str) -> dict[str, Any]:
+def recipe(config: TuningConfig, base_model: BaseModel | None, trainer: str) -> dict[str, Any]:
     """Return what defines an adapter beside its images.
 
     Args:
+        base_model: None for one that is not on this machine yet, of which the name alone is known.
         trainer: see `trainer_identity`.
     """
     values = asdict(config)
+    unknown = {"name": config.pretrained_model_name_or_path}
     return {
         "options": {option.name: values[option.name] for option in OPTIONS if option.facts.in_recipe},
-        "base_model": base_model.identity(),
+        "base_model": unknown if base_model is None else base_model.identity(),
         "trainer": trainer,
     }
 
@@ -52,12 +54,19 @@ def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) ->
         for name in new
         if name not in old or old[name] != new[name]
     ]
-    words += [
-        f"another {what.replace('_', ' ')}"
-        for what in ("base_model", "trainer")
-        if recorded.get(what) != asked[what]
-    ]
+    if not _same_base_model(recorded.get("base_model"), asked["base_model"]):
+        words.append("another base model")
+    if recorded.get("trainer") != asked["trainer"]:
+        words.append("another trainer")
     return words
+
+
+def _same_base_model(recorded: Any, asked: Mapping[str, Any]) -> bool:
+    """Compare what is known of the model that is asked for: of one to be downloaded, its name."""
+    if not isinstance(recorded, dict):
+        return False
+    known_alone = set(asked) == {"name"}
+    return (recorded.get("name") == asked["name"]) if known_alone else recorded == asked
 
 
 def describe_run(

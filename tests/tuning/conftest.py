@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mimicry.common.study_tree import StudyTree
 from tests.tuning.quick_studio import QuickStudio, write_quick_stack
-from tests.tuning.small_study import write_study
+from tests.tuning.small_study import share_samples, write_study
 
 
 @pytest.fixture
@@ -22,3 +23,13 @@ def quick_studio(
         base_model=demo_dir / "tiny_sd3",
         capsys=capsys,
     )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    return write_study(tmp_path / "a study")
+
+
+@pytest.fixture
+def shared_samples(tree: StudyTree) -> StudyTree:
+    return share_samples(tree)

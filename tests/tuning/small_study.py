@@ -15,8 +15,8 @@ from mimicry.common.study_tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapter import publish
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.existing import Asked
-from mimicry.tuning.plan import Plan, Request, Target, make_plan
+from mimicry.tuning.existing import Asked, State
+from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
 from mimicry.tuning.provenance import OWN_TRAINER, recipe
 from mimicry.tuning.selection import Selection
 from tests.tuning.lora_files import save_lora
@@ -35,6 +35,16 @@ COUNTERED = Condition("mist", "noisy_upscaling")
 
 CONFIG = TuningConfig(rank=4)
 BASE = BaseModel(folder=Path("nowhere"), name="lab/tiny", revision="0" * 40)
+
+GLAZE_COUNTERED = Condition("glaze", "noisy_upscaling")
+
+
+def original(tree: StudyTree, artist: Artist = ANNA) -> Path:
+    return tree.images_of(tree.original_art, artist)
+
+
+def judged(target: Target) -> tuple[Action, State]:
+    return target.action, target.existing
 
 
 def write_images(folder: Path, stems: Sequence[str] = STEMS, salt: str = "") -> ImageFolder:

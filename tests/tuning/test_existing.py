@@ -15,7 +15,7 @@ from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS, publish
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
-from mimicry.tuning.provenance import OWN_TRAINER, describe_run
+from mimicry.tuning.provenance import OWN_TRAINER, describe_run, recipe
 from tests.tuning.lora_files import files_in, lora_tensors, save_lora
 from tests.tuning.model_files import make_model
 
@@ -98,9 +98,9 @@ class TestBothLooks:
         (room.folder / "model" / "vae" / "model.safetensors").write_bytes(b"other")
         assert room.judge(full=full) == Existing(State.STALE, "another base model")
 
-    def test_a_base_model_that_is_not_here_yet_is_no_reason(self, room: Room, full: bool) -> None:
+    def test_a_base_model_that_is_not_here_yet_is_told_by_its_name(self, room: Room, full: bool) -> None:
         existing = room.train().judge(full=full, pretrained_model_name_or_path="lab/not-here")
-        assert existing == Existing(State.COMPLETE)
+        assert existing == Existing(State.STALE, "another base model")
 
     @pytest.mark.parametrize("change", ["more", "fewer", "renamed", "longer", "dangling"])
     def test_stale_images(self, room: Room, full: bool, change: str) -> None:
@@ -203,4 +203,4 @@ class TestWhatOnlyAFullLookFinds:
 
 def test_asked() -> None:
     config = TuningConfig(rank=7, pretrained_model_name_or_path="lab/not-here")
-    assert Asked.of(config, OWN_TRAINER) == Asked(7, None)
+    assert Asked.of(config, OWN_TRAINER) == Asked(7, recipe(config, None, OWN_TRAINER))

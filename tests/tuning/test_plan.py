@@ -9,8 +9,7 @@ from mimicry.common.errors import UsageError
 from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapter import WEIGHTS
-from mimicry.tuning.existing import State
-from mimicry.tuning.plan import Action, Target
+from mimicry.tuning.plan import Action
 from tests.hostile_names import over_hostile_names
 from tests.tuning.small_study import (
     ANNA,
@@ -19,38 +18,17 @@ from tests.tuning.small_study import (
     COUNTERED,
     DORA,
     EVERYBODY,
+    GLAZE_COUNTERED,
     MIST,
     ORIGINAL,
     STEMS,
     listing,
+    original,
     plan_of,
     put_adapter,
-    share_samples,
     target_of,
     write_images,
-    write_study,
 )
-
-GLAZE_COUNTERED = Condition("glaze", "noisy_upscaling")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> StudyTree:
-    return write_study(tmp_path / "a study")
-
-
-@pytest.fixture
-def shared_samples(tree: StudyTree) -> StudyTree:
-    return share_samples(tree)
-
-
-def original(tree: StudyTree, artist: Artist = ANNA) -> Path:
-    return tree.images_of(tree.original_art, artist)
-
-
-def judged(target: Target) -> tuple[Action, State]:
-    return target.action, target.existing
-
 
 # What is trained on what
 

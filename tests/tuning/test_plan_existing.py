@@ -2,15 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from mimicry.common.study_tree import Artist, Condition, StudyTree
+from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS
 from mimicry.tuning.existing import State
-from mimicry.tuning.plan import OVERWRITTEN, Action, Target
+from mimicry.tuning.plan import OVERWRITTEN, Action
 from tests.tuning.lora_files import save_lora
 from tests.tuning.small_study import (
     ANNA,
@@ -18,35 +15,16 @@ from tests.tuning.small_study import (
     CLARA,
     COUNTERED,
     DORA,
+    GLAZE_COUNTERED,
     MIST,
     ORIGINAL,
     asked_for,
+    judged,
+    original,
     plan_of,
     put_adapter,
-    share_samples,
     target_of,
-    write_study,
 )
-
-GLAZE_COUNTERED = Condition("glaze", "noisy_upscaling")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> StudyTree:
-    return write_study(tmp_path / "a study")
-
-
-@pytest.fixture
-def shared_samples(tree: StudyTree) -> StudyTree:
-    return share_samples(tree)
-
-
-def original(tree: StudyTree, artist: Artist = ANNA) -> Path:
-    return tree.images_of(tree.original_art, artist)
-
-
-def judged(target: Target) -> tuple[Action, State]:
-    return target.action, target.existing
 
 
 def test_a_complete_adapter_is_left_alone(tree: StudyTree) -> None:

@@ -161,6 +161,17 @@ class TestDifferences:
         recorded = recipe(TuningConfig(rank=32, learning_rate=5e-5), model, "foreign")
         assert recipe_differences(recorded, self.asked) == ["another base model", "another trainer"]
 
+    def test_of_a_model_that_is_not_here_yet_the_name_is_compared(self) -> None:
+        config = TuningConfig(pretrained_model_name_or_path="lab/a-model")
+        asked = recipe(config, None, OWN_TRAINER)
+        for name, words in (
+            ("lab/a-model", []),
+            ("lab/b-model", ["another base model"]),
+            (None, ["another base model"]),
+        ):
+            model = dataclasses.replace(MODEL, name=name)
+            assert recipe_differences(recipe(config, model, OWN_TRAINER), asked) == words
+
     def test_an_older_record_without_an_option(self) -> None:
         recorded = json.loads(json.dumps(self.asked))
         del recorded["options"]["rank"]
