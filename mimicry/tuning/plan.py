@@ -91,65 +91,61 @@ def make_plan(
     Raises:
         UsageError: the condition has no images, or a filter matches nothing.
     """
-    tree = request.tree
-    source = tree.source(request.condition)
-    listing = _Listing(tree, source)
-    known = sorted({*tree.artists(tree.original_art), *tree.artists(source.root)})
+    source = request.tree.source(request.condition)
+    planner = _Planner(request, source, asked, bookmarks, full)
+    known = sorted({*request.tree.artists(request.tree.original_art), *request.tree.artists(source.root)})
     chosen = request.selection.choose(
-        known, lambda artist: len(listing.original(artist).names) >= request.min_samples_per_artist
+        known, lambda artist: len(planner.original(artist).names) >= request.min_samples_per_artist
     )
-    return Plan(
-        request=request,
-        source=source,
-        targets=tuple(_target(request, listing, asked, bookmarks, artist, full) for artist in chosen),
-    )
+    return Plan(request=request, source=source, targets=tuple(map(planner.target, chosen)))
 
 
-class _Listing:
-    """Lists each folder of images once."""
+class _Planner:
+    """Plans one artist after the other; each folder of images is listed once."""
 
-    def __init__(self, tree: StudyTree, source: Source) -> None:
-        self.tree = tree
-        self.source = source
+    def __init__(
+        self,
+        request: Request,
+        source: Source,
+        asked: Asked,
+        bookmarks: Mapping[str, Mapping[str, Any]],
+        full: bool,
+    ) -> None:
+        self._request = request
+        self._source = source
+        self._asked = asked
+        self._bookmarks = bookmarks
+        self._full = full
         self._read = cache(ImageFolder.read)
 
     def original(self, artist: Artist) -> ImageFolder:
-        return self._read(self.tree.images_of(self.tree.original_art, artist))
+        tree = self._request.tree
+        return self._read(tree.images_of(tree.original_art, artist))
 
-    def images(self, artist: Artist) -> ImageFolder:
-        return self._read(self.tree.images_of(self.source.root, artist))
-
-
-def _target(
-    request: Request,
-    listing: _Listing,
-    asked: Asked,
-    bookmarks: Mapping[str, Mapping[str, Any]],
-    artist: Artist,
-    full: bool,
-) -> Target:
-    images = listing.images(artist)
-    output_dir = request.tree.output_dir(request.stack, request.condition, artist)
-    unpaired = _unpaired(images, listing.original(artist))
-    action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
-    if not reason:
-        found = judge_existing(output_dir, asked, images, full=full)
-        existing = found.state
-        action, reason = _action(request, found, bookmarks.get(request.key(artist), {}))
-    if action is Action.TRAIN and not listing.source.names_protection:
-        twin = _trained_on_same_images(request, artist, images)
-        if twin is not None:
-            action = Action.BLOCKED
-            reason = f"its images in {images.path} are those that {twin} was trained on"
-    return Target(
-        artist=artist,
-        images=images,
-        output_dir=output_dir,
-        action=action,
-        reason=reason,
-        warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
-        existing=existing,
-    )
+    def target(self, artist: Artist) -> Target:
+        request = self._request
+        images = self._read(request.tree.images_of(self._source.root, artist))
+        output_dir = request.tree.output_dir(request.stack, request.condition, artist)
+        unpaired = _unpaired(images, self.original(artist))
+        action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
+        if not reason:
+            found = judge_existing(output_dir, self._asked, images, full=self._full)
+            existing = found.state
+            action, reason = _action(request, found, self._bookmarks.get(request.key(artist), {}))
+        if action is Action.TRAIN and not self._source.names_protection:
+            twin = _trained_on_same_images(request, artist, images)
+            if twin is not None:
+                action = Action.BLOCKED
+                reason = f"its images in {images.path} are those that {twin} was trained on"
+        return Target(
+            artist=artist,
+            images=images,
+            output_dir=output_dir,
+            action=action,
+            reason=reason,
+            warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
+            existing=existing,
+        )
 
 
 def _action(request: Request, found: Existing, bookmark: Mapping[str, Any]) -> tuple[Action, str]:
