@@ -26,7 +26,7 @@ from mimicry.common.study_tree import (
 )
 from mimicry.tuning.call import Call
 from mimicry.tuning.config import OPTIONS
-from mimicry.tuning.options import hyper_parameter_options, take_config
+from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.runner_common import DEFAULT_STACK, RUNNER_CONFIG, Stack
 
 # What reaches a stack through {options} only, by parameter.
@@ -58,9 +58,6 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing anywhere.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the exact commands.")
-@click.option("--push-to-hub/--no-push-to-hub", default=True, help="Upload each adapter, privately.")
-@click.option("--hub-namespace", help="User or organisation on the Hub; by default that of HF_TOKEN.")
-@click.option("--base-model-id", help="Hub name to publish in place of a base model in a local folder.")
 @click.option(
     "--min-samples-per-artist",
     type=click.IntRange(min=1),
@@ -72,17 +69,7 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
     is_flag=True,
     help="Block an artist whose images are not those of original_art by name.",
 )
-@click.option(
-    "--train-script",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Train with this copy of diffusers' train_dreambooth_lora_sd3.py instead of our own.",
-)
-@click.option(
-    "--stall-minutes",
-    type=click.FloatRange(min=0, min_open=True),
-    default=30.0,
-    help="An artist fails when no step was taken for so long.",
-)
+@handed_on_options
 @hyper_parameter_options
 @click.pass_context
 def apply_tuning(context: click.Context, /, **parameters: Any) -> int:

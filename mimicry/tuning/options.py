@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +17,31 @@ def hyper_parameter_options(command: Command) -> Command:
     for option in reversed(OPTIONS):
         command = _click_option(option)(command)
     return command
+
+
+def handed_on_options(command: Command) -> Command:
+    """Decorate a click command with the options that apply_tuning hands on to the wrapper as they are."""
+    for decorate in reversed(_HANDED_ON):
+        command = decorate(command)
+    return command
+
+
+_HANDED_ON = (
+    click.option("--push-to-hub/--no-push-to-hub", default=True, help="Upload each adapter, privately."),
+    click.option("--hub-namespace", help="User or organisation on the Hub; by default that of HF_TOKEN."),
+    click.option("--base-model-id", help="Hub name to publish in place of a base model in a local folder."),
+    click.option(
+        "--train-script",
+        type=click.Path(path_type=Path),
+        help="Train with this copy of diffusers' train_dreambooth_lora_sd3.py instead of our own.",
+    ),
+    click.option(
+        "--stall-minutes",
+        type=click.FloatRange(min=0, min_open=True),
+        default=30.0,
+        help="An artist fails when no step was taken for so long.",
+    ),
+)
 
 
 def _click_option(option: Option) -> Callable[[Command], Command]:

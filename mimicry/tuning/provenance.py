@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mimicry
+from mimicry.common.errors import UsageError
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import OPTIONS, TuningConfig
@@ -19,8 +20,17 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy
 
 
 def trainer_identity(train_script: Path | None) -> str:
-    """Return what tells a trainer from others in a recipe: ours by its name, a script by its content."""
-    return OWN_TRAINER if train_script is None else f"{train_script.name} sha256:{sha256_file(train_script)}"
+    """Return what tells a trainer from others in a recipe: ours by its name, a script by its content.
+
+    Raises:
+        UsageError: the script cannot be read.
+    """
+    if train_script is None:
+        return OWN_TRAINER
+    try:
+        return f"{train_script.name} sha256:{sha256_file(train_script)}"
+    except OSError as error:
+        raise UsageError(f"--train-script {train_script} cannot be read: {error.strerror}") from error
 
 
 def recipe(config: TuningConfig, base_model: BaseModel | None, trainer: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mimicry.tuning.existing import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from mimicry.tuning.hub import UploadJob, repository_name
-from mimicry.tuning.options import hyper_parameter_options, take_config
+from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.publishing import upload_and_record
 
@@ -33,19 +33,9 @@ from mimicry.tuning.publishing import upload_and_record
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the adapter.")
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
-@click.option("--push-to-hub/--no-push-to-hub", default=True, help="Upload the adapter, privately.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
-@click.option("--hub-namespace", help="User or organisation on the Hub; by default that of HF_TOKEN.")
-@click.option("--base-model-id", help="Hub name to publish in place of a base model in a local folder.")
-@click.option(
-    "--train-script",
-    type=click.Path(path_type=Path),
-    help="Train with this copy of diffusers' train_dreambooth_lora_sd3.py instead of our own.",
-)
-@click.option(
-    "--stall-minutes", type=click.FloatRange(min=0, min_open=True), default=30.0, help="Stop after no step."
-)
 @click.option("--note", multiple=True, help="A warning to keep in training_run.json; may be repeated.")
+@handed_on_options
 @hyper_parameter_options
 def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, **parameters: Any) -> int:
     """Train the adapter of one artist and upload it to the Hub as a private repository.
