@@ -98,6 +98,7 @@ def launch_words(script: TrainScript, script_words: Sequence[str], mixed_precisi
         sys.executable,
         "-m",
         "accelerate.commands.launch",
+        "--quiet",  # without a traceback of its own under that of a script that failed
         f"--config_file={_ACCELERATE_CONFIG}",
         "--num_processes=1",
         "--num_machines=1",

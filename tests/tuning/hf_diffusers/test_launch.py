@@ -137,7 +137,7 @@ class TestLaunch:
         words = launch_words(TrainScript.own(), ["--rank=4", "--", "x y"], "fp16")
         config = next(word for word in words if word.startswith("--config_file="))
         assert words == [
-            *(sys.executable, "-m", "accelerate.commands.launch", config),
+            *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", config),
             *("--num_processes=1", "--num_machines=1", "--dynamo_backend=no"),
             *("--mixed_precision=fp16", "--num_cpu_threads_per_process=3"),
             *(str(OWN_SCRIPT), "--rank=4", "--", "x y"),

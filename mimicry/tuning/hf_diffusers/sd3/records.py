@@ -108,7 +108,7 @@ class RunRecord:
             self._write("failed", error=message)
             raise TrainingFailed(message) from error
         except Exception as error:
-            self._write("failed", error=f"{type(error).__name__}: {error}")
+            self._write("failed", error=f"{type(error).__name__}: {error}".strip())
             raise
 
     def _write(self, status: str, **more: Any) -> None:
