@@ -43,30 +43,41 @@ def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> 
     are meant.
 
     Raises:
-        UsageError: a layer or a block that is not there, or that leaves nothing; all problems at once.
+        UsageError: the model, or those of its blocks, have no such layer; or it has no such block.
     """
     known = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
-    layers = _items(config.lora_layers) if config.lora_layers is not None else list(TARGET_MODULES)
-    blocks = _items(config.lora_blocks) if config.lora_blocks is not None else None
-    numbers = [str(number) for number in range(len(transformer.transformer_blocks))]
+    within, where = known, ""
+    if config.lora_blocks is not None:
+        blocks = _items(config.lora_blocks)
+        _check_blocks(blocks, len(transformer.transformer_blocks))
+        within, where = [name for name in known if _block(name) in blocks], f" in blocks {', '.join(blocks)}"
+    if config.lora_layers is None:
+        # SD3's last block lacks one of them.
+        return sorted(name for layer in TARGET_MODULES for name in _ending(layer, within))
+    layers = _items(config.lora_layers)
+    ends = sorted({_without_block(name) for name in within})
     problems = [
-        f"--lora-blocks: {block!r} is no block of this model; it takes numbers from 0 to {numbers[-1]}"
-        for block in blocks or []
-        if block not in numbers
+        f"--lora-layers: {layer!r} is no layer{where}; {nearest(layer, ends)}"
+        for layer in layers
+        if not _ending(layer, within)
     ]
-    within = known if blocks is None else [name for name in known if _block(name) in blocks]
-    found: set[str] = set()
-    for layer in layers:
-        matching = [name for name in within if name == layer or name.endswith(f".{layer}")]
-        found.update(matching)
-        # SD3's last block has not all of the usual layers: only a layer that was asked for must be there.
-        if not matching and not problems and config.lora_layers is not None:
-            ends = sorted({_within_block(name) for name in within})
-            where = "" if blocks is None else f" in blocks {', '.join(blocks)}"
-            problems.append(f"--lora-layers: {layer!r} is no layer{where}; {nearest(layer, ends)}")
     if problems:
         raise UsageError(*problems)
-    return sorted(found)
+    return sorted({name for layer in layers for name in _ending(layer, within)})
+
+
+def _check_blocks(blocks: Sequence[str], block_count: int) -> None:
+    problems = [
+        f"--lora-blocks: {block!r} is no block of this model; it takes numbers from 0 to {block_count - 1}"
+        for block in blocks
+        if block not in map(str, range(block_count))
+    ]
+    if problems:
+        raise UsageError(*problems)
+
+
+def _ending(layer: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if name == layer or name.endswith(f".{layer}")]
 
 
 def _items(words: str) -> list[str]:
@@ -78,7 +89,7 @@ def _block(name: str) -> str | None:
     return parts[1] if parts[0] == "transformer_blocks" else None
 
 
-def _within_block(name: str) -> str:
+def _without_block(name: str) -> str:
     return name if _block(name) is None else name.split(".", 2)[2]
 
 
