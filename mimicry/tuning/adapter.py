@@ -44,19 +44,34 @@ class Adapter:
     modules: tuple[str, ...]
     sha256: str
 
-    def config(self, base_model: str | None) -> dict[str, Any]:
-        """Return the content of adapter_config.json, which peft reads."""
+    def config(self, base_model: str | None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the content of adapter_config.json, which peft reads.
+
+        Args:
+            options: those that it was trained with, as far as they are known.
+        """
+        options = options or {}
+        chosen = chooses_modules(options.get("lora_layers"), options.get("lora_blocks"))
         return {
             "peft_type": "LORA",
             "task_type": None,
             "auto_mapping": None,
             "base_model_name_or_path": base_model,
             "inference_mode": True,
-            **lora_facts(self.rank, _shortest_names(self.modules)),
+            **lora_facts(
+                self.rank,
+                self.modules if chosen else _shortest_names(self.modules),
+                options.get("lora_dropout", 0.0),
+            ),
         }
 
 
-def lora_facts(rank: int, target_modules: Sequence[str]) -> dict[str, Any]:
+def chooses_modules(lora_layers: str | None, lora_blocks: str | None) -> bool:
+    """Return whether these options ask for other modules than the TARGET_MODULES of all blocks."""
+    return lora_layers is not None or lora_blocks is not None
+
+
+def lora_facts(rank: int, target_modules: Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
     """Return the arguments of peft's LoraConfig that our adapters are made with.
 
     They stand in adapter_config.json and in the header of the weights: few, so that every version of peft
@@ -66,7 +81,7 @@ def lora_facts(rank: int, target_modules: Sequence[str]) -> dict[str, Any]:
         "bias": "none",
         "init_lora_weights": "gaussian",
         "lora_alpha": rank,
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
         "r": rank,
         "target_modules": sorted(target_modules),
     }
@@ -153,7 +168,7 @@ def publish(source: Path, output_dir: Path, training_run: dict[str, Any], base_m
             "bytes": canonical.stat().st_size,
             "modules": len(adapter.modules),
         }
-        write_json(output_dir / ADAPTER_CONFIG, adapter.config(base_model))
+        write_json(output_dir / ADAPTER_CONFIG, adapter.config(base_model, training_run.get("options")))
         write_json(output_dir / TRAINING_RUN, {**training_run, "weights": weights})
         canonical.replace(output_dir / WEIGHTS)
     finally:

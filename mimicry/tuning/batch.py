@@ -79,13 +79,13 @@ class Result:
 
 @dataclass
 class Batch:
-    """A plan being carried out."""
+    """A plan being carried out. `step_count` returns the optimizer steps of an artist with so many images."""
 
     plan: Plan
     executor: Executor
     tracker: ProgressTracker
     display: BatchDisplay
-    steps: int
+    step_count: Callable[[int], int]
     results: list[Result] = field(default_factory=list)
     _alike: list[str] = field(default_factory=list)
 
@@ -132,7 +132,8 @@ class Batch:
     def _train(self, target: Target, label: str) -> Result:
         self.display.say(f"{label}: training on {len(target.images.names)} images")
         begin, started_at, last_step = time.monotonic(), utc_now(), 0
-        steps = StepDisplay(target.artist.name, self.steps, position=1)
+        step_count = self.step_count(len(target.images.names))
+        steps = StepDisplay(target.artist.name, step_count, position=1)
 
         def on_step(line: dict[str, Any]) -> None:
             nonlocal last_step

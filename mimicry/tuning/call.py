@@ -90,12 +90,13 @@ class Call:
         print(report.plan_table(plan), flush=True)
         if verbose:
             print(report.commands(plan, self.command), flush=True)
+        step_counts = [self.config.step_count(len(target.images.names)) for target in plan.of(Action.TRAIN)]
         batch = Batch(
             plan=plan,
             executor=LocalExecutor(self.command, 60 * self.stall_minutes),
             tracker=open_tracker(plan.request.tree),
-            display=BatchDisplay(len(plan.of(Action.TRAIN)), self.config.max_train_steps),
-            steps=self.config.max_train_steps,
+            display=BatchDisplay(len(step_counts), max(step_counts, default=0)),
+            step_count=self.config.step_count,
         )
         try:
             batch.run()

@@ -14,12 +14,23 @@ from mimicry.common.errors import UsageError
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 WEIGHTING_SCHEMES = ("logit_normal", "sigma_sqrt", "mode", "cosmap")
+OPTIMIZERS = ("AdamW", "prodigy")
+LR_SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known of an option beside its name, type and default.
 
+    `choices` may be spelt in any case. `takes_word` is for booleans that the diffusers example declares with
+    a value: the trainer's flag takes true or false, and has the option's own default.
     `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
     images only. `rationale` is the README's reason for the default; only the main options have one.
     """
@@ -29,6 +40,7 @@ class Facts:
     above: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    takes_word: bool = False
     in_recipe: bool = True
     rationale: str = ""
 
@@ -68,7 +80,11 @@ class TuningConfig:
         rationale="~100 epochs of 20 images with effective batch size 4",
     )
     learning_rate: float = _option(
-        1e-4, "Learning rate of AdamW.", above=0, maximum=1, rationale="Standard for LoRA fine-tuning"
+        1e-4,
+        "Learning rate of AdamW; for prodigy a factor, usually 1.",
+        above=0,
+        maximum=1,
+        rationale="Standard for LoRA fine-tuning",
     )
     train_batch_size: int = _option(
         1,
@@ -158,15 +174,83 @@ class TuningConfig:
     )
     upcast_before_saving: bool = _option(False, "Save the adapter in fp32 instead of bf16.")
 
+    # Optimizer and learning rate.
+    optimizer: str = _option("AdamW", "Optimizer; prodigy finds its own step size.", choices=OPTIMIZERS)
+    use_8bit_adam: bool = _option(False, "Keep the state of AdamW in 8 bits, by bitsandbytes.")
+    prodigy_beta3: float | None = _option(
+        None,
+        "Decay of Prodigy's estimate of the step size; by default the square root of beta2.",
+        minimum=0,
+        maximum=0.99999999,
+    )
+    prodigy_decouple: bool = _option(True, "Prodigy decays weights as AdamW does.", takes_word=True)
+    prodigy_use_bias_correction: bool = _option(
+        True, "Prodigy corrects its bias as Adam does.", takes_word=True
+    )
+    prodigy_safeguard_warmup: bool = _option(
+        True, "Prodigy leaves the warm-up out of its estimate of the step size.", takes_word=True
+    )
+    scale_lr: bool = _option(
+        False, "Multiply the learning rate by the samples of one optimizer step, over all processes."
+    )
+    lr_scheduler: str = _option("constant", "How the learning rate changes.", choices=LR_SCHEDULERS)
+    lr_warmup_steps: int = _option(
+        0,
+        "Optimizer steps in which the learning rate grows from zero; constant has no such steps.",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    lr_num_cycles: int = _option(1, "Restarts of cosine_with_restarts.", minimum=1, maximum=1_000_000)
+    lr_power: float = _option(1.0, "Power of polynomial.", above=0, maximum=100)
+
+    # What the adapter is put on.
+    lora_layers: str | None = _option(
+        None,
+        "Modules with a LoRA: comma list of the ends of their names; by default all attention projections.",
+    )
+    lora_blocks: str | None = _option(
+        None, "Blocks with a LoRA: comma list of numbers from 0; by default all blocks."
+    )
+    lora_dropout: float = _option(
+        0.0, "Share of a LoRA's inputs that is dropped in training.", minimum=0, maximum=0.999
+    )
+
+    # Length and supply of a training.
+    repeats: int = _option(1, "How often an epoch shows each image.", minimum=1, maximum=10_000)
+    num_train_epochs: int | None = _option(
+        None, "Train for so many epochs, whatever --max-train-steps says.", minimum=1, maximum=1_000_000
+    )
+    dataloader_num_workers: int = _option(
+        0,
+        "Threads that prepare the next batches during a step; same result.",
+        minimum=0,
+        maximum=256,
+        in_recipe=False,
+    )
+    allow_tf32: bool = _option(
+        False, "Let CUDA shorten fp32 to TF32 in products: faster, less exact.", in_recipe=False
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS:
             value = getattr(self, option.name)
             # 1 and 1.0 would be two recipes. What is too large for a float is left for the check of types.
             if option.type is float and type(value) is int and abs(value) < 2**1000:
                 object.__setattr__(self, option.name, float(value))
+            # AdamW and adamw would be two recipes, too.
+            if option.facts.choices and isinstance(value, str):
+                spelt = {choice.casefold(): choice for choice in option.facts.choices}
+                object.__setattr__(self, option.name, spelt.get(value.casefold(), value))
         problems = [problem for option in OPTIONS if (problem := option.problem(getattr(self, option.name)))]
         if problems:
             raise UsageError(*problems)
+
+    def step_count(self, image_count: int, process_count: int = 1) -> int:
+        """Return the optimizer steps of a training on so many images; the last epoch is finished."""
+        if self.num_train_epochs is None:
+            return self.max_train_steps
+        samples = self.num_train_epochs * image_count * self.repeats
+        return math.ceil(samples / (process_count * self.gradient_accumulation_steps * self.train_batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,13 @@ def _lenient(kind: type) -> Callable[[Any], Any]:
     return convert
 
 
+def _truth(word: str) -> Any:
+    """Return what `word` says; one that says neither is left for TuningConfig to refuse."""
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}.get(
+        word.casefold(), word
+    )
+
+
 def take_config(parameters: dict[str, Any]) -> TuningConfig:
     """Remove the hyper-parameters from a command's `parameters` and return them, checked.
 
@@ -108,11 +115,17 @@ def option_words(config: TuningConfig) -> list[str]:
 
 
 def trainer_flags(config: TuningConfig) -> dict[str, list[str]]:
-    """Return the words for each flag of the trainer, by option name; a boolean that is off has none."""
+    """Return the words for each flag of the trainer, by option name; a boolean that is off has none.
+
+    A boolean that takes a word is "True", or empty for false: a script that declares it with type=bool, as
+    the diffusers example does, takes every other word for true.
+    """
     flags = {}
     for option in OPTIONS:
         value = getattr(config, option.name)
-        if option.type is bool:
+        if option.facts.takes_word:
+            flags[option.name] = [f"{option.trainer_flag}={value or ''}"]
+        elif option.type is bool:
             flags[option.name] = [option.trainer_flag] if value else []
         else:
             flags[option.name] = [] if value is None else [f"{option.trainer_flag}={value}"]
@@ -120,12 +133,25 @@ def trainer_flags(config: TuningConfig) -> dict[str, list[str]]:
 
 
 def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all hyper-parameters to the trainer's `parser`; a boolean is off unless given."""
+    """Add the flags of all hyper-parameters to the trainer's `parser`.
+
+    A boolean is off unless given; one that takes a word has its default, and is on when given without.
+    """
     group = parser.add_argument_group("hyper-parameters")
     for option in OPTIONS:
         facts = option.facts
         text = facts.help.replace("%", "%%")
-        if option.type is bool:
+        if facts.takes_word:
+            group.add_argument(
+                option.trainer_flag,
+                type=_truth,
+                nargs="?",
+                const=True,
+                default=option.default,
+                metavar="{true|false}",
+                help=f"{text} [default: {option.default}]",
+            )
+        elif option.type is bool:
             group.add_argument(option.trainer_flag, action="store_true", help=text)
         else:
             group.add_argument(

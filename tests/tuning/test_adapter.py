@@ -280,6 +280,19 @@ class TestConfig:
     def test_full_names_otherwise(self, modules: tuple[str, ...]) -> None:
         assert Adapter(4, modules, "").config(None)["target_modules"] == sorted(modules)
 
+    @pytest.mark.parametrize("options", [{"lora_blocks": "0,1"}, {"lora_layers": "to_k"}])
+    def test_full_names_when_modules_were_chosen(self, options: dict[str, str]) -> None:
+        """The first blocks of a larger model look like all blocks of a smaller one."""
+        config = Adapter(4, MODULES, "").config(None, options)
+        assert config["target_modules"] == sorted(MODULES)
+
+    def test_the_options_it_was_trained_with_are_told(self, tmp_path: Path) -> None:
+        options = {"rank": 4, "lora_blocks": "0,1", "lora_layers": None, "lora_dropout": 0.5}
+        publish(save_lora(tmp_path / "s"), tmp_path, {"options": options}, "some/model")
+        config = PeftConfig.from_pretrained(str(tmp_path))
+        assert isinstance(config, LoraConfig)
+        assert (config.target_modules, config.lora_dropout) == (set(MODULES), 0.5)
+
     def test_the_last_block_may_have_fewer(self) -> None:
         """SD3's last block has no add_out: the short names still match exactly what is there."""
         modules = tuple(name for name in MODULES if not name.endswith("blocks.1.attn.to_add_out"))

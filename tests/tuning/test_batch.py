@@ -104,7 +104,7 @@ def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple
         executor=executor,
         tracker=open_tracker(tree),
         display=BatchDisplay(len(plan.of(Action.TRAIN)), 2),
-        steps=2,
+        step_count=lambda _: 2,
     )
     return batch, executor
 

@@ -125,6 +125,29 @@ def test_a_wrong_choice_names_the_choices() -> None:
     assert problem == ("--weighting-scheme is 'normal'; choose one of logit_normal, sigma_sqrt, mode, cosmap")
 
 
+def test_a_choice_in_another_case_is_the_same_config() -> None:
+    assert TuningConfig(optimizer="ADAMW", mixed_precision="BF16") == TuningConfig()
+    assert TuningConfig(optimizer="Prodigy").optimizer == "prodigy"
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "processes", "count"),
+    [
+        ({}, 20, 1, 500),
+        ({"max_train_steps": 7, "repeats": 3}, 20, 2, 7),
+        ({"num_train_epochs": 100}, 20, 1, 500),
+        ({"num_train_epochs": 1}, 20, 1, 5),
+        ({"num_train_epochs": 1}, 21, 1, 6),
+        ({"num_train_epochs": 1}, 1, 1, 1),
+        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 1, 6),
+        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 4, 2),
+        ({"num_train_epochs": 10, "max_train_steps": 3, "gradient_accumulation_steps": 1}, 7, 1, 70),
+    ],
+)
+def test_epochs_become_steps(values: dict[str, Any], images: int, processes: int, count: int) -> None:
+    assert TuningConfig(**values).step_count(images, processes) == count
+
+
 def test_whole_numbers_for_a_float_are_the_same_config() -> None:
     config = TuningConfig(max_grad_norm=1, logit_mean=0)
     assert config == TuningConfig()

@@ -119,18 +119,21 @@ def test_floats_keep_their_last_bit() -> None:
 def test_every_option_is_explicit_towards_the_wrapper() -> None:
     given = {word.split("=")[0] for word in option_words(TuningConfig())}
     left_out = {"--revision", "--variant", "--cache-dir"}
+    left_out |= {"--prodigy-beta3", "--lora-layers", "--lora-blocks", "--num-train-epochs"}
+    off = {option.flag for option in OPTIONS if option.default is False}
+    assert {"--random-flip", "--scale-lr"} <= off
     assert left_out == {option.flag for option in OPTIONS if option.optional}
-    assert given == {option.flag for option in OPTIONS} - left_out - {
-        "--random-flip",
-        "--deterministic",
-        "--upcast-before-saving",
-    } | {"--no-random-flip", "--no-deterministic", "--no-upcast-before-saving"}
+    assert given == {option.flag for option in OPTIONS} - left_out - off | {
+        flag.replace("--", "--no-", 1) for flag in off
+    }
 
 
 def test_no_words_are_the_defaults_of_the_study() -> None:
     assert through_click([]) == TuningConfig()
     # The trainer's booleans are off unless given; its other defaults are the study's.
-    off: dict[str, Any] = {option.name: False for option in OPTIONS if option.type is bool}
+    off: dict[str, Any] = {
+        option.name: False for option in OPTIONS if option.type is bool and not option.facts.takes_word
+    }
     assert through_argparse([]) == dataclasses.replace(TuningConfig(), **off)
 
 
@@ -165,6 +168,59 @@ def test_help_names_every_option_and_default() -> None:
         assert option.facts.help.split(".")[0][:20] in text
     assert "[default: a painting in the style of sks]" in text
     assert "[default: a painting in the style of sks]" in trainer_text
+
+
+WORDED = [option.name for option in OPTIONS if option.facts.takes_word]
+
+
+class TestBooleansWithAWord:
+    """What the diffusers example declares with type=bool, which makes True of the word False."""
+
+    def test_they_are_those_of_the_example(self) -> None:
+        assert WORDED == ["prodigy_decouple", "prodigy_use_bias_correction", "prodigy_safeguard_warmup"]
+        assert all(getattr(TuningConfig(), name) is True for name in WORDED)
+
+    @pytest.mark.parametrize("name", WORDED)
+    @pytest.mark.parametrize(
+        ("words", "meant"),
+        [
+            ([], True),
+            (["--{}"], True),
+            (["--{}", "False"], False),
+            (["--{}=False"], False),
+            (["--{}=false"], False),
+            (["--{}=0"], False),
+            (["--{}=no"], False),
+            (["--{}="], False),
+            (["--{}", "TRUE"], True),
+            (["--{}=1"], True),
+            (["--{}=yes"], True),
+            (["--{}", "--scale_lr"], True),
+        ],
+    )
+    def test_the_trainer_takes_them_by_their_word(self, name: str, words: list[str], meant: bool) -> None:
+        config = through_argparse([word.format(name) for word in words])
+        assert getattr(config, name) is meant
+        assert all(getattr(config, other) is True for other in WORDED if other != name)
+
+    @pytest.mark.parametrize("name", WORDED)
+    def test_another_word_is_refused(self, name: str) -> None:
+        with pytest.raises(UsageError, match="is 'maybe'; it takes true or false"):
+            through_argparse([f"--{name}=maybe"])
+
+    @pytest.mark.parametrize("name", WORDED)
+    def test_users_have_a_pair_of_options(self, name: str) -> None:
+        assert getattr(through_click([f"--no-{name.replace('_', '-')}"]), name) is False
+
+    @pytest.mark.parametrize("value", [True, False])
+    def test_a_script_that_declares_them_as_bool_understands_us(self, value: bool) -> None:
+        same: dict[str, Any] = dict.fromkeys(WORDED, value)
+        config = TuningConfig(**same)
+        theirs = argparse.ArgumentParser()
+        for name in WORDED:
+            theirs.add_argument(f"--{name}", type=lambda word: bool(word), default=True)
+        words = [word for name in WORDED for word in trainer_flags(config)[name]]
+        assert vars(theirs.parse_args(words)) == same
 
 
 def table_rows(markdown: str) -> list[tuple[str, str, str]]:

@@ -32,6 +32,8 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "revision": "main",
     "cache_dir": "/somewhere",
     "deterministic": True,
+    "dataloader_num_workers": 2,
+    "allow_tf32": True,
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
 
@@ -50,7 +52,8 @@ def another(option: Any) -> Any:
         return "something else"
     if option.name == "precondition_outputs":
         return 0
-    return option.default + 1 if option.type is int else option.default * 0.5 + 0.01
+    default = option.default or 0
+    return default + 1 if option.type is int else default * 0.5 + 0.01
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)

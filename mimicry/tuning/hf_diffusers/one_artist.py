@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimicry.common.children import has_parent, running_child
@@ -42,9 +42,18 @@ class ArtistJob:
         """Where the script writes: a foreign one beside the final place, since it may stop half way."""
         return self.output_dir if self.script.is_own else self.output_dir / _FOREIGN_OUTPUT
 
+    @property
+    def step_count(self) -> int:
+        """The optimizer steps of the training."""
+        return self.config.step_count(len(ImageFolder.read(self.input_dir).names))
+
     def command(self) -> list[str]:
         """Return the exact command that trains this artist."""
-        words = self.script.words(self.config, self.input_dir, self.trainer_output_dir, self.notes)
+        config = self.config
+        if not self.script.is_own:
+            # In the diffusers example the number of steps goes before that of epochs.
+            config = replace(config, max_train_steps=self.step_count, num_train_epochs=None)
+        words = self.script.words(config, self.input_dir, self.trainer_output_dir, self.notes)
         return launch_words(self.script, words, self.config.mixed_precision)
 
 
@@ -82,7 +91,7 @@ def _run(job: ArtistJob) -> int:
             running_child(command, output=output, environment=environment, grace_seconds=_GRACE_SECONDS)
         )
         # Under apply_tuning there is no terminal here, and it shows the steps itself.
-        display = StepDisplay(job.output_dir.name, job.config.max_train_steps) if is_terminal() else None
+        display = StepDisplay(job.output_dir.name, job.step_count) if is_terminal() else None
         if display is not None:
             stack.callback(display.close)
         # Only our own trainer writes metrics.jsonl as it goes.
@@ -108,7 +117,7 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
         "status": "complete",
         "started_at": started_at,
         "finished_at": utc_now(),
-        "steps": job.config.max_train_steps,
+        "steps": job.step_count,
     }
     publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)

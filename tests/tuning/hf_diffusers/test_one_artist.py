@@ -92,6 +92,14 @@ def test_it_is_given_what_it_knows_and_another_folder_to_write_to(studio: Studio
     }
 
 
+def test_epochs_are_given_to_it_as_steps(studio: Studio, tmp_path: Path) -> None:
+    """The diffusers example does not look at epochs when it is given steps."""
+    job = make_job(studio, tmp_path, num_train_epochs=7, cache_latents=False)
+    train_artist(job)
+    assert given_flags(job.output_dir / "train.log")["max_train_steps"] == 7  # of four images each
+    assert training_run(job.output_dir)["steps"] == 7
+
+
 @over_hostile_names
 def test_any_name_of_a_folder_will_do(hostile_name: str, studio: Studio, tmp_path: Path) -> None:
     job = make_job(studio, tmp_path, tmp_path / "out" / hostile_name)

@@ -94,7 +94,7 @@ def test_all_problems_of_the_command_line_come_at_once(studio: Studio, tmp_path:
             "--resolution=x",
             "--hub-token",
             SECRET,
-            "--repeats=2",
+            "--leaning-rate=2",
             f"--output-dir={tmp_path}/out",
         ],
         cwd=tmp_path,

@@ -27,6 +27,11 @@ def normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...
     return generator(seed, purpose, index, name).standard_normal(shape, dtype=np.float32)
 
 
+def dropout_seed(seed: int, index: int) -> int:
+    """Return the seed of torch's generator for the forward pass whose first sample is number `index`."""
+    return int(generator(seed, "dropout", index, "").integers(2**63))
+
+
 @dataclass(frozen=True)
 class View:
     """How an image is cut: crop centre or corner as fractions of what is left to choose, and mirrored or not.
@@ -52,24 +57,25 @@ class Sample:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Which image each sample of the run shows: every image once in each epoch, in a new order."""
+    """Which image each sample of the run shows: every image `repeats` times in each epoch, in a new order."""
 
     seed: int
     stems: tuple[str, ...]
     center_crop: bool
     random_flip: bool
+    repeats: int = 1
 
     def sample(self, index: int) -> Sample:
         """Return sample number `index` of the run, counted from 0 over all epochs."""
-        epoch, place = divmod(index, len(self.stems))
-        image = _epoch_order(self.seed, epoch, self.stems)[place]
+        epoch, place = divmod(index, len(self.stems) * self.repeats)
+        image = _epoch_order(self.seed, epoch, self.stems, self.repeats)[place]
         stem = self.stems[image]
         return Sample(index=index, image=image, stem=stem, view=self._view(index, stem))
 
     def distinct_views(self, sample_count: int) -> Iterator[Sample]:
         """Return samples that show all that the first `sample_count` samples show, not much more often."""
         fixed = self.center_crop and not self.random_flip
-        count = min(sample_count, len(self.stems)) if fixed else sample_count
+        count = min(sample_count, len(self.stems) * self.repeats) if fixed else sample_count
         return (self.sample(index) for index in range(count))
 
     def _view(self, index: int, stem: str) -> View:
@@ -81,7 +87,11 @@ class SamplePlan:
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, stems: Sequence[str]) -> list[int]:
-    # Each stem draws its own place, so that two sets that differ in one image agree on the others' order.
-    places = [generator(seed, "order", epoch, stem).random() for stem in stems]
-    return sorted(range(len(stems)), key=lambda image: (places[image], image))
+def _epoch_order(seed: int, epoch: int, stems: Sequence[str], repeats: int) -> list[int]:
+    # Each stem draws its own places, so that two sets that differ in one image agree on the others' order.
+    places = [
+        (place, image)
+        for image, stem in enumerate(stems)
+        for place in generator(seed, "order", epoch, stem).random(repeats).tolist()
+    ]
+    return [image for _, image in sorted(places)]

@@ -29,16 +29,12 @@ OUT_OF_SCOPE = {
 # What it will understand one day.
 NOT_YET = frozenset(
     """
-    repeats num_train_epochs dataloader_num_workers local_rank
+    local_rank
     with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
     sample_batch_size prior_generation_precision
     validation_prompt num_validation_images validation_epochs
-    lora_dropout lora_layers lora_blocks
     checkpointing_steps checkpoints_total_limit resume_from_checkpoint
-    scale_lr lr_scheduler lr_warmup_steps lr_num_cycles lr_power
-    optimizer use_8bit_adam
-    prodigy_beta3 prodigy_decouple prodigy_use_bias_correction prodigy_safeguard_warmup
-    logging_dir report_to allow_tf32
+    logging_dir report_to
     """.split()
 )
 

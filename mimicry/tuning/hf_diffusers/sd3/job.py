@@ -13,6 +13,8 @@ from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
+from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -49,17 +51,23 @@ class Setup:
         return _DTYPES[self.job.config.mixed_precision]
 
     @property
+    def step_count(self) -> int:
+        """The optimizer steps of the whole run."""
+        return self.job.config.step_count(len(self.images.names), self.accelerator.num_processes)
+
+    @property
     def sample_count(self) -> int:
         """The samples of the whole run."""
         config = self.job.config
-        return config.max_train_steps * config.gradient_accumulation_steps * config.train_batch_size
+        return self.step_count * config.gradient_accumulation_steps * config.train_batch_size
 
     @classmethod
     def prepare(cls, job: Job) -> "Setup":
         """Find everything that the job needs.
 
         Raises:
-            UsageError: several processes, or a precision that the device does not have.
+            UsageError: several processes, a precision that the device does not have, an optimizer whose
+                library is missing, or layers or blocks that the model does not have.
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
@@ -69,11 +77,14 @@ class Setup:
         problems = model.problems(job.config.resolution)
         if problems:
             raise BatchFault(*problems)
+        check_optimizer(job.config, accelerator.num_processes)
+        check_modules(model, job.config)
         samples = SamplePlan(
             seed=job.config.seed,
             stems=tuple(images.stems),
             center_crop=job.config.center_crop,
             random_flip=job.config.random_flip,
+            repeats=job.config.repeats,
         )
         return cls(job=job, accelerator=accelerator, model=model, images=images, samples=samples)
 
@@ -95,6 +106,9 @@ def _accelerator(config: TuningConfig) -> Accelerator:
         # cuBLAS reads this when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    # Its default is on, which would encode images in less than fp32.
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32
     cuda = torch.cuda.is_available()
     if config.mixed_precision == "fp16" and not cuda:
         raise UsageError("--mixed_precision fp16 needs a GPU; on the CPU type --mixed_precision bf16 or no")

@@ -1,17 +1,96 @@
 """The LoRA adapter of the transformer: put on, drawn, saved."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from mimicry.tuning.adapter import TARGET_MODULES, WEIGHTS, Adapter, lora_facts, publish
+from mimicry.common.errors import UsageError, nearest
+from mimicry.tuning.adapter import (
+    TARGET_MODULES,
+    WEIGHTS,
+    Adapter,
+    chooses_modules,
+    lora_facts,
+    publish,
+)
+from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3 import draws
+
+
+def check_modules(model: BaseModel, config: TuningConfig) -> None:
+    """Check that the model has the layers and blocks that `config` names, without reading its weights.
+
+    Raises:
+        UsageError: see `chosen_modules`.
+    """
+    if chooses_modules(config.lora_layers, config.lora_blocks):
+        with init_empty_weights():
+            chosen_modules(SD3Transformer2DModel.from_config(model.config_of("transformer")), config)
+
+
+def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> list[str]:
+    """Return the full names of the modules that lora_layers and lora_blocks ask for, sorted.
+
+    A layer is named by the end of its name, from a dot on. With lora_blocks only the layers of those blocks
+    are meant.
+
+    Raises:
+        UsageError: the model, or those of its blocks, have no such layer; or it has no such block.
+    """
+    known = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    within, where = known, ""
+    if config.lora_blocks is not None:
+        blocks = _items(config.lora_blocks)
+        _check_blocks(blocks, len(transformer.transformer_blocks))
+        within, where = [name for name in known if _block(name) in blocks], f" in blocks {', '.join(blocks)}"
+    if config.lora_layers is None:
+        # SD3's last block lacks one of them.
+        return sorted(name for layer in TARGET_MODULES for name in _ending(layer, within))
+    layers = _items(config.lora_layers)
+    ends = sorted({_without_block(name) for name in within})
+    problems = [
+        f"--lora-layers: {layer!r} is no layer{where}; {nearest(layer, ends)}"
+        for layer in layers
+        if not _ending(layer, within)
+    ]
+    if problems:
+        raise UsageError(*problems)
+    return sorted({name for layer in layers for name in _ending(layer, within)})
+
+
+def _check_blocks(blocks: Sequence[str], block_count: int) -> None:
+    problems = [
+        f"--lora-blocks: {block!r} is no block of this model; it takes numbers from 0 to {block_count - 1}"
+        for block in blocks
+        if block not in map(str, range(block_count))
+    ]
+    if problems:
+        raise UsageError(*problems)
+
+
+def _ending(layer: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if name == layer or name.endswith(f".{layer}")]
+
+
+def _items(words: str) -> list[str]:
+    return [item.strip() for item in words.split(",")]
+
+
+def _block(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "transformer_blocks" else None
+
+
+def _without_block(name: str) -> str:
+    return name if _block(name) is None else name.split(".", 2)[2]
 
 
 def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dict[str, torch.nn.Parameter]:
@@ -19,9 +98,15 @@ def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dic
 
     They are fp32 whatever the base is: in bf16, updates below 1/256 of a weight are lost. lora_A is drawn
     from a normal distribution of standard deviation 1 / rank, by name; lora_B is zero.
+
+    Raises:
+        UsageError: see `chosen_modules`.
     """
     transformer.requires_grad_(False)
-    transformer.add_adapter(LoraConfig(**lora_facts(config.rank, TARGET_MODULES)))
+    targets: Sequence[str] = TARGET_MODULES
+    if chooses_modules(config.lora_layers, config.lora_blocks):
+        targets = chosen_modules(transformer, config)
+    transformer.add_adapter(LoraConfig(**lora_facts(config.rank, targets, config.lora_dropout)))
     parameters = {name: value for name, value in transformer.named_parameters() if value.requires_grad}
     for name, parameter in parameters.items():
         parameter.data = parameter.data.float()
@@ -44,6 +129,13 @@ def save_adapter(
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=layers,
-            transformer_lora_adapter_metadata=lora_facts(config.rank, TARGET_MODULES),
+            transformer_lora_adapter_metadata=_metadata(layers, config),
         )
         return publish(Path(folder) / WEIGHTS, output_dir, training_run, config.pretrained_model_name_or_path)
+
+
+def _metadata(layers: Mapping[str, torch.Tensor], config: TuningConfig) -> dict[str, Any]:
+    targets: Sequence[str] = TARGET_MODULES
+    if chooses_modules(config.lora_layers, config.lora_blocks):
+        targets = sorted({name.partition(".lora_")[0] for name in layers})
+    return lora_facts(config.rank, targets, config.lora_dropout)

@@ -153,6 +153,7 @@ class RunRecord:
             "compile": False,
             "quantisation": None,
             "deterministic": self.setup.job.config.deterministic,
+            "tf32": self.setup.job.config.allow_tf32,
             "torch": torch.__version__,
         }
 

@@ -26,7 +26,7 @@ def train_adapter(job: Job) -> Adapter:
             say("reading the transformer")
             loop = Loop(setup, load_transformer(setup), prompt, latents, record)
         with record.stage("train"):
-            say(f"training {job.config.max_train_steps} steps on {setup.device}")
+            say(f"training {setup.step_count} steps on {setup.device}")
             loop.run()
         return _save(setup, loop, record)
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from mimicry.tuning.hf_diffusers.sd3.flow_matching import (
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
+from mimicry.tuning.hf_diffusers.sd3.optimizers import make_optimizer, make_scheduler, optimizer_warnings
+from mimicry.tuning.hf_diffusers.sd3.prefetch import Prefetch
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 
@@ -31,13 +34,15 @@ class Batch:
     """The samples of one forward pass, all in fp32 on the device.
 
     `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
-    what the transformer is told of them.
+    what the transformer is told of them. `samples` and `timestep_indices` say what was drawn for them.
     """
 
     latents_BCHW: Tensor
     noise_BCHW: Tensor
     sigmas_B: Tensor
     timesteps_B: Tensor
+    samples: tuple[draws.Sample, ...]
+    timestep_indices: tuple[int, ...]
 
 
 def load_transformer(setup: Setup) -> SD3Transformer2DModel:
@@ -82,14 +87,17 @@ class Loop:
         prompt = prompt.to(setup.device, setup.dtype)
         self._sequence_BLD = prompt.sequence_1LD.expand(count, -1, -1)
         self._pooled_BP = prompt.pooled_1P.expand(count, -1)
-        self.optimizer = setup.accelerator.prepare(
-            torch.optim.AdamW(
-                self.parameters.values(),
-                lr=config.learning_rate,
-                betas=(config.adam_beta1, config.adam_beta2),
-                weight_decay=config.adam_weight_decay,
-                eps=config.adam_epsilon,
-            )
+        process_count = setup.accelerator.num_processes
+        for warning in optimizer_warnings(config, process_count):
+            record.warn(warning)
+        optimizer = make_optimizer(config, self.parameters.values(), setup.device, process_count)
+        # Not prepared by accelerate, which would count a step once for each process.
+        self.scheduler = make_scheduler(config, optimizer, setup.step_count)
+        self.optimizer = setup.accelerator.prepare(optimizer)
+        self._batches = Prefetch(
+            lambda number: self.make_batch(number * count),
+            setup.step_count * config.gradient_accumulation_steps,
+            config.dataloader_num_workers,
         )
 
     def run(self) -> None:
@@ -98,22 +106,26 @@ class Loop:
         Raises:
             TrainingFailed: the loss is no finite number.
         """
-        config = self.setup.job.config
+        step_count = self.setup.step_count
         self.transformer.train()
-        for step in range(1, config.max_train_steps + 1):
-            begin = time.monotonic()
-            loss, grad_norm = self.take_step(step)
-            self._record.add_step(step, loss, config.learning_rate, grad_norm, time.monotonic() - begin)
-            if step % max(1, config.max_train_steps // _REPORTS) == 0:
-                say(f"step {step}/{config.max_train_steps}, loss {loss:.4f}")
+        with closing(self._batches):
+            for step in range(1, step_count + 1):
+                begin = time.monotonic()
+                learning_rate = float(self.scheduler.get_last_lr()[0])
+                loss, grad_norm = self.take_step(step)
+                self._record.add_step(step, loss, learning_rate, grad_norm, time.monotonic() - begin)
+                if step % max(1, step_count // _REPORTS) == 0:
+                    say(f"step {step}/{step_count}, loss {loss:.4f}")
 
     def take_step(self, step: int) -> tuple[float, float]:
         """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient."""
         config, accelerator = self.setup.job.config, self.setup.accelerator
         losses = []
         for micro_step in range(config.gradient_accumulation_steps):
-            first = ((step - 1) * config.gradient_accumulation_steps + micro_step) * config.train_batch_size
-            loss = self.batch_loss(self.make_batch(first))
+            batch = self._batches.get((step - 1) * config.gradient_accumulation_steps + micro_step)
+            for sample, level in zip(batch.samples, batch.timestep_indices, strict=True):
+                self._record.add_draw(sample, level)
+            loss = self.batch_loss(batch)
             accelerator.backward(loss / config.gradient_accumulation_steps)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
@@ -124,32 +136,41 @@ class Loop:
                 f"the loss of step {step} is {loss_value}: training diverged; type a smaller --learning-rate"
             )
         self.optimizer.step()
+        self.scheduler.step()
         self.optimizer.zero_grad()
         return loss_value, norm_value
 
     def make_batch(self, first: int) -> Batch:
-        """Draw the samples number `first` and following, as many as a batch has."""
+        """Draw the samples number `first` and following, as many as a batch has; on any thread."""
         config, device = self.setup.job.config, self.setup.device
+        indices = range(first, first + config.train_batch_size)
+        samples = tuple(self.setup.samples.sample(index) for index in indices)
         latents, noise, levels = [], [], []
-        for index in range(first, first + config.train_batch_size):
-            sample = self.setup.samples.sample(index)
+        for sample in samples:
             latents_CHW = self._latents.latents(sample)
             shape = tuple(latents_CHW.shape)
             latents.append(latents_CHW)
-            noise.append(torch.from_numpy(draws.normal(config.seed, "noise", index, sample.stem, shape)))
+            noise.append(
+                torch.from_numpy(draws.normal(config.seed, "noise", sample.index, sample.stem, shape))
+            )
             levels.append(draw_timestep_index(config, sample, len(self._sigmas.timesteps)))
-            self._record.add_draw(sample, levels[-1])
         return Batch(
-            latents_BCHW=torch.stack(latents).to(device),
-            noise_BCHW=torch.stack(noise).to(device),
-            sigmas_B=self._sigmas.sigmas[levels].to(device),
-            timesteps_B=self._sigmas.timesteps[levels].to(device),
+            latents_BCHW=_send(torch.stack(latents), device),
+            noise_BCHW=_send(torch.stack(noise), device),
+            sigmas_B=_send(self._sigmas.sigmas[levels], device),
+            timesteps_B=_send(self._sigmas.timesteps[levels], device),
+            samples=samples,
+            timestep_indices=tuple(levels),
         )
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, a scalar in fp32."""
         config = self.setup.job.config
         noisy_BCHW = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
+        if config.lora_dropout:
+            # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
+            # the generator's state.
+            torch.manual_seed(draws.dropout_seed(config.seed, batch.samples[0].index))
         with self.setup.accelerator.autocast():
             prediction_BCHW = self.transformer(
                 hidden_states=noisy_BCHW.to(self.setup.dtype),
@@ -166,3 +187,10 @@ class Loop:
             scheme=config.weighting_scheme,
             precondition_outputs=bool(config.precondition_outputs),
         )
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Move `values` to the device without waiting for the work that it has already been given."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan, View, generator, normal
+from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan, View, dropout_seed, generator, normal
 from tests.hostile_names import over_hostile_names
 
 STEMS = ("01_hills", "02_house", "03_tree", "04_boat", "05_sun")
@@ -23,6 +23,7 @@ GOLDEN_NORMAL = {
     "timestep": "439b1fbc5b526cd1a3b004c9c15d9114",
     "lora_A": "35a8b8aa253e69da7fa06c9f41559b6e",
 }
+GOLDEN_DROPOUT_SEED = 6741774730302394804
 GOLDEN_ORDER = "8f0f3827a346c2949cd93eec9ba8c6d0"
 GOLDEN_VIEWS = "2ccb7b285a15449dca9376e3c9ef2d9d"
 
@@ -31,8 +32,9 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, **how: bool) -> SamplePlan:
-    return SamplePlan(seed=seed, stems=stems, **({"center_crop": False, "random_flip": True} | how))
+def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, repeats: int = 1, **how: bool) -> SamplePlan:
+    views = {"center_crop": False, "random_flip": True}
+    return SamplePlan(seed=seed, stems=stems, **(views | how), repeats=repeats)
 
 
 @pytest.mark.parametrize(("purpose", "golden"), GOLDEN_UNIFORM.items())
@@ -153,10 +155,43 @@ def test_flips_are_the_same_with_and_without_center_crop() -> None:
         assert centred.view.flipped == free.view.flipped
 
 
+class TestRepeats:
+    def test_an_epoch_shows_each_image_so_often(self) -> None:
+        samples = [plan(repeats=3).sample(index) for index in range(10 * 15)]
+        epochs = [[sample.stem for sample in samples[start : start + 15]] for start in range(0, 150, 15)]
+        assert all(sorted(epoch) == sorted(3 * STEMS) for epoch in epochs)
+        assert all(before != after for before, after in pairwise(epochs))
+        # Not the same order three times over: an image may come twice before another has come once.
+        assert any(len(set(epoch[:5])) < 5 for epoch in epochs)
+        assert len({sample.view for sample in samples}) == 150
+
+    def test_a_set_that_lacks_an_image_shows_the_others_in_the_same_order(self) -> None:
+        fewer = plan(tuple(stem for stem in STEMS if stem != "03_tree"), repeats=2)
+        for epoch in range(6):
+            whole = [plan(repeats=2).sample(10 * epoch + place).stem for place in range(10)]
+            assert [fewer.sample(8 * epoch + place).stem for place in range(8)] == [
+                stem for stem in whole if stem != "03_tree"
+            ]
+
+    def test_fixed_views_are_all_listed(self) -> None:
+        samples = plan(repeats=3, center_crop=True, random_flip=False)
+        listed = {sample.image for sample in samples.distinct_views(1000)}
+        assert listed == set(range(len(STEMS)))
+
+
+def test_the_seed_of_dropout_is_golden() -> None:
+    assert dropout_seed(42, 7) == GOLDEN_DROPOUT_SEED
+    assert 0 <= GOLDEN_DROPOUT_SEED < 2**63
+    assert len({dropout_seed(seed, index) for seed in (1, 2) for index in range(50)}) == 100
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("center_crop", [True, False])
 @pytest.mark.parametrize("random_flip", [True, False])
-def test_distinct_views_show_all_that_the_samples_show(center_crop: bool, random_flip: bool) -> None:
-    samples = plan(center_crop=center_crop, random_flip=random_flip)
+def test_distinct_views_show_all_that_the_samples_show(
+    center_crop: bool, random_flip: bool, repeats: int
+) -> None:
+    samples = plan(center_crop=center_crop, random_flip=random_flip, repeats=repeats)
     shown = {(sample.image, sample.view) for sample in (samples.sample(index) for index in range(50))}
 
     assert {(sample.image, sample.view) for sample in samples.distinct_views(50)} == shown

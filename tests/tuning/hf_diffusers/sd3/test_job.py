@@ -1,15 +1,18 @@
 """What a job finds before it begins: images in order, a device that can, a model that fits."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import make_job
-from tests.tuning.hf_diffusers.studio import Studio
+from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 
 def prepare(studio: Studio, folder: Path, *flags: str, images: Path | None = None) -> Setup:
@@ -69,6 +72,37 @@ def test_several_processes_are_refused(
         prepare(studio, tmp_path)
 
 
+@pytest.fixture
+def tf32_switches() -> Iterator[tuple[Any, ...]]:
+    """What torch may use TF32 in, as it was once the test is over."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize("flag", [(), ("--allow_tf32",)], ids=["off", "on"])
+def test_tf32_is_used_when_asked_for_and_never_else(
+    flag: tuple[str, ...], tf32_switches: tuple[Any, ...], studio: Studio, tmp_path: Path
+) -> None:
+    for switch in tf32_switches:
+        switch.allow_tf32 = not flag
+    setup = prepare(studio, tmp_path, *flag)
+    assert [switch.allow_tf32 for switch in tf32_switches] == [bool(flag)] * 2
+    RunRecord(setup)
+    assert training_run(tmp_path / "out")["numerics"]["tf32"] == bool(flag)
+
+
+@pytest.mark.parametrize("flag", ["--lora_layers=attn.toq", "--lora_blocks=7"])
+def test_layers_and_blocks_that_are_not_there_are_refused_at_once(
+    flag: str, studio: Studio, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"--lora-(layers|blocks): '(attn\.toq|7)' is no"):
+        prepare(studio, tmp_path, flag)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--mixed_precision bf16 or no"):
@@ -76,7 +110,13 @@ def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "count"), [((), 2), (("--train_batch_size=3", "--gradient_accumulation_steps=5"), 30)]
+    ("words", "count"),
+    [
+        ((), 2),
+        (("--train_batch_size=3", "--gradient_accumulation_steps=5"), 30),
+        (("--num_train_epochs=3",), 12),
+        (("--num_train_epochs=3", "--repeats=2", "--train_batch_size=5"), 25),
+    ],
 )
 def test_the_samples_of_a_run_are_counted(
     words: tuple[str, ...], count: int, studio: Studio, tmp_path: Path

@@ -4,6 +4,7 @@ import hashlib
 import json
 import stat
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mimicry.common.errors import AdapterBroken
+from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.tuning.adapter import TARGET_MODULES, Adapter, check_adapter
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, save_adapter
+from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, chosen_modules, save_adapter
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 from tests.tuning.hf_diffusers.studio import Studio
 
@@ -60,7 +61,7 @@ def predict(transformer: Any) -> torch.Tensor:
 
 def save(transformer: Any, folder: Path, asked: TuningConfig) -> Adapter:
     folder.mkdir(parents=True, exist_ok=True)
-    return save_adapter(transformer, folder, asked, {"options": {"rank": asked.rank}})
+    return save_adapter(transformer, folder, asked, {"options": asdict(asked)})
 
 
 @pytest.fixture
@@ -114,6 +115,97 @@ class TestAddAdapter:
         other = add_adapter(load(studio), config(studio, seed=7))
         assert all(torch.equal(fine[name], coarse[name]) for name in fine)
         assert not any(torch.equal(fine[name], other[name]) for name in fine if ".lora_A." in name)
+
+
+def names(parameters: dict[str, torch.nn.Parameter]) -> set[str]:
+    """Return the modules that have a LoRA."""
+    return {name.partition(".lora_")[0] for name in parameters}
+
+
+# Layers, blocks, and the modules that they mean in the tiny model.
+CHOICES = [
+    (
+        "attn.to_k,attn.to_q",
+        None,
+        {f"transformer_blocks.{n}.attn.{m}" for n in range(3) for m in ("to_k", "to_q")},
+    ),
+    (" to_k , attn.to_k ", None, {f"transformer_blocks.{n}.attn.to_k" for n in range(3)}),
+    ("ff.net.2", "1", {"transformer_blocks.1.ff.net.2"}),
+    ("norm1.linear", "0, 1", {f"transformer_blocks.{n}.norm1.linear" for n in range(2)}),
+    ("norm_out.linear,context_embedder", None, {"norm_out.linear", "context_embedder"}),
+    ("transformer_blocks.2.attn.to_out.0", None, {"transformer_blocks.2.attn.to_out.0"}),
+    (None, "0,1", {f"transformer_blocks.{n}.{m}" for n in range(2) for m in TARGET_MODULES}),
+    (None, "2", {name for name in MODULES if ".2." in name}),
+]
+
+
+class TestChosenModules:
+    @pytest.mark.parametrize(("layers", "blocks", "expected"), CHOICES)
+    def test_those_and_no_others_have_a_lora(
+        self, layers: str | None, blocks: str | None, expected: set[str], studio: Studio
+    ) -> None:
+        asked = config(studio, lora_layers=layers, lora_blocks=blocks)
+        assert names(add_adapter(load(studio), asked)) == expected
+
+    def test_the_beginning_of_a_module_does_not_depend_on_the_others(self, studio: Studio) -> None:
+        every = add_adapter(load(studio), config(studio))
+        some = add_adapter(load(studio), config(studio, lora_layers="attn.to_q", lora_blocks="1"))
+        assert len(some) == 2
+        assert all(torch.equal(value, every[name]) for name, value in some.items())
+
+    @pytest.mark.parametrize(
+        ("layers", "blocks", "expected"),
+        [
+            ("attn.to_z", None, ["--lora-layers: 'attn.to_z' is no layer; did you mean 'attn.to_"]),
+            ("attn.to_k,,attn.to_v", None, ["--lora-layers: '' is no layer"]),
+            ("o_k", None, ["--lora-layers: 'o_k' is no layer"]),
+            ("pos_embed.proj", None, ["--lora-layers: 'pos_embed.proj' is no layer"]),
+            ("tokey,toque", None, ["'tokey' is no layer", "'toque' is no layer"]),
+            (
+                "attn.to_add_out",
+                "2",
+                ["'attn.to_add_out' is no layer in blocks 2; did you mean 'attn.to_out.0'"],
+            ),
+            ("context_embedder", "0", ["'context_embedder' is no layer in blocks 0"]),
+            (None, "3", ["--lora-blocks: '3' is no block of this model; it takes numbers from 0 to 2"]),
+            (None, "0,-1, x", ["'-1' is no block", "'x' is no block"]),
+        ],
+    )
+    def test_what_is_not_there_is_named(
+        self, layers: str | None, blocks: str | None, expected: list[str], studio: Studio
+    ) -> None:
+        with pytest.raises(UsageError) as caught:
+            chosen_modules(load(studio), config(studio, lora_layers=layers, lora_blocks=blocks))
+        assert len(caught.value.problems) == len(expected)
+        for problem, part in zip(caught.value.problems, expected, strict=True):
+            assert part in problem
+
+    @pytest.mark.parametrize(("layers", "blocks", "expected"), CHOICES)
+    def test_files_say_what_was_trained_and_other_programs_read_them(
+        self, layers: str | None, blocks: str | None, expected: set[str], studio: Studio, tmp_path: Path
+    ) -> None:
+        asked = config(
+            studio, lora_layers=layers, lora_blocks=blocks, lora_dropout=0.25, upcast_before_saving=True
+        )
+        transformer = load(studio)
+        draw_lora_b(add_adapter(transformer, asked))
+
+        adapter = save(transformer.eval(), tmp_path, asked)
+
+        assert set(adapter.modules) == expected
+        with safe_open(tmp_path / WEIGHTS, "pt") as file:
+            metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert metadata["transformer.target_modules"] == sorted(expected)
+        assert metadata["transformer.lora_dropout"] == 0.25
+        read = PeftConfig.from_pretrained(str(tmp_path))
+        assert (read.target_modules, read.lora_dropout) == (expected, 0.25)
+
+        by_peft = load(studio)
+        by_peft.add_adapter(read)
+        assert names({n: p for n, p in by_peft.named_parameters() if p.requires_grad}) == expected
+        pipeline = StableDiffusion3Pipeline.from_pretrained(studio.base_model)
+        pipeline.load_lora_weights(tmp_path)
+        torch.testing.assert_close(predict(pipeline.transformer.eval()), predict(transformer))
 
 
 class TestSavedFile:

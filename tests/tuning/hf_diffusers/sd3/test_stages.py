@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import json
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -82,9 +84,15 @@ def test_two_conditions_draw_the_same_by_chance(
 
 
 @pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--cache_latents"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_what_saves_memory_changes_no_bit(flag: str, precision: str, studio: Studio, tmp_path: Path) -> None:
-    flags = (f"--mixed_precision={precision}", "--upcast_before_saving", "--max_train_steps=3")
+def test_what_saves_memory_changes_no_bit(
+    flag: str, dropout: float, precision: str, studio: Studio, tmp_path: Path
+) -> None:
+    flags = (
+        *(f"--mixed_precision={precision}", f"--lora_dropout={dropout}"),
+        *("--upcast_before_saving", "--max_train_steps=3"),
+    )
     train(studio, tmp_path / "without", *flags)
     train(studio, tmp_path / "with", *flags, flag)
     assert weights(tmp_path / "without") == weights(tmp_path / "with")
@@ -93,16 +101,62 @@ def test_what_saves_memory_changes_no_bit(flag: str, precision: str, studio: Stu
     assert first["final_loss"] == second["final_loss"]
 
 
+@pytest.mark.parametrize("worker_count", [1, 3])
+@pytest.mark.parametrize("flags", [("--cache_latents",), ("--train_batch_size=2", "--lora_dropout=0.2")])
+def test_batches_made_ahead_change_no_bit(
+    flags: tuple[str, ...], worker_count: int, studio: Studio, tmp_path: Path
+) -> None:
+    flags += ("--upcast_before_saving", "--gradient_accumulation_steps=3", "--random_flip")
+    train(studio, tmp_path / "in line", *flags)
+    train(studio, tmp_path / "ahead", *flags, f"--dataloader_num_workers={worker_count}")
+    assert weights(tmp_path / "in line") == weights(tmp_path / "ahead")
+    first, second = (training_run(tmp_path / name) for name in ("in line", "ahead"))
+    for key in ("recipe_hash", "final_loss", "draws_sha256", "steps"):
+        assert first[key] == second[key]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
 @pytest.mark.parametrize(
     "change",
-    ["--seed=43", "--instance_prompt=a photo", "--learning_rate=0.002", "--center_crop", "--logit_mean=1"],
+    [
+        *("--seed=43", "--instance_prompt=a photo", "--learning_rate=0.002", "--center_crop"),
+        *("--logit_mean=1", "--lora_dropout=0.1", "--lora_layers=attn.to_k", "--lora_blocks=1"),
+        *("--repeats=2", "--lr_scheduler=linear", "--scale_lr", "--num_train_epochs=1"),
+    ],
 )
 def test_what_belongs_to_the_recipe_changes_the_adapter(change: str, studio: Studio, tmp_path: Path) -> None:
-    train(studio, tmp_path / "one")
-    train(studio, tmp_path / "other", change)
+    flags = ("--train_batch_size=2",)
+    train(studio, tmp_path / "one", *flags, "--max_train_steps=3")
+    train(studio, tmp_path / "other", *flags, "--max_train_steps=3", change)
     assert weights(tmp_path / "one") != weights(tmp_path / "other")
     first, second = (training_run(tmp_path / name) for name in ("one", "other"))
     assert first["recipe_hash"] != second["recipe_hash"]
+
+
+def steps_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_step_is_recorded_with_the_rate_that_it_used(studio: Studio, tmp_path: Path) -> None:
+    train(
+        studio,
+        tmp_path,
+        *("--lr_scheduler=linear", "--lr_warmup_steps=2", "--max_train_steps=6", "--learning_rate=0.01"),
+        *("--scale_lr", "--gradient_accumulation_steps=2"),
+    )
+    rates = [line["lr"] for line in steps_in(tmp_path)]
+    assert rates == pytest.approx([0, 0.01, 0.02, 0.015, 0.01, 0.005])
+
+
+def test_epochs_go_before_steps(studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(studio, tmp_path, "--num_train_epochs=2", "--repeats=3", "--train_batch_size=5", "--cache_latents")
+    assert [line["step"] for line in steps_in(tmp_path)] == [1, 2, 3, 4, 5]  # 2 x 3 x 4 images, 5 at a time
+    assert "step 5/5" in capsys.readouterr().out
+    run = training_run(tmp_path)
+    assert run["steps"] == 5
+    # As typed, so that a plan can compare it without looking at images.
+    assert run["recipe"]["options"]["num_train_epochs"] == 2
+    assert run["recipe"]["options"]["max_train_steps"] == 2
 
 
 def test_the_projects_own_defaults_train(studio: Studio, tmp_path: Path) -> None:
@@ -225,13 +279,16 @@ class TestFailure:
         assert aside.name.endswith("-replaced")
         assert weights(aside) == before
 
-    def test_an_image_that_cannot_be_read_is_named(self, studio: Studio, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "flag", ["--cache_latents", "--dataloader_num_workers=0", "--dataloader_num_workers=2"]
+    )
+    def test_an_image_that_cannot_be_read_is_named(self, flag: str, studio: Studio, tmp_path: Path) -> None:
         images = tmp_path / "images"
         images.mkdir()
         whole = next(path for path in sorted(studio.images.iterdir()) if path.suffix == ".png")
         (images / "torn.png").write_bytes(whole.read_bytes()[:2000])
         with pytest.raises(TrainingFailed, match=r"torn\.png cannot be read as an image"):
-            train(studio, tmp_path / "out", "--cache_latents", images=images)
+            train(studio, tmp_path / "out", flag, images=images)
         run = training_run(tmp_path / "out")
         assert (run["status"], run["steps"]) == ("failed", 0)
         assert "torn.png" in run["error"]

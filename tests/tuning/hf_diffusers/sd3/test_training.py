@@ -243,6 +243,68 @@ def test_a_sample_is_the_same_whatever_its_batch(studio: Studio, tmp_path: Path)
         assert batch.timesteps_B[row] == single.timesteps_B[0]
 
 
+def test_the_device_is_waited_for_once_a_step(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each of these would let it run dry: only the loss and the norm of a whole step are fetched."""
+    loop = make_loop(studio, tmp_path, "--gradient_accumulation_steps=3", "--train_batch_size=2")
+    loop.take_step(1)
+    fetched: list[tuple[str, tuple[int, ...]]] = []
+    for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+
+        def watched(tensor: Tensor, /, *words: Any, name: str = name, original: Any = original) -> Any:
+            fetched.append((name, tuple(tensor.shape)))
+            return original(tensor, *words)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+    loop.take_step(2)
+    assert fetched == [("tolist", (2,))]
+
+
+class TestDropout:
+    def masks(self, loop: Loop, first: int) -> list[Tensor]:
+        """Return what each LoRA drops of its input in the forward pass that begins with sample `first`."""
+        dropped = []
+        hooks = [
+            module.register_forward_hook(lambda _, inputs, output: dropped.append((output == 0).clone()))
+            for module in loop.transformer.modules()
+            if isinstance(module, torch.nn.Dropout) and module.p
+        ]
+        loop.transformer.train()
+        loop.batch_loss(loop.make_batch(first))
+        for hook in hooks:
+            hook.remove()
+        return dropped
+
+    def test_it_is_a_function_of_seed_and_sample(self, studio: Studio, tmp_path: Path) -> None:
+        flags = ("--lora_dropout=0.25", "--train_batch_size=2")
+        loop = make_loop(studio, tmp_path / "a", *flags)
+        masks = self.masks(loop, 4)
+        assert len(masks) == 23
+        share = torch.cat([mask.flatten() for mask in masks]).float().mean()
+        assert float(share) == pytest.approx(0.25, abs=0.02)
+
+        def same(others: list[Tensor]) -> bool:
+            return all(torch.equal(mask, other) for mask, other in zip(masks, others, strict=True))
+
+        torch.manual_seed(99)
+        torch.rand(3)
+        assert not same(self.masks(loop, 6))
+        assert same(self.masks(loop, 4))
+        later = make_loop(studio, tmp_path / "b", *flags, f"--instance_data_dir={studio.mist}")
+        assert same(self.masks(later, 4))
+        assert not same(self.masks(make_loop(studio, tmp_path / "c", *flags, "--seed=43"), 4))
+
+    def test_without_it_torchs_own_chance_is_left_alone(self, studio: Studio, tmp_path: Path) -> None:
+        loop = make_loop(studio, tmp_path)
+        torch.manual_seed(5)
+        loop.take_step(1)
+        drawn = torch.rand(4)
+        torch.manual_seed(5)
+        assert torch.equal(drawn, torch.rand(4))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_training(
     bad: float, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
