@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from mimicry.common.errors import UsageError
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+ATTENTION_BACKENDS = ("auto", "flash", "cudnn", "efficient", "math")
 WEIGHTING_SCHEMES = ("logit_normal", "sigma_sqrt", "mode", "cosmap")
 
 
@@ -157,6 +158,31 @@ class TuningConfig:
         False, "Only deterministic algorithms: the same bytes on CUDA too, slower.", in_recipe=False
     )
     upcast_before_saving: bool = _option(False, "Save the adapter in fp32 instead of bf16.")
+
+    # Memory and speed.
+    conditioning_table: bool = _option(
+        True,
+        "Compute what depends on timestep and prompt alone ahead of time: less memory, same result.",
+        in_recipe=False,
+    )
+    checkpointed_blocks: int | None = _option(
+        None,
+        "Blocks that gradient checkpointing recomputes; by default as few as the GPU's memory allows.",
+        minimum=0,
+        maximum=1000,
+        in_recipe=False,
+    )
+    compile_blocks: bool = _option(
+        False,
+        "Compile the transformer's blocks; off by default until it is measured to pay within one run.",
+        in_recipe=False,
+    )
+    attention_backend: str = _option(
+        "auto",
+        "Attention kernel; auto takes the best for the device.",
+        choices=ATTENTION_BACKENDS,
+        in_recipe=False,
+    )
 
     def __post_init__(self) -> None:
         for option in OPTIONS:

@@ -13,6 +13,7 @@ from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,7 +60,7 @@ class Setup:
         """Find everything that the job needs.
 
         Raises:
-            UsageError: several processes, or a precision that the device does not have.
+            UsageError: several processes, or a precision or kernel that the device does not have.
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
@@ -103,4 +104,8 @@ def _accelerator(config: TuningConfig) -> Accelerator:
             f"--mixed_precision bf16 needs an Ampere GPU or a newer one, and this is a "
             f"{torch.cuda.get_device_name()}; type --mixed_precision fp16"
         )
-    return Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
+    if problems:
+        raise UsageError(*problems)
+    return accelerator
