@@ -118,13 +118,14 @@ def test_floats_keep_their_last_bit() -> None:
 
 def test_every_option_is_explicit_towards_the_wrapper() -> None:
     given = {word.split("=")[0] for word in option_words(TuningConfig())}
-    left_out = {"--revision", "--variant", "--cache-dir"}
+    left_out = {"--revision", "--variant", "--cache-dir", "--checkpointed-blocks"}
     assert left_out == {option.flag for option in OPTIONS if option.optional}
     assert given == {option.flag for option in OPTIONS} - left_out - {
         "--random-flip",
         "--deterministic",
         "--upcast-before-saving",
-    } | {"--no-random-flip", "--no-deterministic", "--no-upcast-before-saving"}
+        "--compile-blocks",
+    } | {"--no-random-flip", "--no-deterministic", "--no-upcast-before-saving", "--no-compile-blocks"}
 
 
 def test_no_words_are_the_defaults_of_the_study() -> None:

@@ -10,9 +10,9 @@ from mimicry.tuning.hf_diffusers.sd3.job import Setup
 
 # Bytes for each value of the stream through the blocks (batch x tokens x width), in 16-bit precision. Derived
 # from counts on fake tensors for Stable Diffusion 3.5 Large at 1024 x 1024 (4250 tokens, width 2432): 1.36
-# GiB with all 38 blocks checkpointed, 0.41 more for each that is not, 0.30 more where blocks are compiled.
-_KEPT_BLOCK = 43
-_KEPT_COMPILED_BLOCK = 32
+# GiB with all 38 blocks checkpointed, 16.4 with none, and 12.6 with none where blocks are compiled.
+_KEPT_BLOCK = 41
+_KEPT_COMPILED_BLOCK = 31
 _BLOCK_INPUT = 2
 _AROUND_BLOCKS = 65
 # For each fp32 parameter of the adapter: its gradient, two moments, and what the update holds meanwhile.
