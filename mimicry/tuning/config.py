@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from mimicry.common.errors import UsageError
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+ATTENTION_BACKENDS = ("auto", "flash", "cudnn", "efficient", "math")
 WEIGHTING_SCHEMES = ("logit_normal", "sigma_sqrt", "mode", "cosmap")
 OPTIMIZERS = ("AdamW", "prodigy")
 LR_SCHEDULERS = (
@@ -229,6 +230,31 @@ class TuningConfig:
     )
     allow_tf32: bool = _option(
         False, "Let CUDA shorten fp32 to TF32 in products: faster, less exact.", in_recipe=False
+    )
+
+    # Memory and speed.
+    conditioning_table: bool = _option(
+        True,
+        "Compute what depends on timestep and prompt alone ahead of time: less memory, same result.",
+        in_recipe=False,
+    )
+    checkpointed_blocks: int | None = _option(
+        None,
+        "Blocks that gradient checkpointing recomputes; by default as few as the GPU's memory allows.",
+        minimum=0,
+        maximum=1000,
+        in_recipe=False,
+    )
+    compile_blocks: bool = _option(
+        False,
+        "Compile the transformer's blocks; off by default until it is measured to pay within one run.",
+        in_recipe=False,
+    )
+    attention_backend: str = _option(
+        "auto",
+        "Attention kernel; auto takes the best for the device.",
+        choices=ATTENTION_BACKENDS,
+        in_recipe=False,
     )
 
     def __post_init__(self) -> None:

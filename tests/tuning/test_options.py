@@ -119,7 +119,13 @@ def test_floats_keep_their_last_bit() -> None:
 def test_every_option_is_explicit_towards_the_wrapper() -> None:
     given = {word.split("=")[0] for word in option_words(TuningConfig())}
     left_out = {"--revision", "--variant", "--cache-dir"}
-    left_out |= {"--prodigy-beta3", "--lora-layers", "--lora-blocks", "--num-train-epochs"}
+    left_out |= {
+        "--prodigy-beta3",
+        "--lora-layers",
+        "--lora-blocks",
+        "--num-train-epochs",
+        "--checkpointed-blocks",
+    }
     off = {option.flag for option in OPTIONS if option.default is False}
     assert {"--random-flip", "--scale-lr"} <= off
     assert left_out == {option.flag for option in OPTIONS if option.optional}

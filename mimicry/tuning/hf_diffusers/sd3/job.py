@@ -13,6 +13,7 @@ from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
 
@@ -66,8 +67,8 @@ class Setup:
         """Find everything that the job needs.
 
         Raises:
-            UsageError: several processes, a precision that the device does not have, an optimizer whose
-                library is missing, or layers or blocks that the model does not have.
+            UsageError: several processes, a precision or kernel that the device does not have, an optimizer
+                whose library is missing, or layers or blocks that the model does not have.
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
@@ -117,4 +118,8 @@ def _accelerator(config: TuningConfig) -> Accelerator:
             f"--mixed_precision bf16 needs an Ampere GPU or a newer one, and this is a "
             f"{torch.cuda.get_device_name()}; type --mixed_precision fp16"
         )
-    return Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
+    if problems:
+        raise UsageError(*problems)
+    return accelerator

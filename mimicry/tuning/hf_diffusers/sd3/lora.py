@@ -36,6 +36,11 @@ def check_modules(model: BaseModel, config: TuningConfig) -> None:
             chosen_modules(SD3Transformer2DModel.from_config(model.config_of("transformer")), config)
 
 
+def named_layers(config: TuningConfig) -> Sequence[str]:
+    """Return the layers that get a LoRA, by the ends of their names."""
+    return TARGET_MODULES if config.lora_layers is None else _items(config.lora_layers)
+
+
 def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> list[str]:
     """Return the full names of the modules that lora_layers and lora_blocks ask for, sorted.
 

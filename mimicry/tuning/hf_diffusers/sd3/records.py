@@ -18,6 +18,7 @@ from mimicry.common.files import utc_now, write_json
 from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
 from mimicry.tuning.provenance import OWN_TRAINER, describe_run
 
 
@@ -58,6 +59,10 @@ class RunRecord:
         if text not in self._known["warnings"]:
             self._known["warnings"].append(text)
             say(f"warning: {text}")
+
+    def add_numerics(self, **facts: Any) -> None:
+        """Keep in training_run.json what was found only after the start of the run."""
+        self._known["numerics"] |= facts
 
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
@@ -149,8 +154,9 @@ class RunRecord:
             "cuda": torch.version.cuda if cuda else None,
             "threads": None if cuda else torch.get_num_threads(),
             "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
-            "attention_backend": "default",
-            "compile": False,
+            "attention_backend": ", ".join(attention_names(self.setup.job.config, self.setup.device))
+            or "default",
+            "compile": self.setup.job.config.compile_blocks,
             "quantisation": None,
             "deterministic": self.setup.job.config.deterministic,
             "tf32": self.setup.job.config.allow_tf32,

@@ -7,11 +7,13 @@ import transformers
 
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
+from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
-from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_transformer
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
 
 
 def train_adapter(job: Job) -> Adapter:
@@ -25,7 +27,7 @@ def train_adapter(job: Job) -> Adapter:
         with record.stage("load"):
             say("reading the transformer")
             loop = Loop(setup, load_transformer(setup), prompt, latents, record)
-        with record.stage("train"):
+        with record.stage("train"), attention(job.config, setup.device):
             say(f"training {setup.step_count} steps on {setup.device}")
             loop.run()
         return _save(setup, loop, record)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -18,12 +19,15 @@ from mimicry.tuning.hf_diffusers.sd3.flow_matching import (
     flow_loss,
 )
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.kernels import compile_blocks
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
+from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks
 from mimicry.tuning.hf_diffusers.sd3.optimizers import make_optimizer, make_scheduler, optimizer_warnings
 from mimicry.tuning.hf_diffusers.sd3.prefetch import Prefetch
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.transformer import make_table
 
 # Lines of progress in a whole run, for the log.
 _REPORTS = 20
@@ -34,7 +38,8 @@ class Batch:
     """The samples of one forward pass, all in fp32 on the device.
 
     `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
-    what the transformer is told of them. `samples` and `timestep_indices` say what was drawn for them.
+    what the transformer is told of them. `samples` and `timestep_indices`, rows of the sigma table, say what
+    was drawn for them.
     """
 
     latents_BCHW: Tensor
@@ -43,19 +48,6 @@ class Batch:
     timesteps_B: Tensor
     samples: tuple[draws.Sample, ...]
     timestep_indices: tuple[int, ...]
-
-
-def load_transformer(setup: Setup) -> SD3Transformer2DModel:
-    """Read the transformer straight in the training precision and move it to the device."""
-    transformer = SD3Transformer2DModel.from_pretrained(
-        setup.model.folder / "transformer",
-        variant=setup.job.config.variant,
-        torch_dtype=setup.dtype,
-        low_cpu_mem_usage=True,
-    ).to(setup.device)
-    if setup.job.config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    return transformer
 
 
 def load_sigmas(setup: Setup) -> SigmaTable:
@@ -75,7 +67,13 @@ class Loop:
         prompt: PromptEmbeds,
         latents: LatentSource,
         record: RunRecord,
+        extra_timesteps: Collection[int] = (),
     ) -> None:
+        """Put the adapter on, and compute the conditioning table where there is to be one.
+
+        Args:
+            extra_timesteps: rows of the sigma table that are asked for beside those that training draws.
+        """
         config = setup.job.config
         self.setup = setup
         self.transformer = transformer
@@ -87,6 +85,14 @@ class Loop:
         prompt = prompt.to(setup.device, setup.dtype)
         self._sequence_BLD = prompt.sequence_1LD.expand(count, -1, -1)
         self._pooled_BP = prompt.pooled_1P.expand(count, -1)
+        self._table = make_table(
+            setup,
+            transformer,
+            timesteps_T=self._sigmas.timesteps,
+            pooled_NP=prompt.pooled_1P,
+            extra_timesteps=extra_timesteps,
+        )
+        self._fit_to_device(prompt.sequence_1LD.shape[1])
         process_count = setup.accelerator.num_processes
         for warning in optimizer_warnings(config, process_count):
             record.warn(warning)
@@ -99,6 +105,16 @@ class Loop:
             setup.step_count * config.gradient_accumulation_steps,
             config.dataloader_num_workers,
         )
+
+    def _fit_to_device(self, sequence_length: int) -> None:
+        checkpointed = checkpoint_blocks(self.setup, self.transformer, sequence_length)
+        if self.setup.job.config.compile_blocks:
+            compile_blocks(self.transformer)
+        self._record.add_numerics(
+            conditioning_table=self._table is not None, checkpointed_blocks=checkpointed
+        )
+        if checkpointed:
+            say(f"checkpointing {checkpointed} of {len(self.transformer.transformer_blocks)} blocks")
 
     def run(self) -> None:
         """Take all optimizer steps.
@@ -163,6 +179,10 @@ class Loop:
             timestep_indices=tuple(levels),
         )
 
+    def _conditioning(self, batch: Batch) -> Tensor:
+        """Return what the transformer takes as pooled projections: rows of the table, or the prompt."""
+        return self._pooled_BP if self._table is None else self._table.rows(batch.timestep_indices)
+
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, a scalar in fp32."""
         config = self.setup.job.config
@@ -175,7 +195,7 @@ class Loop:
             prediction_BCHW = self.transformer(
                 hidden_states=noisy_BCHW.to(self.setup.dtype),
                 encoder_hidden_states=self._sequence_BLD,
-                pooled_projections=self._pooled_BP,
+                pooled_projections=self._conditioning(batch),
                 timestep=batch.timesteps_B,
                 return_dict=False,
             )[0]

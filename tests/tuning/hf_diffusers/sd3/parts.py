@@ -11,7 +11,8 @@ from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
-from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_transformer
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
 from tests.tuning.hf_diffusers.studio import Studio
 
 

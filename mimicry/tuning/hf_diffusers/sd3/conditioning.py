@@ -1,0 +1,233 @@
+"""The conditioning table: what the transformer computes from timestep and pooled prompt alone, ahead of time.
+
+A third of the parameters of Stable Diffusion 3.5 Large, those of time_text_embed and of the linear layers of
+its adaptive norms, sees nothing else. With frozen weights and few prompts their outputs are one row of
+numbers for each timestep and prompt of the run. The table holds these rows in host memory; the weights are
+never part of the model. Results are the same to the last bit.
+"""
+
+import functools
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import init_empty_weights
+from diffusers import SD3Transformer2DModel
+from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
+from diffusers.models.normalization import (
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    SD35AdaLayerNormZeroX,
+)
+from safetensors import safe_open
+from torch import Tensor
+
+_ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
+_EMBEDDING = "time_text_embed"
+_EMBEDDING_LAYERS = tuple(
+    f"{_EMBEDDING}.{part}.linear_{number}"
+    for part in ("timestep_embedder", "text_embedder")
+    for number in (1, 2)
+)
+
+# A timestep, as its row in the sigma table, and a prompt, as its row among the pooled prompts.
+Condition = tuple[int, int]
+
+
+class Columns(torch.nn.Module):
+    """Stands in for a linear layer: returns that part of each row which the layer would have computed."""
+
+    columns: Tensor
+
+    def __init__(self, start: int, width: int) -> None:
+        super().__init__()
+        # A buffer, not two numbers: compiled code would be made anew for each block's numbers.
+        self.register_buffer("columns", torch.arange(start, start + width), persistent=False)
+
+    def forward(self, rows_BR: Tensor) -> Tensor:
+        return rows_BR.index_select(1, self.columns)
+
+
+class RowsHandedIn(torch.nn.Module):
+    """Stands in for time_text_embed: returns the rows that came as `pooled_projections`."""
+
+    def forward(self, timestep: Tensor, rows_BR: Tensor) -> Tensor:
+        return rows_BR
+
+
+class TabledTransformer(SD3Transformer2DModel):  # type: ignore[misc]
+    """The transformer without what the table replaces; it takes rows, (B, R), as `pooled_projections`."""
+
+    _keys_to_ignore_on_load_unexpected = (
+        rf"^{_EMBEDDING}\.",
+        r"^transformer_blocks\.\d+\.norm1(_context)?\.linear\.",
+        r"^norm_out\.linear\.",
+    )
+
+    # The signature is where diffusers looks for the names that a configuration may have.
+    @functools.wraps(SD3Transformer2DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *sizes: Any, **named_sizes: Any) -> None:
+        super().__init__(*sizes, **named_sizes)
+        self.time_text_embed = RowsHandedIn()
+        start = 0
+        for norm in self.modules():
+            if isinstance(norm, _ADAPTIVE_NORMS):
+                width = norm.linear.out_features
+                norm.silu, norm.linear = torch.nn.Identity(), Columns(start, width)
+                start += width
+
+    def replaced_layers(self) -> dict[str, Columns]:
+        """Return what stands in for each adaptive norm's linear layer, by that layer's name, in row order."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Columns)}
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The tensors of a model in safetensors files, one or several, read one by one."""
+
+    files: Mapping[str, Path]
+
+    @classmethod
+    def find(cls, folder: Path, variant: str | None) -> "WeightFiles | None":
+        """Return the weights in `folder`, or None where they are in another format."""
+        stem, mark = "diffusion_pytorch_model", f".{variant}" if variant else ""
+        for index in (f"{stem}.safetensors.index{mark}.json", f"{stem}{mark}.safetensors.index.json"):
+            if (folder / index).is_file():
+                names = json.loads((folder / index).read_text("utf-8"))["weight_map"]
+                return cls({tensor: folder / name for tensor, name in names.items()})
+        single = folder / f"{stem}{mark}.safetensors"
+        if not single.is_file():
+            return None
+        with safe_open(single, framework="pt") as file:
+            return cls(dict.fromkeys(file.keys(), single))
+
+    def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        with safe_open(self.files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name).to(device, dtype)
+        return tensor
+
+
+@dataclass(frozen=True)
+class ConditioningTable:
+    """The rows of a run, of R numbers each, in host memory.
+
+    `rows_NSR` holds N conditions; `place_of` says which is where. S is the size of a training batch if the
+    same condition gives other numbers in another place of the batch, which some kernels do; else S is 1.
+    """
+
+    rows_NSR: Tensor
+    place_of: Mapping[Condition, int]
+    device: torch.device
+
+    def rows(self, timestep_indices: Sequence[int], prompt_indices: Sequence[int] | None = None) -> Tensor:
+        """Return the rows for a batch, of shape (B, R), on the device.
+
+        Args:
+            timestep_indices: rows of the sigma table, one for each sample of the batch.
+            prompt_indices: rows of the pooled prompts; by default the first prompt for all.
+        """
+        prompt_indices = prompt_indices or [0] * len(timestep_indices)
+        places = [
+            self.place_of[condition] for condition in zip(timestep_indices, prompt_indices, strict=True)
+        ]
+        slot_count = self.rows_NSR.shape[1]
+        return torch.stack(
+            [
+                self.rows_NSR[place, slot % slot_count].to(self.device, non_blocking=True)
+                for slot, place in enumerate(places)
+            ]
+        )
+
+    @property
+    def byte_count(self) -> int:
+        return self.rows_NSR.nbytes
+
+
+@torch.no_grad()
+def compute_table(
+    transformer: TabledTransformer,
+    weights: WeightFiles,
+    *,
+    timesteps_T: Tensor,
+    pooled_NP: Tensor,
+    conditions: Collection[Condition],
+    batch_size: int,
+) -> ConditioningTable:
+    """Compute the rows of `conditions`, under the caller's autocast.
+
+    Each condition is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise
+    than one among several. Only one linear layer's weights are in memory at a time.
+
+    Args:
+        timesteps_T: what the transformer is told for each row of the sigma table, fp32.
+        pooled_NP: the pooled prompts, on the training's device and in its precision.
+    """
+    device, dtype = pooled_NP.device, pooled_NP.dtype
+    embed = _read_embedding(transformer, weights, device, dtype)
+    order = sorted(set(conditions))
+    activations = [
+        F.silu(
+            embed(
+                timesteps_T[timestep].repeat(batch_size).to(device),
+                pooled_NP[prompt : prompt + 1].expand(batch_size, -1),
+            )
+        )
+        for timestep, prompt in order
+    ]
+    layers = transformer.replaced_layers()
+    width = sum(len(layer.columns) for layer in layers.values())
+    rows_NSR = _host_memory((len(order), 1, width), dtype, device)
+    for name, layer in layers.items():
+        weight, bias = (weights.read(f"{name}.{part}", device, dtype) for part in ("weight", "bias"))
+        part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in activations])
+        if rows_NSR.shape[1] == 1:
+            if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
+                part_NBC = part_NBC[:, :1]
+            else:
+                known_N1R = rows_NSR
+                rows_NSR = _host_memory((len(order), batch_size, width), dtype, device)
+                rows_NSR.copy_(known_N1R.expand_as(rows_NSR))
+        start = int(layer.columns[0])
+        rows_NSR[:, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
+    return ConditioningTable(
+        rows_NSR=rows_NSR,
+        place_of={condition: place for place, condition in enumerate(order)},
+        device=device,
+    )
+
+
+def trained_conditioning(block_count: int, targets: Collection[str]) -> list[str]:
+    """Return those of the layers that the table replaces that an adapter on `targets` would train.
+
+    A target names a layer by its whole name or by the end of it, as in peft.
+    """
+    in_block = ("norm1.linear", "norm1_context.linear")
+    names = [f"transformer_blocks.{block}.{name}" for block in range(block_count) for name in in_block]
+    return [
+        name
+        for name in (*_EMBEDDING_LAYERS, *names, "norm_out.linear")
+        if any(name == target or name.endswith(f".{target}") for target in targets)
+    ]
+
+
+def _read_embedding(
+    transformer: TabledTransformer, weights: WeightFiles, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
+    with init_empty_weights():
+        embedding = CombinedTimestepTextProjEmbeddings(
+            embedding_dim=transformer.inner_dim,
+            pooled_projection_dim=transformer.config.pooled_projection_dim,
+        )
+    state = {name: weights.read(f"{_EMBEDDING}.{name}", device, dtype) for name in embedding.state_dict()}
+    embedding.load_state_dict(state, assign=True)
+    module: torch.nn.Module = embedding
+    return module
+
+
+def _host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Copies to the device need not wait for each other when they come from pinned memory.
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")

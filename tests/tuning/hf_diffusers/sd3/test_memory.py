@@ -1,0 +1,166 @@
+"""Which blocks are checkpointed: as few as memory allows, and without a trace in the result."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mimicry.tuning.hf_diffusers.sd3 import memory
+from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
+from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop, train
+from tests.tuning.hf_diffusers.studio import Studio, training_run
+
+GIB = 1 << 30
+WEIGHTS = "pytorch_lora_weights.safetensors"
+# Stable Diffusion 3.5 Large at 1024 x 1024, rank 16.
+LARGE: dict[str, Any] = {
+    "stream_values": 4250 * 2432,
+    "value_bytes": 2,
+    "block_count": 38,
+    "trained_parameters": 23_580_672,
+    "compiled": False,
+}
+
+
+def large(free_gib: float, **changes: Any) -> int:
+    return choose_checkpointed_blocks(int(free_gib * GIB), **(LARGE | changes))
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("kept", "activations_gib", "compiled"),
+        [
+            (0, 1.36, False),
+            (8, 4.2, False),
+            (16, 7.5, False),
+            (24, 10.7, False),
+            (38, 16.4, False),
+            (38, 12.6, True),
+        ],
+    )
+    def test_it_follows_what_was_counted(self, kept: int, activations_gib: float, compiled: bool) -> None:
+        beside = 1 + 16 * LARGE["trained_parameters"] / GIB
+        assert kept - 1 <= 38 - large(beside + activations_gib, compiled=compiled) <= kept
+
+    def test_all_and_none(self) -> None:
+        assert large(120) == 0
+        assert large(0) == large(-5) == 38
+
+    def test_more_memory_never_means_more_checkpointing(self) -> None:
+        counts = [large(quarters / 4) for quarters in range(100)]
+        assert counts == sorted(counts, reverse=True)
+        assert set(counts) == set(range(39))
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"value_bytes": 4}, {"stream_values": 2 * 4250 * 2432}, {"trained_parameters": 400_000_000}],
+        ids=["fp32", "batch of 2", "high rank"],
+    )
+    def test_what_needs_more_keeps_less(self, change: dict[str, Any]) -> None:
+        assert large(10, **change) > large(10)
+        assert large(10, compiled=True) < large(10)
+
+
+def gradients(studio: Studio, folder: Path, *flags: str, dropout: float = 0.0) -> dict[str, Tensor]:
+    loop = make_loop(studio, folder, "--gradient_checkpointing", *flags)
+    draw_lora_b(loop.parameters)
+    loop.transformer.train()
+    for module in loop.transformer.modules():
+        if dropout and hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = torch.nn.Dropout(dropout)
+    torch.manual_seed(0)
+    loss = loop.batch_loss(loop.make_batch(0))
+    torch.autograd.backward(loss)
+    found = {name: value.grad for name, value in loop.parameters.items() if value.grad is not None}
+    return {"loss": loss.detach(), **found}
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_number_changes_no_bit(dropout: float, precision: str, studio: Studio, tmp_path: Path) -> None:
+    words = (f"--mixed_precision={precision}", "--train_batch_size=2")
+    results = [
+        gradients(studio, tmp_path / str(count), *words, f"--checkpointed_blocks={count}", dropout=dropout)
+        for count in range(4)
+    ]
+    assert len(results[0]) > 40
+    for other in results[1:]:
+        assert results[0].keys() == other.keys()
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+def runs_of_blocks(studio: Studio, folder: Path, *flags: str) -> list[int]:
+    """Return how often each block ran in one forward and backward pass."""
+    loop = make_loop(studio, folder, *flags)
+    counts: Counter[int] = Counter()
+    for number, block in enumerate(loop.transformer.transformer_blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: counts.update([number]))
+    loop.take_step(1)
+    return [counts[number] for number in range(3)]
+
+
+def test_the_first_blocks_run_again_in_the_backward_pass(studio: Studio, tmp_path: Path) -> None:
+    on = "--gradient_checkpointing"
+    assert runs_of_blocks(studio, tmp_path, on, "--checkpointed_blocks=0") == [1, 1, 1]
+    assert runs_of_blocks(studio, tmp_path, on, "--checkpointed_blocks=1") == [2, 1, 1]
+    assert runs_of_blocks(studio, tmp_path, on, "--checkpointed_blocks=9") == [2, 2, 2]
+    assert runs_of_blocks(studio, tmp_path, on) == [2, 2, 2]
+    assert runs_of_blocks(studio, tmp_path, "--checkpointed_blocks=2") == [1, 1, 1]
+
+
+def test_it_is_logged_and_recorded(
+    studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--max_train_steps=2", "--gradient_checkpointing")
+    train(studio, tmp_path / "two", *flags, "--checkpointed_blocks=2")
+    assert "checkpointing 2 of 3 blocks" in capsys.readouterr().out
+    train(studio, tmp_path / "all", *flags)
+    assert "checkpointing 3 of 3 blocks" in capsys.readouterr().out
+    runs = [training_run(tmp_path / name) for name in ("two", "all")]
+    assert [run["numerics"]["checkpointed_blocks"] for run in runs] == [2, 3]
+    assert runs[0]["recipe_hash"] == runs[1]["recipe_hash"]
+    assert (tmp_path / "two" / WEIGHTS).read_bytes() == (tmp_path / "all" / WEIGHTS).read_bytes()
+
+
+def test_on_a_gpu_free_memory_decides(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2")
+    asked: dict[str, Any] = {}
+
+    def choose(free_bytes: int, **facts: Any) -> int:
+        asked.update(facts, free_bytes=free_bytes)
+        return 1
+
+    monkeypatch.setattr(Setup, "device", torch.device("cuda"))
+    monkeypatch.setattr(memory, "free_device_bytes", lambda device: 7 * GIB)
+    monkeypatch.setattr(memory, "choose_checkpointed_blocks", choose)
+    assert memory.checkpoint_blocks(loop.setup, loop.transformer, sequence_length=154) == 1
+    assert asked == {
+        "free_bytes": 7 * GIB,
+        # 32 pixels are 8 in latents and 4 patches: 16 tokens, and a width of 96.
+        "stream_values": 2 * (16 + 154) * 96,
+        "value_bytes": 4,
+        "block_count": 3,
+        "trained_parameters": sum(value.numel() for value in loop.parameters.values()),
+        "compiled": False,
+    }
+
+
+def test_free_memory_counts_a_limit_and_what_the_allocator_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    for name, value in {
+        "mem_get_info": (60 * GIB, 80 * GIB),
+        "memory_reserved": 12 * GIB,
+        "memory_allocated": 10 * GIB,
+        "get_per_process_memory_fraction": 1.0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert memory.free_device_bytes(device) == 62 * GIB
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
+    assert memory.free_device_bytes(device) == 10 * GIB

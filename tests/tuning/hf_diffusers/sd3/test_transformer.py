@@ -1,0 +1,109 @@
+"""How the transformer is read, and that a run with a conditioning table is the run without."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from mimicry.tuning.hf_diffusers.sd3 import transformer
+from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
+from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.training import load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, make_table
+from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
+from tests.tuning.hf_diffusers.studio import Studio, training_run
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--mixed_precision=no",),
+        ("--mixed_precision=bf16",),
+        ("--mixed_precision=bf16", "--train_batch_size=2", "--gradient_accumulation_steps=2"),
+        ("--mixed_precision=bf16", "--train_batch_size=4", "--gradient_checkpointing", "--random_flip"),
+    ],
+    ids=["fp32", "bf16", "batches of 2", "batches of 4, checkpointed"],
+)
+def test_the_table_changes_no_byte_of_the_adapter(
+    flags: tuple[str, ...], studio: Studio, tmp_path: Path
+) -> None:
+    flags = ("--upcast_before_saving", "--max_train_steps=3", "--learning_rate=0.01", *flags)
+    train(studio, tmp_path / "without", *flags)
+    train(studio, tmp_path / "with", *flags, "--conditioning_table")
+    assert (tmp_path / "without" / WEIGHTS).read_bytes() == (tmp_path / "with" / WEIGHTS).read_bytes()
+    first, second = (training_run(tmp_path / name) for name in ("without", "with"))
+    assert first["recipe_hash"] == second["recipe_hash"]
+    assert first["final_loss"] == second["final_loss"]
+    assert first["numerics"]["conditioning_table"] is False
+    assert second["numerics"]["conditioning_table"] is True
+
+
+def test_a_layer_that_the_adapter_trains_is_not_replaced(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transformer, "TARGET_MODULES", ("attn.to_q", "norm1.linear", "norm_out.linear"))
+    loop = make_loop(studio, tmp_path, "--conditioning_table")
+    assert type(loop.transformer) is SD3Transformer2DModel
+    loop.take_step(1)
+    said = capsys.readouterr().out
+    assert "no conditioning table: the adapter trains transformer_blocks.0.norm1.linear, " in said
+    assert ", ...\n" in said
+
+
+def test_weights_in_another_format_are_not_replaced(
+    studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(studio.base_model, model)
+    (model / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    SD3Transformer2DModel.from_pretrained(studio.base_model / "transformer").save_pretrained(
+        model / "transformer", safe_serialization=False
+    )
+    words = (f"--pretrained_model_name_or_path={model}", "--max_train_steps=1")
+    train(studio, tmp_path / "bin", *words, "--conditioning_table")
+    assert "are no safetensors files" in capsys.readouterr().out
+    train(studio, tmp_path / "plain", "--max_train_steps=1")
+    assert (tmp_path / "bin" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
+
+
+def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studio, tmp_path: Path) -> None:
+    setup = Setup.prepare(make_job(studio, tmp_path, "--conditioning_table", "--train_batch_size=2"))
+    model: Any = load_transformer(setup)
+    timesteps = load_sigmas(setup).timesteps
+    pooled = torch.zeros(1, model.config.pooled_projection_dim)
+    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled)
+    more = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, extra_timesteps=[0, 999, 999])
+    assert own is not None
+    assert more is not None
+    assert 1 < len(own.place_of) <= 4  # two steps of two samples
+    assert set(more.place_of) == {*own.place_of, (0, 0), (999, 0)}
+    for level, _ in own.place_of:
+        assert torch.equal(more.rows([level, 0])[0], own.rows([level])[0])
+
+
+@pytest.mark.parametrize("flags", [(), ("--conditioning_table",)], ids=["whole", "tabled"])
+def test_weights_go_straight_to_the_device(
+    flags: tuple[str, ...], studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    original = SD3Transformer2DModel.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, *words: Any, **more: Any) -> Any:
+        asked.append(more)
+        return original(cls, *words, **more)
+
+    monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", classmethod(from_pretrained))
+    setup = Setup.prepare(make_job(studio, tmp_path, "--mixed_precision=bf16", *flags))
+    model = load_transformer(setup)
+    assert isinstance(model, TabledTransformer) == bool(flags)
+    (words,) = asked
+    assert words["device_map"] == {"": setup.device}
+    assert words["torch_dtype"] == torch.bfloat16
+    assert words["low_cpu_mem_usage"] is True
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert {value.device for value in model.parameters()} == {setup.device}
