@@ -158,6 +158,18 @@ class TuningConfig:
     )
     upcast_before_saving: bool = _option(False, "Save the adapter in fp32 instead of bf16.")
 
+    # Prompt embeddings on disk, and evaluation.
+    prompt_cache_dir: str | None = _option(
+        None, "Folder for prompt embeddings; by default mimicry/prompts in ~/.cache.", in_recipe=False
+    )
+    eval_timesteps: int = _option(
+        4,
+        "Noise levels at which the loss on the original art is measured, before and after; 0: never.",
+        minimum=0,
+        maximum=100,
+        in_recipe=False,
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS:
             value = getattr(self, option.name)

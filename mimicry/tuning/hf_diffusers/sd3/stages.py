@@ -9,6 +9,7 @@ from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
+from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_transformer
@@ -33,11 +34,11 @@ def train_adapter(job: Job) -> Adapter:
 
 def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
     config = setup.job.config
-    say(f"encoding the prompt {config.instance_prompt!r}")
     # Bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, record.warn)
-    prompt = encoders.encode(config.instance_prompt, config.max_sequence_length)
+    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+    prompt = cached.encode(config.instance_prompt, config.max_sequence_length)
     _free(setup)
     return prompt
 
