@@ -50,7 +50,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One artist in a plan."""
+    """One artist in a plan.
+
+    `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
+    """
 
     artist: Artist
     images: ImageFolder
@@ -59,6 +62,7 @@ class Target:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     existing: State = State.ABSENT
+    eval_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +132,9 @@ def _target(
     artist: Artist,
     full: bool,
 ) -> Target:
-    images = listing.images(artist)
+    images, original = listing.images(artist), listing.original(artist)
     output_dir = request.tree.output_dir(request.stack, request.condition, artist)
-    unpaired = _unpaired(images, listing.original(artist))
+    unpaired = _unpaired(images, original)
     action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
     if not reason:
         found = judge_existing(output_dir, asked, images, full=full)
@@ -149,6 +153,7 @@ def _target(
         reason=reason,
         warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
         existing=existing,
+        eval_dir=original.path if original.problem() is None else None,
     )
 
 

@@ -28,7 +28,10 @@ _FOREIGN_OUTPUT = ".training"
 
 @dataclass(frozen=True, kw_only=True)
 class ArtistJob:
-    """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record."""
+    """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record.
+
+    `eval_dir` holds the images that the loss is measured on before and after.
+    """
 
     config: TuningConfig
     input_dir: Path
@@ -36,6 +39,7 @@ class ArtistJob:
     script: TrainScript
     notes: tuple[str, ...] = ()
     stall_seconds: float
+    eval_dir: Path | None = None
 
     @property
     def trainer_output_dir(self) -> Path:
@@ -44,7 +48,9 @@ class ArtistJob:
 
     def command(self) -> list[str]:
         """Return the exact command that trains this artist."""
-        words = self.script.words(self.config, self.input_dir, self.trainer_output_dir, self.notes)
+        words = self.script.words(
+            self.config, self.input_dir, self.trainer_output_dir, self.notes, self.eval_dir
+        )
         return launch_words(self.script, words, self.config.mixed_precision)
 
 

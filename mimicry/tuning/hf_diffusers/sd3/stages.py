@@ -5,7 +5,9 @@ import gc
 import torch
 import transformers
 
+from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
+from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
@@ -22,13 +24,16 @@ def train_adapter(job: Job) -> Adapter:
     with record.watched():
         with record.stage("encode"):
             prompt = _encode_prompt(setup, record)
-            latents = _encode_images(setup)
+            latents, eval_images = _encode_images(setup, record)
         with record.stage("load"):
             say("reading the transformer")
             loop = Loop(setup, load_transformer(setup), prompt, latents, record)
+            evaluation = Evaluation(loop, latents, eval_images, record)
+        evaluation.evaluate_at(0)
         with record.stage("train"):
             say(f"training {job.config.max_train_steps} steps on {setup.device}")
             loop.run()
+        evaluation.evaluate_at(job.config.max_train_steps)
         return _save(setup, loop, record)
 
 
@@ -43,14 +48,15 @@ def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
     return prompt
 
 
-def _encode_images(setup: Setup) -> LatentSource:
+def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, ImageFolder | None]:
     config = setup.job.config
     latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
+    eval_images = find_eval_set(setup.job, latents, record)
     if config.cache_latents:
         say(f"encoding {len(setup.images.names)} images at {config.resolution}x{config.resolution}")
         latents.cache(setup.samples.distinct_views(setup.sample_count))
         _free(setup)
-    return latents
+    return latents, eval_images
 
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:

@@ -77,7 +77,7 @@ class Loop:
         self.parameters = add_adapter(transformer, config)
         self._latents = latents
         self._record = record
-        self._sigmas = load_sigmas(setup)
+        self.sigmas = load_sigmas(setup)
         count = config.train_batch_size
         prompt = prompt.to(setup.device, setup.dtype)
         self._sequence_BLD = prompt.sequence_1LD.expand(count, -1, -1)
@@ -137,29 +137,33 @@ class Loop:
             shape = tuple(latents_CHW.shape)
             latents.append(latents_CHW)
             noise.append(torch.from_numpy(draws.normal(config.seed, "noise", index, sample.stem, shape)))
-            levels.append(draw_timestep_index(config, sample, len(self._sigmas.timesteps)))
+            levels.append(draw_timestep_index(config, sample, len(self.sigmas.timesteps)))
             self._record.add_draw(sample, levels[-1])
         return Batch(
             latents_BCHW=torch.stack(latents).to(device),
             noise_BCHW=torch.stack(noise).to(device),
-            sigmas_B=self._sigmas.sigmas[levels].to(device),
-            timesteps_B=self._sigmas.timesteps[levels].to(device),
+            sigmas_B=self.sigmas.sigmas[levels].to(device),
+            timesteps_B=self.sigmas.timesteps[levels].to(device),
         )
 
-    def batch_loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch, a scalar in fp32."""
-        config = self.setup.job.config
+    def predict(self, batch: Batch) -> Tensor:
+        """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
         noisy_BCHW = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
         with self.setup.accelerator.autocast():
-            prediction_BCHW = self.transformer(
+            prediction_BCHW: Tensor = self.transformer(
                 hidden_states=noisy_BCHW.to(self.setup.dtype),
                 encoder_hidden_states=self._sequence_BLD,
                 pooled_projections=self._pooled_BP,
                 timestep=batch.timesteps_B,
                 return_dict=False,
             )[0]
+        return prediction_BCHW
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, a scalar in fp32."""
+        config = self.setup.job.config
         return flow_loss(
-            prediction_BCHW,
+            self.predict(batch),
             batch.latents_BCHW,
             batch.noise_BCHW,
             batch.sigmas_B,
