@@ -118,7 +118,7 @@ def test_floats_keep_their_last_bit() -> None:
 
 def test_every_option_is_explicit_towards_the_wrapper() -> None:
     given = {word.split("=")[0] for word in option_words(TuningConfig())}
-    left_out = {"--revision", "--variant", "--cache-dir"}
+    left_out = {"--revision", "--variant", "--cache-dir", "--prompt-cache-dir"}
     assert left_out == {option.flag for option in OPTIONS if option.optional}
     assert given == {option.flag for option in OPTIONS} - left_out - {
         "--random-flip",

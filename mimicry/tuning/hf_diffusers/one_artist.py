@@ -115,6 +115,7 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
         "started_at": started_at,
         "finished_at": utc_now(),
         "steps": job.config.max_train_steps,
+        "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
     }
     publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)
