@@ -188,7 +188,8 @@ def test_the_tracker_has_a_bookmark_for_each_adapter(pilot: Pilot) -> None:
         assert mark["loss"] > 0
         assert mark["eval_loss"]["start"] > 0
         assert mark["eval_loss"]["end"] > 0
-    assert pilot.original.stdout.count("; eval ") == 2
+    # In the line of each artist, and in the summary.
+    assert pilot.original.stdout.count(" -> ") == 4
 
 
 def test_the_same_command_again_trains_nothing(pilot: Pilot) -> None:

@@ -24,7 +24,7 @@ from mimicry.tuning.hf_diffusers.sd3 import draws
 from mimicry.tuning.hf_diffusers.sd3.job import Job
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
-from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
+from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop, load_sigmas
 
 # More images make no better yardstick, and cost time in each of many short runs.
 _MOST_IMAGES = 20
@@ -87,15 +87,16 @@ class Evaluation:
         self._loop = loop
         self._latents = latents
         self._record = record
+        self._table = load_sigmas(loop.setup)
         self._points: list[tuple[Path, str, int]] = []
         if images is not None:
-            table = loop.sigmas.timesteps
-            levels = eval_timestep_indices(loop.setup.job.config, len(table))
+            timesteps = self._table.timesteps
+            levels = eval_timestep_indices(loop.setup.job.config, len(timesteps))
             files = zip(images.paths, images.stems, strict=True)
             self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
             record.eval_facts = {
                 "images": len(images.names),
-                "timesteps": [round(float(table[level]), 3) for level in levels],
+                "timesteps": [round(float(timesteps[level]), 3) for level in levels],
             }
 
     def evaluate_at(self, step: int) -> None:
@@ -144,7 +145,7 @@ class Evaluation:
 
         A batch that is not full is filled up with its last point: the transformer sees one size only.
         """
-        setup, table = self._loop.setup, self._loop.sigmas
+        setup, table = self._loop.setup, self._table
         latents, noise = [], []
         for path, stem, level in points:
             latents.append(self._latents.draw(path, _CENTRE, "eval_vae", level, stem))

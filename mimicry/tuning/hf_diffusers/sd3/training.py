@@ -77,7 +77,7 @@ class Loop:
         self.parameters = add_adapter(transformer, config)
         self._latents = latents
         self._record = record
-        self.sigmas = load_sigmas(setup)
+        self._sigmas = load_sigmas(setup)
         count = config.train_batch_size
         prompt = prompt.to(setup.device, setup.dtype)
         self._sequence_BLD = prompt.sequence_1LD.expand(count, -1, -1)
@@ -137,13 +137,13 @@ class Loop:
             shape = tuple(latents_CHW.shape)
             latents.append(latents_CHW)
             noise.append(torch.from_numpy(draws.normal(config.seed, "noise", index, sample.stem, shape)))
-            levels.append(draw_timestep_index(config, sample, len(self.sigmas.timesteps)))
+            levels.append(draw_timestep_index(config, sample, len(self._sigmas.timesteps)))
             self._record.add_draw(sample, levels[-1])
         return Batch(
             latents_BCHW=torch.stack(latents).to(device),
             noise_BCHW=torch.stack(noise).to(device),
-            sigmas_B=self.sigmas.sigmas[levels].to(device),
-            timesteps_B=self.sigmas.timesteps[levels].to(device),
+            sigmas_B=self._sigmas.sigmas[levels].to(device),
+            timesteps_B=self._sigmas.timesteps[levels].to(device),
         )
 
     def predict(self, batch: Batch) -> Tensor:
