@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,15 @@ class BaseModel:
         """Return the model whose snapshot huggingface_hub keeps in `folder`."""
         return cls(folder=folder, name=name, revision=folder.name if _COMMIT.fullmatch(folder.name) else None)
 
-    def identity(self) -> dict[str, str | None]:
+    def identity(self, components: Sequence[str] = COMPONENTS) -> dict[str, str | None]:
         """Return what tells this model from others: Hub name and commit, or a fingerprint of a folder.
 
-        The folder's own path is no part of it: a copy elsewhere is the same model.
+        The folder's own path is no part of it: a copy elsewhere is the same model. Of a folder, nothing but
+        `components` is looked at.
         """
         if self.revision is not None:
             return {"name": self.name, "revision": self.revision}
-        return {"name": self.name, "fingerprint": self._fingerprint()}
+        return {"name": self.name, "fingerprint": self._fingerprint(components)}
 
     def config_of(self, component: str) -> Mapping[str, Any]:
         """Return the config.json of a component."""
@@ -96,10 +97,10 @@ class BaseModel:
             f"{largest}; type --resolution {nearest}"
         ]
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, components: Sequence[str]) -> str:
         # Weights of gigabytes are told by size, head and tail: a hash of 28 GB would cost minutes a run.
         facts = {}
-        for component in COMPONENTS:
+        for component in components:
             for path in sorted((self.folder / component).rglob("*")):
                 if path.is_file() and not path.name.startswith("."):
                     facts[path.relative_to(self.folder).as_posix()] = _file_facts(path)

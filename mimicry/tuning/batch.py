@@ -12,7 +12,7 @@ from mimicry.common.files import utc_now
 from mimicry.common.tracker import BookmarkStatus, ProgressTracker
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, set_adapter_aside
 from mimicry.tuning.bookmarks import complete_bookmark, log_path
-from mimicry.tuning.display import BatchDisplay, StepDisplay, duration
+from mimicry.tuning.display import BatchDisplay, StepDisplay, duration, eval_change
 from mimicry.tuning.existing import State
 from mimicry.tuning.outcome import Attempt
 from mimicry.tuning.plan import OVERWRITTEN, Action, Plan, Target
@@ -23,7 +23,7 @@ _GRACE_SECONDS = 20.0
 _SAME_FAILURES = 3
 _SHOWN_LOG_LINES = 12
 # What a bookmark says of a former training: it would be taken for news of the one to come.
-_OF_ONE_RUN = ("started_at", "seconds", "steps", "loss", "resumed_from", "hub", "error")
+_OF_ONE_RUN = ("started_at", "seconds", "steps", "loss", "eval_loss", "resumed_from", "hub", "error")
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -67,7 +67,10 @@ class LocalExecutor:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one target. `error` is empty for a good end; `owed` says why an upload failed."""
+    """What became of one target. `error` is empty for a good end; `owed` says why an upload failed.
+
+    `evaluation` is the loss on the original art before and after, in words; empty when there was none.
+    """
 
     target: Target
     outcome: str
@@ -75,6 +78,7 @@ class Result:
     loss: float | None = None
     error: str = ""
     owed: str = ""
+    evaluation: str = ""
 
 
 @dataclass
@@ -176,15 +180,18 @@ class Batch:
         mark |= {"started_at": started_at, "seconds": round(seconds, 1)}
         self.tracker.record(self.plan.request.key(target.artist), **mark)
         hub = mark.get("hub") or {}
-        loss = mark["loss"]
+        loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
         # The adapter is whole, so what went wrong came after it.
         owed = str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else "")
         self.display.say(
             f"{label}: complete in {duration(seconds)}"
             + (f", mean loss {loss:.4f}" if loss is not None else "")
+            + (f", {evaluation}" if evaluation else "")
             + (f", uploaded to {hub['repository_id']}" if "repository_id" in hub else "")
         )
-        return Result(target=target, outcome="trained", seconds=seconds, loss=loss, owed=owed)
+        return Result(
+            target=target, outcome="trained", seconds=seconds, loss=loss, owed=owed, evaluation=evaluation
+        )
 
     def _show_failure(self, label: str, target: Target, failure: str, attempt: Attempt | None) -> None:
         output_dir = target.output_dir

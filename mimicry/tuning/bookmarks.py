@@ -38,6 +38,7 @@ def complete_bookmark(tree: StudyTree, output_dir: Path) -> dict[str, Any]:
         "images": len(images) if isinstance(images, list) else None,
         "steps": run.get("steps"),
         "loss": run.get("mean_loss"),
+        "eval_loss": run.get("eval_loss"),
         "resumed_from": run.get("resumed_from"),
         "hub": run.get("hub"),
         "log": log_path(tree, output_dir) if (output_dir / TRAIN_LOG).exists() else None,

@@ -123,6 +123,8 @@ class Call:
                 words.append(f"--base-model-id={self.base_model_id}")
         if self.train_script is not None:
             words.append(f"--train-script={self.train_script}")
+        if target.eval_dir is not None:
+            words.append(f"--eval-data-dir={target.eval_dir}")
         words += [f"--note={warning}" for warning in target.warnings]
         return self.stack.words(target.images.path, target.output_dir, words)
 

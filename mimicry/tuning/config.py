@@ -257,6 +257,18 @@ class TuningConfig:
         in_recipe=False,
     )
 
+    # Prompt embeddings on disk, and evaluation.
+    prompt_cache_dir: str | None = _option(
+        None, "Folder for prompt embeddings; by default mimicry/prompts in ~/.cache.", in_recipe=False
+    )
+    eval_timesteps: int = _option(
+        4,
+        "Noise levels at which the loss on the original art is measured, before and after; 0: never.",
+        minimum=0,
+        maximum=100,
+        in_recipe=False,
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS:
             value = getattr(self, option.name)

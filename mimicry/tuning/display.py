@@ -27,7 +27,9 @@ class StepDisplay:
             self._bar = tqdm(total=total, desc=label, unit="step", position=position, leave=False)
 
     def step(self, line: dict[str, Any]) -> None:
-        """Show one line of metrics.jsonl."""
+        """Show one line of metrics.jsonl; one of an evaluation has no loss of a step."""
+        if "loss" not in line:
+            return
         number, loss = int(line["step"]), float(line["loss"])
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -92,3 +94,11 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def eval_change(value: Any) -> str:
+    """Return the `eval_loss` of a training_run.json in words; empty when nothing was evaluated."""
+    try:
+        return f"eval {value['start']:.3f} -> {value['end']:.3f}"
+    except (KeyError, TypeError, ValueError):  # skipped, not there, or another program's
+        return ""

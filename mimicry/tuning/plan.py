@@ -50,7 +50,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One artist in a plan."""
+    """One artist in a plan.
+
+    `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
+    """
 
     artist: Artist
     images: ImageFolder
@@ -59,6 +62,7 @@ class Target:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     existing: State = State.ABSENT
+    eval_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,8 @@ class _Planner:
         request = self._request
         images = self._read(request.tree.images_of(self._source.root, artist))
         output_dir = request.tree.output_dir(request.stack, request.condition, artist)
-        unpaired = _unpaired(images, self.original(artist))
+        original = self.original(artist)
+        unpaired = _unpaired(images, original)
         action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
         if not reason:
             found = judge_existing(output_dir, self._asked, images, full=self._full)
@@ -145,6 +150,7 @@ class _Planner:
             reason=reason,
             warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
             existing=existing,
+            eval_dir=original.path if original.problem() is None else None,
         )
 
 

@@ -94,13 +94,18 @@ def describe_run(
         "recipe": used,
         "recipe_hash": recipe_hash(used),
         "options": asdict(config)
-        | {"pretrained_model_name_or_path": None if local else name, "cache_dir": None},
+        | {
+            "pretrained_model_name_or_path": None if local else name,
+            "cache_dir": None,
+            "prompt_cache_dir": None,
+        },
         "base_model": {"name": base_model.name, "revision": base_model.revision, **base_model.identity()},
         "command": list(command),
         "paths": {
             "base_model": str(base_model.folder),
             "pretrained_model_name_or_path": name,
             "cache_dir": config.cache_dir,
+            "prompt_cache_dir": config.prompt_cache_dir,
         },
         "host": {"name": socket.gethostname(), "platform": platform.platform()},
         "versions": versions(),

@@ -97,7 +97,11 @@ def test_verbose_shows_the_words_that_the_stack_gives(quick_studio: QuickStudio)
     assert shlex.split(shown) == Stack.find("hf_diffusers").words(
         quick_studio.tree.original_art / str(ANNA),
         quick_studio.tree.data_root / "models/lora/hf_diffusers/none__none" / str(ANNA),
-        [*words, "--note=3 images; the defaults are meant for 20"],
+        [
+            *words,
+            f"--eval-data-dir={quick_studio.tree.original_art / str(ANNA)}",
+            "--note=3 images; the defaults are meant for 20",
+        ],
     )
 
 

@@ -14,6 +14,7 @@ from tests.tuning.lora_files import save_lora
 from tests.tuning.small_study import ANNA, BORIS, COUNTERED, MIST, bookmarks_in, write_adapter, write_study
 
 HUB = {"repository_id": "lab/x", "url": "https://hub/lab/x", "commit": "0" * 40}
+EVALUATED = {"start": 1.25, "end": 1.125, "images": 3, "timesteps": [500.0]}
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def adapter(
     tree: StudyTree, condition: Condition = MIST, artist: Artist = ANNA, stack: str = "hf_diffusers"
 ) -> Path:
     images = tree.images_of(tree.original_art, ANNA)
-    return write_adapter(tree.output_dir(stack, condition, artist), images, hub=HUB)
+    output_dir = tree.output_dir(stack, condition, artist)
+    return write_adapter(output_dir, images, hub=HUB, eval_loss=EVALUATED)
 
 
 def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
@@ -39,6 +41,7 @@ def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
         "images": 3,
         "steps": 500,
         "loss": 0.25,
+        "eval_loss": EVALUATED,
         "resumed_from": None,
         "hub": HUB,
         "log": f"models/lora/hf_diffusers/mist__none/{ANNA}/train.log",
@@ -89,6 +92,7 @@ def test_lost_bookmarks_are_rebuilt_from_every_stack_and_condition(tree: StudyTr
     }
     mark = found[f"hf_diffusers/mist/noisy_upscaling/{BORIS}"]
     assert (mark["status"], mark["loss"], mark["hub"]) == ("complete", 0.25, HUB)
+    assert mark["eval_loss"] == EVALUATED
     assert "error" not in mark and "log" not in mark
     json.dumps(found)
 

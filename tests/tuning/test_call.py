@@ -102,8 +102,29 @@ def test_a_command_has_every_choice_made(
         *option_words(config),
         "--stall-minutes=0.5",
         *words,
+        f"--eval-data-dir={tree.original_art / str(ANNA)}",
         "--note=3 images; the defaults are meant for 20",
     ]
+
+
+def test_every_condition_is_evaluated_on_the_original_art(
+    tree: StudyTree, stack: Path, config: TuningConfig
+) -> None:
+    def evaluated() -> list[str]:
+        words = command_for(make_call(tree, stack, config, MIST))
+        return [word for word in words if word.startswith("--eval-data-dir")]
+
+    original = tree.original_art / str(ANNA)
+    assert evaluated() == [f"--eval-data-dir={original}"]
+
+    twin = original / f"{STEMS[0]}.jpg"
+    twin.write_bytes(b"a second file of one stem")
+    assert evaluated() == []
+    for path in original.iterdir():
+        path.unlink()
+    assert evaluated() == []
+    original.rmdir()
+    assert evaluated() == []
 
 
 @over_hostile_names

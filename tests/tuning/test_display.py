@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mimicry.tuning.display import BatchDisplay, StepDisplay, duration, is_terminal
+from mimicry.tuning.display import BatchDisplay, StepDisplay, duration, eval_change, is_terminal
 
 
 class Terminal(io.StringIO):
@@ -36,6 +36,22 @@ def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"start": 1.2341, "end": 1.2006, "images": 20, "timesteps": [1.0]}, "eval 1.234 -> 1.201"),
+        ({"start": 1.5, "end": None}, ""),
+        ({"skipped": "no folder"}, ""),
+        ({"start": "1", "end": "2"}, ""),
+        (None, ""),
+        ([1, 2], ""),
+        (0.5, ""),
+    ],
+)
+def test_eval_change(value: object, words: str) -> None:
+    assert eval_change(value) == words
+
+
 class TestWithoutATerminal:
     def test_a_line_a_minute(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -45,6 +61,7 @@ class TestWithoutATerminal:
         steps = StepDisplay("Claude_Monet", 500)
         for step in range(1, 13):
             now[0] += 15
+            steps.step({"step": step, "eval_loss": 0.75})
             steps.step({"step": step, "loss": 0.25})
         steps.close()
         captured = capsys.readouterr()
@@ -73,6 +90,7 @@ class TestInATerminal:
         steps = StepDisplay("Claude_Monet", 4)
         for step in (1, 3):
             steps.step({"step": step, "loss": float("nan") if step == 1 else 0.5})
+            steps.step({"step": step, "eval_loss": 0.75})
         assert steps._bar is not None
         assert steps._bar.n == 3
         steps.close()

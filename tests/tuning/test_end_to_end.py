@@ -154,7 +154,7 @@ def test_an_adapter_has_its_weights_and_its_records(
     assert {min(tensor.shape) for tensor in weights.values()} == {4}
     assert (run["status"], run["steps"], len(run["images"])) == ("complete", STEPS, 3)
     lines = [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 3]
     assert json.loads((output / ADAPTER_CONFIG).read_text())["r"] == 4
     assert f"step {STEPS}/{STEPS}" in (output / TRAIN_LOG).read_text()
 
@@ -165,6 +165,9 @@ def test_the_conditions_differ_in_their_images_and_in_nothing_else(pilot: Pilot)
         assert one["recipe_hash"] == other["recipe_hash"]
         assert one["draws_sha256"] == other["draws_sha256"]
         assert one["numerics"] == other["numerics"]
+        # Both are measured on the original art.
+        assert one["eval_loss"]["start"] == other["eval_loss"]["start"]
+        assert one["eval_loss"]["images"] == other["eval_loss"]["images"] == 3
         assert {image["sha256"] for image in one["images"]}.isdisjoint(
             image["sha256"] for image in other["images"]
         )
@@ -183,6 +186,10 @@ def test_the_tracker_has_a_bookmark_for_each_adapter(pilot: Pilot) -> None:
         assert (mark["status"], mark["images"], mark["steps"]) == ("complete", 3, STEPS)
         assert (pilot.chain.tree.data_root / mark["log"]).is_file()
         assert mark["loss"] > 0
+        assert mark["eval_loss"]["start"] > 0
+        assert mark["eval_loss"]["end"] > 0
+    # In the line of each artist, and in the summary.
+    assert pilot.original.stdout.count(" -> ") == 4
 
 
 def test_the_same_command_again_trains_nothing(pilot: Pilot) -> None:

@@ -34,6 +34,8 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "deterministic": True,
     "dataloader_num_workers": 2,
     "allow_tf32": True,
+    "prompt_cache_dir": "/somewhere",
+    "eval_timesteps": 8,
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
 
@@ -112,7 +114,11 @@ class TestLocalModel:
     def test_no_machine_path_outside_the_keys_for_them(self, model_dir: Path, tmp_path: Path) -> None:
         link = tmp_path / "a link"
         link.symlink_to(model_dir)
-        config = TuningConfig(pretrained_model_name_or_path=str(link), cache_dir=str(tmp_path / "cache"))
+        config = TuningConfig(
+            pretrained_model_name_or_path=str(link),
+            cache_dir=str(tmp_path / "cache"),
+            prompt_cache_dir=str(tmp_path / "prompts"),
+        )
         model = BaseModel.find(config)
         assert model is not None
         run = describe_run(
@@ -123,6 +129,7 @@ class TestLocalModel:
             "base_model": str(model_dir.resolve()),
             "pretrained_model_name_or_path": str(link),
             "cache_dir": str(tmp_path / "cache"),
+            "prompt_cache_dir": str(tmp_path / "prompts"),
         }
         assert run.pop("host")["name"]
         text = json.dumps(run)

@@ -149,7 +149,14 @@ def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
     plan = plan_of(tree)
     dora, anna, boris, clara = plan.targets
     results = [
-        result(dora, "trained", seconds=3725.0, loss=0.12345, owed="the Hub is away"),
+        result(
+            dora,
+            "trained",
+            seconds=3725.0,
+            loss=0.12345,
+            owed="the Hub is away",
+            evaluation="eval 1.234 -> 1.201",
+        ),
         result(anna, "failed", seconds=61.0, error="it burned\n  the last lines"),
         result(boris, "interrupted", seconds=1.0, error="stopped by SIGTERM"),
     ]
@@ -158,7 +165,7 @@ def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
 
     assert header.split() == ["artist", "result", "time", "loss", "remark"]
     assert rows[0].split(maxsplit=4)[:4] == [str(DORA), "trained", "1:02:05", "0.1235"]
-    assert "upload owed: the Hub is away" in rows[0]
+    assert "upload owed: the Hub is away; eval 1.234 -> 1.201; " in rows[0]
     assert f"log: {dora.output_dir / 'train.log'}" in rows[0]
     assert rows[1].split()[1:4] == ["failed", "1:01", "it"]
     assert "it burned" in rows[1] and "last lines" not in rows[1]

@@ -31,6 +31,11 @@ from mimicry.tuning.publishing import upload_and_record
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--input-dir", type=click.Path(path_type=Path), required=True, help="Folder of the images.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the adapter.")
+@click.option(
+    "--eval-data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the images to measure the loss on, before and after: the original art.",
+)
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
@@ -51,7 +56,11 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     with problems:
         upload = _upload_job(output_dir, parameters)
     with problems:
-        _refuse_names(images)
+        _refuse_names("--input-dir", images)
+    eval_dir = parameters["eval_data_dir"]
+    with problems:
+        if eval_dir is not None:
+            _refuse_names("--eval-data-dir", ImageFolder.read(eval_dir))
     problems.raise_any()
     job = ArtistJob(
         config=config,
@@ -60,6 +69,7 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         script=script,
         notes=parameters["note"],
         stall_seconds=60 * parameters["stall_minutes"],
+        eval_dir=eval_dir,
     )
     if dry_run:
         print(shlex.join(job.command()))
@@ -89,10 +99,10 @@ def _script(path: Path | None) -> TrainScript:
     return TrainScript.own() if path is None else TrainScript.read(path)
 
 
-def _refuse_names(images: ImageFolder) -> None:
+def _refuse_names(option: str, images: ImageFolder) -> None:
     problem = images.problem()
     if problem is not None:
-        raise UsageError(f"--input-dir: {problem}")
+        raise UsageError(f"{option}: {problem}")
 
 
 def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | None:

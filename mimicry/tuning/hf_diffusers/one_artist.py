@@ -28,7 +28,10 @@ _FOREIGN_OUTPUT = ".training"
 
 @dataclass(frozen=True, kw_only=True)
 class ArtistJob:
-    """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record."""
+    """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record.
+
+    `eval_dir` holds the images that the loss is measured on before and after.
+    """
 
     config: TuningConfig
     input_dir: Path
@@ -36,6 +39,7 @@ class ArtistJob:
     script: TrainScript
     notes: tuple[str, ...] = ()
     stall_seconds: float
+    eval_dir: Path | None = None
 
     @property
     def trainer_output_dir(self) -> Path:
@@ -53,7 +57,7 @@ class ArtistJob:
         if not self.script.is_own:
             # In the diffusers example the number of steps goes before that of epochs.
             config = replace(config, max_train_steps=self.step_count, num_train_epochs=None)
-        words = self.script.words(config, self.input_dir, self.trainer_output_dir, self.notes)
+        words = self.script.words(config, self.input_dir, self.trainer_output_dir, self.notes, self.eval_dir)
         return launch_words(self.script, words, self.config.mixed_precision)
 
 
@@ -118,6 +122,7 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
         "started_at": started_at,
         "finished_at": utc_now(),
         "steps": job.step_count,
+        "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
     }
     publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)

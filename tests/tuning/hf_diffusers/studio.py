@@ -82,7 +82,7 @@ def await_step(process: subprocess.Popen[bytes], output_dir: Path, log: Path) ->
     """Wait until the training in `output_dir` has taken a step."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     metrics = output_dir / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size):
+    while not (metrics.exists() and '"loss"' in metrics.read_text()):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)

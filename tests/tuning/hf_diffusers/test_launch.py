@@ -50,6 +50,9 @@ class TestOwnScript:
         assert job.config == config
         assert job.instance_data_dir == Path(hostile_name)
         assert job.notes == (hostile_name, "another note")
+        assert job.eval_data_dir is None
+        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name))
+        assert parse_job(words).eval_data_dir == Path(hostile_name)
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()
@@ -66,7 +69,7 @@ class TestForeignScript:
         assert [path.name for path in tmp_path.iterdir()] == [foreign.path.name]
 
     def test_no_flag_goes_to_it_that_it_does_not_know(self, foreign: TrainScript) -> None:
-        words = foreign.words(TuningConfig(random_flip=True, cache_latents=True), IN, OUT, ["a note"])
+        words = foreign.words(TuningConfig(random_flip=True), IN, OUT, ["a note"], Path("art"))
         assert words == [
             "--instance_data_dir=images",
             "--output_dir=adapter",

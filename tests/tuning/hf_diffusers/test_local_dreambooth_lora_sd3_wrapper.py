@@ -170,6 +170,13 @@ class TestRefusal:
         (error,) = self.refused(tmp_path, "--input-dir=none", "--output-dir=out", "--no-push-to-hub")
         assert error.startswith("error: --input-dir: there is no image in none")
 
+    def test_a_folder_to_evaluate_on_has_images(self, studio: Studio, tmp_path: Path) -> None:
+        (error,) = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir=out", "--no-push-to-hub", "--eval-data-dir=none"),
+        )
+        assert error.startswith("error: --eval-data-dir: there is no image in none")
+
     def test_images_that_cannot_be_read_are_all_named(self, studio: Studio, tmp_path: Path) -> None:
         shutil.copytree(studio.images, tmp_path / "images")
         for name in ("x.png", "y.jpg"):
@@ -208,7 +215,10 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     before = tree(tmp_path)
     outcome = run(
         WRAPPER,
-        ["--input-dir", "O'Keeffe; {x}", "--output-dir", "out dir", "--no-push-to-hub", "--dry-run"],
+        [
+            *("--input-dir", "O'Keeffe; {x}", "--output-dir", "out dir", "--no-push-to-hub", "--dry-run"),
+            "--eval-data-dir=O'Keeffe; {x}",
+        ],
         cwd=tmp_path,
     )
     assert outcome.returncode == 0, outcome.stderr
@@ -219,6 +229,7 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     assert str(OWN_SCRIPT) in words
     assert "--instance_data_dir=O'Keeffe; {x}" in words
     assert "--output_dir=out dir" in words
+    assert "--eval_data_dir=O'Keeffe; {x}" in words
 
 
 @needs_proc

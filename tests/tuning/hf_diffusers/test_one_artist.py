@@ -65,6 +65,7 @@ def test_a_whole_adapter_is_published_with_its_records(studio: Studio, tmp_path:
 
     run = training_run(job.output_dir)
     assert run["status"] == "complete"
+    assert run["eval_loss"]["skipped"].endswith("makes no evaluation")
     assert run["weights"]["sha256"] == adapter.sha256
     assert run["recipe"]["trainer"] == job.script.identity
     assert [image["name"] for image in run["images"]] == [

@@ -64,6 +64,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         output_dir=Path(parsed.output_dir),
         notes=tuple(parsed.note),
         command=(Path(sys.argv[0]).name, *words),
+        eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
     )
 
 
@@ -77,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--instance_data_dir", metavar="DIR", help="Folder of the images to train on.")
     parser.add_argument("--output_dir", metavar="DIR", help="Folder of the adapter.")
+    parser.add_argument(
+        "--eval_data_dir",
+        metavar="DIR",
+        help="Folder of the images to measure the loss on, before and after.",
+    )
     parser.add_argument(
         "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
     )
@@ -110,5 +116,5 @@ def _unknown_flag_problem(name: str) -> str:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name in NOT_YET:
         return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
-    known = ["instance_data_dir", "output_dir", *(option.name for option in OPTIONS)]
+    known = ["instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

@@ -22,13 +22,17 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The words of the command line: the hyper-parameters, where the images are, where the adapter goes."""
+    """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
+
+    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be.
+    """
 
     config: TuningConfig
     instance_data_dir: Path
     output_dir: Path
     notes: tuple[str, ...]
     command: tuple[str, ...]
+    eval_data_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

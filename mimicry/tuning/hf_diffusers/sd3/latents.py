@@ -1,5 +1,6 @@
 """Images as latents: cut, encoded in fp32, kept as mean and standard deviation of the VAE's posterior."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class LatentSource:
         self._resolution = config.resolution
         self._seed = config.seed
         self._device = device
-        self._cache: dict[tuple[int, draws.View], Posterior] = {}
+        self._cache: dict[tuple[str, draws.View], Posterior] = {}
         # The configuration says bf16; the VAE is run in fp32 all the same, since it is small and bf16 is
         # too coarse for what everything else is trained on.
         self._vae: AutoencoderKL | None = (
@@ -65,30 +66,41 @@ class LatentSource:
     def cache(self, samples: Iterable[draws.Sample]) -> None:
         """Encode what `samples` show, each distinct view of an image once, then let the VAE go."""
         for sample in samples:
-            key = (sample.image, sample.view)
-            if key not in self._cache:
-                mean, deviation = self._encode(*key)
-                self._cache[key] = (mean.cpu(), deviation.cpu())
+            self.hold(self._images[sample.image], sample.view)
         self._vae = None
+
+    def hold(self, image: Path, view: draws.View) -> None:
+        """Encode a view of an image file and keep its posterior; once, however often it is asked for."""
+        key = _key(image, view)
+        if key not in self._cache:
+            mean_CHW, deviation_CHW = self._encode(image, view)
+            self._cache[key] = (mean_CHW.cpu(), deviation_CHW.cpu())
 
     def latents(self, sample: draws.Sample) -> Tensor:
         """Return the latents of `sample`, of shape (C, H, W) in fp32 on the CPU, shifted and scaled."""
-        key = (sample.image, sample.view)
-        mean_CHW, deviation_CHW = self._cache[key] if key in self._cache else self._encode(*key)
+        return self.draw(self._images[sample.image], sample.view, "vae", sample.index, sample.stem)
+
+    def draw(self, image: Path, view: draws.View, purpose: str, index: int, stem: str) -> Tensor:
+        """Return latents as `latents` does: drawn for `purpose`, `index` and `stem` from a view of a file."""
+        key = _key(image, view)
+        mean_CHW, deviation_CHW = self._cache[key] if key in self._cache else self._encode(image, view)
         mean_CHW, deviation_CHW = mean_CHW.cpu(), deviation_CHW.cpu()
-        noise_CHW = torch.from_numpy(
-            draws.normal(self._seed, "vae", sample.index, sample.stem, tuple(mean_CHW.shape))
-        )
+        noise_CHW = torch.from_numpy(draws.normal(self._seed, purpose, index, stem, tuple(mean_CHW.shape)))
         return (mean_CHW + deviation_CHW * noise_CHW - self._shift) * self._scale
 
     @torch.no_grad()
-    def _encode(self, image: int, view: draws.View) -> Posterior:
+    def _encode(self, image: Path, view: draws.View) -> Posterior:
         if self._vae is None:
             raise KeyError(f"image {image} was not among the samples that were cached")
         try:
-            picture = read_rgb(self._images[image])
+            picture = read_rgb(image)
         except OSError as error:
             raise TrainingFailed(str(error)) from error
         pixels_1IHW = to_pixels(cut(picture, view, self._resolution))
         posterior = self._vae.encode(pixels_1IHW.to(self._device)).latent_dist
         return posterior.mean[0], posterior.std[0]
+
+
+def _key(image: Path, view: draws.View) -> tuple[str, draws.View]:
+    # One file has one posterior, by whichever of its paths it is asked for.
+    return os.path.realpath(image), view

@@ -36,6 +36,9 @@ class RunRecord:
     started_at: str = field(default_factory=utc_now)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    eval_losses: dict[int, float] = field(default_factory=dict)
+    # What was evaluated on, or why nothing was.
+    eval_facts: dict[str, Any] = field(default_factory=dict)
     _draws: Any = field(default_factory=hashlib.sha256)
 
     def __post_init__(self) -> None:
@@ -49,10 +52,11 @@ class RunRecord:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of the run."""
+        """Time a stage of the run; what takes place several times is added up."""
         begin = time.monotonic()
         yield
-        self.stage_seconds[name] = round(time.monotonic() - begin, 3)
+        seconds = self.stage_seconds.get(name, 0.0) + time.monotonic() - begin
+        self.stage_seconds[name] = round(seconds, 3)
 
     def warn(self, text: str) -> None:
         """Say a warning, and keep it in training_run.json; once, however often it comes."""
@@ -77,8 +81,12 @@ class RunRecord:
             "seconds": round(seconds, 4),
             "peak_memory_bytes": self._peak_memory_bytes(),
         }
-        with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append_metrics(line)
+
+    def add_eval(self, step: int, loss: float) -> None:
+        """Append the evaluation loss after optimizer step `step` to metrics.jsonl; 0 is the base model."""
+        self.eval_losses[step] = loss
+        self._append_metrics({"step": step, "eval_loss": loss})
 
     def add_draw(self, sample: Sample, timestep_index: int) -> None:
         """Take a sample into the hash of all draws, which is equal for equal sequences of samples."""
@@ -116,6 +124,10 @@ class RunRecord:
             self._write("failed", error=f"{type(error).__name__}: {error}".strip())
             raise
 
+    def _append_metrics(self, line: dict[str, Any]) -> None:
+        with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
     def _write(self, status: str, **more: Any) -> None:
         write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
 
@@ -129,7 +141,14 @@ class RunRecord:
             "steps": len(self.losses),
             "resumed_from": None,
             "peak_memory_bytes": self._peak_memory_bytes(),
+            "eval_loss": self._eval_loss(),
         }
+
+    def _eval_loss(self) -> dict[str, Any]:
+        if "skipped" in self.eval_facts:
+            return self.eval_facts
+        last = self.setup.job.config.max_train_steps
+        return {"start": self.eval_losses.get(0), "end": self.eval_losses.get(last), **self.eval_facts}
 
     def _describe(self) -> dict[str, Any]:
         setup = self.setup
@@ -140,9 +159,11 @@ class RunRecord:
             command=setup.job.command,
             notes=setup.job.notes,
         )
+        eval_dir = setup.job.eval_data_dir
         known["paths"] |= {
             "instance_data_dir": str(setup.job.instance_data_dir.absolute()),
             "output_dir": str(setup.job.output_dir.absolute()),
+            "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
         }
         return known | {"images": setup.images.records(), "numerics": self._numerics()}
 

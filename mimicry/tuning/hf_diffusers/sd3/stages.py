@@ -5,11 +5,14 @@ import gc
 import torch
 import transformers
 
+from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
+from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_levels, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
+from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
@@ -23,35 +26,41 @@ def train_adapter(job: Job) -> Adapter:
     with record.watched():
         with record.stage("encode"):
             prompt = _encode_prompt(setup, record)
-            latents = _encode_images(setup)
+            latents, eval_images = _encode_images(setup, record)
         with record.stage("load"):
             say("reading the transformer")
-            loop = Loop(setup, load_transformer(setup), prompt, latents, record)
-        with record.stage("train"), attention(job.config, setup.device):
-            say(f"training {setup.step_count} steps on {setup.device}")
-            loop.run()
+            levels = eval_levels(setup) if eval_images else []
+            loop = Loop(setup, load_transformer(setup), prompt, latents, record, extra_timesteps=levels)
+            evaluation = Evaluation(loop, latents, eval_images, record)
+        with attention(job.config, setup.device):
+            evaluation.evaluate_at(0)
+            with record.stage("train"):
+                say(f"training {setup.step_count} steps on {setup.device}")
+                loop.run()
+            evaluation.evaluate_at(setup.step_count)
         return _save(setup, loop, record)
 
 
 def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
     config = setup.job.config
-    say(f"encoding the prompt {config.instance_prompt!r}")
     # Bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, record.warn)
-    prompt = encoders.encode(config.instance_prompt, config.max_sequence_length)
+    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+    prompt = cached.encode(config.instance_prompt, config.max_sequence_length)
     _free(setup)
     return prompt
 
 
-def _encode_images(setup: Setup) -> LatentSource:
+def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, ImageFolder | None]:
     config = setup.job.config
     latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
+    eval_images = find_eval_set(setup.job, latents, record)
     if config.cache_latents:
         say(f"encoding {len(setup.images.names)} images at {config.resolution}x{config.resolution}")
         latents.cache(setup.samples.distinct_views(setup.sample_count))
         _free(setup)
-    return latents
+    return latents, eval_images
 
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:

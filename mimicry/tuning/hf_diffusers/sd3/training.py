@@ -183,24 +183,28 @@ class Loop:
         """Return what the transformer takes as pooled projections: rows of the table, or the prompt."""
         return self._pooled_BP if self._table is None else self._table.rows(batch.timestep_indices)
 
-    def batch_loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch, a scalar in fp32."""
-        config = self.setup.job.config
+    def predict(self, batch: Batch) -> Tensor:
+        """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
         noisy_BCHW = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
-        if config.lora_dropout:
-            # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
-            # the generator's state.
-            torch.manual_seed(draws.dropout_seed(config.seed, batch.samples[0].index))
         with self.setup.accelerator.autocast():
-            prediction_BCHW = self.transformer(
+            prediction_BCHW: Tensor = self.transformer(
                 hidden_states=noisy_BCHW.to(self.setup.dtype),
                 encoder_hidden_states=self._sequence_BLD,
                 pooled_projections=self._conditioning(batch),
                 timestep=batch.timesteps_B,
                 return_dict=False,
             )[0]
+        return prediction_BCHW
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, a scalar in fp32."""
+        config = self.setup.job.config
+        if config.lora_dropout:
+            # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
+            # the generator's state.
+            torch.manual_seed(draws.dropout_seed(config.seed, batch.samples[0].index))
         return flow_loss(
-            prediction_BCHW,
+            self.predict(batch),
             batch.latents_BCHW,
             batch.noise_BCHW,
             batch.sigmas_B,

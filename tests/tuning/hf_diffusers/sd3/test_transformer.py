@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mimicry.tuning.hf_diffusers.sd3 import transformer
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.training import load_sigmas
@@ -44,10 +43,10 @@ def test_the_table_changes_no_byte_of_the_adapter(
 
 
 def test_a_layer_that_the_adapter_trains_is_not_replaced(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(transformer, "TARGET_MODULES", ("attn.to_q", "norm1.linear", "norm_out.linear"))
-    loop = make_loop(studio, tmp_path, "--conditioning_table")
+    layers = "--lora_layers=attn.to_q,norm1.linear,norm_out.linear"
+    loop = make_loop(studio, tmp_path, "--conditioning_table", layers)
     assert type(loop.transformer) is SD3Transformer2DModel
     loop.take_step(1)
     said = capsys.readouterr().out

@@ -1,0 +1,111 @@
+"""How long it takes from the start of the process to the first step: for the first artist, and the second.
+
+    .venv/bin/python -m benchmarks.cold_start [--demo data/demo] [--steps 20] [--output FILE]
+
+Runs the wrapper's exact command on two artists of the demo study (`make demo`, or `mimicry-demo DIR`), each
+with its original art to evaluate on. The first one finds no prompt embeddings on disk, the second one those
+of the first. What is read from disk is in the memory of the machine already, so that the runs can be
+compared; figures are medians, in seconds, and in MB for the most host memory that a process took.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.results_file import add_output_option, report
+from mimicry.common.study_tree import StudyTree
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.launch import TrainScript
+from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
+
+# With up to this many steps, the trainer prints a line for each.
+_MOST_STEPS = 39
+# The first words of the line that ends each part.
+_MARKS = (
+    ("to the trainer's first line", "mimicry "),
+    ("to the prompt embeddings", "prompt embeddings "),
+    ("to the first step", "step 1/"),
+    ("to the adapter", "saved "),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, default=Path("data/demo"))
+    parser.add_argument("--steps", type=int, choices=range(1, _MOST_STEPS + 1), default=20, metavar="COUNT")
+    parser.add_argument("--runs", type=int, default=5)
+    add_output_option(parser)
+    asked = parser.parse_args()
+    tree = StudyTree(asked.demo / "style_mimicry")
+    first, second = (
+        tree.images_of(tree.original_art, artist) for artist in tree.artists(tree.original_art)[:2]
+    )
+    config = TuningConfig(
+        pretrained_model_name_or_path=str(asked.demo / "tiny_sd3"), resolution=64, max_train_steps=asked.steps
+    )
+    load_before = os.getloadavg()[0]
+    seconds: dict[str, list[float]] = {}
+    # One more, which warms the disk and is not counted.
+    for run in range(asked.runs + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            for images, which in ((first, "first artist, cache cold"), (second, "second artist, cache warm")):
+                for part, value in _run(config, images, Path(folder), which).items():
+                    if run:
+                        seconds.setdefault(f"{which}: {part}", []).append(value)
+    figures = {what: statistics.median(values) for what, values in seconds.items()}
+    report(
+        "cold_start",
+        figures,
+        asked.output,
+        runs=asked.runs,
+        steps=asked.steps,
+        # Of other programs, with which the figures were measured.
+        load_average_before=round(load_before, 2),
+    )
+
+
+def _run(config: TuningConfig, images: Path, folder: Path, which: str) -> dict[str, float]:
+    """Train once; return the seconds since the start of each mark, and the peak of host memory in MB."""
+    job = ArtistJob(
+        config=config,
+        input_dir=images,
+        output_dir=folder / which,
+        script=TrainScript.own(),
+        stall_seconds=600,
+        eval_dir=images,
+    )
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        job.command(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder)},
+    )
+    assert process.stdout is not None
+    printed = [(line, time.perf_counter() - begin) for line in process.stdout]
+    # Unlike wait(), it tells what the launcher and the trainer below it took.
+    _, status, usage = os.wait4(process.pid, 0)
+    end = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit("".join(line for line, _ in printed))
+    expected = "from the cache" if which.endswith("warm") else "cached"
+    if not any(line.startswith(f"prompt embeddings {expected}") for line, _ in printed):
+        raise SystemExit(f"{which}: no 'prompt embeddings {expected}' in its output")
+    figures = {
+        f"{part} [s]": next(when for line, when in printed if line.startswith(words))
+        for part, words in _MARKS
+    }
+    return {**figures, "to the end [s]": end, "peak of host memory [MB]": usage.ru_maxrss * 1024 / 1e6}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The evaluation loss: how well the original art is predicted, before and after training.
+
+The training loss is noisy, since each step sees other images at other noise levels, and it is measured on
+whatever the condition made of the images. This one is measured on a fixed set at fixed levels with fixed
+noise, so that its values can be compared before and after, and from condition to condition: with one base
+model and one set, all runs of an artist start from the very same value. It is the mean, over images and
+levels, of the squared error of the predicted velocity, noise minus latents, in fp32: unweighted, and not
+preconditioned, whatever the training is configured to.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mimicry.common.errors import TrainingFailed
+from mimicry.common.images import ImageFolder
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
+from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
+from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop, load_sigmas
+
+# More images make no better yardstick, and cost time in each of many short runs.
+_MOST_IMAGES = 20
+_CENTRE = draws.View()
+
+
+def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
+    """Return the rows of the sigma table that are evaluated at: the middles of equal parts, highest first."""
+    count = min(config.eval_timesteps, level_count)
+    return [(2 * part + 1) * level_count // (2 * count) for part in range(count)]
+
+
+def eval_levels(setup: Setup) -> list[int]:
+    """Return the rows of the sigma table that the evaluation of a run is at."""
+    return eval_timestep_indices(setup.job.config, len(load_sigmas(setup).timesteps))
+
+
+def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
+    """Choose and encode the images to evaluate on; None when there is no evaluation, which is said.
+
+    An evaluation that cannot be made costs no training: what is wrong with its images is a warning.
+    """
+    if job.config.eval_timesteps == 0:
+        _skip(record, "--eval_timesteps is 0")
+        return None
+    if job.eval_data_dir is None:
+        _skip(record, "no --eval_data_dir was given")
+        return None
+    folder = ImageFolder.read(job.eval_data_dir)
+    problem = folder.problem()
+    if problem is not None:
+        _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)
+        return None
+    chosen = replace(folder, names=folder.names[:_MOST_IMAGES])
+    left_out = len(folder.names) - len(chosen.names)
+    say(
+        f"encoding {len(chosen.names)} images for the evaluation"
+        + (f", the first by name; {left_out} more are left out" if left_out else "")
+    )
+    try:
+        for path in chosen.paths:
+            latents.hold(path, _CENTRE)
+    except TrainingFailed as error:
+        _skip(record, "an image of --eval_data_dir cannot be read", str(error))
+        return None
+    return chosen
+
+
+def _skip(record: RunRecord, reason: str, problem: str = "") -> None:
+    record.eval_facts = {"skipped": reason}
+    if problem:
+        # Names a path of this machine, which has no place in training_run.json.
+        say(f"--eval_data_dir: {problem}")
+        record.warn(f"no evaluation: {reason}")
+    else:
+        say(f"no evaluation: {reason}")
+
+
+class Evaluation:
+    """The evaluation of one run; one without images does nothing."""
+
+    def __init__(
+        self, loop: Loop, latents: LatentSource, images: ImageFolder | None, record: RunRecord
+    ) -> None:
+        self._loop = loop
+        self._latents = latents
+        self._record = record
+        self._table = load_sigmas(loop.setup)
+        self._points: list[tuple[Path, str, int]] = []
+        if images is not None:
+            timesteps = self._table.timesteps
+            levels = eval_timestep_indices(loop.setup.job.config, len(timesteps))
+            files = zip(images.paths, images.stems, strict=True)
+            self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
+            record.eval_facts = {
+                "images": len(images.names),
+                "timesteps": [round(float(timesteps[level]), 3) for level in levels],
+            }
+
+    def evaluate_at(self, step: int) -> None:
+        """Record the loss after optimizer step `step`, 0 being the base model; once for each step.
+
+        Nothing that is drawn or trained is touched.
+
+        Raises:
+            TrainingFailed: the loss is no finite number.
+        """
+        if not self._points or step in self._record.eval_losses:
+            return
+        with self._record.stage("evaluate"):
+            loss = self._loss()
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                f"the evaluation loss of step {step} is {loss}: "
+                + (
+                    "training diverged; type a smaller --learning-rate"
+                    if step
+                    else "the base model is broken"
+                )
+            )
+        self._record.add_eval(step, loss)
+        say(f"evaluation at step {step}: loss {loss:.4f}")
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        transformer = self._loop.transformer
+        was_training = transformer.training
+        transformer.eval()  # no dropout
+        try:
+            size = self._loop.setup.job.config.train_batch_size
+            errors = [
+                self._errors(self._points[first : first + size], size)
+                for first in range(0, len(self._points), size)
+            ]
+        finally:
+            transformer.train(was_training)
+        # One transfer from the device, and a sum without rounding.
+        values = torch.cat(errors).tolist()
+        return math.fsum(values) / len(values)
+
+    def _errors(self, points: Sequence[tuple[Path, str, int]], size: int) -> Tensor:
+        """Return the mean squared error of each of `points`, of shape (len(points),), in fp32.
+
+        A batch that is not full is filled up with its last point: the transformer sees one size only.
+        """
+        setup, table = self._loop.setup, self._table
+        latents, noise = [], []
+        for path, stem, level in points:
+            latents.append(self._latents.draw(path, _CENTRE, "eval_vae", level, stem))
+            shape = tuple(latents[-1].shape)
+            values = draws.normal(setup.job.config.seed, "eval_noise", level, stem, shape)
+            noise.append(torch.from_numpy(values))
+        rows = [min(row, len(points) - 1) for row in range(size)]
+        levels = [points[row][2] for row in rows]
+        batch = Batch(
+            latents_BCHW=torch.stack(latents)[rows].to(setup.device),
+            noise_BCHW=torch.stack(noise)[rows].to(setup.device),
+            sigmas_B=table.sigmas[levels].to(setup.device),
+            timesteps_B=table.timesteps[levels].to(setup.device),
+            samples=(),
+            timestep_indices=tuple(levels),
+        )
+        velocity_BCHW = self._loop.predict(batch).float()
+        target_BCHW = batch.noise_BCHW - batch.latents_BCHW
+        return (velocity_BCHW - target_BCHW).square().flatten(1).mean(1)[: len(points)]

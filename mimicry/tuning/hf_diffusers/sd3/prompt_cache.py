@@ -1,0 +1,158 @@
+"""Prompt embeddings on disk: from the second artist of a study on, no text encoder is read.
+
+    {folder}/{key}.safetensors
+
+A key is a hash of all that the embeddings depend on. Any number of processes may share a folder: files come
+and go whole, and two that compute the same embeddings replace one file by an equal one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mimicry.common.files import canonical_json, sha256_text, write_bytes
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.records import say
+
+TEXT_COMPONENTS = (
+    *("text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3"),
+)
+# To be raised whenever the same prompt gets other embeddings from our code.
+_SCHEMA = 1
+_METADATA = "mimicry"
+
+
+@dataclass(frozen=True)
+class CachedEncoders:
+    """Text encoders that are not even read when `folder` holds what they would say.
+
+    A folder that cannot be written costs time, and never a training.
+    """
+
+    encoders: TextEncoders
+    folder: Path
+
+    @classmethod
+    def of(cls, encoders: TextEncoders, folder: str | None) -> "CachedEncoders":
+        """Return `encoders` with the cache in `folder`; None is the folder of this user."""
+        return cls(encoders, default_folder() if folder is None else Path(os.path.expanduser(folder)))  # noqa: PTH111 - lets the home of nobody be
+
+    def encode(self, prompt: str, max_sequence_length: int) -> PromptEmbeds:
+        """Return the embeddings of `prompt`, on the CPU; see `TextEncoders.encode`."""
+        facts = self._facts(prompt, max_sequence_length)
+        path = self.folder / f"{sha256_text(canonical_json(facts))}.safetensors"
+        entry = self._read(path, facts)
+        if entry is None:
+            say(f"encoding the prompt {prompt!r}")
+            warnings: list[str] = []
+            embeds = replace(self.encoders, warn=warnings.append).encode(prompt, max_sequence_length)
+            self._write(path, facts, embeds, warnings)
+        else:
+            embeds, warnings = entry
+        for warning in warnings:
+            self.encoders.warn(warning)
+        return embeds
+
+    def _facts(self, prompt: str, max_sequence_length: int) -> dict[str, Any]:
+        """Return all that the embeddings depend on, to their last bits."""
+        encoders = self.encoders
+        model, cuda = encoders.model, encoders.device.type == "cuda"
+        has_t5 = (model.folder / "text_encoder_3").is_dir()
+        return {
+            "schema": _SCHEMA,
+            "model": model.identity(TEXT_COMPONENTS),
+            "variant": encoders.variant,
+            "prompt": prompt,
+            "max_sequence_length": max_sequence_length,
+            "precision": str(encoders.dtype),
+            # Without T5 there are zeros, as wide as the transformer expects.
+            "width_without_t5": None if has_t5 else model.config_of("transformer")["joint_attention_dim"],
+            "device": torch.cuda.get_device_name(encoders.device) if cuda else encoders.device.type,
+            "threads": None if cuda else torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        }
+
+    def _read(self, path: Path, facts: dict[str, Any]) -> tuple[PromptEmbeds, list[str]] | None:
+        """Return embeddings and warnings; None when there are none, or none that can be trusted."""
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            entry = _parsed(content, facts)
+        # A damaged file brings any kind of error out of its readers.
+        except Exception as error:
+            say(f"cached prompt embeddings are broken and made anew: {error}")
+            return None
+        say(f"prompt embeddings from the cache, {_size(content)}")
+        return entry
+
+    def _write(
+        self, path: Path, facts: dict[str, Any], embeds: PromptEmbeds, warnings: Sequence[str]
+    ) -> None:
+        content = _content(facts, embeds, warnings)
+        try:
+            write_bytes(path, content)
+        except OSError as error:
+            # The warning goes where no path of this machine belongs.
+            say(f"prompt cache: {error}")
+            self.encoders.warn(
+                f"prompt embeddings are not cached: the folder cannot be written ({error.strerror}); "
+                f"name another with --prompt-cache-dir"
+            )
+            return
+        say(f"prompt embeddings cached, {_size(content)}")
+
+
+def default_folder() -> Path:
+    """Return the user's folder for prompt embeddings, by the rules of the XDG base directories."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
+    return Path(root, "mimicry", "prompts")
+
+
+def _content(facts: dict[str, Any], embeds: PromptEmbeds, warnings: Sequence[str]) -> bytes:
+    tensors = {"sequence": embeds.sequence_1LD.contiguous(), "pooled": embeds.pooled_1P.contiguous()}
+    # One entry, since the order of several is by chance and equal embeddings make equal files.
+    kept = {"facts": facts, "warnings": list(warnings), "sha256": _digest(tensors)}
+    content: bytes = save(tensors, {_METADATA: json.dumps(kept, sort_keys=True)})
+    return content
+
+
+def _parsed(content: bytes, facts: dict[str, Any]) -> tuple[PromptEmbeds, list[str]]:
+    """Return what `_content` was made of.
+
+    Raises:
+        Exception: the content is damaged, or of other facts.
+    """
+    tensors = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    kept = json.loads(header["__metadata__"][_METADATA])
+    if kept["facts"] != facts:
+        raise ValueError("made of something else")
+    if kept["sha256"] != _digest(tensors):
+        raise ValueError("its sum differs")
+    return PromptEmbeds(tensors["sequence"], tensors["pooled"]), [str(text) for text in kept["warnings"]]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(json.dumps([name, str(tensors[name].dtype), list(tensors[name].shape)]).encode())
+        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _size(content: bytes) -> str:
+    return f"{len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{len(content) / 1e3:.0f} kB"
