@@ -14,6 +14,8 @@ from mimicry.common.errors import UsageError
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 WEIGHTING_SCHEMES = ("logit_normal", "sigma_sqrt", "mode", "cosmap")
+# Values of resume_from_checkpoint that are no path.
+RESUME_LATEST, RESUME_NONE = "latest", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,19 @@ class TuningConfig:
         False, "Only deterministic algorithms: the same bytes on CUDA too, slower.", in_recipe=False
     )
     upcast_before_saving: bool = _option(False, "Save the adapter in fp32 instead of bf16.")
+
+    # Checkpoints: where a training that was stopped goes on.
+    checkpointing_steps: int = _option(
+        100, "Optimizer steps from one checkpoint to the next.", minimum=1, maximum=1_000_000, in_recipe=False
+    )
+    checkpoints_total_limit: int = _option(
+        1, "Checkpoints that are kept, the newest ones.", minimum=1, maximum=1000, in_recipe=False
+    )
+    resume_from_checkpoint: str = _option(
+        RESUME_LATEST,
+        "latest: go on from the newest checkpoint that fits; none: begin anew; or the path of a checkpoint.",
+        in_recipe=False,
+    )
 
     def __post_init__(self) -> None:
         for option in OPTIONS:

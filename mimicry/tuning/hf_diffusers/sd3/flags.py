@@ -34,7 +34,6 @@ NOT_YET = frozenset(
     sample_batch_size prior_generation_precision
     validation_prompt num_validation_images validation_epochs
     lora_dropout lora_layers lora_blocks
-    checkpointing_steps checkpoints_total_limit resume_from_checkpoint
     scale_lr lr_scheduler lr_warmup_steps lr_num_cycles lr_power
     optimizer use_8bit_adam
     prodigy_beta3 prodigy_decouple prodigy_use_bias_correction prodigy_safeguard_warmup

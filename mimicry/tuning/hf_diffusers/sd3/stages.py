@@ -1,10 +1,12 @@
 """The stages of a training, one after the other."""
 
 import gc
+import signal
 
 import torch
 import transformers
 
+from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
@@ -18,17 +20,21 @@ def train_adapter(job: Job) -> Adapter:
     """Train the adapter of `job` and publish it in its output folder."""
     setup = Setup.prepare(job)
     record = RunRecord(setup)
-    with record.watched():
+    with record.watched(), signal_noted(signal.SIGUSR1) as checkpoint_asked:
         with record.stage("encode"):
             prompt = _encode_prompt(setup, record)
             latents = _encode_images(setup)
         with record.stage("load"):
             say("reading the transformer")
             loop = Loop(setup, load_transformer(setup), prompt, latents, record)
-        with record.stage("train"):
-            say(f"training {job.config.max_train_steps} steps on {setup.device}")
-            loop.run()
-        return _save(setup, loop, record)
+            if record.resumed is not None:
+                loop.restore(record.resumed)
+        with loop.saved_when_stopped():
+            with record.stage("train"):
+                say(f"training {job.config.max_train_steps - record.steps} steps on {setup.device}")
+                loop.run(checkpoint_asked)
+            with stop_signals_held():
+                return _save(setup, loop, record)
 
 
 def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
@@ -54,6 +60,8 @@ def _encode_images(setup: Setup) -> LatentSource:
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
     adapter = save_adapter(loop.transformer, setup.job.output_dir, setup.job.config, record.finished())
+    record.complete = True
+    record.checkpoints.remove_all()
     say(f"saved {setup.job.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
     return adapter
 

@@ -2,14 +2,18 @@
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 
+from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Stateful
 from mimicry.tuning.hf_diffusers.sd3.flow_matching import (
     SigmaTable,
     add_noise,
@@ -92,24 +96,33 @@ class Loop:
             )
         )
 
-    def run(self) -> None:
-        """Take all optimizer steps.
+    def run(self, checkpoint_asked: Callable[[], bool] = bool) -> None:
+        """Take all optimizer steps that are left, and write the checkpoints that are due.
+
+        Args:
+            checkpoint_asked: says after each step whether somebody wants a checkpoint now.
 
         Raises:
-            TrainingFailed: the loss is no finite number.
+            TrainingFailed: the loss or the gradient is no finite number.
         """
         config = self.setup.job.config
         self.transformer.train()
-        for step in range(1, config.max_train_steps + 1):
-            begin = time.monotonic()
-            loss, grad_norm = self.take_step(step)
-            self._record.add_step(step, loss, config.learning_rate, grad_norm, time.monotonic() - begin)
+        for step in range(self._record.steps + 1, config.max_train_steps + 1):
+            loss, _ = self.take_step(step)
+            # The last one would be removed at once.
+            due = step % config.checkpointing_steps == 0 and step < config.max_train_steps
+            if checkpoint_asked() or due:
+                self.save_checkpoint()
             if step % max(1, config.max_train_steps // _REPORTS) == 0:
                 say(f"step {step}/{config.max_train_steps}, loss {loss:.4f}")
 
     def take_step(self, step: int) -> tuple[float, float]:
-        """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient."""
+        """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient.
+
+        A stop signal finds the step either not taken or taken and recorded.
+        """
         config, accelerator = self.setup.job.config, self.setup.accelerator
+        begin = time.monotonic()
         losses = []
         for micro_step in range(config.gradient_accumulation_steps):
             first = ((step - 1) * config.gradient_accumulation_steps + micro_step) * config.train_batch_size
@@ -119,13 +132,48 @@ class Loop:
         grad_norm = accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
         # One transfer from the device for the whole step.
         loss_value, norm_value = torch.stack([torch.stack(losses).mean(), grad_norm]).tolist()
-        if not math.isfinite(loss_value):
-            raise TrainingFailed(
-                f"the loss of step {step} is {loss_value}: training diverged; type a smaller --learning-rate"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._refuse_divergence(step, loss_value, norm_value)
+        with stop_signals_held():
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            seconds = time.monotonic() - begin
+            self._record.add_step(step, loss_value, config.learning_rate, norm_value, seconds)
         return loss_value, norm_value
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to the state that `checkpoint` holds."""
+        checkpoint.restore(self.parameters, self._parts())
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the state after the last whole optimizer step, whatever signals come."""
+        with stop_signals_held():
+            self._record.save_checkpoint(self.parameters, self._parts())
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Run the body; when a stop signal ends it, the steps taken so far are not lost."""
+        try:
+            yield
+        except Interrupted:
+            if not self._record.complete:
+                self.save_checkpoint()
+            raise
+
+    def _parts(self) -> dict[str, Stateful]:
+        """Return, by name, everything beside the parameters that a step changes."""
+        parts: dict[str, Stateful] = {"optimizer": self.optimizer}
+        scaler = self.setup.accelerator.scaler
+        return parts if scaler is None else parts | {"scaler": scaler}
+
+    def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+        scaler = self.setup.accelerator.scaler
+        # fp16 finds its scale by overflowing: such a step is left out. Below 1 there is nothing to find.
+        finds_scale = scaler is not None and scaler.get_scale() >= 1
+        for name, value, allowed in (("loss", loss, False), ("gradient", grad_norm, finds_scale)):
+            if not math.isfinite(value) and not allowed:
+                raise TrainingFailed(
+                    f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+                )
 
     def make_batch(self, first: int) -> Batch:
         """Draw the samples number `first` and following, as many as a batch has."""
