@@ -166,14 +166,18 @@ class Loop:
         return parts if scaler is None else parts | {"scaler": scaler}
 
     def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+        name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
+        if math.isfinite(value) or (name == "gradient" and self._finds_scale()):
+            return
+        raise TrainingFailed(
+            f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+        )
+
+    def _finds_scale(self) -> bool:
+        """Return whether an overflow is a matter of course: fp16's scaler leaves such a step out."""
         scaler = self.setup.accelerator.scaler
-        # fp16 finds its scale by overflowing: such a step is left out. Below 1 there is nothing to find.
-        finds_scale = scaler is not None and scaler.get_scale() >= 1
-        for name, value, allowed in (("loss", loss, False), ("gradient", grad_norm, finds_scale)):
-            if not math.isfinite(value) and not allowed:
-                raise TrainingFailed(
-                    f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
-                )
+        # It halves its scale then; below 1 there is nothing left to find.
+        return scaler is not None and scaler.get_scale() >= 1
 
     def make_batch(self, first: int) -> Batch:
         """Draw the samples number `first` and following, as many as a batch has."""

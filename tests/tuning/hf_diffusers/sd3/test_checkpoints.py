@@ -140,23 +140,26 @@ class TestExactResume:
 
 
 class TestStopSignals:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    @pytest.mark.parametrize(
+        ("number", "taken"), [(signal.SIGTERM, 0), (signal.SIGINT, 2), (signal.SIGHUP, STEPS - 1)]
+    )
     def test_the_optimizer_is_not_interrupted(
-        self, number: signal.Signals, studio: Studio, whole: Path, tmp_path: Path
+        self, number: signal.Signals, taken: int, studio: Studio, whole: Path, tmp_path: Path
     ) -> None:
-        """The signal comes when half of the parameters have moved; the step is finished and kept."""
+        """The signal comes in the midst of an update; the step is finished and kept, be it the last one."""
         step = torch.optim.AdamW.step
 
         def half_way(optimizer: torch.optim.AdamW, *words: Any, **more: Any) -> Any:
             step_number = next(iter(optimizer.state.values()))["step"] if optimizer.state else 0
-            if step_number == 2:
+            if step_number == taken:
                 os.kill(os.getpid(), number)
             return step(optimizer, *words, **more)
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted), stop_signals_raise():
             patch.setattr(torch.optim.AdamW, "step", half_way)
             train(studio, tmp_path, *RUN)
-        assert training_run(tmp_path)["steps"] == len(metrics(tmp_path)) == 3
+        assert training_run(tmp_path)["steps"] == len(metrics(tmp_path)) == taken + 1
+        assert not (tmp_path / WEIGHTS).exists()
         train(studio, tmp_path, *RUN)
         assert_same_end(tmp_path, whole)
 
