@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO
 
 # Set in the environment of a child whose standard input is such a pipe: a program started by hand has a
 # terminal or /dev/null there, and end of file means nothing.
 PARENT_PIPE = "MIMICRY_PARENT_PIPE"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# How deep we are in bodies that must not be interrupted, and the signals that came meanwhile. Signals reach
+# the main thread alone.
+_holds: list[None] = []
+_held: list[int] = []
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
 
@@ -39,8 +43,11 @@ class Interrupted(BaseException):
 def stop_signals_raise() -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted`; one that was ignored at the start stays ignored."""
 
-    def raise_interrupted(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
+    def raise_interrupted(number: int, frame: FrameType | None) -> None:
+        if _holds:
+            _held.append(number)
+        else:
+            raise Interrupted(number)
 
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     taken = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
@@ -51,6 +58,38 @@ def stop_signals_raise() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, previous[number])
+        _held.clear()
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Put `Interrupted` off until the body is over: for what must be done whole or not at all."""
+    _holds.append(None)
+    try:
+        yield
+    finally:
+        _holds.pop()
+    if _held and not _holds:
+        number = _held[0]
+        _held.clear()
+        raise Interrupted(number)
+
+
+@contextmanager
+def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
+    """Take note of a signal that asks for something; yield what tells whether it came since the last look."""
+    arrived: list[int] = []
+
+    def told() -> bool:
+        came = bool(arrived)
+        arrived.clear()
+        return came
+
+    previous = signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield told
+    finally:
+        signal.signal(number, previous)
 
 
 class Child:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,6 +64,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+
+    Otherwise it is removed; what a killed process has left begins with a dot and the name of `path`. The
+    permissions are the ordinary ones. There must be nothing at `path`, and no folder within the new one.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield temporary
+        for entry in temporary.iterdir():
+            entry.chmod(0o666 & ~_umask())
+            _fsync(entry)
+        temporary.chmod(0o777 & ~_umask())
+        _fsync(temporary)
+        temporary.rename(path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -20,6 +20,7 @@ TRAINING_RUN = "training_run.json"
 METRICS = "metrics.jsonl"
 TRAIN_LOG = "train.log"
 _OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS)
+_CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
 
 KEY_PREFIX = "transformer."
 # The modules that get a LoRA, by the end of their names: the attention projections of each joint block.
@@ -214,9 +215,22 @@ def run_weights_sha256(run: Mapping[str, Any]) -> str | None:
     return weights.get("sha256") if isinstance(weights, dict) else None
 
 
+def checkpoint_names(output_dir: Path) -> list[str]:
+    """Return the names of the checkpoints in `output_dir`, whole or not, the newest first."""
+    try:
+        matches = [_CHECKPOINT.match(path.name) for path in output_dir.iterdir()]
+    except FileNotFoundError:
+        return []
+    steps = sorted((int(match[1]) for match in matches if match is not None), reverse=True)
+    return [f"checkpoint-{step}" for step in steps]
+
+
 def set_adapter_aside(output_dir: Path, reason: str) -> Path | None:
-    """Move the files of an adapter out of the way; nothing is deleted, and train.log goes on."""
-    return set_aside(output_dir, list(_OF_ONE_RUN), reason)
+    """Move the files of an adapter out of the way; nothing is deleted, and train.log goes on.
+
+    A checkpoint that its training has left goes with it: a new training must not go on from there.
+    """
+    return set_aside(output_dir, [*_OF_ONE_RUN, *checkpoint_names(output_dir)], reason)
 
 
 def _shortest_names(modules: tuple[str, ...]) -> list[str]:

@@ -24,6 +24,8 @@ LR_SCHEDULERS = (
     "cosine_with_restarts",
     "polynomial",
 )
+# Values of resume_from_checkpoint that are no path.
+RESUME_LATEST, RESUME_NONE = "latest", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +268,19 @@ class TuningConfig:
         "Noise levels at which the loss on the original art is measured, before and after; 0: never.",
         minimum=0,
         maximum=100,
+        in_recipe=False,
+    )
+
+    # Checkpoints: where a training that was stopped goes on.
+    checkpointing_steps: int = _option(
+        100, "Optimizer steps from one checkpoint to the next.", minimum=1, maximum=1_000_000, in_recipe=False
+    )
+    checkpoints_total_limit: int = _option(
+        1, "Checkpoints that are kept, the newest ones.", minimum=1, maximum=1000, in_recipe=False
+    )
+    resume_from_checkpoint: str = _option(
+        RESUME_LATEST,
+        "latest: go on from the newest checkpoint that fits; none: begin anew; or the path of a checkpoint.",
         in_recipe=False,
     )
 

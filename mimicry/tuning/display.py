@@ -32,6 +32,9 @@ class StepDisplay:
             return
         number, loss = int(line["step"]), float(line["loss"])
         if self._bar is not None:
+            if self._bar.n == 0:
+                # Steps before a resumption took none of the time that the estimate is made from.
+                self._bar.initial = self._bar.n = number - 1
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self._bar.update(number - self._bar.n)
         elif time.monotonic() - self._spoken >= _PLAIN_SECONDS:
@@ -53,6 +56,7 @@ class BatchDisplay:
         self._artist_count = artist_count
         self._steps_each = steps_each
         self._done = 0
+        self._begun = False
         self._bar: tqdm[Any] | None = None
         if is_terminal() and artist_count:
             self._bar = tqdm(
@@ -72,11 +76,16 @@ class BatchDisplay:
 
     def step(self, number: int) -> None:
         """Show that the present artist is at step `number`."""
+        if self._bar is not None and not self._begun:
+            # As above: these steps were taken by an earlier run.
+            self._bar.initial += number - 1
+        self._begun = True
         self._show(number)
 
     def advance(self) -> None:
         """Show that one more artist is done, well or not."""
         self._done += 1
+        self._begun = False
         self._show(0)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.config import OPTIONS, RESUME_LATEST, RESUME_NONE, TuningConfig
 
 OWN_TRAINER = "mimicry"
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors")
@@ -89,6 +89,7 @@ def describe_run(
     used = recipe(config, base_model, trainer)
     name = config.pretrained_model_name_or_path
     local = base_model.name is None
+    resume = config.resume_from_checkpoint
     return {
         "schema": 1,
         "recipe": used,
@@ -98,6 +99,7 @@ def describe_run(
             "pretrained_model_name_or_path": None if local else name,
             "cache_dir": None,
             "prompt_cache_dir": None,
+            "resume_from_checkpoint": resume if resume in (RESUME_LATEST, RESUME_NONE) else None,
         },
         "base_model": {"name": base_model.name, "revision": base_model.revision, **base_model.identity()},
         "command": list(command),

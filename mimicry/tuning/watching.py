@@ -19,19 +19,35 @@ class MetricsReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = self._size()
+        self._first_line = self._read_first_line()
 
     def new_lines(self) -> list[dict[str, Any]]:
-        """Return the new whole lines; a file that was cut back is read from its beginning."""
+        """Return the new whole lines.
+
+        A file that was cut back holds old lines only where a run goes on from a checkpoint, which its first
+        line tells; the file of a new run is read from its beginning.
+        """
         size = self._size()
         if size < self._offset:
-            self._offset = 0
+            former, self._first_line = self._first_line, self._read_first_line()
+            self._offset = size if former and self._first_line == former else 0
         if size == self._offset:
             return []
         with self._path.open("rb") as file:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
+        self._first_line = self._first_line or self._read_first_line()
         return [json.loads(line) for line in whole.splitlines()]
+
+    def _read_first_line(self) -> bytes:
+        """Return the first line with its newline; nothing while it is not whole."""
+        try:
+            with self._path.open("rb") as file:
+                line = file.readline()
+        except FileNotFoundError:
+            return b""
+        return line if line.endswith(b"\n") else b""
 
     def _size(self) -> int:
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from mimicry.common import files
 from mimicry.common.files import (
+    atomic_folder,
     atomic_path,
     canonical_json,
     read_json,
@@ -213,3 +214,57 @@ class TestSetAside:
         assert aside is not None
         assert (aside / "weights").read_bytes() == b"broken"
         assert names_in(folder) == ["set_aside"]
+
+
+class TestAtomicFolder:
+    def test_it_is_there_once_it_is_whole(self, tmp_path: Path) -> None:
+        umask = os.umask(0o027)
+        try:
+            with atomic_folder(tmp_path / "state") as temporary:
+                (temporary / "a").write_bytes(b"1")
+                (temporary / "a").chmod(0o600)
+                assert names_in(tmp_path) == [temporary.name]
+                assert temporary.name.startswith(".state-")
+        finally:
+            os.umask(umask)
+        assert names_in(tmp_path) == ["state"]
+        assert (tmp_path / "state" / "a").read_bytes() == b"1"
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o750
+        assert (tmp_path / "state" / "a").stat().st_mode & 0o777 == 0o640
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_nothing_is_left_of_one_that_is_not(self, error: type[BaseException], tmp_path: Path) -> None:
+        with pytest.raises(error), atomic_folder(tmp_path / "state") as temporary:
+            (temporary / "a").write_bytes(b"1")
+            raise error
+        assert names_in(tmp_path) == []
+
+    def test_it_replaces_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "old").write_bytes(b"old")
+        with pytest.raises(OSError), atomic_folder(tmp_path / "state") as temporary:
+            (temporary / "new").write_bytes(b"new")
+        assert names_in(tmp_path) == ["state"]
+        assert names_in(tmp_path / "state") == ["old"]
+
+    def test_its_files_are_on_disk_before_its_name_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+        fsync, rename = os.fsync, Path.rename
+
+        def watched_fsync(descriptor: int) -> None:
+            order.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+            fsync(descriptor)
+
+        def watched_rename(path: Path, target: Path) -> Path:
+            order.append("renamed")
+            return rename(path, target)
+
+        monkeypatch.setattr(os, "fsync", watched_fsync)
+        monkeypatch.setattr(Path, "rename", watched_rename)
+        with atomic_folder(tmp_path / "state") as temporary:
+            for name in ("a", "b"):
+                (temporary / name).write_bytes(b"1")
+        assert sorted(order[:2]) == ["a", "b"]
+        assert order[2:] == [temporary.name, "renamed", tmp_path.name]

@@ -316,9 +316,12 @@ class TestConfig:
 
 class TestSetAside:
     def test_moves_one_run_and_keeps_the_log(self, tmp_path: Path) -> None:
+        """A checkpoint goes with the run that it was for: the next one must not go on from it."""
         moved = {name: name.encode() for name in (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS)}
-        kept = {TRAIN_LOG: b"log", "checkpoint-100/state": b"x"}
-        (tmp_path / "checkpoint-100").mkdir()
+        moved |= {"checkpoint-100/state": b"x", "checkpoint-50/state": b"y"}
+        kept = {TRAIN_LOG: b"log", "checkpoint-x/notes": b"not ours"}
+        for name in ("checkpoint-100", "checkpoint-50", "checkpoint-x"):
+            (tmp_path / name).mkdir()
         for name, content in (moved | kept).items():
             (tmp_path / name).write_bytes(content)
         aside = set_adapter_aside(tmp_path, "broken")

@@ -84,6 +84,28 @@ class TestWithoutATerminal:
 
 
 class TestInATerminal:
+    def test_a_resumed_run_does_not_count_the_steps_of_the_run_before(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        as_terminal(monkeypatch)
+        steps = StepDisplay("Claude_Monet", 500)
+        batch = BatchDisplay(3, 500)
+        assert steps._bar is not None
+        assert batch._bar is not None
+        for step in (401, 402):
+            steps.step({"step": step, "loss": 0.5})
+            batch.step(step)
+        assert (steps._bar.initial, steps._bar.n) == (400, 402)
+        assert (batch._bar.initial, batch._bar.n) == (400, 402)
+        batch.advance()
+        batch.step(1)
+        assert (batch._bar.initial, batch._bar.n) == (400, 501)
+        batch.advance()
+        batch.step(11)
+        assert (batch._bar.initial, batch._bar.n) == (410, 1011)
+        steps.close()
+        batch.close()
+
     def test_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = as_terminal(monkeypatch)
         assert is_terminal()

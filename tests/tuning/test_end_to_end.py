@@ -264,13 +264,18 @@ def test_a_stopped_batch_leaves_nothing_running_and_is_taken_up_by_the_same_comm
     assert 1 <= run["steps"] < 80
     assert mark["steps"] <= run["steps"]  # apply_tuning may not have seen the last ones
     assert not (output / WEIGHTS).exists()
+    assert (output / f"checkpoint-{run['steps']}").is_dir()
 
     done = chain.tune(words)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert training_run(output)["steps"] == 80
+    assert training_run(output)["resumed_from"] == run["steps"]
+    steps = [json.loads(line)["step"] for line in (output / METRICS).read_text().splitlines()]
+    assert steps == list(range(1, 81))
+    assert not list(output.glob("*checkpoint*"))
     mark = bookmarks_in(chain.tree)[f"none/none/{OTTO}"]
-    assert mark["status"] == "complete"
+    assert (mark["status"], mark["resumed_from"]) == ("complete", run["steps"])
     assert "error" not in mark
 
 

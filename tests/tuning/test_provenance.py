@@ -36,6 +36,9 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "allow_tf32": True,
     "prompt_cache_dir": "/somewhere",
     "eval_timesteps": 8,
+    "checkpointing_steps": 7,
+    "checkpoints_total_limit": 3,
+    "resume_from_checkpoint": "/somewhere/checkpoint-7",
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
 
@@ -231,3 +234,10 @@ class TestVersions:
         assert (clean["git_commit"], clean["git_dirty"]) == (git(tmp_path, "rev-parse", "HEAD"), False)
         (package / "__init__.py").write_text("# changed")
         assert versions()["git_dirty"] is True
+
+
+@pytest.mark.parametrize(("value", "shown"), [("latest", "latest"), ("none", "none"), ("/a/b", None)])
+def test_the_path_of_a_checkpoint_is_no_option_to_publish(value: str, shown: str | None) -> None:
+    config = TuningConfig(resume_from_checkpoint=value)
+    run = describe_run(config, MODEL, trainer=OWN_TRAINER, command=[], notes=[])
+    assert run["options"]["resume_from_checkpoint"] == shown

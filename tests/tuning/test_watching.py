@@ -65,6 +65,26 @@ class TestMetricsReader:
         append(path, '{"step": 7}\n')
         assert reader.new_lines() == [{"step": 7}]
 
+    def test_lines_that_a_resumed_run_keeps_are_passed_over(self, path: Path) -> None:
+        """As when the trainer goes on from the checkpoint of step 2."""
+        append(path, '{"step": 1, "seconds": 0.5}\n{"step": 2}\n{"step": 3}\n{"st')
+        reader = MetricsReader(path)
+        path.write_bytes(b'{"step": 1, "seconds": 0.5}\n{"step": 2}\n')
+        assert reader.new_lines() == []
+        append(path, '{"step": 3}\n')
+        assert reader.new_lines() == [{"step": 3}]
+        # And once more, when all of its lines were seen to come.
+        path.write_bytes(b'{"step": 1, "seconds": 0.5}\n')
+        assert reader.new_lines() == []
+        append(path, '{"step": 2}\n')
+        assert reader.new_lines() == [{"step": 2}]
+
+    def test_lines_that_a_new_run_wrote_meanwhile_are_read(self, path: Path) -> None:
+        append(path, '{"step": 1, "seconds": 0.5}\n{"step": 2}\n')
+        reader = MetricsReader(path)
+        path.write_bytes(b'{"step": 1, "seconds": 0.6}\n')
+        assert reader.new_lines() == [{"step": 1, "seconds": 0.6}]
+
     def test_a_loss_that_is_no_number(self, path: Path) -> None:
         reader = MetricsReader(path)
         append(path, '{"loss": NaN}\n')

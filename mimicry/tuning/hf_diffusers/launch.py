@@ -15,6 +15,8 @@ from mimicry.tuning.provenance import trainer_identity
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"
 _ACCELERATE_CONFIG = _FOLDER / "accelerate_config.yaml"
+# What another script saves lies in a folder that no later run of it is given.
+_NOT_FOR_OTHERS = frozenset({"resume_from_checkpoint"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TrainScript:
                 f"--train-script {path} knows no --{', --'.join(missing)}; it takes a script with the "
                 f"command line of diffusers' train_dreambooth_lora_sd3.py"
             )
-        return cls(path.resolve(), known)
+        return cls(path.resolve(), known - _NOT_FOR_OTHERS)
 
     def words(
         self,

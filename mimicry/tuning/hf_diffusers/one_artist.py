@@ -12,7 +12,7 @@ from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
-from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, publish
+from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import StepDisplay, is_terminal
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
@@ -69,7 +69,9 @@ def train_artist(job: ArtistJob) -> None:
     """
     attempt = Attempt.begin(job.output_dir)
     # What a script that was stopped has left must not be taken for the result of this one.
-    set_aside(job.output_dir, [_FOREIGN_OUTPUT], "unfinished")
+    # A checkpoint of our own trainer is for itself to judge.
+    others = [] if job.script.is_own else checkpoint_names(job.output_dir)
+    set_aside(job.output_dir, [_FOREIGN_OUTPUT, *others], "unfinished")
     started_at = utc_now()
     try:
         code = _run(job)

@@ -78,11 +78,11 @@ def start(
         )
 
 
-def await_step(process: subprocess.Popen[bytes], output_dir: Path, log: Path) -> None:
-    """Wait until the training in `output_dir` has taken a step."""
+def await_step(process: subprocess.Popen[bytes], output_dir: Path, log: Path, count: int = 1) -> None:
+    """Wait until the training in `output_dir` has taken `count` steps."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     metrics = output_dir / "metrics.jsonl"
-    while not (metrics.exists() and '"loss"' in metrics.read_text()):
+    while not (metrics.exists() and metrics.read_text().count('"loss"') >= count):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)

@@ -100,6 +100,16 @@ class TestForeignScript:
             "train_dreambooth_lora_sd3.py does not know --random-flip, which is left out",
         ]
 
+    def test_it_is_never_told_to_resume(self, tmp_path: Path) -> None:
+        path = tmp_path / "script.py"
+        flags = ("instance_data_dir", "output_dir", "instance_prompt", "resume_from_checkpoint", "seed")
+        path.write_text("".join(f"parser.add_argument('--{name}')\n" for name in flags))
+        script = TrainScript.read(path)
+        config = TuningConfig()
+        assert not [word for word in script.words(config, IN, OUT, []) if "resume" in word]
+        assert not [warning for warning in script.warnings(config) if "resume" in warning]
+        assert "--resume_from_checkpoint=latest" in TrainScript.own().words(config, IN, OUT, [])
+
     def test_it_is_told_from_others_by_its_content(self, foreign: TrainScript, tmp_path: Path) -> None:
         before = foreign.identity
         foreign.path.write_text(foreign.path.read_text() + "\n# a change\n")

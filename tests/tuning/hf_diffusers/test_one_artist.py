@@ -183,3 +183,13 @@ def test_a_log_goes_on_and_an_older_failure_is_not_told_again(
         train_artist(job)
     assert "older failure" not in str(caught.value)
     assert (job.output_dir / "train.log").read_text().startswith("error: an older failure\n--- ")
+
+
+def test_a_checkpoint_of_our_own_trainer_is_set_aside(studio: Studio, tmp_path: Path) -> None:
+    job = make_job(studio, tmp_path)
+    (job.output_dir / "checkpoint-100").mkdir(parents=True)
+    (job.output_dir / "checkpoint-100" / "checkpoint.json").write_text("{}")
+    train_artist(job)
+    assert names(job.output_dir) == COMPLETE
+    (aside,) = (job.output_dir / "set_aside").iterdir()
+    assert (aside / "checkpoint-100" / "checkpoint.json").read_text() == "{}"

@@ -1,9 +1,11 @@
 """The trainer as a program: same bytes, stop signals, the loss of its parent, and its exit codes."""
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,51 @@ def test_it_ends_when_its_parent_is_gone(endless: subprocess.Popen[bytes], tmp_p
     assert endless.stdin is not None
     endless.stdin.close()
     assert_stopped(endless, tmp_path, "SIGTERM")
+
+
+def metrics(output_dir: Path, key: str) -> list[Any]:
+    return [json.loads(line)[key] for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stopped_thrice_and_resumed_is_the_same_bytes(studio: Studio, tmp_path: Path) -> None:
+    """By a signal, by the loss of the parent, and by a kill that leaves no time for anything."""
+    out, log, steps, taken = tmp_path / "out", tmp_path / "log", 100, 0
+    flags = (f"--max_train_steps={steps}", "--random_flip", "--checkpointing_steps=5")
+    whole = run(TRAINER, studio.words(tmp_path / "whole", *flags), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+
+    resumed_from: list[int | None] = []
+    for number, how in enumerate((signal.SIGTERM, None, signal.SIGKILL)):
+        cached = ("--cache_latents",) if number % 2 else ()
+        process = start(TRAINER, studio.words(out, *flags, *cached), tmp_path, log, MIMICRY_PARENT_PIPE="1")
+        try:
+            await_step(process, out, log, count=taken + 7)
+            if how is None:
+                assert process.stdin is not None
+                process.stdin.close()
+            else:
+                process.send_signal(how)
+            assert process.wait(DEADLINE_SECONDS) != 0
+        finally:
+            end(process)
+        record = training_run(out)
+        assert record["status"] == ("running" if how is signal.SIGKILL else "interrupted")
+        resumed_from.append(record["resumed_from"])
+        taken = len(metrics(out, "step"))
+    assert resumed_from[0] is None
+    assert 0 < (resumed_from[1] or 0) < (resumed_from[2] or 0) < steps
+
+    outcome = run(TRAINER, studio.words(out, *flags, "--cache_latents"), cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    ours, theirs = training_run(out), training_run(tmp_path / "whole")
+    for key in ("draws_sha256", "final_loss", "mean_loss", "steps", "loss_spikes", "warnings"):
+        assert ours[key] == theirs[key], key
+    for key in ("step", "loss", "lr", "grad_norm"):
+        assert metrics(out, key) == metrics(tmp_path / "whole", key)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
 
 
 def test_all_problems_of_the_command_line_come_at_once(studio: Studio, tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ NOT_YET = frozenset(
     with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
     sample_batch_size prior_generation_precision
     validation_prompt num_validation_images validation_epochs
-    checkpointing_steps checkpoints_total_limit resume_from_checkpoint
     logging_dir report_to
     """.split()
 )

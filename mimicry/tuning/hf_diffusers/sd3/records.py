@@ -1,25 +1,34 @@
 """What a run leaves beside its weights: metrics.jsonl, training_run.json, and a line for each stage."""
 
-import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mimicry.common.children import Interrupted
+from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import MimicryError, TrainingFailed
-from mimicry.common.files import utc_now, write_json
+from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
 from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
+from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
 from mimicry.tuning.provenance import OWN_TRAINER, describe_run
+
+# A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
+# and at least MINIMUM count: single losses differ by a factor of two or three with the timesteps drawn.
+SPIKE_FACTOR = 5.0
+SPIKE_WINDOW = 50
+SPIKE_MINIMUM = 10
 
 
 def say(text: str) -> None:
@@ -39,16 +48,49 @@ class RunRecord:
     eval_losses: dict[int, float] = field(default_factory=dict)
     # What was evaluated on, or why nothing was.
     eval_facts: dict[str, Any] = field(default_factory=dict)
-    _draws: Any = field(default_factory=hashlib.sha256)
+    loss_spikes: list[dict[str, float]] = field(default_factory=list)
+    # The adapter is published: whatever comes now does not change that.
+    complete: bool = False
+    _draws: str = ""
+    _new_draws: list[list[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        output_dir = self.setup.job.output_dir
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if (output_dir / WEIGHTS).exists():
-            set_adapter_aside(output_dir, "replaced")
-        (output_dir / METRICS).write_bytes(b"")
+        """Set aside what is in the way, and take up the record of the run that is to go on, if there is one.
+
+        Raises:
+            UsageError: the checkpoint that was asked for does not fit.
+        """
+        config, output_dir = self.setup.job.config, self.setup.job.output_dir
         self._known = self._describe()
+        self.checkpoints = Checkpoints(
+            output_dir=output_dir,
+            recipe=self._known["recipe"],
+            images=self._known["images"],
+            limit=config.checkpoints_total_limit,
+        )
+        complete = (output_dir / WEIGHTS).exists()
+        # Where an adapter is complete, it is to be trained anew, not from what its training has left.
+        latest = config.resume_from_checkpoint == RESUME_LATEST
+        wanted = RESUME_NONE if complete and latest else config.resume_from_checkpoint
+        self.resumed, unused = self.checkpoints.choose(wanted)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clear_way(unused)
+        for name, reason in unused.items():
+            self.warn(f"not resumed from {name}: {reason}; it is set aside")
+        if complete:
+            aside = set_adapter_aside(output_dir, "replaced")
+            if aside is not None and self.resumed is not None and not self.resumed.folder.exists():
+                self.resumed = replace(self.resumed, folder=aside / self.resumed.folder.name)
+        if self.resumed is None:
+            (output_dir / METRICS).write_bytes(b"")
+        else:
+            self._take_up(self.resumed)
         self._write("running")
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps that were taken so far, those before a resumption included."""
+        return len(self.losses)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -71,13 +113,18 @@ class RunRecord:
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
     ) -> None:
-        """Append a line to metrics.jsonl: one for each optimizer step, counted from 1."""
+        """Append a line to metrics.jsonl: one for each optimizer step, counted from 1.
+
+        A norm that is no finite number, of a step that fp16's scaler leaves out, becomes null.
+        """
+        self._note_spike(step, loss)
         self.losses.append(loss)
+        self._close_draws()
         line = {
             "step": step,
             "loss": loss,
             "lr": learning_rate,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "seconds": round(seconds, 4),
             "peak_memory_bytes": self._peak_memory_bytes(),
         }
@@ -89,17 +136,38 @@ class RunRecord:
         self._append_metrics({"step": step, "eval_loss": loss})
 
     def add_draw(self, sample: Sample, timestep_index: int) -> None:
-        """Take a sample into the hash of all draws, which is equal for equal sequences of samples."""
+        """Take a sample into the hash of all draws, which is equal for equal sequences of samples.
+
+        It counts once its optimizer step was taken.
+        """
         view = sample.view
-        facts = [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index]
-        self._draws.update(json.dumps(facts).encode())
+        self._new_draws.append(
+            [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index]
+        )
+
+    def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:
+        """Write a checkpoint of the present step; one that cannot be written is a warning."""
+        if not self.losses:
+            return
+        facts = {
+            "recipe_hash": self._known["recipe_hash"],
+            "numerics": self._known["numerics"],
+            "draws": self._draws,
+            "loss_spikes": self.loss_spikes,
+        }
+        try:
+            self.checkpoints.save(self.steps, parameters, parts, facts)
+        except OSError as error:
+            self.warn(f"checkpoint-{self.steps} could not be written: {error.strerror}")
+        else:
+            say(f"checkpoint-{self.steps} is there")
 
     def finished(self) -> dict[str, Any]:
         """Return the whole content of training_run.json for a run that reached its last step."""
         return self._content("complete") | {
             "final_loss": self.losses[-1],
             "mean_loss": fmean(self.losses),
-            "draws_sha256": self._draws.hexdigest(),
+            "draws_sha256": self._draws,
         }
 
     @contextmanager
@@ -108,25 +176,63 @@ class RunRecord:
         try:
             yield
         except Interrupted as stop:
-            self._write("interrupted", error=f"stopped by {stop}")
+            self._write_end("interrupted", f"stopped by {stop}")
             raise
         except MimicryError as error:
-            self._write("failed", error=str(error))
+            self._write_end("failed", str(error))
             raise
         except torch.OutOfMemoryError as error:
             message = (
                 f"out of GPU memory: {str(error).splitlines()[0]}; type a smaller --resolution or "
                 f"--train-batch-size, and leave --gradient-checkpointing and --cache-latents on"
             )
-            self._write("failed", error=message)
+            self._write_end("failed", message)
             raise TrainingFailed(message) from error
         except Exception as error:
-            self._write("failed", error=f"{type(error).__name__}: {error}".strip())
+            self._write_end("failed", f"{type(error).__name__}: {error}".strip())
             raise
 
     def _append_metrics(self, line: dict[str, Any]) -> None:
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        """Go on with the record of the run that wrote `checkpoint`, as it was then."""
+        metrics = checkpoint.metrics()
+        write_bytes(self.setup.job.output_dir / METRICS, metrics)
+        lines = [json.loads(line) for line in metrics.splitlines()]
+        self.losses = [line["loss"] for line in lines if "loss" in line]
+        self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+        self.loss_spikes = list(checkpoint.facts["loss_spikes"])
+        self._draws = checkpoint.facts["draws"]
+        say(f"resuming after step {self.steps}")
+        former, present = checkpoint.facts["numerics"], self._known["numerics"]
+        changed = [
+            f"{name} {former.get(name)!r} -> {value!r}"
+            for name, value in present.items()
+            if former.get(name) != value
+        ]
+        if changed:
+            self.warn(f"resumed with other numerics, so the last bits may differ: {', '.join(changed)}")
+
+    def _note_spike(self, step: int, loss: float) -> None:
+        """Record a loss far above those just before it: SPIKE_FACTOR times their median."""
+        before = self.losses[-SPIKE_WINDOW:]
+        if len(before) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * median(before):
+            self.loss_spikes.append({"step": step, "loss": loss})
+            say(f"loss spike at step {step}: {loss:.4f}, where the median was {median(before):.4f}")
+
+    def _close_draws(self) -> None:
+        """Take the draws of the steps that were taken into the hash, a chain that can be taken up again."""
+        end = self.steps * self.setup.sample_count // self.setup.step_count
+        taken = [facts for facts in self._new_draws if facts[0] < end]
+        self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
+        self._draws = sha256_text(self._draws + canonical_json(taken))
+
+    def _write_end(self, status: str, error: str) -> None:
+        if not self.complete:
+            with stop_signals_held():
+                self._write(status, error=error)
 
     def _write(self, status: str, **more: Any) -> None:
         write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
@@ -138,8 +244,9 @@ class RunRecord:
             "finished_at": None if status == "running" else utc_now(),
             "seconds": round(time.monotonic() - self.started, 3),
             "stage_seconds": self.stage_seconds,
-            "steps": len(self.losses),
-            "resumed_from": None,
+            "steps": self.steps,
+            "resumed_from": None if self.resumed is None else self.resumed.step,
+            "loss_spikes": self.loss_spikes,
             "peak_memory_bytes": self._peak_memory_bytes(),
             "eval_loss": self._eval_loss(),
         }
@@ -147,8 +254,8 @@ class RunRecord:
     def _eval_loss(self) -> dict[str, Any]:
         if "skipped" in self.eval_facts:
             return self.eval_facts
-        last = self.setup.job.config.max_train_steps
-        return {"start": self.eval_losses.get(0), "end": self.eval_losses.get(last), **self.eval_facts}
+        end = self.eval_losses.get(self.setup.step_count)
+        return {"start": self.eval_losses.get(0), "end": end, **self.eval_facts}
 
     def _describe(self) -> dict[str, Any]:
         setup = self.setup

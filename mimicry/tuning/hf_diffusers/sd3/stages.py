@@ -1,10 +1,12 @@
 """The stages of a training, one after the other."""
 
 import gc
+import signal
 
 import torch
 import transformers
 
+from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_levels, find_eval_set
@@ -23,7 +25,7 @@ def train_adapter(job: Job) -> Adapter:
     """Train the adapter of `job` and publish it in its output folder."""
     setup = Setup.prepare(job)
     record = RunRecord(setup)
-    with record.watched():
+    with record.watched(), signal_noted(signal.SIGUSR1) as checkpoint_asked:
         with record.stage("encode"):
             prompt = _encode_prompt(setup, record)
             latents, eval_images = _encode_images(setup, record)
@@ -32,13 +34,17 @@ def train_adapter(job: Job) -> Adapter:
             levels = eval_levels(setup) if eval_images else []
             loop = Loop(setup, load_transformer(setup), prompt, latents, record, extra_timesteps=levels)
             evaluation = Evaluation(loop, latents, eval_images, record)
-        with attention(job.config, setup.device):
-            evaluation.evaluate_at(0)
+            if record.resumed is not None:
+                loop.restore(record.resumed)
+        with loop.saved_when_stopped(), attention(job.config, setup.device):
+            if record.resumed is None:
+                evaluation.evaluate_at(0)
             with record.stage("train"):
-                say(f"training {setup.step_count} steps on {setup.device}")
-                loop.run()
+                say(f"training {setup.step_count - record.steps} steps on {setup.device}")
+                loop.run(checkpoint_asked)
             evaluation.evaluate_at(setup.step_count)
-        return _save(setup, loop, record)
+            with stop_signals_held():
+                return _save(setup, loop, record)
 
 
 def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
@@ -65,6 +71,8 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
     adapter = save_adapter(loop.transformer, setup.job.output_dir, setup.job.config, record.finished())
+    record.complete = True
+    record.checkpoints.remove_all()
     say(f"saved {setup.job.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
     return adapter
 

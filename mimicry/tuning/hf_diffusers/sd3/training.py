@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Collection
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 
+from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Stateful
 from mimicry.tuning.hf_diffusers.sd3.flow_matching import (
     SigmaTable,
     add_noise,
@@ -116,26 +118,35 @@ class Loop:
         if checkpointed:
             say(f"checkpointing {checkpointed} of {len(self.transformer.transformer_blocks)} blocks")
 
-    def run(self) -> None:
-        """Take all optimizer steps.
+    def run(self, checkpoint_asked: Callable[[], bool] = bool) -> None:
+        """Take all optimizer steps that are left, and write the checkpoints that are due.
+
+        Args:
+            checkpoint_asked: says after each step whether somebody wants a checkpoint now.
 
         Raises:
-            TrainingFailed: the loss is no finite number.
+            TrainingFailed: the loss or the gradient is no finite number.
         """
         step_count = self.setup.step_count
         self.transformer.train()
         with closing(self._batches):
-            for step in range(1, step_count + 1):
-                begin = time.monotonic()
-                learning_rate = float(self.scheduler.get_last_lr()[0])
-                loss, grad_norm = self.take_step(step)
-                self._record.add_step(step, loss, learning_rate, grad_norm, time.monotonic() - begin)
+            for step in range(self._record.steps + 1, step_count + 1):
+                loss, _ = self.take_step(step)
+                # The last one would be removed at once.
+                due = step % self.setup.job.config.checkpointing_steps == 0 and step < step_count
+                if checkpoint_asked() or due:
+                    self.save_checkpoint()
                 if step % max(1, step_count // _REPORTS) == 0:
                     say(f"step {step}/{step_count}, loss {loss:.4f}")
 
     def take_step(self, step: int) -> tuple[float, float]:
-        """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient."""
+        """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient.
+
+        A stop signal finds the step either not taken or taken and recorded.
+        """
         config, accelerator = self.setup.job.config, self.setup.accelerator
+        begin = time.monotonic()
+        learning_rate = float(self.scheduler.get_last_lr()[0])
         losses = []
         for micro_step in range(config.gradient_accumulation_steps):
             batch = self._batches.get((step - 1) * config.gradient_accumulation_steps + micro_step)
@@ -147,14 +158,53 @@ class Loop:
         grad_norm = accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
         # One transfer from the device for the whole step.
         loss_value, norm_value = torch.stack([torch.stack(losses).mean(), grad_norm]).tolist()
-        if not math.isfinite(loss_value):
-            raise TrainingFailed(
-                f"the loss of step {step} is {loss_value}: training diverged; type a smaller --learning-rate"
-            )
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        self._refuse_divergence(step, loss_value, norm_value)
+        with stop_signals_held():
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+            seconds = time.monotonic() - begin
+            self._record.add_step(step, loss_value, learning_rate, norm_value, seconds)
         return loss_value, norm_value
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to the state that `checkpoint` holds."""
+        checkpoint.restore(self.parameters, self._parts())
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the state after the last whole optimizer step, whatever signals come."""
+        with stop_signals_held():
+            self._record.save_checkpoint(self.parameters, self._parts())
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Run the body; when a stop signal ends it, the steps taken so far are not lost."""
+        try:
+            yield
+        except Interrupted:
+            if not self._record.complete:
+                self.save_checkpoint()
+            raise
+
+    def _parts(self) -> dict[str, Stateful]:
+        """Return, by name, everything beside the parameters that a step changes."""
+        parts: dict[str, Stateful] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        scaler = self.setup.accelerator.scaler
+        return parts if scaler is None else parts | {"scaler": scaler}
+
+    def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+        name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
+        if math.isfinite(value) or (name == "gradient" and self._finds_scale()):
+            return
+        raise TrainingFailed(
+            f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+        )
+
+    def _finds_scale(self) -> bool:
+        """Return whether an overflow is a matter of course: fp16's scaler leaves such a step out."""
+        scaler = self.setup.accelerator.scaler
+        # It halves its scale then; below 1 there is nothing left to find.
+        return scaler is not None and scaler.get_scale() >= 1
 
     def make_batch(self, first: int) -> Batch:
         """Draw the samples number `first` and following, as many as a batch has; on any thread."""

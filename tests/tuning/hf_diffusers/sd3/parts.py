@@ -26,9 +26,9 @@ def train(studio: Studio, output_dir: Path, *flags: str, images: Path | None = N
     return train_adapter(make_job(studio, output_dir, *flags, images=images))
 
 
-def make_loop(studio: Studio, output_dir: Path, *flags: str) -> Loop:
+def make_loop(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Loop:
     """Return a loop that has taken no step yet."""
-    setup = Setup.prepare(make_job(studio, output_dir, *flags))
+    setup = Setup.prepare(make_job(studio, output_dir, *flags, images=images))
     config = setup.job.config
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, warn=print)
     prompt = encoders.encode(config.instance_prompt, config.max_sequence_length)

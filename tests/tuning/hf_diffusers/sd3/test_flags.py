@@ -140,12 +140,12 @@ def test_a_flag_of_the_example_that_we_refuse_is_explained_once(name: str, value
 
 def test_all_problems_come_at_once() -> None:
     found = problems(
-        *("--push_to_hub", "--resume_from_checkpoint=latest", "--leaning-rate=1", "--rank=0", "stray"),
+        *("--push_to_hub", "--local_rank=0", "--leaning-rate=1", "--rank=0", "stray"),
         *("--resolution=1", "--learning_rate=nan"),
     )
     assert len(found) == 9
     for part in (
-        *("--push_to_hub is no flag", "--resume_from_checkpoint is not supported yet"),
+        *("--push_to_hub is no flag", "--local_rank is not supported yet"),
         *("did you mean 'learning_rate'", "'stray' belongs to no flag"),
         *("--instance_data_dir is missing", "--output_dir is missing"),
         *("--rank is 0", "--resolution is 1", "--learning-rate is nan"),
