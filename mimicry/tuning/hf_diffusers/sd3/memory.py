@@ -73,14 +73,19 @@ def checkpoint_blocks(setup: Setup, transformer: SD3Transformer2DModel, sequence
             ),
             compiled=config.compile_blocks,
         )
+    checkpoint_first(transformer, count)
+    return count
+
+
+def checkpoint_first(transformer: SD3Transformer2DModel, count: int) -> None:
+    """Recompute the first `count` blocks in the backward pass, and no other."""
     # The first ones: when they are recomputed, what the others kept is free again.
-    chosen = frozenset(id(block) for block in blocks[:count])
+    chosen = frozenset(id(block) for block in transformer.transformer_blocks[:count])
 
     def run(block: torch.nn.Module, *inputs: Any) -> Any:
         return checkpoint(block, *inputs, use_reentrant=False) if id(block) in chosen else block(*inputs)
 
     transformer.enable_gradient_checkpointing(gradient_checkpointing_func=run)
-    return count
 
 
 def free_device_bytes(device: torch.device) -> int:
