@@ -62,8 +62,7 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
 def _disk_problems(
     model: BaseModel | None, config: TuningConfig | None, output_root: Path, artist_count: int
 ) -> list[str]:
-    weight_bytes = 0 if config is None else adapter_bytes(model, config)
-    needed = artist_count * (weight_bytes + _LOG_BYTES)
+    needed = needed_bytes(model, config, artist_count)
     folder = output_root.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -79,8 +78,20 @@ def _disk_problems(
     return problems
 
 
-def adapter_bytes(model: BaseModel | None, config: TuningConfig) -> int:
-    """Return the size of an adapter's weights in bytes, rounded up a little."""
+def needed_bytes(model: BaseModel | None, config: TuningConfig | None, artist_count: int) -> int:
+    """Return what `artist_count` adapters take on disk, the checkpoints of the one in training included."""
+    logs = artist_count * _LOG_BYTES
+    if config is None:
+        return logs
+    count = _parameter_count(model, config)
+    weights = artist_count * count * (4 if config.upcast_before_saving else 2)
+    # Parameters and two moments of AdamW in fp32; a new checkpoint is there before the oldest one goes.
+    checkpoints = (config.checkpoints_total_limit + 1) * 3 * 4 * count
+    return logs + weights + checkpoints
+
+
+def _parameter_count(model: BaseModel | None, config: TuningConfig) -> int:
+    """Return the number of an adapter's parameters, rounded up a little."""
     layers, width = _DEFAULT_GEOMETRY
     if model is not None:
         try:
@@ -90,4 +101,4 @@ def adapter_bytes(model: BaseModel | None, config: TuningConfig) -> int:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # `BaseModel.problems` says what is wrong with it
     # Eight square projections a block, and two factors each.
-    return layers * 8 * 2 * width * config.rank * (4 if config.upcast_before_saving else 2)
+    return layers * 8 * 2 * width * config.rank

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.preflight import adapter_bytes, batch_problems
+from mimicry.tuning.preflight import batch_problems, needed_bytes
 from tests.tuning.model_files import make_cached_model, make_model
 
 
@@ -94,8 +94,7 @@ class TestDisk:
     def test_the_room_grows_with_the_artists(
         self, config: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        one = adapter_bytes(BaseModel.find(config), config)
-        disk_with(monkeypatch, free=2 * one + 2 * (4 << 20))
+        disk_with(monkeypatch, free=needed_bytes(BaseModel.find(config), config, 2))
         assert batch_problems(config, tmp_path, 2, uploads=False) == []
         (problem,) = batch_problems(config, tmp_path, 3, uploads=False)
         assert "3 adapters" in problem
@@ -109,19 +108,26 @@ class TestDisk:
         assert problem == f"{tmp_path} is not writable; name another tree with --data-root"
 
 
-class TestAdapterBytes:
+class TestNeededBytes:
+    logs = 4 << 20
+
     def test_of_sd35_large(self) -> None:
-        # 38 blocks, 8 projections, two factors of 2432 x 16 numbers in bf16.
-        assert adapter_bytes(None, TuningConfig()) == 38 * 8 * 2 * 2432 * 16 * 2
-        assert adapter_bytes(None, TuningConfig(rank=32, upcast_before_saving=True)) == (
-            4 * adapter_bytes(None, TuningConfig())
-        )
+        # 38 blocks, 8 projections, two factors of 2432 x 16 numbers.
+        count = 38 * 8 * 2 * 2432 * 16
+        # 26 of them in bf16; and twice, in fp32, the parameters of one with both moments of AdamW.
+        assert needed_bytes(None, TuningConfig(), 26) == 26 * (2 * count + self.logs) + 2 * 3 * 4 * count
+        config = TuningConfig(rank=32, upcast_before_saving=True, checkpoints_total_limit=3)
+        assert needed_bytes(None, config, 1) == 8 * count + self.logs + 4 * 3 * 8 * count
 
     def test_of_a_model_on_disk(self, config: TuningConfig, tmp_path: Path) -> None:
         model = BaseModel(tmp_path / "model")
-        assert adapter_bytes(model, config) == 2 * 8 * 2 * 16 * 16 * 2
+        count = 2 * 8 * 2 * 16 * 16
+        assert needed_bytes(model, config, 1) == 2 * count + self.logs + 2 * 3 * 4 * count
         (tmp_path / "model" / "transformer" / "config.json").write_text("{}")
-        assert adapter_bytes(model, config) == adapter_bytes(None, config)
+        assert needed_bytes(model, config, 1) == needed_bytes(None, config, 1)
+
+    def test_of_a_stack_without_options(self) -> None:
+        assert needed_bytes(None, None, 3) == 3 * self.logs
 
 
 class FakeHub(BaseHTTPRequestHandler):

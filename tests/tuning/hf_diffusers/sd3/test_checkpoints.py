@@ -91,12 +91,31 @@ class TestExactResume:
         train(studio, tmp_path, *RUN, "--cache_latents", "--gradient_checkpointing")
         assert_same_end(tmp_path, whole)
 
-    @pytest.mark.parametrize("flags", [("--cache_latents",), ("--center_crop",), ("--mixed_precision=bf16",)])
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--cache_latents",),
+            ("--center_crop",),
+            ("--mixed_precision=bf16", "--conditioning_table"),
+            ("--lr_scheduler=cosine", "--lr_warmup_steps=2", "--lora_dropout=0.3"),
+            ("--lr_scheduler=polynomial", "--repeats=2", "--lora_blocks=0,2"),
+        ],
+    )
     def test_whatever_the_options(self, flags: tuple[str, ...], studio: Studio, tmp_path: Path) -> None:
         train(studio, tmp_path / "whole", *RUN, *flags)
         stopped(studio, tmp_path / "out", 3, *flags)
         train(studio, tmp_path / "out", *RUN, *flags)
         assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+    def test_with_an_evaluation(self, studio: Studio, tmp_path: Path) -> None:
+        flags = (f"--eval_data_dir={studio.images}", "--eval_timesteps=2", "--lora_dropout=0.3")
+        train(studio, tmp_path / "whole", *RUN, *flags)
+        stopped(studio, tmp_path / "out", 3, *flags)
+        train(studio, tmp_path / "out", *RUN, *flags)
+        assert_same_end(tmp_path / "out", tmp_path / "whole")
+        ours, theirs = (training_run(tmp_path / name)["eval_loss"] for name in ("out", "whole"))
+        assert ours == theirs
+        assert None not in (ours["start"], ours["end"])
 
     def test_from_a_checkpoint_that_was_chosen(self, studio: Studio, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
