@@ -37,7 +37,7 @@ def check_optimizer(config: TuningConfig, process_count: int = 1) -> None:
         except ImportError as error:
             problems.append(
                 f"{flag} needs {package}, which cannot be imported ({error}); type "
-                f'pip install "mimicry[optimizers]", or leave {flag} out'
+                f"pip install {package}, or leave {flag} out"
             )
     rate = learning_rate(config, process_count)
     if config.lr_scheduler == "polynomial" and rate <= _POLYNOMIAL_END:
