@@ -11,16 +11,13 @@ compared; figures are medians, in seconds, and in MB for the most host memory th
 import argparse
 import os
 import statistics
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
+from benchmarks.timed_run import timed_run
 from mimicry.common.study_tree import StudyTree
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.launch import TrainScript
-from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
 
 # With up to this many steps, the trainer prints a line for each.
 _MOST_STEPS = 39
@@ -72,39 +69,12 @@ def main() -> None:
 
 def _run(config: TuningConfig, images: Path, folder: Path, which: str) -> dict[str, float]:
     """Train once; return the seconds since the start of each mark, and the peak of host memory in MB."""
-    job = ArtistJob(
-        config=config,
-        input_dir=images,
-        output_dir=folder / which,
-        script=TrainScript.own(),
-        stall_seconds=600,
-        eval_dir=images,
-    )
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        job.command(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder)},
-    )
-    assert process.stdout is not None
-    printed = [(line, time.perf_counter() - begin) for line in process.stdout]
-    # Unlike wait(), it tells what the launcher and the trainer below it took.
-    _, status, usage = os.wait4(process.pid, 0)
-    end = time.perf_counter() - begin
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit("".join(line for line, _ in printed))
+    run = timed_run(config, images, folder, evaluate=True)
     expected = "from the cache" if which.endswith("warm") else "cached"
-    if not any(line.startswith(f"prompt embeddings {expected}") for line, _ in printed):
+    if not any(line.startswith(f"prompt embeddings {expected}") for line, _ in run.lines):
         raise SystemExit(f"{which}: no 'prompt embeddings {expected}' in its output")
-    figures = {
-        f"{part} [s]": next(when for line, when in printed if line.startswith(words))
-        for part, words in _MARKS
-    }
-    return {**figures, "to the end [s]": end, "peak of host memory [MB]": usage.ru_maxrss * 1024 / 1e6}
+    figures = {f"{part} [s]": run.when(words) for part, words in _MARKS}
+    return {**figures, "to the end [s]": run.seconds, "peak of host memory [MB]": run.peak_bytes / 1e6}
 
 
 if __name__ == "__main__":

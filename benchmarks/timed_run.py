@@ -1,0 +1,62 @@
+"""One training as the wrapper starts it, with the moment at which each line was printed."""
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.launch import TrainScript
+from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """What a training printed and took.
+
+    `lines` are texts with the seconds since its start; `peak_bytes` is the most host memory that one of its
+    processes took.
+    """
+
+    lines: list[tuple[str, float]]
+    seconds: float
+    peak_bytes: int
+
+    def when(self, words: str) -> float:
+        """Return the seconds from the start to the first line that begins with `words`."""
+        return next(when for line, when in self.lines if line.startswith(words))
+
+
+def timed_run(config: TuningConfig, images: Path, folder: Path, *, evaluate: bool) -> TimedRun:
+    """Train on `images` into `folder`, where prompt embeddings are kept too; `evaluate` on the same images.
+
+    Raises:
+        SystemExit: the training failed; the message is what it printed.
+    """
+    job = ArtistJob(
+        config=config,
+        input_dir=images,
+        output_dir=folder / images.name,
+        script=TrainScript.own(),
+        stall_seconds=600,
+        eval_dir=images if evaluate else None,
+    )
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        job.command(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder)},
+    )
+    assert process.stdout is not None
+    lines = [(line, time.perf_counter() - begin) for line in process.stdout]
+    # Unlike wait(), it tells what the launcher and the trainer below it took.
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit("".join(line for line, _ in lines))
+    return TimedRun(lines, seconds, usage.ru_maxrss * 1024)
