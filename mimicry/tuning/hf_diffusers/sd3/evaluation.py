@@ -92,7 +92,7 @@ class Evaluation:
         self._loop = loop
         self._latents = latents
         self._record = record
-        self._table = load_sigmas(loop.setup)
+        self._table = loop.sigmas
         self._points: list[tuple[Path, str, int]] = []
         if images is not None:
             timesteps = self._table.timesteps

@@ -61,10 +61,15 @@ class Setup:
         return self.job.config.step_count(len(self.images.names), self.accelerator.num_processes)
 
     @property
+    def samples_per_step(self) -> int:
+        """The samples of one optimizer step."""
+        config = self.job.config
+        return config.gradient_accumulation_steps * config.train_batch_size
+
+    @property
     def sample_count(self) -> int:
         """The samples of the whole run."""
-        config = self.job.config
-        return self.step_count * config.gradient_accumulation_steps * config.train_batch_size
+        return self.step_count * self.samples_per_step
 
     @classmethod
     def prepare(cls, job: Job) -> "Setup":

@@ -224,7 +224,7 @@ class RunRecord:
 
     def _close_draws(self) -> None:
         """Take the draws of the steps that were taken into the hash, a chain that can be taken up again."""
-        end = self.steps * self.setup.sample_count // self.setup.step_count
+        end = self.steps * self.setup.samples_per_step
         taken = [facts for facts in self._new_draws if facts[0] < end]
         self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
         self._draws = sha256_text(self._draws + canonical_json(taken))

@@ -82,7 +82,7 @@ class Loop:
         self.parameters = add_adapter(transformer, config)
         self._latents = latents
         self._record = record
-        self._sigmas = load_sigmas(setup)
+        self.sigmas = load_sigmas(setup)
         count = config.train_batch_size
         prompt = prompt.to(setup.device, setup.dtype)
         self._sequence_BLD = prompt.sequence_1LD.expand(count, -1, -1)
@@ -90,7 +90,7 @@ class Loop:
         self._table = make_table(
             setup,
             transformer,
-            timesteps_T=self._sigmas.timesteps,
+            timesteps_T=self.sigmas.timesteps,
             pooled_NP=prompt.pooled_1P,
             extra_timesteps=extra_timesteps,
         )
@@ -219,12 +219,12 @@ class Loop:
             noise.append(
                 torch.from_numpy(draws.normal(config.seed, "noise", sample.index, sample.stem, shape))
             )
-            levels.append(draw_timestep_index(config, sample, len(self._sigmas.timesteps)))
+            levels.append(draw_timestep_index(config, sample, len(self.sigmas.timesteps)))
         return Batch(
             latents_BCHW=_send(torch.stack(latents), device),
             noise_BCHW=_send(torch.stack(noise), device),
-            sigmas_B=_send(self._sigmas.sigmas[levels], device),
-            timesteps_B=_send(self._sigmas.timesteps[levels], device),
+            sigmas_B=_send(self.sigmas.sigmas[levels], device),
+            timesteps_B=_send(self.sigmas.timesteps[levels], device),
             samples=samples,
             timestep_indices=tuple(levels),
         )
