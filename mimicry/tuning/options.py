@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from mimicry.tuning.config import OPTIONS, Option, TuningConfig
+from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.declarations import Option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -55,15 +55,14 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 
 
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing."""
-    old, new = recorded.get("options"), asked["options"]
-    if not isinstance(old, dict):
-        old = {}
-    words = [
-        f"{name} {old.get(name)!r} -> {new[name]!r}"
-        for name in new
-        if name not in old or old[name] != new[name]
-    ]
+    """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing.
+
+    An option that did not exist yet when the recipe was recorded counts as its default, which is what was done.
+    """
+    known, new = recorded.get("options"), asked["options"]
+    defaults = {option.name: option.default for option in OPTIONS}
+    old = defaults | known if isinstance(known, dict) else dict.fromkeys(new)
+    words = [f"{name} {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
     if not _same_base_model(recorded.get("base_model"), asked["base_model"]):
         words.append("another base model")
     if recorded.get("trainer") != asked["trainer"]:

@@ -12,7 +12,8 @@ import click
 import pytest
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.config import OPTIONS, Option, TuningConfig
+from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.declarations import Option
 from mimicry.tuning.options import (
     add_trainer_flags,
     config_from_flags,

@@ -1,0 +1,113 @@
+"""What an option is: a field of a dataclass with its help, its range and its place in the recipe."""
+
+import dataclasses
+import math
+import types
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of an option beside its name, type and default.
+
+    `choices` may be spelt in any case. `takes_word` is for booleans that the diffusers example declares with
+    a value: the trainer's flag takes true or false, and has the option's own default.
+    `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
+    images only. `rationale` is the README's reason for the default; only the main options have one.
+    """
+
+    help: str
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    takes_word: bool = False
+    in_recipe: bool = True
+    rationale: str = ""
+
+
+def declare(default: Any, help: str, **facts: Any) -> Any:
+    """Declare a field that is an option; `facts` are those of `Facts`."""
+    return field(default=default, metadata={"facts": Facts(help=help, **facts)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option: its name with underscores, the type of a value, its default, its facts."""
+
+    name: str
+    type: type
+    optional: bool
+    default: Any
+    facts: Facts
+
+    @property
+    def flag(self) -> str:
+        """The option of apply_tuning and the wrapper: with dashes."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def trainer_flag(self) -> str:
+        """The flag of the trainer: with underscores."""
+        return "--" + self.name
+
+    def problem(self, value: Any) -> str | None:
+        """Return what is wrong with `value` for this option, or None."""
+        if value is None and self.optional:
+            return None
+        if type(value) is not self.type:
+            return f"{self.flag} is {value!r}; it takes {_ARTICLES[self.type]}"
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            return f"{self.flag} is {value!r}; it takes text that is not blank"
+        if self.facts.choices and str(value) not in self.facts.choices:
+            return f"{self.flag} is {value!r}; choose one of {', '.join(self.facts.choices)}"
+        return None if self._within_bounds(value) else f"{self.flag} is {value}; it takes {self.bounds}"
+
+    def _within_bounds(self, value: Any) -> bool:
+        facts = self.facts
+        if not isinstance(value, (int, float)):
+            return True
+        return (
+            math.isfinite(value)
+            and (facts.minimum is None or value >= facts.minimum)
+            and (facts.above is None or value > facts.above)
+            and (facts.maximum is None or value <= facts.maximum)
+        )
+
+    @property
+    def bounds(self) -> str:
+        """The allowed range in words, for messages and help; empty when there is none."""
+        facts, words = self.facts, []
+        if facts.minimum is not None:
+            words.append(
+                f"at least {facts.minimum:g}" if abs(facts.minimum) < 1e6 else f"at least {facts.minimum}"
+            )
+        if facts.above is not None:
+            words.append(f"above {facts.above:g}")
+        if facts.maximum is not None:
+            words.append(f"at most {facts.maximum}")
+        return ", ".join(words) or "a finite number"
+
+
+_ARTICLES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def declared_options(owner: type) -> tuple[Option, ...]:
+    """Return the options that are the fields of the dataclass `owner`."""
+    hints = get_type_hints(owner)
+    options = []
+    for item in dataclasses.fields(owner):
+        hint = hints[item.name]
+        optional = isinstance(hint, types.UnionType)
+        kind = next(part for part in get_args(hint) if part is not types.NoneType) if optional else hint
+        options.append(
+            Option(
+                name=item.name,
+                type=kind,
+                optional=optional,
+                default=item.default,
+                facts=item.metadata["facts"],
+            )
+        )
+    return tuple(options)
