@@ -1,9 +1,9 @@
-"""A tiny but complete Stable Diffusion 3 pipeline in the layout of the real ones, with random weights.
+"""A tiny but complete Stable Diffusion 3 pipeline in the layout of the real ones: its sizes and its files.
 
-Every part is there and of the right kind, only small: what runs on it runs on Stable Diffusion 3.5. It has
-learnt nothing, its VAE included: its samples are noise, and its latents are no code for a picture.
+Every part is there and of the right kind, only small: what runs on it runs on Stable Diffusion 3.5. How it is
+trained is in `mimicry.demo.training`.
 
-Nothing here imports torch before `write_tiny_sd3` is called.
+Nothing here imports torch before a function is called.
 """
 
 import json
@@ -16,9 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mimicry.demo.chance import generator
 from mimicry.demo.tokenizer_files import CLIP_MAX_LENGTH, Files, clip_files, t5_files
 
 
@@ -26,21 +23,18 @@ from mimicry.demo.tokenizer_files import CLIP_MAX_LENGTH, Files, clip_files, t5_
 class Geometry:
     """Every size of the model. Widths that meet differ, so that a mix-up of two shows as an error."""
 
-    transformer_layers: int = 3
+    transformer_layers: int = 5
     heads: int = 4
-    head_width: int = 24
+    head_width: int = 32
     patch_pixels: int = 2  # of the latent image
     native_pixels: int = 64
-    largest_pixels: int = 384
+    largest_pixels: int = 192
 
     # Four times smaller on a side, where the real VAE makes it eight: nothing may count on the eight.
-    vae_channels: tuple[int, ...] = (16, 24, 32)
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    vae_layers: int = 1
     vae_norm_groups: int = 8
     latent_channels: int = 16
-    # Mean and reciprocal standard deviation of the latents of drawn paintings, seed 7.
-    shift_factor: float = 0.09
-    scaling_factor: float = 1.69
-
     clip_widths: tuple[int, int] = (24, 40)
     clip_heads: tuple[int, int] = (2, 4)
     clip_layers: int = 2
@@ -49,7 +43,7 @@ class Geometry:
     t5_head_width: int = 16
     t5_layers: int = 2
 
-    scheduler_shift: float = 3.0
+    scheduler_shift: float = 1.2
 
     @property
     def vae_downscale(self) -> int:
@@ -74,31 +68,34 @@ _COMPONENTS = {
 }
 
 
-def write_tiny_sd3(folder: Path, seed: int) -> None:
-    """Write the pipeline into `folder`, which must not exist: same seed and libraries, same bytes."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def new_models(seed: int) -> dict[str, Any]:
+    """Return the models of the pipeline by component, untrained, in fp32."""
+    import torch
 
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=GEOMETRY.scheduler_shift)
-    tokenizers = {
-        "tokenizer": clip_files(),
-        "tokenizer_2": clip_files(pad_token="!"),
-        "tokenizer_3": t5_files(),
-    }
+    torch.manual_seed(seed)
     models = {
         "transformer": _transformer(),
         "vae": _vae(),
-        "text_encoder": _clip(tokenizers["tokenizer"], 0),
-        "text_encoder_2": _clip(tokenizers["tokenizer_2"], 1),
-        "text_encoder_3": _t5(tokenizers["tokenizer_3"]),
+        "text_encoder": _clip(clip_files(), 0),
+        "text_encoder_2": _clip(clip_files(pad_token="!"), 1),
+        "text_encoder_3": _t5(t5_files()),
     }
+    _open_gates(models["transformer"])
+    for component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        _spread_words(models[component])
+    return models
+
+
+def write_pipeline(models: dict[str, Any], folder: Path) -> None:
+    """Write the pipeline of `models` into `folder`, which must not exist."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     with tempfile.TemporaryDirectory() as name, _no_progress_bars():
         draft = Path(name, "draft")
-        scheduler.save_pretrained(draft / "scheduler")
+        FlowMatchEulerDiscreteScheduler(shift=GEOMETRY.scheduler_shift).save_pretrained(draft / "scheduler")
         for component, model in models.items():
-            _draw_weights(model, component, seed)
             model.save_pretrained(draft / component)
-        for component, files in tokenizers.items():
-            _write_texts(draft / component, files)
+        write_tokenizers(draft)
         index: dict[str, object] = {
             "_class_name": "StableDiffusion3Pipeline",
             "_diffusers_version": version("diffusers"),
@@ -106,6 +103,13 @@ def write_tiny_sd3(folder: Path, seed: int) -> None:
         _write_texts(draft, {"model_index.json": json.dumps(index | _COMPONENTS, indent=2) + "\n"})
         # The libraries keep weights from all but the owner. A copy of the contents has ordinary permissions.
         shutil.copytree(draft, folder, copy_function=shutil.copyfile)
+
+
+def write_tokenizers(folder: Path) -> None:
+    """Write the three tokenizers into their subfolders of the pipeline in `folder`."""
+    _write_texts(folder / "tokenizer", clip_files())
+    _write_texts(folder / "tokenizer_2", clip_files(pad_token="!"))
+    _write_texts(folder / "tokenizer_3", t5_files())
 
 
 def _transformer() -> Any:
@@ -137,11 +141,13 @@ def _vae() -> Any:
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=GEOMETRY.vae_channels,
+        layers_per_block=GEOMETRY.vae_layers,
+        mid_block_add_attention=False,
         latent_channels=GEOMETRY.latent_channels,
         norm_num_groups=GEOMETRY.vae_norm_groups,
         sample_size=GEOMETRY.native_pixels,
-        shift_factor=GEOMETRY.shift_factor,
-        scaling_factor=GEOMETRY.scaling_factor,
+        shift_factor=0.0,  # set from the latents once it is trained
+        scaling_factor=1.0,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
@@ -185,46 +191,22 @@ def _t5(files: Files) -> Any:
     return T5EncoderModel(config)
 
 
-def _draw_weights(model: Any, component: str, seed: int) -> None:
-    """Set every parameter of `model` to numbers drawn for its name; torch's own differ from CPU to CPU."""
+def _open_gates(transformer: Any) -> None:
+    """Set what scales and gates each block by time and prompt to zero: training starts from a still network."""
     import torch
 
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            rng = generator(seed, "weights", component, module_name, name)
-            centre, spread = _centre_and_spread(module_name, name, tuple(parameter.shape))
-            if isinstance(module, torch.nn.Embedding):
-                spread = 1.0
-            values = centre + spread * rng.standard_normal(tuple(parameter.shape))
-            if (component, module_name) == ("vae", "encoder.conv_out"):
-                values = _confident_posterior(values, name)
-            with torch.no_grad():
-                parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+    for name, parameter in transformer.named_parameters():
+        if ".norm1" in name or name.startswith(("norm_out", "proj_out")):
+            torch.nn.init.zeros_(parameter)
 
 
-def _centre_and_spread(module_name: str, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Return mean and standard deviation that keep activations near unit scale from layer to layer."""
-    if name == "bias":
-        return 0.0, 0.02
-    if len(shape) == 1:  # the gain of a norm
-        return 1.0, 0.1
-    spread = float(np.prod(shape[1:])) ** -0.5
-    if module_name.endswith("SelfAttention.q"):
-        # T5 does not divide its attention scores by the root of the head's width.
-        return 0.0, spread / GEOMETRY.t5_head_width**0.5
-    return 0.0, spread
+def _spread_words(encoder: Any) -> None:
+    """Draw word embeddings so large that two words are far apart after all layers, from the first step on."""
+    import torch
 
-
-def _confident_posterior(values: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":
-    """Return the VAE's last encoder weights with the half that says log variance made small and near -4.
-
-    A trained VAE is nearly sure of its latents; an unsure one would drown the paintings in noise.
-    """
-    values = values.copy()
-    values[len(values) // 2 :] *= 0.1
-    if name == "bias":
-        values[len(values) // 2 :] -= 4.0
-    return values
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(("token_embedding.weight", "shared.weight")):
+            torch.nn.init.normal_(parameter)
 
 
 @contextmanager

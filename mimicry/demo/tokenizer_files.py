@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from itertools import pairwise
 
-CLIP_MAX_LENGTH = 77
+CLIP_MAX_LENGTH = 32
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
