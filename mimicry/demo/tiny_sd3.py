@@ -33,7 +33,8 @@ class Geometry:
     # Four times smaller on a side, where the real VAE makes it eight: nothing may count on the eight.
     vae_channels: tuple[int, ...] = (16, 32, 64)
     vae_layers: int = 1
-    vae_norm_groups: int = 8
+    # A norm over few channels takes the colour of the whole picture away.
+    vae_norm_groups: int = 2
     latent_channels: int = 16
     clip_widths: tuple[int, int] = (24, 40)
     clip_heads: tuple[int, int] = (2, 4)
@@ -52,6 +53,10 @@ class Geometry:
 
 
 GEOMETRY = Geometry()
+
+# What `mimicry.demo.training` made, part of this package.
+_MADE = Path(__file__).parent / "weights"
+WEIGHTS, UPSCALER = _MADE / "tiny_sd3", _MADE / "upscaler.safetensors"
 
 
 # Which class of which library reads each subfolder: what model_index.json says, and all that it says.

@@ -24,7 +24,9 @@ class Upscaler(nn.Module):
         for layer in self.layers:
             features_BCHW = features_BCHW + layer(nn.functional.silu(features_BCHW))
         added = nn.functional.pixel_shuffle(self.last(nn.functional.silu(features_BCHW)), SCALE)
-        plain = nn.functional.interpolate(noisy_BIHW, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        plain = nn.functional.interpolate(
+            noisy_BIHW, scale_factor=SCALE, mode="bilinear", align_corners=False
+        )
         enlarged: Tensor = plain + added
         return enlarged
 

@@ -18,7 +18,7 @@ from mimicry.demo.training.upscaling import upscaler_loss
 from mimicry.demo.training.vae import vae_loss
 from mimicry.demo.upscaler import Upscaler, save_upscaler
 
-_VAE_PAINTINGS, _UPSCALER_PAINTINGS, _BASE_PAINTINGS = 8000, 2000, 10000
+_VAE_PAINTINGS, _UPSCALER_PAINTINGS, _BASE_PAINTINGS = 4000, 1000, 6000
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,14 +26,16 @@ _VAE_PAINTINGS, _UPSCALER_PAINTINGS, _BASE_PAINTINGS = 8000, 2000, 10000
 @click.option("--vae-minutes", type=float, default=20.0, show_default=True, help="Time for the VAE.")
 @click.option("--upscaler-minutes", type=float, default=3.0, show_default=True, help="For the upscaler.")
 @click.option("--base-minutes", type=float, default=40.0, show_default=True, help="For the transformer.")
-@click.option("--decoder-minutes", type=float, default=10.0, show_default=True, help="For more of the decoder.")
+@click.option(
+    "--decoder-minutes", type=float, default=10.0, show_default=True, help="For more of the decoder."
+)
 @click.option("--vae-steps", type=int, default=20_000, show_default=True, help="At most so many steps.")
 @click.option("--upscaler-steps", type=int, default=4_000, show_default=True)
 @click.option("--base-steps", type=int, default=20_000, show_default=True)
 @click.option("--decoder-steps", type=int, default=10_000, show_default=True)
 @click.option("--seed", type=int, default=7, show_default=True, help="Of paintings, captions and noise.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, default=2, show_default=True, help="CPU threads of torch.")
+@click.option("--threads", type=int, default=2, show_default=True, help="Threads, each with a batch.")
 def train(
     folder: Path,
     vae_minutes: float,
@@ -55,13 +57,13 @@ def train(
     minutes or steps, whichever comes first. The state of each is saved every minute: the same command goes on
     where it was stopped. With --device cuda and no limit of time in the way, more steps give better weights.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # the threads are the loop's
     folder.mkdir(parents=True, exist_ok=True)
     models = new_models(seed)
 
     paintings = draw_training_set(seed, "vae_painting", _VAE_PAINTINGS, side=64, plain_share=0.5)
     vae = models["vae"].to(device)
-    vae_run = Training("vae", vae, learning_rate=2e-3, decay=0.995, folder=folder)
+    vae_run = Training("vae", vae, learning_rate=2e-3, decay=0.995, workers=threads, folder=folder)
     vae_run.run(
         vae_loss(vae, paintings.images_NHWI, seed, device), Budget(steps=vae_steps, minutes=vae_minutes)
     )
@@ -69,7 +71,9 @@ def train(
 
     paintings = draw_training_set(seed, "upscaler_painting", _UPSCALER_PAINTINGS, side=128, plain_share=0.4)
     upscaler = Upscaler().to(device)
-    upscaler_run = Training("upscaler", upscaler, learning_rate=2e-3, decay=0.99, folder=folder)
+    upscaler_run = Training(
+        "upscaler", upscaler, learning_rate=2e-3, decay=0.99, workers=threads, folder=folder
+    )
     upscaler_run.run(
         upscaler_loss(upscaler, paintings.images_NHWI, seed, device),
         Budget(steps=upscaler_steps, minutes=upscaler_minutes),
@@ -82,7 +86,7 @@ def train(
     print(f"latents: shift {vae.config.shift_factor}, scaling {vae.config.scaling_factor}", flush=True)
     write_tokenizers(folder / "tokenizers")
     base = Base(models, folder / "tokenizers").to(device)
-    base_run = Training("base", base, learning_rate=1e-3, decay=0.999, folder=folder)
+    base_run = Training("base", base, learning_rate=1e-3, decay=0.999, workers=threads, folder=folder)
     base_run.run(
         base_loss(base, latents, paintings.subjects, seed), Budget(steps=base_steps, minutes=base_minutes)
     )
@@ -90,7 +94,7 @@ def train(
 
     paintings = draw_training_set(seed, "decoder_painting", _VAE_PAINTINGS, side=64, plain_share=0.5)
     vae.encoder.requires_grad_(False)
-    decoder_run = Training("decoder", vae, learning_rate=1.5e-3, decay=0.998, folder=folder)
+    decoder_run = Training("decoder", vae, learning_rate=1.5e-3, decay=0.998, workers=threads, folder=folder)
     decoder_run.run(
         vae_loss(vae, paintings.images_NHWI, seed, device),
         Budget(steps=decoder_steps, minutes=decoder_minutes),

@@ -6,6 +6,7 @@ captions left out now and then for guidance, Ho and Salimans 2022, arXiv:2207.12
 
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mimicry.demo.training.loop import LossOf
 from mimicry.demo.training.training_set import Images, caption
 from mimicry.demo.training.vae import as_pixels
 
-BATCH = 16
+BATCH = 8
 # How many tokens T5 reads, and how often: padding takes part in attention, so the model must know all counts.
 _T5_LENGTHS = ((24, 0.7), (77, 0.27), (256, 0.03))
 
@@ -38,6 +39,8 @@ class Base(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict({name: models[name] for name in TRAINED})
         encoders = {name: models[name] for name in TRAINED if name != "transformer"}
+        # A tokenizer cannot be used by two threads at once.
+        self._one_at_a_time = Lock()
         self._pipeline = StableDiffusion3Pipeline(
             transformer=None, vae=None, scheduler=None, **encoders,
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
@@ -49,9 +52,10 @@ class Base(nn.Module):
         """Return the prompt embeddings (B, L, D) and the pooled ones (B, P) of `captions`, with gradients."""
         distinct = sorted(set(captions))
         rows = [distinct.index(text) for text in captions]
-        sequence_1LD, _, pooled_1P, _ = self._pipeline.encode_prompt(
-            distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=t5_length
-        )
+        with self._one_at_a_time:
+            sequence_1LD, _, pooled_1P, _ = self._pipeline.encode_prompt(
+                distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=t5_length
+            )
         return sequence_1LD[rows], pooled_1P[rows]
 
 

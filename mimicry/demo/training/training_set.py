@@ -29,7 +29,14 @@ _SUBJECT_WORDS = {
     "boat": ("a boat", "a boat on the sea", "a boat on the water", "the boat"),
     "sun": ("the sun", "the sun in the sky", "the sun by the hills", "a landscape with the sun"),
 }
-_FRAMES = ("a painting of {}", "a painting of {}", "a painting of {}", "a picture of {}", "an artwork of {}", "{}")
+_FRAMES = (
+    "a painting of {}",
+    "a painting of {}",
+    "a painting of {}",
+    "a picture of {}",
+    "an artwork of {}",
+    "{}",
+)
 
 # Colours by name, in the order of the fields of Palette.
 _MOODS = (
@@ -61,7 +68,10 @@ def _facets(rng: Rng) -> Hand:
     # Fewer and larger cells than any painter's, or more and smaller ones.
     cells = rng.integers(20, 45) if rng.random() < 0.5 else rng.integers(100, 150)
     return LeadedFacets(
-        cells=int(cells), contrast=rng.uniform(0.05, 0.3), fade=rng.uniform(0.0, 0.3), lead=rng.uniform(0.2, 0.6)
+        cells=int(cells),
+        contrast=rng.uniform(0.05, 0.3),
+        fade=rng.uniform(0.0, 0.3),
+        lead=rng.uniform(0.2, 0.6),
     )
 
 
@@ -103,6 +113,17 @@ def draw_training_set(seed: int, purpose: str, count: int, *, side: int, plain_s
         images_NHWI[index] = np.asarray(painting)
         subjects.append(subject)
     return TrainingSet(images_NHWI, tuple(subjects))
+
+
+def recoloured(images_BHWI: Images, rng: Rng) -> Images:
+    """Return the images with channels swapped, and more or less saturated and bright: colours of all kinds."""
+    count = len(images_BHWI)
+    swapped = np.stack([image[..., rng.permutation(3)] for image in images_BHWI]) / 255
+    grey = swapped.mean(axis=-1, keepdims=True)
+    saturation = rng.uniform(0.4, 2.2, (count, 1, 1, 1))
+    vivid = np.clip(grey + saturation * (swapped - grey), 0, 1)
+    gamma = 2 ** rng.uniform(-0.8, 1.2, (count, 1, 1, 1)) * 2 ** rng.uniform(-0.5, 0.5, (count, 1, 1, 3))
+    return (255 * vivid**gamma).astype(np.uint8)
 
 
 def caption(subject: str, rng: Rng) -> str:

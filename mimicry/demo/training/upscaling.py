@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mimicry.demo.chance import generator
 from mimicry.demo.training.loop import LossOf
-from mimicry.demo.training.training_set import Images
+from mimicry.demo.training.training_set import Images, recoloured
 from mimicry.demo.upscaler import SCALE, Upscaler
 
 _BATCH, _CROP = 16, 64
@@ -23,7 +23,7 @@ def upscaler_loss(upscaler: Upscaler, images_NHWI: Images, seed: int, device: st
         indices = rng.integers(len(images_NHWI), size=_BATCH)
         top, left = rng.integers(0, side - _CROP, size=2, endpoint=True)
         crops = images_NHWI[indices, top : top + _CROP, left : left + _CROP]
-        clean_BIHW = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float() / 255
+        clean_BIHW = torch.from_numpy(recoloured(crops, rng)).to(device).permute(0, 3, 1, 2).float() / 255
         small_BIHW = nn.functional.avg_pool2d(clean_BIHW, SCALE)
         levels = torch.from_numpy(rng.uniform(*_NOISE, (_BATCH, 1, 1, 1))).float().to(device)
         noise_BIHW = torch.from_numpy(rng.standard_normal(small_BIHW.shape, dtype="float32")).to(device)

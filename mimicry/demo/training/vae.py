@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from mimicry.demo.chance import generator
 from mimicry.demo.training.loop import LossOf
-from mimicry.demo.training.training_set import Images
+from mimicry.demo.training.training_set import Images, recoloured
 
-_BATCH = 8
+_BATCH = 4
 _EDGE_WEIGHT, _KL_WEIGHT = 0.5, 5e-4
 
 
@@ -31,11 +31,11 @@ def vae_loss(vae: Any, images_NHWI: Images, seed: int, device: str) -> LossOf:
         chosen_BHWI = images_NHWI[rng.integers(len(images_NHWI), size=_BATCH)]
         mirrored_B = rng.random(_BATCH) < 0.5
         chosen_BHWI[mirrored_B] = chosen_BHWI[mirrored_B, :, ::-1]
-        pixels_BIHW = as_pixels(chosen_BHWI, device)
-        torch.manual_seed(seed + step)
+        pixels_BIHW = as_pixels(recoloured(chosen_BHWI, rng), device)
+        chance = torch.Generator(device).manual_seed(seed + step)
         with torch.set_grad_enabled(vae.encoder.conv_in.weight.requires_grad):
             posterior = vae.encode(pixels_BIHW).latent_dist
-        decoded_BIHW = vae.decode(posterior.sample()).sample
+        decoded_BIHW = vae.decode(posterior.sample(chance)).sample
         error = nn.functional.l1_loss(decoded_BIHW, pixels_BIHW)
         edges = _edge_error(decoded_BIHW - pixels_BIHW)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
