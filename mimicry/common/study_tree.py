@@ -90,6 +90,10 @@ class StudyTree:
         """Return the folder of what the base model draws of validation prompts; no condition is called so."""
         return self.stack_outputs(stack) / "base_samples"
 
+    def mimic_art(self, stack: str) -> Path:
+        """Return the folder of what a stack's adapters have drawn, by condition."""
+        return self.data_root / "mimic_art" / stack
+
     def artists(self, root: Path) -> list[Artist]:
         """Return every artist with a folder below `root`, sorted; hidden folders do not count."""
         return sorted(

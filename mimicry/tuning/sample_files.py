@@ -9,6 +9,8 @@ from PIL import Image, PngImagePlugin
 
 from mimicry.common.files import atomic_path
 
+# Euler steps from noise to image, and weight of the prompt against the negative prompt.
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 4.5
 _ENTRY = "mimicry"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import draws
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 # What the transformer takes as pooled projections, of shape (1, width), for a step counted from 0 and for a
 # prompt: PROMPT or NEGATIVE. Rows of a conditioning table, or else the pooled prompt.
@@ -34,8 +35,8 @@ class SamplingSettings:
     """
 
     resolution: int = 1024
-    steps: int = 28
-    guidance: float = 4.5
+    steps: int = DEFAULT_STEPS
+    guidance: float = DEFAULT_GUIDANCE
 
     @property
     def is_guided(self) -> bool:
