@@ -19,7 +19,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINING_RUN = "training_run.json"
 METRICS = "metrics.jsonl"
 TRAIN_LOG = "train.log"
-_OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS)
+SAMPLES = "samples"
+_OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, SAMPLES)
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
 
 KEY_PREFIX = "transformer."

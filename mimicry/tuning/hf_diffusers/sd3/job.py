@@ -16,6 +16,8 @@ from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
 from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
+from mimicry.tuning.hf_diffusers.sd3.reports import tracker_arguments
+from mimicry.tuning.reporting import report_problems
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -24,7 +26,8 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Job:
     """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
 
-    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be.
+    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
+    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study.
     """
 
     config: TuningConfig
@@ -33,6 +36,7 @@ class Job:
     notes: tuple[str, ...]
     command: tuple[str, ...]
     eval_data_dir: Path | None = None
+    base_samples_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +81,12 @@ class Setup:
 
         Raises:
             UsageError: several processes, a precision or kernel that the device does not have, an optimizer
-                whose library is missing, or layers or blocks that the model does not have.
+                or a tracker whose library is missing, or layers or blocks that the model does not have.
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
         images = _usable_images(job.instance_data_dir)
-        accelerator = _accelerator(job.config)
+        accelerator = _accelerator(job.config, job.output_dir)
         model = base_model.resolve(job.config)
         problems = model.problems(job.config.resolution)
         if problems:
@@ -107,7 +111,7 @@ def _usable_images(folder: Path) -> ImageFolder:
     return images
 
 
-def _accelerator(config: TuningConfig) -> Accelerator:
+def _accelerator(config: TuningConfig, output_dir: Path) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "several processes are not supported yet; type accelerate launch --num_processes 1 ..."
@@ -127,7 +131,10 @@ def _accelerator(config: TuningConfig) -> Accelerator:
             f"--mixed_precision bf16 needs an Ampere GPU or a newer one, and this is a "
             f"{torch.cuda.get_device_name()}; type --mixed_precision fp16"
         )
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    problems = report_problems(config)
+    if problems:
+        raise UsageError(*problems)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, **tracker_arguments(config, output_dir))
     problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
     if problems:
         raise UsageError(*problems)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import MimicryError, TrainingFailed
-from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
-from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
+from mimicry.tuning.adapter import METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
+from mimicry.tuning.hf_diffusers.sd3.reports import Reports
 from mimicry.tuning.provenance import OWN_TRAINER, describe_run
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
@@ -82,9 +83,14 @@ class RunRecord:
             if aside is not None and self.resumed is not None and not self.resumed.folder.exists():
                 self.resumed = replace(self.resumed, folder=aside / self.resumed.folder.name)
         if self.resumed is None:
+            set_aside(output_dir, [SAMPLES], "unfinished")
             (output_dir / METRICS).write_bytes(b"")
         else:
             self._take_up(self.resumed)
+        self._report_id = self._chosen_report_id()
+        self.reports = Reports(self.setup.accelerator, self.warn)
+        options = self._known["recipe"]["options"]
+        self.reports.begin(output_dir, options, run_id=self._report_id, steps=self.steps)
         self._write("running")
 
     @property
@@ -154,6 +160,7 @@ class RunRecord:
             "numerics": self._known["numerics"],
             "draws": self._draws,
             "loss_spikes": self.loss_spikes,
+            "report_id": self._report_id,
         }
         try:
             self.checkpoints.save(self.steps, parameters, parts, facts)
@@ -191,10 +198,18 @@ class RunRecord:
         except Exception as error:
             self._write_end("failed", f"{type(error).__name__}: {error}".strip())
             raise
+        finally:
+            self.reports.close()
 
     def _append_metrics(self, line: dict[str, Any]) -> None:
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.reports.add(line)
+
+    def _chosen_report_id(self) -> str:
+        """Return the name of this run for trackers: that of the run that it goes on with, or a new one."""
+        new = sha256_text(f"{self.setup.job.output_dir.absolute()} {self.started_at}")[:16]
+        return new if self.resumed is None else str(self.resumed.facts.get("report_id", new))
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         """Go on with the record of the run that wrote `checkpoint`, as it was then."""
