@@ -84,7 +84,8 @@ def _through(vae: Any, pixels_NIHW: Tensor) -> Tensor:
 
 def _trained_classifier(vae: Any) -> nn.Module:
     classifier = nn.Sequential(
-        nn.Conv2d(3, 16, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(3, 16, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(32, 48, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(),
         nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(256, len(SUBJECTS)),
     )  # fmt: skip

@@ -24,8 +24,8 @@ def draw_study(tree: StudyTree, seed: int) -> None:
 def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int, maker: VariantMaker) -> None:
     """Draw painting number `index` of `painter`, protected by `maker`'s Mist, and that upscaled noisily.
 
-    What is drawn depends on the arguments only; the variants also on the CPU, whose rounding they magnify. The variants are PNG: compression would undo the bound of the
-    protection.
+    What is drawn depends on the arguments only; the variants also on the CPU, whose rounding they magnify.
+    They are PNG: compression would undo the bound of the protection.
     """
     artist = painter.artist
     original_art, mist_art, upscaled_art = (

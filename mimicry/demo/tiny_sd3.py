@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mimicry.demo.tokenizer_files import CLIP_MAX_LENGTH, Files, clip_files, t5_files
+from mimicry.demo.tokenizer_files import Files, clip_files, t5_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +36,32 @@ class Geometry:
     # A norm over few channels takes the colour of the whole picture away.
     vae_norm_groups: int = 2
     latent_channels: int = 16
+
     clip_widths: tuple[int, int] = (24, 40)
     clip_heads: tuple[int, int] = (2, 4)
     clip_layers: int = 2
+    # Less than half of the real 77: most of it would be padding, which takes time as words do.
+    clip_length: int = 32
     t5_width: int = 80
     t5_heads: int = 4
     t5_head_width: int = 16
     t5_layers: int = 2
 
+    # The real 3 is for pictures of a megapixel; small ones lose their strokes at lower noise levels.
     scheduler_shift: float = 1.2
 
     @property
     def vae_downscale(self) -> int:
         """How many pixels of the picture, on a side, make one of the latent image."""
         return 1 << (len(self.vae_channels) - 1)
+
+    def tokenizers(self) -> dict[str, Files]:
+        """Return the texts of the tokenizers' files by component and name."""
+        return {
+            "tokenizer": clip_files(self.clip_length),
+            "tokenizer_2": clip_files(self.clip_length, pad_token="!"),
+            "tokenizer_3": t5_files(),
+        }
 
 
 GEOMETRY = Geometry()
@@ -73,34 +85,28 @@ _COMPONENTS = {
 }
 
 
-def new_models(seed: int) -> dict[str, Any]:
-    """Return the models of the pipeline by component, untrained, in fp32."""
-    import torch
-
-    torch.manual_seed(seed)
-    models = {
-        "transformer": _transformer(),
-        "vae": _vae(),
-        "text_encoder": _clip(clip_files(), 0),
-        "text_encoder_2": _clip(clip_files(pad_token="!"), 1),
-        "text_encoder_3": _t5(t5_files()),
+def new_models(geometry: Geometry = GEOMETRY) -> dict[str, Any]:
+    """Return the models of the pipeline by component, untrained, in fp32; torch's seed makes the weights."""
+    tokenizers = geometry.tokenizers()
+    return {
+        "transformer": _transformer(geometry),
+        "vae": _vae(geometry),
+        "text_encoder": _clip(geometry, tokenizers["tokenizer"], 0),
+        "text_encoder_2": _clip(geometry, tokenizers["tokenizer_2"], 1),
+        "text_encoder_3": _t5(geometry, tokenizers["tokenizer_3"]),
     }
-    _open_gates(models["transformer"])
-    for component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        _spread_words(models[component])
-    return models
 
 
-def write_pipeline(models: dict[str, Any], folder: Path) -> None:
+def write_pipeline(models: dict[str, Any], folder: Path, geometry: Geometry = GEOMETRY) -> None:
     """Write the pipeline of `models` into `folder`, which must not exist."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     with tempfile.TemporaryDirectory() as name, _no_progress_bars():
         draft = Path(name, "draft")
-        FlowMatchEulerDiscreteScheduler(shift=GEOMETRY.scheduler_shift).save_pretrained(draft / "scheduler")
+        FlowMatchEulerDiscreteScheduler(shift=geometry.scheduler_shift).save_pretrained(draft / "scheduler")
         for component, model in models.items():
             model.save_pretrained(draft / component)
-        write_tokenizers(draft)
+        write_tokenizers(draft, geometry)
         index: dict[str, object] = {
             "_class_name": "StableDiffusion3Pipeline",
             "_diffusers_version": version("diffusers"),
@@ -110,47 +116,46 @@ def write_pipeline(models: dict[str, Any], folder: Path) -> None:
         shutil.copytree(draft, folder, copy_function=shutil.copyfile)
 
 
-def write_tokenizers(folder: Path) -> None:
+def write_tokenizers(folder: Path, geometry: Geometry = GEOMETRY) -> None:
     """Write the three tokenizers into their subfolders of the pipeline in `folder`."""
-    _write_texts(folder / "tokenizer", clip_files())
-    _write_texts(folder / "tokenizer_2", clip_files(pad_token="!"))
-    _write_texts(folder / "tokenizer_3", t5_files())
+    for component, files in geometry.tokenizers().items():
+        _write_texts(folder / component, files)
 
 
-def _transformer() -> Any:
+def _transformer(geometry: Geometry) -> Any:
     from diffusers import SD3Transformer2DModel
 
-    width = GEOMETRY.heads * GEOMETRY.head_width
-    latent_patch = GEOMETRY.vae_downscale * GEOMETRY.patch_pixels
+    width = geometry.heads * geometry.head_width
+    latent_patch = geometry.vae_downscale * geometry.patch_pixels
     return SD3Transformer2DModel(
-        sample_size=GEOMETRY.native_pixels // GEOMETRY.vae_downscale,
-        patch_size=GEOMETRY.patch_pixels,
-        in_channels=GEOMETRY.latent_channels,
-        out_channels=GEOMETRY.latent_channels,
-        num_layers=GEOMETRY.transformer_layers,
-        num_attention_heads=GEOMETRY.heads,
-        attention_head_dim=GEOMETRY.head_width,
+        sample_size=geometry.native_pixels // geometry.vae_downscale,
+        patch_size=geometry.patch_pixels,
+        in_channels=geometry.latent_channels,
+        out_channels=geometry.latent_channels,
+        num_layers=geometry.transformer_layers,
+        num_attention_heads=geometry.heads,
+        attention_head_dim=geometry.head_width,
         caption_projection_dim=width,
-        joint_attention_dim=GEOMETRY.t5_width,
-        pooled_projection_dim=sum(GEOMETRY.clip_widths),
-        pos_embed_max_size=GEOMETRY.largest_pixels // latent_patch,
+        joint_attention_dim=geometry.t5_width,
+        pooled_projection_dim=sum(geometry.clip_widths),
+        pos_embed_max_size=geometry.largest_pixels // latent_patch,
         qk_norm="rms_norm",
     )
 
 
-def _vae() -> Any:
+def _vae(geometry: Geometry) -> Any:
     from diffusers import AutoencoderKL
 
-    levels = len(GEOMETRY.vae_channels)
+    levels = len(geometry.vae_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=GEOMETRY.vae_channels,
-        layers_per_block=GEOMETRY.vae_layers,
+        block_out_channels=geometry.vae_channels,
+        layers_per_block=geometry.vae_layers,
         mid_block_add_attention=False,
-        latent_channels=GEOMETRY.latent_channels,
-        norm_num_groups=GEOMETRY.vae_norm_groups,
-        sample_size=GEOMETRY.native_pixels,
+        latent_channels=geometry.latent_channels,
+        norm_num_groups=geometry.vae_norm_groups,
+        sample_size=geometry.native_pixels,
         shift_factor=0.0,  # set from the latents once it is trained
         scaling_factor=1.0,
         use_quant_conv=False,
@@ -158,10 +163,10 @@ def _vae() -> Any:
     )
 
 
-def _clip(files: Files, which: int) -> Any:
+def _clip(geometry: Geometry, files: Files, which: int) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    width = GEOMETRY.clip_widths[which]
+    width = geometry.clip_widths[which]
     special = json.loads(files["special_tokens_map.json"])
     vocabulary = json.loads(files["vocab.json"])
     config = CLIPTextConfig(
@@ -169,9 +174,9 @@ def _clip(files: Files, which: int) -> Any:
         hidden_size=width,
         intermediate_size=4 * width,
         projection_dim=width,
-        num_hidden_layers=GEOMETRY.clip_layers,
-        num_attention_heads=GEOMETRY.clip_heads[which],
-        max_position_embeddings=CLIP_MAX_LENGTH,
+        num_hidden_layers=geometry.clip_layers,
+        num_attention_heads=geometry.clip_heads[which],
+        max_position_embeddings=geometry.clip_length,
         bos_token_id=vocabulary[special["bos_token"]],
         eos_token_id=vocabulary[special["eos_token"]],
         pad_token_id=vocabulary[special["pad_token"]],
@@ -179,39 +184,21 @@ def _clip(files: Files, which: int) -> Any:
     return CLIPTextModelWithProjection(config)
 
 
-def _t5(files: Files) -> Any:
+def _t5(geometry: Geometry, files: Files) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
         vocab_size=len(json.loads(files["tokenizer.json"])["model"]["vocab"]),
-        d_model=GEOMETRY.t5_width,
-        d_kv=GEOMETRY.t5_head_width,
-        d_ff=2 * GEOMETRY.t5_width,
-        num_layers=GEOMETRY.t5_layers,
-        num_heads=GEOMETRY.t5_heads,
+        d_model=geometry.t5_width,
+        d_kv=geometry.t5_head_width,
+        d_ff=2 * geometry.t5_width,
+        num_layers=geometry.t5_layers,
+        num_heads=geometry.t5_heads,
         feed_forward_proj="gated-gelu",
         is_encoder_decoder=False,
         use_cache=False,
     )
     return T5EncoderModel(config)
-
-
-def _open_gates(transformer: Any) -> None:
-    """Set what scales and gates each block by time and prompt to zero: training starts from a still network."""
-    import torch
-
-    for name, parameter in transformer.named_parameters():
-        if ".norm1" in name or name.startswith(("norm_out", "proj_out")):
-            torch.nn.init.zeros_(parameter)
-
-
-def _spread_words(encoder: Any) -> None:
-    """Draw word embeddings so large that two words are far apart after all layers, from the first step on."""
-    import torch
-
-    for name, parameter in encoder.named_parameters():
-        if name.endswith(("token_embedding.weight", "shared.weight")):
-            torch.nn.init.normal_(parameter)
 
 
 @contextmanager

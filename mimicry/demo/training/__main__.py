@@ -15,7 +15,8 @@ from mimicry.demo.training.base import Base, base_loss, encode_paintings
 from mimicry.demo.training.loop import Budget, Training
 from mimicry.demo.training.training_set import draw_training_set
 from mimicry.demo.training.upscaling import upscaler_loss
-from mimicry.demo.training.vae import vae_loss
+from mimicry.demo.training.vae import as_pixels, vae_loss
+from mimicry.demo.training.vae_start import start_as_cosine_transform
 from mimicry.demo.upscaler import Upscaler, save_upscaler
 
 _VAE_PAINTINGS, _UPSCALER_PAINTINGS, _BASE_PAINTINGS = 4000, 1000, 6000
@@ -59,10 +60,12 @@ def train(
     """
     torch.set_num_threads(1)  # the threads are the loop's
     folder.mkdir(parents=True, exist_ok=True)
-    models = new_models(seed)
+    torch.manual_seed(seed)
+    models = new_models()
 
     paintings = draw_training_set(seed, "vae_painting", _VAE_PAINTINGS, side=64, plain_share=0.5)
     vae = models["vae"].to(device)
+    start_as_cosine_transform(vae, as_pixels(paintings.images_NHWI[:64], device))
     vae_run = Training("vae", vae, learning_rate=2e-3, decay=0.995, workers=threads, folder=folder)
     vae_run.run(
         vae_loss(vae, paintings.images_NHWI, seed, device), Budget(steps=vae_steps, minutes=vae_minutes)

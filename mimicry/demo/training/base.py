@@ -37,6 +37,9 @@ class Base(nn.Module):
         from transformers import CLIPTokenizer, T5TokenizerFast
 
         super().__init__()
+        _close_gates(models["transformer"])
+        for component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            _spread_words(models[component])
         self.parts = nn.ModuleDict({name: models[name] for name in TRAINED})
         encoders = {name: models[name] for name in TRAINED if name != "transformer"}
         # A tokenizer cannot be used by two threads at once.
@@ -57,6 +60,20 @@ class Base(nn.Module):
                 distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=t5_length
             )
         return sequence_1LD[rows], pooled_1P[rows]
+
+
+def _close_gates(transformer: Any) -> None:
+    """Set what scales and gates each block by time and prompt to zero, for a still start."""
+    for name, parameter in transformer.named_parameters():
+        if ".norm1" in name or name.startswith(("norm_out", "proj_out")):
+            nn.init.zeros_(parameter)
+
+
+def _spread_words(encoder: Any) -> None:
+    """Draw word embeddings so large that two words are far apart after all layers, from the first step on."""
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(("token_embedding.weight", "shared.weight")):
+            nn.init.normal_(parameter)
 
 
 @dataclass(frozen=True)
