@@ -1,4 +1,4 @@
-"""A small network that takes noise out of a picture and makes it twice as large: what noisy upscaling needs."""
+"""A small network that takes noise out of a picture and makes it twice as large, for noisy upscaling."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """What the proof that the study learns is made of: short trainings, their losses, and how samples look.
 
-Style is measured as the Gram matrices of the tiny VAE's encoder, after Gatys et al. 2015, arXiv:1508.06576: which
-of its features occur together, wherever they are in the picture.
+Style is measured as the Gram matrices of the tiny VAE's encoder, after Gatys et al. 2015, arXiv:1508.06576:
+which of its features occur together, wherever they are in the picture.
 """
 
 import json

@@ -19,7 +19,7 @@ SEEDS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Learnt:
-    """What one seed gave: evaluation losses on the artist's held-out paintings, and how far samples look from these."""
+    """What one seed gave, on the artist's held-out paintings: losses, and how far samples look from them."""
 
     loss_before: float
     loss: float

@@ -116,7 +116,7 @@ def draw_training_set(seed: int, purpose: str, count: int, *, side: int, plain_s
 
 
 def recoloured(images_BHWI: Images, rng: Rng) -> Images:
-    """Return the images with channels swapped, and more or less saturated and bright: colours of all kinds."""
+    """Return the images in colours of all kinds: channels swapped, more or less saturated and bright."""
     count = len(images_BHWI)
     swapped = np.stack([image[..., rng.permutation(3)] for image in images_BHWI]) / 255
     grey = swapped.mean(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Trains the VAE: what it encodes must come back with its lines, and its latents must be good to learn from."""
+"""Trains the VAE: what it encodes must come back with its lines, from latents that are good to learn."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _EDGE_WEIGHT, _KL_WEIGHT = 0.5, 5e-4
 
 
 def as_pixels(images_NHWI: Images, device: str) -> Tensor:
-    """Return bytes of shape (N, H, W, 3) as pixels of shape (N, 3, H, W), -1 to 1, channels last in memory."""
+    """Return bytes (N, H, W, 3) as pixels (N, 3, H, W) from -1 to 1, channels last in memory."""
     pixels_NIHW = torch.from_numpy(images_NHWI).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels_NIHW.contiguous(memory_format=torch.channels_last)
 

@@ -84,7 +84,7 @@ def _connect(convolution: Any, output: int, channel: int, down: int = 0, across:
 
 
 def _patterns() -> list[NDArray[np.float64]]:
-    """Return the carried patterns, each of shape (3, 4, 4), coarsest first within brightness and each colour."""
+    """Return the carried patterns, each of shape (3, 4, 4), coarsest first for each row of _COLOURS."""
     places = (np.arange(_BLOCK) + 0.5) * np.pi / _BLOCK
     waves = [np.cos(frequency * places) for frequency in range(_BLOCK)]
     orders = sorted(product(range(_BLOCK), repeat=2), key=lambda pair: (sum(pair), max(pair), pair))
