@@ -3,6 +3,7 @@
 mimicry-samples --pilot --contact-sheet sheet.png
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -184,6 +185,8 @@ def _table(sets: Sequence[SampleSet]) -> str:
 
 def main() -> int:
     """Run the program and return its exit code."""
+    # It warns that torchvision is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     return run_command(draw_samples)
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.errors import AdapterBroken, UsageError, nearest
+from mimicry.common.errors import AdapterBroken, Problems, UsageError, nearest
 from mimicry.common.files import sha256_text
 from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import NONE, Artist, Condition, StudyTree, folders_in
@@ -90,7 +90,14 @@ def make_plan(request: Request) -> list[SampleSet]:
     Raises:
         UsageError: a filter matches nothing, or there is no adapter.
     """
-    conditions, artists = _conditions(request), _artists(request)
+    problems = Problems()
+    conditions: list[Condition] = []
+    artists: list[Artist] = []
+    with problems:
+        conditions = _conditions(request)
+    with problems:
+        artists = _artists(request)
+    problems.raise_any()
     sets = [
         found
         for artist in artists
