@@ -78,7 +78,9 @@ def _drawn(vae: Any, purpose: str, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _through(vae: Any, pixels_NIHW: Tensor) -> Tensor:
-    batches = [vae.decode(vae.encode(batch).latent_dist.mean).sample for batch in pixels_NIHW.split(_BATCH)]
+    batches = [
+        vae.decode(vae.encode(batch).latent_dist.mean).sample for batch in torch.split(pixels_NIHW, _BATCH)
+    ]
     return torch.cat(batches).contiguous()
 
 
@@ -92,7 +94,7 @@ def _trained_classifier(vae: Any) -> nn.Module:
     images_NIHW, labels_N = _drawn(vae, "learnt", _DRAWN)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
     for _ in range(_EPOCHS):
-        for rows in torch.randperm(_DRAWN).split(_BATCH):
+        for rows in torch.split(torch.randperm(_DRAWN), _BATCH):
             noisy = images_NIHW[rows] + 0.05 * torch.randn_like(images_NIHW[rows])
             loss = nn.functional.cross_entropy(classifier(noisy), labels_N[rows])
             optimizer.zero_grad()

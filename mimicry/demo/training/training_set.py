@@ -123,7 +123,8 @@ def recoloured(images_BHWI: Images, rng: Rng) -> Images:
     saturation = rng.uniform(0.4, 2.2, (count, 1, 1, 1))
     vivid = np.clip(grey + saturation * (swapped - grey), 0, 1)
     gamma = 2 ** rng.uniform(-0.8, 1.2, (count, 1, 1, 1)) * 2 ** rng.uniform(-0.5, 0.5, (count, 1, 1, 3))
-    return (255 * vivid**gamma).astype(np.uint8)
+    changed: Images = (255 * vivid**gamma).astype(np.uint8)
+    return changed
 
 
 def caption(subject: str, rng: Rng) -> str:

@@ -15,7 +15,7 @@ _NOISE = (0.02, 0.14)
 
 def upscaler_loss(upscaler: Upscaler, images_NHWI: Images, seed: int, device: str) -> LossOf:
     """Return the loss: the absolute error of the pixels."""
-    upscaler.to(memory_format=torch.channels_last)
+    upscaler.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     side = images_NHWI.shape[1]
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

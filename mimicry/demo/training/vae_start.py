@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 _BLOCK = 4
 # Brightness, and two differences of colours.
-_COLOURS = np.array([[1, 1, 1], [1, 0, -1], [0.5, -1, 0.5]]) / np.sqrt([[3], [2], [1.5]])
+_COLOURS = np.array([[1, 1, 1], [1, 0, -1], [0.5, -1, 0.5]]) / np.sqrt(np.array([[3], [2], [1.5]]))
 # How many patterns of each are carried along, and how many of them become latents.
 _CARRIED, _KEPT = (16, 8, 8), (8, 4, 4)
 _LOG_VARIANCE = -4.0
