@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 SCALE = 2
-_WIDTH, _LAYERS = 32, 6
+_WIDTH = 32
+# How far apart the pixels are that each layer looks at: together they see some thirty pixels.
+_DILATIONS = (1, 2, 4, 4, 2, 1)
 
 
 class Upscaler(nn.Module):
@@ -15,7 +17,9 @@ class Upscaler(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, _WIDTH, 3, padding=1)
-        self.layers = nn.ModuleList(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in range(_LAYERS))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(_WIDTH, _WIDTH, 3, padding=step, dilation=step) for step in _DILATIONS
+        )
         self.last = nn.Conv2d(_WIDTH, 3 * SCALE**2, 3, padding=1)
 
     def forward(self, noisy_BIHW: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What the proof that the study learns is made of: short trainings, their losses, and how samples look.
 
-Style is measured as the Gram matrices of the tiny VAE's encoder, after Gatys et al. 2015, arXiv:1508.06576:
-which of its features occur together, wherever they are in the picture.
+Style is measured in two ways. Manner: Gram matrices of the tiny VAE's encoder, after Gatys et al. 2015,
+arXiv:1508.06576, that is which of its features occur together, wherever they are in the picture; colours have a
+large part in it. Texture: how strong the changes of brightness are in each direction.
 """
 
 import json
@@ -33,6 +34,7 @@ SIDE = 64
 STEPS = 100
 _HELD_OUT = 5  # of twenty: one of each subject
 _SEEDS_SAMPLED = (0, 1)
+_DIRECTIONS = 8
 _WORDS = {"hills": "hills", "house": "a house", "tree": "a tree", "boat": "a boat", "sun": "the sun"}
 _PROMPTS = tuple(f"a painting of {_WORDS[subject]} in the style of sks" for subject in SUBJECTS)
 
@@ -104,27 +106,52 @@ def samples(sampler: Sampler, adapter: Path | None) -> list[Image.Image]:
         return [sampler.image(prompt, seed) for prompt in _PROMPTS for seed in _SEEDS_SAMPLED]
 
 
+@dataclass(frozen=True)
+class Style:
+    """How a set of pictures is painted."""
+
+    manner: tuple[Tensor, ...]
+    texture: tuple[Tensor]
+
+
 class Look:
-    """The Gram matrices of sets of pictures."""
+    """Measures the style of sets of pictures."""
 
     def __init__(self, vae: Any) -> None:
         self._encoder = vae.float().eval().encoder
 
-    @torch.no_grad()
-    def of(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
-        """Return the mean Gram matrix, (C, C), of each of the encoder's levels."""
+    def of(self, pictures: Sequence[Image.Image]) -> Style:
+        """Return the style of a set of pictures."""
         pixels_BIHW = torch.cat([to_pixels(cut(picture, View(), SIDE)) for picture in pictures])
+        return Style(self._manner(pixels_BIHW), _texture(pixels_BIHW))
+
+    def of_folder(self, folder: Path) -> Style:
+        """Return the style of the pictures in `folder`."""
+        return self.of([read_rgb(path) for path in ImageFolder.read(folder).paths])
+
+    @torch.no_grad()
+    def _manner(self, pixels_BIHW: Tensor) -> tuple[Tensor, ...]:
+        """Return the mean Gram matrix, (C, C), of each of the encoder's levels."""
         features_BCHW, grams = self._encoder.conv_in(pixels_BIHW), []
         for block in self._encoder.down_blocks:
             features_BCHW = block(features_BCHW)
             flat_BCN = features_BCHW.flatten(2)
             grams.append((flat_BCN @ flat_BCN.mT / flat_BCN.shape[2]).mean(dim=0))
-        return grams
+        return tuple(grams)
 
-    def of_folder(self, folder: Path) -> list[Tensor]:
-        return self.of([read_rgb(path) for path in ImageFolder.read(folder).paths])
+
+def _texture(pixels_BIHW: Tensor) -> tuple[Tensor]:
+    """Return the mean slope of brightness in each of so many directions, (D,)."""
+    grey_BHW = pixels_BIHW.mean(dim=1)
+    down_BHW = grey_BHW[:, 2:, 1:-1] - grey_BHW[:, :-2, 1:-1]
+    across_BHW = grey_BHW[:, 1:-1, 2:] - grey_BHW[:, 1:-1, :-2]
+    angle_BHW = torch.atan2(down_BHW, across_BHW) % torch.pi
+    sector_BHW = (angle_BHW / torch.pi * _DIRECTIONS).long().clamp(max=_DIRECTIONS - 1)
+    slope_BHW = torch.hypot(down_BHW, across_BHW)
+    sums_D = torch.zeros(_DIRECTIONS).index_add(0, sector_BHW.flatten(), slope_BHW.flatten())
+    return (sums_D / slope_BHW.numel(),)
 
 
 def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return how far the looks are apart: the mean over the levels of the relative difference."""
+    """Return how far apart two measures are: the mean, over their parts, of the relative difference."""
     return float(np.mean([float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True)]))

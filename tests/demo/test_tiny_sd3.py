@@ -33,7 +33,7 @@ def pipeline(model: Path) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
-        loaded = StableDiffusion3Pipeline.from_pretrained(model)
+        loaded = StableDiffusion3Pipeline.from_pretrained(model, torch_dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -85,12 +85,20 @@ def test_samples_depend_on_seed_and_prompt(pipeline: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["a painting in the style of", "a painting of a dog in the style of sks", ""]
+    ("one", "other"),
+    [
+        (PROMPT, "a painting in the style of"),
+        (PROMPT, "a painting of a house in the style of sks"),
+        ("a painting of a house", "a painting of a boat"),
+        (PROMPT, ""),
+    ],
 )
-def test_prompts_have_different_embeddings(pipeline: Any, other: str) -> None:
-    for one, another in zip(_embeddings(pipeline, PROMPT), _embeddings(pipeline, other), strict=True):
-        # Most of the 333 tokens are padding, and alike.
-        assert (one - another).norm() > 0.1 * one.norm()
+def test_prompts_have_different_embeddings(pipeline: Any, one: str, other: str) -> None:
+    first, second = _embeddings(pipeline, one), _embeddings(pipeline, other)
+
+    # Most of the tokens are padding, and alike.
+    assert (first[0] - second[0]).norm() > 0.1 * first[0].norm()
+    assert (first[1] - second[1]).norm() > 0.01 * first[1].norm()
 
 
 def test_configs_agree_with_each_other(pipeline: Any) -> None:

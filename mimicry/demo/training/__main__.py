@@ -1,6 +1,5 @@
 """The program that made the demo's weights: python -m mimicry.demo.training DIR."""
 
-import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -65,12 +64,9 @@ def train(folder: Path, seed: int, device: str, threads: int, **limits: float) -
         model.to("cpu", torch.bfloat16)
     shutil.rmtree(folder / "tiny_sd3", ignore_errors=True)
     write_pipeline(models, folder / "tiny_sd3")
-    write_json(
-        folder / "training.json", {"seed": seed, "device": device, "threads": threads, "runs": work.runs}
-    )
-    command = shlex.join(["python", "-m", "mimicry.demo.training", *sys.argv[1:]])
-    card = model_card(work.runs, seed=seed, device=device, threads=threads, command=command)
-    write_bytes(folder / "MODEL_CARD.md", card.encode("utf-8"))
+    asked = {"seed": seed, "device": device, "threads": threads, **limits}
+    write_json(folder / "training.json", {"asked": asked, "runs": work.runs})
+    write_bytes(folder / "MODEL_CARD.md", model_card(asked, work.runs).encode("utf-8"))
     print(f"written: {folder / 'tiny_sd3'}", flush=True)
 
 

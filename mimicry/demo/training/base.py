@@ -19,7 +19,7 @@ from mimicry.demo.training.loop import LossOf
 from mimicry.demo.training.training_set import Images, caption
 from mimicry.demo.training.vae import as_pixels
 
-BATCH = 8
+BATCH = 6
 # How many tokens T5 reads, and how often: padding takes part in attention, so the model must know all counts.
 _T5_LENGTHS = ((24, 0.7), (77, 0.27), (256, 0.03))
 

@@ -45,21 +45,23 @@ Licence: that of this project.
 """
 
 
-def model_card(
-    runs: Mapping[str, Mapping[str, Any]], *, seed: int, device: str, threads: int, command: str
-) -> str:
-    """Return the text of the card; `runs` maps each part to its steps, seconds and last figures."""
+def model_card(asked: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the text of the card.
+
+    `asked` holds the options of the program, with `seed`, `device` and `threads` among them; `runs` maps each
+    part to its steps, seconds and last figures.
+    """
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asked.items())
     rows = []
     for name, run in runs.items():
-        figures = ", ".join(
-            f"{what} {value}" for what, value in run.items() if what not in ("steps", "seconds")
-        )
+        last = {what: value for what, value in run.items() if what not in ("steps", "seconds")}
+        figures = ", ".join(f"{what} {value}" for what, value in last.items())
         rows.append(f"| {name} | {run['steps']} | {run['seconds'] / 60:.0f} | {figures} |")
-    cores = len(os.sched_getaffinity(0))
+    on_cpu = f"{len(os.sched_getaffinity(0))} CPU cores, {asked['threads']} threads"
     return _TEXT.format(
-        command=command,
-        seed=seed,
-        hardware=f"{cores} CPU cores, {threads} threads" if device == "cpu" else device,
+        command=f"python -m mimicry.demo.training DIR {options}",
+        seed=asked["seed"],
+        hardware=on_cpu if asked["device"] == "cpu" else asked["device"],
         rows="\n".join(rows),
         **{library: version(library) for library in ("torch", "diffusers", "transformers")},
     )

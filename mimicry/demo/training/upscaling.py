@@ -8,9 +8,9 @@ from mimicry.demo.training.loop import LossOf
 from mimicry.demo.training.training_set import Images, recoloured
 from mimicry.demo.upscaler import SCALE, Upscaler
 
-_BATCH, _CROP = 16, 64
+_BATCH, _CROP = 8, 96
 # Standard deviations of the noise, of 1.
-_NOISE = (0.02, 0.14)
+_NOISE = (0.04, 0.24)
 
 
 def upscaler_loss(upscaler: Upscaler, images_NHWI: Images, seed: int, device: str) -> LossOf:

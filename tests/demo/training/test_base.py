@@ -63,10 +63,11 @@ def test_the_loss_of_the_vae_is_finite_and_spares_a_frozen_encoder(
 
 
 def test_the_upscaler_starts_near_plain_enlargement_and_is_kept(
-    drawn: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     torch.manual_seed(7)
     upscaler = Upscaler()
+    drawn = draw_training_set(7, "few", 2, side=128, plain_share=0.5).images_NHWI
     loss, _ = upscaler_loss(upscaler, drawn, 7, "cpu")(0)
     assert 0 < float(loss.detach()) < 0.5
 
