@@ -46,7 +46,7 @@ def main() -> None:
 
     from diffusers import StableDiffusion3Pipeline
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(asked.model, torch_dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(asked.model).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
     classifier = _trained_classifier(pipeline.vae)

@@ -33,7 +33,7 @@ from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 SIDE = 64
 STEPS = 100
 _HELD_OUT = 5  # of twenty: one of each subject
-_SEEDS_SAMPLED = (0, 1)
+_SEEDS_SAMPLED = (0, 1, 2, 3)
 _DIRECTIONS = 8
 _WORDS = {"hills": "hills", "house": "a house", "tree": "a tree", "boat": "a boat", "sun": "the sun"}
 _PROMPTS = tuple(f"a painting of {_WORDS[subject]} in the style of sks" for subject in SUBJECTS)

@@ -33,7 +33,7 @@ def pipeline(model: Path) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
-        loaded = StableDiffusion3Pipeline.from_pretrained(model, torch_dtype=torch.float32)
+        loaded = StableDiffusion3Pipeline.from_pretrained(model).to(torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
