@@ -1,7 +1,7 @@
 """What the proof that the study learns is made of: short trainings, their losses, and how samples look.
 
 Style is measured in two ways. Manner: Gram matrices of the tiny VAE's encoder, after Gatys et al. 2015,
-arXiv:1508.06576, that is which of its features occur together, wherever they are in the picture; colours have a
+arXiv:1508.06576, that is which of its features occur together, wherever they are; colours have a
 large part in it. Texture: how strong the changes of brightness are in each direction.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
@@ -78,6 +79,8 @@ class Laboratory:
                 ]
             )
         )
+        # Accelerate keeps the precision of the first training of a process.
+        AcceleratorState._reset_state(reset_partial_state=True)
         return output_dir
 
     def sampler(self) -> Sampler:

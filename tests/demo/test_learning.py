@@ -1,6 +1,5 @@
 """The study in miniature is true: a style is learnt, Mist hinders that, noisy upscaling helps a little."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +30,8 @@ class Learnt:
 
 
 @pytest.fixture(scope="session")
-def laboratory(true_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    yield Laboratory(true_demo, tmp_path_factory.mktemp("learning"))
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+def laboratory(true_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    return Laboratory(true_demo, tmp_path_factory.mktemp("learning"))
 
 
 @pytest.fixture(scope="session", params=SEEDS, ids=lambda seed: f"seed {seed}")

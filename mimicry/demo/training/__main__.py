@@ -111,7 +111,7 @@ class _Work:
         self._run("decoder", vae, loss_of, rate=1.5e-3, decay=0.998)
 
     def _vae_paintings(self, purpose: str) -> Images:
-        return draw_training_set(self.seed, purpose, _VAE_PAINTINGS, side=64, plain_share=0.5).images_NHWI
+        return draw_training_set(self.seed, purpose, _VAE_PAINTINGS, side=64, plain_share=0.3).images_NHWI
 
     def _run(self, name: str, model: nn.Module, loss_of: LossOf, *, rate: float, decay: float) -> None:
         training = Training(

@@ -10,7 +10,7 @@ from mimicry.demo.training.loop import LossOf
 from mimicry.demo.training.training_set import Images, recoloured
 
 _BATCH = 4
-_EDGE_WEIGHT, _KL_WEIGHT = 0.5, 5e-4
+_EDGE_WEIGHT, _KL_WEIGHT = 1.0, 5e-4
 
 
 def as_pixels(images_NHWI: Images, device: str) -> Tensor:
