@@ -21,7 +21,7 @@ demo: .venv/.installed
 	$(TUNE)
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .
