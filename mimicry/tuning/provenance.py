@@ -57,7 +57,7 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing.
 
-    An option that did not exist yet when the recipe was recorded counts as its default, which is what was done.
+    An option that did not exist yet when the recipe was recorded counts as its default: what was done.
     """
     known, new = recorded.get("options"), asked["options"]
     defaults = {option.name: option.default for option in OPTIONS}

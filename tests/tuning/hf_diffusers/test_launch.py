@@ -147,7 +147,9 @@ class TestForeignScript:
 class TestLaunch:
     def test_every_choice_of_the_launcher_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        words = launch_words(TrainScript.own(), ["--rank=4", "--", "x y"], "fp16")
+        words = launch_words(
+            TrainScript.own(), ["--rank=4", "--", "x y"], TuningConfig(mixed_precision="fp16")
+        )
         config = next(word for word in words if word.startswith("--config_file="))
         assert words == [
             *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", config),

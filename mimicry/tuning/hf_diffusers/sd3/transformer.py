@@ -77,7 +77,7 @@ def make_table(
         return None
     levels = {
         draw_timestep_index(config, setup.samples.sample(index), len(timesteps_T))
-        for index in range(setup.sample_count)
+        for index in setup.own_samples()
     }
     conditions: set[Condition] = {(level, 0) for level in levels.union(extra_timesteps)}
     with setup.accelerator.autocast():
