@@ -56,10 +56,13 @@ def train() -> int:
     load_environment()
     # It warns that torchvision is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from accelerate import PartialState
+
     from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
     train_adapter(parse_job())
+    PartialState().destroy_process_group()
     return 0
 
 
