@@ -16,7 +16,10 @@ from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import OPTIONS, RESUME_LATEST, RESUME_NONE, TuningConfig
 
 OWN_TRAINER = "mimicry"
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors")
+_LIBRARIES = (
+    *("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors"),
+    "bitsandbytes",
+)
 
 
 def trainer_identity(train_script: Path | None) -> str:

@@ -17,12 +17,13 @@ from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
-from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapter import BLOCKED, METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
+from mimicry.tuning.numerics import numerics_differences, sister_differences, told
 from mimicry.tuning.provenance import OWN_TRAINER, describe_run
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
@@ -66,6 +67,7 @@ class RunRecord:
             UsageError: the checkpoint that was asked for does not fit.
         """
         output_dir = self.setup.job.output_dir
+        self.resumed: Checkpoint | None = None
         self._known = self._describe()
         self.checkpoints = Checkpoints(
             output_dir=output_dir,
@@ -85,6 +87,7 @@ class RunRecord:
         """Choose the checkpoint to go on from, and set aside what is in the way."""
         config, output_dir = self.setup.job.config, self.setup.job.output_dir
         complete = (output_dir / WEIGHTS).exists()
+        self._compare_sisters(complete)
         # Where an adapter is complete, it is to be trained anew, not from what its training has left.
         latest = config.resume_from_checkpoint == RESUME_LATEST
         wanted = RESUME_NONE if complete and latest else config.resume_from_checkpoint
@@ -98,6 +101,25 @@ class RunRecord:
             if aside is not None and resumed is not None and not resumed.folder.exists():
                 resumed = replace(resumed, folder=aside / resumed.folder.name)
         return resumed
+
+    def _compare_sisters(self, complete: bool) -> None:
+        """Warn where the artist's other adapters were made by other numerics, or refuse to train."""
+        numerics, recipe = self._known["numerics"], self._known["recipe"]
+        found = sister_differences(self.setup.job.output_dir, recipe, numerics)
+        self._known["other_numerics"] = found
+        if not found:
+            return
+        if not self.setup.job.config.require_same_numerics:
+            self.warn(told(found))
+            return
+        problem = (
+            f"{told(found)}, and --require-same-numerics is given; train this one as those were, those again "
+            f"with --overwrite, or leave it out"
+        )
+        if not complete:
+            self.setup.job.output_dir.mkdir(parents=True, exist_ok=True)
+            self._write(BLOCKED, error=problem)
+        raise TrainingFailed(problem)
 
     @property
     def steps(self) -> int:
@@ -118,9 +140,9 @@ class RunRecord:
             self._known["warnings"].append(text)
             say(f"warning: {text}")
 
-    def add_numerics(self, **facts: Any) -> None:
-        """Keep in training_run.json what was found only after the start of the run."""
-        self._known["numerics"] |= facts
+    def add_memory(self, **facts: Any) -> None:
+        """Keep in training_run.json how memory is saved, which changes no bit of the adapter."""
+        self._known["memory"] |= facts
 
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
@@ -221,12 +243,7 @@ class RunRecord:
         self.loss_spikes = list(checkpoint.facts["loss_spikes"])
         self._draws = checkpoint.facts["draws"]
         say(f"resuming after step {self.steps}")
-        former, present = checkpoint.facts["numerics"], self._known["numerics"]
-        changed = [
-            f"{name} {former.get(name)!r} -> {value!r}"
-            for name, value in present.items()
-            if former.get(name) != value
-        ]
+        changed = numerics_differences(checkpoint.facts["numerics"], self._known["numerics"])
         if changed:
             self.warn(f"resumed with other numerics, so the last bits may differ: {', '.join(changed)}")
 
@@ -288,23 +305,31 @@ class RunRecord:
             "output_dir": str(setup.job.output_dir.absolute()),
             "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
         }
-        return known | {"images": setup.images.records(), "numerics": self._numerics()}
+        return known | {
+            "images": setup.images.records(),
+            "numerics": self._numerics(known["versions"]),
+            "memory": {},
+            "other_numerics": {},
+        }
 
-    def _numerics(self) -> dict[str, Any]:
+    def _numerics(self, versions: dict[str, Any]) -> dict[str, Any]:
         """Return what may change the last bits of a result without being part of the recipe."""
-        cuda = self.setup.device.type == "cuda"
+        config, cuda = self.setup.job.config, self.setup.device.type == "cuda"
+        libraries = ["diffusers", "transformers", "peft", "accelerate", "numpy", "pillow"]
+        if config.quantize_base != "none" or config.use_8bit_adam:
+            libraries.append("bitsandbytes")
         return {
             "device": torch.cuda.get_device_name(self.setup.device) if cuda else "cpu",
             "cuda": torch.version.cuda if cuda else None,
             "threads": None if cuda else torch.get_num_threads(),
             "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
-            "attention_backend": ", ".join(attention_names(self.setup.job.config, self.setup.device))
-            or "default",
-            "compile": self.setup.job.config.compile_blocks,
-            "quantisation": None,
-            "deterministic": self.setup.job.config.deterministic,
-            "tf32": self.setup.job.config.allow_tf32,
+            "attention_backend": ", ".join(attention_names(config, self.setup.device)) or "default",
+            "compile": config.compile_blocks,
+            "quantisation": None if config.quantize_base == "none" else config.quantize_base,
+            "deterministic": config.deterministic,
+            "tf32": config.allow_tf32,
             "torch": torch.__version__,
+            **{library: versions[library] for library in libraries},
         }
 
     def _peak_memory_bytes(self) -> int:

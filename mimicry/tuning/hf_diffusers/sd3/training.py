@@ -111,9 +111,7 @@ class Loop:
         checkpointed = checkpoint_blocks(self.setup, self.transformer, sequence_length)
         if self.setup.job.config.compile_blocks:
             compile_blocks(self.transformer)
-        self._record.add_numerics(
-            conditioning_table=self._table is not None, checkpointed_blocks=checkpointed
-        )
+        self._record.add_memory(conditioning_table=self._table is not None, checkpointed_blocks=checkpointed)
         if checkpointed:
             say(f"checkpointing {checkpointed} of {len(self.transformer.transformer_blocks)} blocks")
 

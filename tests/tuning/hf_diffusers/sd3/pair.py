@@ -12,9 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from mimicry.common.children import Interrupted, stop_signals_raise
+from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
 
 COUNT = 2
 # Faults are planted in process 1. Those of a batch come with this sample, in the third optimizer step.
@@ -51,8 +55,7 @@ def endings(folder: Path, pair: int, rank: int) -> list[str]:
     return found
 
 
-def _plant(fault: str) -> None:
-    from mimicry.common.errors import TrainingFailed, UsageError
+def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     from mimicry.tuning.hf_diffusers.sd3 import job, stages
     from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
 
@@ -77,38 +80,32 @@ def _plant(fault: str) -> None:
     def faulty_check(*words: Any) -> None:
         raise UsageError("this GPU is too old")
 
-    def faulty_load(*words: Any) -> Any:
+    def faulty_load(*words: Any) -> None:
         raise TrainingFailed("no memory for the transformer")
 
-    Loop.make_batch, Loop.batch_loss = faulty_batch, faulty_loss  # type: ignore[method-assign]
+    patch.setattr(Loop, "make_batch", faulty_batch)
+    patch.setattr(Loop, "batch_loss", faulty_loss)
     if fault == "prepare":
-        job.check_optimizer = faulty_check  # type: ignore[assignment]
+        patch.setattr(job, "check_optimizer", faulty_check)
     if fault == "load":
-        stages.load_transformer = faulty_load  # type: ignore[assignment]
+        patch.setattr(stages, "load_transformer", faulty_load)
 
 
 def _train_all(trainings: list[dict[str, Any]]) -> list[str]:
-    from mimicry.common.children import Interrupted, stop_signals_raise
-    from mimicry.common.errors import MimicryError
-    from mimicry.tuning.hf_diffusers.sd3 import job, stages
     from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
-    from mimicry.tuning.hf_diffusers.sd3.training import Loop
+    from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
-    whole = (Loop.make_batch, Loop.batch_loss, job.check_optimizer, stages.load_transformer)
     found = []
     for training in trainings:
-        if os.environ["RANK"] == "1":
-            _plant(training.get("fault", ""))
-        try:
-            with stop_signals_raise():
-                stages.train_adapter(parse_job(training["flags"]))
-            found.append("complete")
-        except (MimicryError, Interrupted, SystemExit) as error:
-            found.append(f"{type(error).__name__}: {error}")
-        except Exception as error:
-            traceback.print_exc()
-            found.append(f"{type(error).__name__}: {error}")
-        Loop.make_batch, Loop.batch_loss, job.check_optimizer, stages.load_transformer = whole  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            if os.environ["RANK"] == "1":
+                _plant(patch, training["fault"])
+            try:
+                with stop_signals_raise():
+                    train_adapter(parse_job(training["flags"]))
+                found.append("complete")
+            except (MimicryError, Interrupted, SystemExit, ZeroDivisionError) as error:
+                found.append(f"{type(error).__name__}: {error}")
     return found
 
 
