@@ -168,9 +168,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def config_from_flags(values: Mapping[str, Any]) -> TuningConfig:
-    """Return the configuration for `values`: parsed trainer flags, and what the launcher was told."""
-    return TuningConfig(**{option.name: values[option.name] for option in OPTIONS})
+def config_from_flags(values: Mapping[str, Any], **told: Any) -> TuningConfig:
+    """Return the configuration for the parsed trainer flags in `values`, and what the launcher was `told`."""
+    return TuningConfig(**{option.name: values[option.name] for option in TRAINER_OPTIONS}, **told)
 
 
 def readme_table() -> str:

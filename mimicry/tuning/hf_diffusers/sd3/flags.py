@@ -51,7 +51,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         if getattr(parsed, name) is None:
             problems.append(f"--{name} is missing; it takes a folder")
     try:
-        config = config_from_flags(vars(parsed) | {"num_processes": process_count()})
+        config = config_from_flags(vars(parsed), num_processes=process_count())
     except UsageError as error:
         raise UsageError(*problems, *error.problems) from error
     if problems:
