@@ -75,6 +75,16 @@ def stop_signals_held() -> Iterator[None]:
         raise Interrupted(number)
 
 
+def held_signal() -> int | None:
+    """Return the stop signal that came first of those that are held back; None when none came."""
+    return _held[0] if _held else None
+
+
+def drop_held_signals() -> None:
+    """Forget the stop signals that are held back: they are being followed already."""
+    _held.clear()
+
+
 @contextmanager
 def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
     """Take note of a signal that asks for something; yield what tells whether it came since the last look."""
@@ -214,9 +224,21 @@ def watch_parent(when_gone: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
-def stop_with_parent() -> None:
-    """Treat the loss of the parent as a SIGTERM to this process."""
-    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+def stop_with_parent(kill_after_seconds: float | None = None) -> None:
+    """Treat the loss of the parent as a SIGTERM to this process.
+
+    Args:
+        kill_after_seconds: after so long, end it in any case: a process that waits for another one within a
+            library does not see its signals.
+    """
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if kill_after_seconds is not None:
+            time.sleep(kill_after_seconds)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_parent(stop)
 
 
 def last_lines(path: Path, count: int, offset: int = 0) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a program takes from its environment: the variables of `.env`, and the Hub token."""
+"""What a program takes from its environment: the variables of `.env`, the Hub token, the other processes."""
 
 import os
 from pathlib import Path
@@ -28,6 +28,16 @@ def load_environment(start: Path | None = None) -> None:
             f"{path} cannot be read ({error}): it must be a readable text file in UTF-8, as .env.example is; "
             f"try: chmod u+r {path}"
         ) from error
+
+
+def process_index() -> int:
+    """Return which of the processes that train together this is, from 0, by the launcher's word."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """Return how many processes train together, by the launcher's word."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def hub_token() -> str | None:

@@ -19,6 +19,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINING_RUN = "training_run.json"
 METRICS = "metrics.jsonl"
 TRAIN_LOG = "train.log"
+# The status in training_run.json of a training that was refused: nothing went wrong, and nothing was done.
+BLOCKED = "blocked"
 _OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS)
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
 

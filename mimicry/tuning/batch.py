@@ -14,6 +14,7 @@ from mimicry.tuning.adapter import METRICS, TRAIN_LOG, set_adapter_aside
 from mimicry.tuning.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.display import BatchDisplay, StepDisplay, duration, eval_change
 from mimicry.tuning.existing import State
+from mimicry.tuning.numerics import told
 from mimicry.tuning.outcome import Attempt
 from mimicry.tuning.plan import OVERWRITTEN, Action, Plan, Target
 from mimicry.tuning.watching import MetricsReader, StallGuard, follow
@@ -23,7 +24,17 @@ _GRACE_SECONDS = 20.0
 _SAME_FAILURES = 3
 _SHOWN_LOG_LINES = 12
 # What a bookmark says of a former training: it would be taken for news of the one to come.
-_OF_ONE_RUN = ("started_at", "seconds", "steps", "loss", "eval_loss", "resumed_from", "hub", "error")
+_OF_ONE_RUN = (
+    "started_at",
+    "seconds",
+    "steps",
+    "loss",
+    "eval_loss",
+    "other_numerics",
+    "resumed_from",
+    "hub",
+    "error",
+)
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -70,6 +81,7 @@ class Result:
     """What became of one target. `error` is empty for a good end; `owed` says why an upload failed.
 
     `evaluation` is the loss on the original art before and after, in words; empty when there was none.
+    `numerics` says in what the adapter's numerics differ from those of its sisters.
     """
 
     target: Target
@@ -79,6 +91,7 @@ class Result:
     error: str = ""
     owed: str = ""
     evaluation: str = ""
+    numerics: str = ""
 
 
 @dataclass
@@ -172,6 +185,9 @@ class Batch:
             steps.close()
         if failure is None:
             return self._completed(target, label, time.monotonic() - begin, started_at, code)
+        if attempt is not None and attempt.blocked:
+            self.display.say(f"{label}: blocked: {failure}")
+            return ended(BookmarkStatus.BLOCKED, failure)
         self._show_failure(label, target, failure, attempt)
         return ended(BookmarkStatus.FAILED, failure)
 
@@ -181,16 +197,24 @@ class Batch:
         self.tracker.record(self.plan.request.key(target.artist), **mark)
         hub = mark.get("hub") or {}
         loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
+        numerics = told(mark["other_numerics"] or {})
         # The adapter is whole, so what went wrong came after it.
         owed = str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else "")
         self.display.say(
             f"{label}: complete in {duration(seconds)}"
             + (f", mean loss {loss:.4f}" if loss is not None else "")
             + (f", {evaluation}" if evaluation else "")
+            + (f", {numerics}" if numerics else "")
             + (f", uploaded to {hub['repository_id']}" if "repository_id" in hub else "")
         )
         return Result(
-            target=target, outcome="trained", seconds=seconds, loss=loss, owed=owed, evaluation=evaluation
+            target=target,
+            outcome="trained",
+            seconds=seconds,
+            loss=loss,
+            owed=owed,
+            evaluation=evaluation,
+            numerics=numerics,
         )
 
     def _show_failure(self, label: str, target: Target, failure: str, attempt: Attempt | None) -> None:
@@ -202,4 +226,7 @@ class Batch:
 
     def _same_failure_again(self) -> bool:
         last = [result.outcome for result in self.results[-_SAME_FAILURES:]]
-        return last == ["failed"] * _SAME_FAILURES and len(set(self._alike[-_SAME_FAILURES:])) == 1
+        return (
+            last == [BookmarkStatus.FAILED.value] * _SAME_FAILURES
+            and len(set(self._alike[-_SAME_FAILURES:])) == 1
+        )

@@ -14,6 +14,7 @@ MIXED_PRECISIONS = ("no", "fp16", "bf16")
 ATTENTION_BACKENDS = ("auto", "flash", "cudnn", "efficient", "math")
 WEIGHTING_SCHEMES = ("logit_normal", "sigma_sqrt", "mode", "cosmap")
 OPTIMIZERS = ("AdamW", "prodigy")
+QUANTIZATIONS = ("none", "nf4", "int8")
 LR_SCHEDULERS = (
     "constant",
     "constant_with_warmup",
@@ -258,6 +259,26 @@ class TuningConfig:
         in_recipe=False,
     )
 
+    # Several processes, a quantised base, and what sister adapters must have in common.
+    num_processes: int = declare(
+        1,
+        "Processes that train an adapter together, one GPU each; each takes so many samples a step.",
+        minimum=1,
+        maximum=64,
+        for_launcher=True,
+    )
+    quantize_base: str = declare(
+        "none",
+        "Keep the frozen transformer in 4 (nf4) or 8 (int8) bits, by bitsandbytes, for small GPUs.",
+        choices=QUANTIZATIONS,
+    )
+    require_same_numerics: bool = declare(
+        False,
+        "Refuse to train where the artist's adapters of other conditions were made on another device, with "
+        "other kernels or versions of libraries; by default that is a warning.",
+        in_recipe=False,
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS:
             value = getattr(self, option.name)
@@ -272,12 +293,17 @@ class TuningConfig:
         if problems:
             raise UsageError(*problems)
 
-    def step_count(self, image_count: int, process_count: int = 1) -> int:
+    @property
+    def samples_per_step(self) -> int:
+        """The samples of one optimizer step, over all processes."""
+        return self.num_processes * self.gradient_accumulation_steps * self.train_batch_size
+
+    def step_count(self, image_count: int) -> int:
         """Return the optimizer steps of a training on so many images; the last epoch is finished."""
         if self.num_train_epochs is None:
             return self.max_train_steps
         samples = self.num_train_epochs * image_count * self.repeats
-        return math.ceil(samples / (process_count * self.gradient_accumulation_steps * self.train_batch_size))
+        return math.ceil(samples / self.samples_per_step)
 
 
 OPTIONS = declared_options(TuningConfig)

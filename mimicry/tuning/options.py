@@ -11,6 +11,7 @@ from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+TRAINER_OPTIONS = tuple(option for option in OPTIONS if not option.facts.for_launcher)
 
 
 def hyper_parameter_options(command: Command) -> Command:
@@ -118,11 +119,13 @@ def option_words(config: TuningConfig) -> list[str]:
 def trainer_flags(config: TuningConfig) -> dict[str, list[str]]:
     """Return the words for each flag of the trainer, by option name; a boolean that is off has none.
 
+    What the launcher is told is no flag of the trainer.
+
     A boolean that takes a word is "True", or empty for false: a script that declares it with type=bool, as
     the diffusers example does, takes every other word for true.
     """
     flags = {}
-    for option in OPTIONS:
+    for option in TRAINER_OPTIONS:
         value = getattr(config, option.name)
         if option.facts.takes_word:
             flags[option.name] = [f"{option.trainer_flag}={value or ''}"]
@@ -139,7 +142,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     A boolean is off unless given; one that takes a word has its default, and is on when given without.
     """
     group = parser.add_argument_group("hyper-parameters")
-    for option in OPTIONS:
+    for option in TRAINER_OPTIONS:
         facts = option.facts
         text = facts.help.replace("%", "%%")
         if facts.takes_word:
@@ -165,9 +168,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def config_from_flags(values: Mapping[str, Any]) -> TuningConfig:
-    """Return the configuration that the parsed trainer flags in `values` stand for."""
-    return TuningConfig(**{option.name: values[option.name] for option in OPTIONS})
+def config_from_flags(values: Mapping[str, Any], **told: Any) -> TuningConfig:
+    """Return the configuration for the parsed trainer flags in `values`, and what the launcher was `told`."""
+    return TuningConfig(**{option.name: values[option.name] for option in TRAINER_OPTIONS}, **told)
 
 
 def readme_table() -> str:

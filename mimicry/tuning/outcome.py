@@ -8,6 +8,7 @@ from typing import Any
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.tuning.adapter import (
+    BLOCKED,
     TRAIN_LOG,
     TRAINING_RUN,
     WEIGHTS,
@@ -56,6 +57,11 @@ class Attempt:
         if errors:
             return errors[-1].removeprefix("error: ")
         return f"exit code {code} and no adapter" + (f": {lines[-1]}" if lines else "")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether this attempt was refused: see `failure` for the reason."""
+        return self._own_run().get("status") == BLOCKED
 
     def log_lines(self, count: int) -> list[str]:
         """Return the last lines that this attempt wrote to the log."""

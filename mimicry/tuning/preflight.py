@@ -1,5 +1,6 @@
 """What is checked before the first GPU second, for the whole batch. No torch."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -36,7 +37,19 @@ def batch_problems(
     return [
         *(token_problems() if uploads else []),
         *model_problems,
+        *_package_problems(config),
         *_disk_problems(model, config, output_root, artist_count),
+    ]
+
+
+def _package_problems(config: TuningConfig | None) -> list[str]:
+    if config is None or config.quantize_base == "none":
+        return []
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    return [
+        f"--quantize-base {config.quantize_base} needs bitsandbytes, which is not installed; type "
+        f"pip install bitsandbytes, or leave --quantize-base out"
     ]
 
 

@@ -16,7 +16,10 @@ from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import OPTIONS, RESUME_LATEST, RESUME_NONE, TuningConfig
 
 OWN_TRAINER = "mimicry"
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors")
+_LIBRARIES = (
+    *("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors"),
+    "bitsandbytes",
+)
 
 
 def trainer_identity(train_script: Path | None) -> str:
@@ -57,7 +60,7 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing.
 
-    An option that did not exist yet when the recipe was recorded counts as its default, which is what was done.
+    An option that did not exist yet when the recipe was recorded counts as its default: what was done.
     """
     known, new = recorded.get("options"), asked["options"]
     defaults = {option.name: option.default for option in OPTIONS}

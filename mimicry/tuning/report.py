@@ -82,7 +82,12 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
     artist = str(target.artist)
     if result is not None:
         remarks = [result.error.split("\n")[0], f"upload owed: {result.owed}" if result.owed else ""]
-        remarks += [result.evaluation, *target.warnings, f"log: {target.output_dir / TRAIN_LOG}"]
+        remarks += [
+            result.evaluation,
+            result.numerics,
+            *target.warnings,
+            f"log: {target.output_dir / TRAIN_LOG}",
+        ]
         loss = "" if result.loss is None else f"{result.loss:.4f}"
         remark = "; ".join(filter(None, remarks))
         return result.outcome, (artist, result.outcome, duration(result.seconds), loss, remark)

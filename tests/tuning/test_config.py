@@ -131,21 +131,21 @@ def test_a_choice_in_another_case_is_the_same_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "images", "processes", "count"),
+    ("values", "images", "count"),
     [
-        ({}, 20, 1, 500),
-        ({"max_train_steps": 7, "repeats": 3}, 20, 2, 7),
-        ({"num_train_epochs": 100}, 20, 1, 500),
-        ({"num_train_epochs": 1}, 20, 1, 5),
-        ({"num_train_epochs": 1}, 21, 1, 6),
-        ({"num_train_epochs": 1}, 1, 1, 1),
-        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 1, 6),
-        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 4, 2),
-        ({"num_train_epochs": 10, "max_train_steps": 3, "gradient_accumulation_steps": 1}, 7, 1, 70),
+        ({}, 20, 500),
+        ({"max_train_steps": 7, "repeats": 3, "num_processes": 2}, 20, 7),
+        ({"num_train_epochs": 100}, 20, 500),
+        ({"num_train_epochs": 1}, 20, 5),
+        ({"num_train_epochs": 1}, 21, 6),
+        ({"num_train_epochs": 1}, 1, 1),
+        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 6),
+        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5, "num_processes": 4}, 20, 2),
+        ({"num_train_epochs": 10, "max_train_steps": 3, "gradient_accumulation_steps": 1}, 7, 70),
     ],
 )
-def test_epochs_become_steps(values: dict[str, Any], images: int, processes: int, count: int) -> None:
-    assert TuningConfig(**values).step_count(images, processes) == count
+def test_epochs_become_steps(values: dict[str, Any], images: int, count: int) -> None:
+    assert TuningConfig(**values).step_count(images) == count
 
 
 def test_whole_numbers_for_a_float_are_the_same_config() -> None:

@@ -15,6 +15,7 @@ from mimicry.common.errors import UsageError
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
 from mimicry.tuning.options import (
+    TRAINER_OPTIONS,
     add_trainer_flags,
     config_from_flags,
     hyper_parameter_options,
@@ -58,11 +59,11 @@ def through_click(words: list[str]) -> TuningConfig:
     return result
 
 
-def through_argparse(words: list[str]) -> TuningConfig:
-    """Parse `words` as the trainer does."""
+def through_argparse(words: list[str], num_processes: int = 1) -> TuningConfig:
+    """Parse `words` as the trainer does; what the launcher is told does not come with them."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_trainer_flags(parser)
-    return config_from_flags(vars(parser.parse_args(words)))
+    return config_from_flags(vars(parser.parse_args(words)), num_processes=num_processes)
 
 
 def flag_words(config: TuningConfig) -> list[str]:
@@ -98,7 +99,7 @@ def some_configs() -> list[TuningConfig]:
 @pytest.mark.parametrize("config", some_configs(), ids=lambda config: None)
 def test_round_trips(config: TuningConfig) -> None:
     assert through_click(option_words(config)) == config
-    assert through_argparse(flag_words(config)) == config
+    assert through_argparse(flag_words(config), config.num_processes) == config
 
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=ascii)
@@ -171,10 +172,18 @@ def test_help_names_every_option_and_default() -> None:
     trainer_text = " ".join(parser.format_help().split())
     for option in OPTIONS:
         assert f"{option.flag} " in text or f"{option.flag} / " in text
-        assert f"{option.trainer_flag} " in trainer_text
+        assert (f"{option.trainer_flag} " in trainer_text) == (option in TRAINER_OPTIONS)
         assert option.facts.help.split(".")[0][:20] in text
     assert "[default: a painting in the style of sks]" in text
     assert "[default: a painting in the style of sks]" in trainer_text
+
+
+def test_the_launcher_is_told_what_is_no_flag_of_the_trainer() -> None:
+    assert {option.name for option in OPTIONS} - {option.name for option in TRAINER_OPTIONS} == {
+        "num_processes"
+    }
+    assert not [word for word in flag_words(TuningConfig(num_processes=2)) if "num_processes" in word]
+    assert "--num-processes=2" in option_words(TuningConfig(num_processes=2))
 
 
 WORDED = [option.name for option in OPTIONS if option.facts.takes_word]

@@ -43,6 +43,7 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "checkpointed_blocks": 3,
     "compile_blocks": True,
     "attention_backend": "math",
+    "require_same_numerics": True,
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
 

@@ -58,7 +58,7 @@ class ArtistJob:
             # In the diffusers example the number of steps goes before that of epochs.
             config = replace(config, max_train_steps=self.step_count, num_train_epochs=None)
         words = self.script.words(config, self.input_dir, self.trainer_output_dir, self.notes, self.eval_dir)
-        return launch_words(self.script, words, self.config.mixed_precision)
+        return launch_words(self.script, words, self.config)
 
 
 def train_artist(job: ArtistJob) -> None:

@@ -28,6 +28,8 @@ from torch import Tensor
 
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
 _EMBEDDING = "time_text_embed"
+# What the table replaces, by the names of the parts that hold it.
+REPLACED = (_EMBEDDING, "norm1", "norm1_context", "norm_out")
 _EMBEDDING_LAYERS = tuple(
     f"{_EMBEDDING}.{part}.linear_{number}"
     for part in ("timestep_embedder", "text_embedder")

@@ -7,7 +7,7 @@ is a counter-based generator with the same stream everywhere, where torch.randn 
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,11 +72,17 @@ class SamplePlan:
         stem = self.stems[image]
         return Sample(index=index, image=image, stem=stem, view=self._view(index, stem))
 
-    def distinct_views(self, sample_count: int) -> Iterator[Sample]:
-        """Return samples that show all that the first `sample_count` samples show, not much more often."""
+    def distinct_views(self, indices: Iterable[int]) -> Iterator[Sample]:
+        """Return samples that show all that the samples of `indices` show, each view of an image once."""
         fixed = self.center_crop and not self.random_flip
-        count = min(sample_count, len(self.stems) * self.repeats) if fixed else sample_count
-        return (self.sample(index) for index in range(count))
+        seen: set[tuple[int, View]] = set()
+        for index in indices:
+            sample = self.sample(index)
+            if (sample.image, sample.view) not in seen:
+                seen.add((sample.image, sample.view))
+                yield sample
+            if fixed and len(seen) == len(self.stems):
+                return
 
     def _view(self, index: int, stem: str) -> View:
         across = down = 0.5

@@ -117,13 +117,11 @@ class Evaluation:
         with self._record.stage("evaluate"):
             loss = self._loss()
         if not math.isfinite(loss):
-            raise TrainingFailed(
-                f"the evaluation loss of step {step} is {loss}: "
-                + (
-                    "training diverged; type a smaller --learning-rate"
-                    if step
-                    else "the base model is broken"
-                )
+            reason = (
+                "training diverged; type a smaller --learning-rate" if step else "the base model is broken"
+            )
+            raise self._loop.setup.processes.agreed(
+                TrainingFailed(f"the evaluation loss of step {step} is {loss}: {reason}")
             )
         self._record.add_eval(step, loss)
         say(f"evaluation at step {step}: loss {loss:.4f}")
@@ -133,16 +131,21 @@ class Evaluation:
         transformer = self._loop.transformer
         was_training = transformer.training
         transformer.eval()  # no dropout
+        processes, setup = self._loop.setup.processes, self._loop.setup
+        # Each process fills in its part, and zeros change no sum: the values are those of a lone process.
+        errors = torch.zeros(len(self._points), device=setup.device)
         try:
-            size = self._loop.setup.job.config.train_batch_size
-            errors = [
-                self._errors(self._points[first : first + size], size)
-                for first in range(0, len(self._points), size)
-            ]
+            size = setup.job.config.train_batch_size
+            for first in processes.share(range(0, len(self._points), size)):
+                processes.meet(None)
+                if first is not None:
+                    errors[first : first + size] = self._errors(self._points[first : first + size], size)
         finally:
             transformer.train(was_training)
+        processes.meet(None)
+        processes.add_up([errors])
         # One transfer from the device, and a sum without rounding.
-        values = torch.cat(errors).tolist()
+        values = errors.tolist()
         return math.fsum(values) / len(values)
 
     def _errors(self, points: Sequence[tuple[Path, str, int]], size: int) -> Tensor:

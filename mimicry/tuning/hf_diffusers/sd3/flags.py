@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mimicry.common.environment import process_count
 from mimicry.common.errors import UsageError, nearest
-from mimicry.tuning.config import OPTIONS
 from mimicry.tuning.hf_diffusers.sd3.job import Job
-from mimicry.tuning.options import add_trainer_flags, config_from_flags
+from mimicry.tuning.options import TRAINER_OPTIONS, add_trainer_flags, config_from_flags
 
 # What the diffusers example understands and this trainer never will, with the reason.
 _FROM_FOLDERS = "images come from a folder, named by --instance_data_dir"
@@ -29,7 +29,6 @@ OUT_OF_SCOPE = {
 # What it will understand one day.
 NOT_YET = frozenset(
     """
-    local_rank
     with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
     sample_batch_size prior_generation_precision
     validation_prompt num_validation_images validation_epochs
@@ -52,7 +51,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         if getattr(parsed, name) is None:
             problems.append(f"--{name} is missing; it takes a folder")
     try:
-        config = config_from_flags(vars(parsed))
+        config = config_from_flags(vars(parsed), num_processes=process_count())
     except UsageError as error:
         raise UsageError(*problems, *error.problems) from error
     if problems:
@@ -85,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
     )
+    parser.add_argument(
+        "--local_rank",
+        type=int,
+        metavar="INTEGER",
+        help="Without effect: the launcher's environment tells it.",
+    )
     add_trainer_flags(parser)
     return parser
 
@@ -113,7 +118,9 @@ def _unknown_problems(words: Sequence[str]) -> list[str]:
 def _unknown_flag_problem(name: str) -> str:
     if name in OUT_OF_SCOPE:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
+    if name == "num_processes":
+        return f"--{name} is told to the launcher: accelerate launch --multi_gpu --{name} ..."
     if name in NOT_YET:
         return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
-    known = ["instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in OPTIONS)]
+    known = ["instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in TRAINER_OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

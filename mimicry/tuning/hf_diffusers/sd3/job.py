@@ -1,6 +1,7 @@
 """What one call of the trainer is asked to do, and what it found to do it with."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
 from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
+from mimicry.tuning.hf_diffusers.sd3.processes import GROUP_OPTIONS, Processes
+from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,6 +44,7 @@ class Setup:
 
     job: Job
     accelerator: Accelerator
+    processes: Processes
     model: BaseModel
     images: ImageFolder
     samples: SamplePlan
@@ -58,36 +62,54 @@ class Setup:
     @property
     def step_count(self) -> int:
         """The optimizer steps of the whole run."""
-        return self.job.config.step_count(len(self.images.names), self.accelerator.num_processes)
-
-    @property
-    def samples_per_step(self) -> int:
-        """The samples of one optimizer step."""
-        config = self.job.config
-        return config.gradient_accumulation_steps * config.train_batch_size
+        return self.job.config.step_count(len(self.images.names))
 
     @property
     def sample_count(self) -> int:
-        """The samples of the whole run."""
-        return self.step_count * self.samples_per_step
+        """The samples of the whole run, over all processes."""
+        return self.step_count * self.job.config.samples_per_step
+
+    def first_sample(self, batch: int) -> int:
+        """Return the index of the first sample of this process's batch of that number, counted from 0.
+
+        The processes take turns, batch by batch: together they go through the samples as one would.
+        """
+        return (batch * self.processes.count + self.processes.index) * self.job.config.train_batch_size
+
+    def own_samples(self) -> Iterator[int]:
+        """Return the indices of the samples of the whole run that this process computes, in order."""
+        config = self.job.config
+        for batch in range(self.step_count * config.gradient_accumulation_steps):
+            first = self.first_sample(batch)
+            yield from range(first, first + config.train_batch_size)
 
     @classmethod
     def prepare(cls, job: Job) -> "Setup":
         """Find everything that the job needs.
 
         Raises:
-            UsageError: several processes, a precision or kernel that the device does not have, an optimizer
-                whose library is missing, or layers or blocks that the model does not have.
+            UsageError: a precision or kernel that the device does not have, more processes than GPUs, a
+                library that is missing, or layers or blocks that the model does not have.
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
-        images = _usable_images(job.instance_data_dir)
         accelerator = _accelerator(job.config)
+        processes = Processes.of(accelerator)
+        with processes.failing_together():
+            return cls._find(job, accelerator, processes)
+
+    @classmethod
+    def _find(cls, job: Job, accelerator: Accelerator, processes: Processes) -> "Setup":
+        images = _usable_images(job.instance_data_dir)
+        problems = kernel_problems(job.config, accelerator.device, _DTYPES[job.config.mixed_precision])
+        if problems:
+            raise UsageError(*problems)
         model = base_model.resolve(job.config)
         problems = model.problems(job.config.resolution)
         if problems:
             raise BatchFault(*problems)
-        check_optimizer(job.config, accelerator.num_processes)
+        check_optimizer(job.config)
+        check_quantization(job.config, accelerator.device)
         check_modules(model, job.config)
         samples = SamplePlan(
             seed=job.config.seed,
@@ -96,7 +118,14 @@ class Setup:
             random_flip=job.config.random_flip,
             repeats=job.config.repeats,
         )
-        return cls(job=job, accelerator=accelerator, model=model, images=images, samples=samples)
+        return cls(
+            job=job,
+            accelerator=accelerator,
+            processes=processes,
+            model=model,
+            images=images,
+            samples=samples,
+        )
 
 
 def _usable_images(folder: Path) -> ImageFolder:
@@ -108,10 +137,6 @@ def _usable_images(folder: Path) -> ImageFolder:
 
 
 def _accelerator(config: TuningConfig) -> Accelerator:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "several processes are not supported yet; type accelerate launch --num_processes 1 ..."
-        )
     if config.deterministic:
         # cuBLAS reads this when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -127,8 +152,15 @@ def _accelerator(config: TuningConfig) -> Accelerator:
             f"--mixed_precision bf16 needs an Ampere GPU or a newer one, and this is a "
             f"{torch.cuda.get_device_name()}; type --mixed_precision fp16"
         )
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
-    if problems:
-        raise UsageError(*problems)
-    return accelerator
+    if cuda and config.num_processes > torch.cuda.device_count():
+        raise UsageError(
+            f"--num_processes {config.num_processes} needs as many GPUs, and there are "
+            f"{torch.cuda.device_count()}; type --num_processes {torch.cuda.device_count()}, and a larger "
+            f"--gradient_accumulation_steps for the same samples a step"
+        )
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        # Accelerate joins processes without GPUs only when it is told that the CPU is meant.
+        cpu=config.num_processes > 1 and not cuda,
+        kwargs_handlers=[GROUP_OPTIONS],
+    )

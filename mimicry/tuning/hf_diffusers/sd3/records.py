@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
+from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
-from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapter import BLOCKED, METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
+from mimicry.tuning.numerics import numerics_differences, sister_differences, told
 from mimicry.tuning.provenance import OWN_TRAINER, describe_run
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
@@ -32,13 +34,17 @@ SPIKE_MINIMUM = 10
 
 
 def say(text: str) -> None:
-    """Print a line for people at once; under the wrapper it goes to train.log."""
-    print(text, flush=True)
+    """Print a line for people at once, in the main process; under the wrapper it goes to train.log."""
+    if process_index() == 0:
+        print(text, flush=True)
 
 
 @dataclass
 class RunRecord:
-    """The record of one run, from its first line to its end."""
+    """The record of one run, from its first line to its end.
+
+    Of several processes the main one alone writes; the others keep the same record to themselves.
+    """
 
     setup: Setup
     started: float = field(default_factory=time.monotonic)
@@ -60,32 +66,60 @@ class RunRecord:
         Raises:
             UsageError: the checkpoint that was asked for does not fit.
         """
-        config, output_dir = self.setup.job.config, self.setup.job.output_dir
+        output_dir = self.setup.job.output_dir
+        self.resumed: Checkpoint | None = None
         self._known = self._describe()
         self.checkpoints = Checkpoints(
             output_dir=output_dir,
             recipe=self._known["recipe"],
             images=self._known["images"],
-            limit=config.checkpoints_total_limit,
+            limit=self.setup.job.config.checkpoints_total_limit,
         )
+        self._writes = self.setup.processes.is_main
+        self.resumed = self.setup.processes.decided_by_main(self._clear_way)
+        if self.resumed is not None:
+            self._take_up(self.resumed)
+        elif self._writes:
+            (output_dir / METRICS).write_bytes(b"")
+        self._write("running")
+
+    def _clear_way(self) -> Checkpoint | None:
+        """Choose the checkpoint to go on from, and set aside what is in the way."""
+        config, output_dir = self.setup.job.config, self.setup.job.output_dir
         complete = (output_dir / WEIGHTS).exists()
+        self._compare_sisters(complete)
         # Where an adapter is complete, it is to be trained anew, not from what its training has left.
         latest = config.resume_from_checkpoint == RESUME_LATEST
         wanted = RESUME_NONE if complete and latest else config.resume_from_checkpoint
-        self.resumed, unused = self.checkpoints.choose(wanted)
+        resumed, unused = self.checkpoints.choose(wanted)
         output_dir.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clear_way(unused)
         for name, reason in unused.items():
             self.warn(f"not resumed from {name}: {reason}; it is set aside")
         if complete:
             aside = set_adapter_aside(output_dir, "replaced")
-            if aside is not None and self.resumed is not None and not self.resumed.folder.exists():
-                self.resumed = replace(self.resumed, folder=aside / self.resumed.folder.name)
-        if self.resumed is None:
-            (output_dir / METRICS).write_bytes(b"")
-        else:
-            self._take_up(self.resumed)
-        self._write("running")
+            if aside is not None and resumed is not None and not resumed.folder.exists():
+                resumed = replace(resumed, folder=aside / resumed.folder.name)
+        return resumed
+
+    def _compare_sisters(self, complete: bool) -> None:
+        """Warn where the artist's other adapters were made by other numerics, or refuse to train."""
+        numerics, recipe = self._known["numerics"], self._known["recipe"]
+        found = sister_differences(self.setup.job.output_dir, recipe, numerics)
+        self._known["other_numerics"] = found
+        if not found:
+            return
+        if not self.setup.job.config.require_same_numerics:
+            self.warn(told(found))
+            return
+        problem = (
+            f"{told(found)}, and --require-same-numerics is given; train this one as those were, those again "
+            f"with --overwrite, or leave it out"
+        )
+        if not complete:
+            self.setup.job.output_dir.mkdir(parents=True, exist_ok=True)
+            self._write(BLOCKED, error=problem)
+        raise TrainingFailed(problem)
 
     @property
     def steps(self) -> int:
@@ -106,9 +140,9 @@ class RunRecord:
             self._known["warnings"].append(text)
             say(f"warning: {text}")
 
-    def add_numerics(self, **facts: Any) -> None:
-        """Keep in training_run.json what was found only after the start of the run."""
-        self._known["numerics"] |= facts
+    def add_memory(self, **facts: Any) -> None:
+        """Keep in training_run.json how memory is saved, which changes no bit of the adapter."""
+        self._known["memory"] |= facts
 
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
@@ -147,7 +181,7 @@ class RunRecord:
 
     def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:
         """Write a checkpoint of the present step; one that cannot be written is a warning."""
-        if not self.losses:
+        if not self.losses or not self._writes:
             return
         facts = {
             "recipe_hash": self._known["recipe_hash"],
@@ -193,25 +227,23 @@ class RunRecord:
             raise
 
     def _append_metrics(self, line: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         """Go on with the record of the run that wrote `checkpoint`, as it was then."""
         metrics = checkpoint.metrics()
-        write_bytes(self.setup.job.output_dir / METRICS, metrics)
+        if self._writes:
+            write_bytes(self.setup.job.output_dir / METRICS, metrics)
         lines = [json.loads(line) for line in metrics.splitlines()]
         self.losses = [line["loss"] for line in lines if "loss" in line]
         self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
         self.loss_spikes = list(checkpoint.facts["loss_spikes"])
         self._draws = checkpoint.facts["draws"]
         say(f"resuming after step {self.steps}")
-        former, present = checkpoint.facts["numerics"], self._known["numerics"]
-        changed = [
-            f"{name} {former.get(name)!r} -> {value!r}"
-            for name, value in present.items()
-            if former.get(name) != value
-        ]
+        changed = numerics_differences(checkpoint.facts["numerics"], self._known["numerics"])
         if changed:
             self.warn(f"resumed with other numerics, so the last bits may differ: {', '.join(changed)}")
 
@@ -224,7 +256,7 @@ class RunRecord:
 
     def _close_draws(self) -> None:
         """Take the draws of the steps that were taken into the hash, a chain that can be taken up again."""
-        end = self.steps * self.setup.samples_per_step
+        end = self.steps * self.setup.job.config.samples_per_step
         taken = [facts for facts in self._new_draws if facts[0] < end]
         self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
         self._draws = sha256_text(self._draws + canonical_json(taken))
@@ -235,7 +267,8 @@ class RunRecord:
                 self._write(status, error=error)
 
     def _write(self, status: str, **more: Any) -> None:
-        write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
+        if self._writes:
+            write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
 
     def _content(self, status: str) -> dict[str, Any]:
         return self._known | {
@@ -272,23 +305,31 @@ class RunRecord:
             "output_dir": str(setup.job.output_dir.absolute()),
             "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
         }
-        return known | {"images": setup.images.records(), "numerics": self._numerics()}
+        return known | {
+            "images": setup.images.records(),
+            "numerics": self._numerics(known["versions"]),
+            "memory": {},
+            "other_numerics": {},
+        }
 
-    def _numerics(self) -> dict[str, Any]:
+    def _numerics(self, versions: dict[str, Any]) -> dict[str, Any]:
         """Return what may change the last bits of a result without being part of the recipe."""
-        cuda = self.setup.device.type == "cuda"
+        config, cuda = self.setup.job.config, self.setup.device.type == "cuda"
+        libraries = ["diffusers", "transformers", "peft", "accelerate", "numpy", "pillow"]
+        if config.quantize_base != "none" or config.use_8bit_adam:
+            libraries.append("bitsandbytes")
         return {
             "device": torch.cuda.get_device_name(self.setup.device) if cuda else "cpu",
             "cuda": torch.version.cuda if cuda else None,
             "threads": None if cuda else torch.get_num_threads(),
             "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
-            "attention_backend": ", ".join(attention_names(self.setup.job.config, self.setup.device))
-            or "default",
-            "compile": self.setup.job.config.compile_blocks,
-            "quantisation": None,
-            "deterministic": self.setup.job.config.deterministic,
-            "tf32": self.setup.job.config.allow_tf32,
+            "attention_backend": ", ".join(attention_names(config, self.setup.device)) or "default",
+            "compile": config.compile_blocks,
+            "quantisation": None if config.quantize_base == "none" else config.quantize_base,
+            "deterministic": config.deterministic,
+            "tf32": config.allow_tf32,
             "torch": torch.__version__,
+            **{library: versions[library] for library in libraries},
         }
 
     def _peak_memory_bytes(self) -> int:

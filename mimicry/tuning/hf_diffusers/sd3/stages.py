@@ -21,11 +21,11 @@ from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
 
 
-def train_adapter(job: Job) -> Adapter:
-    """Train the adapter of `job` and publish it in its output folder."""
+def train_adapter(job: Job) -> Adapter | None:
+    """Train the adapter of `job` and publish it in its output folder; return it in the main process."""
     setup = Setup.prepare(job)
-    record = RunRecord(setup)
-    with record.watched(), signal_noted(signal.SIGUSR1) as checkpoint_asked:
+    processes, record = setup.processes, RunRecord(setup)
+    with processes.as_one(record.watched()), signal_noted(signal.SIGUSR1) as checkpoint_asked:
         with record.stage("encode"):
             prompt = _encode_prompt(setup, record)
             latents, eval_images = _encode_images(setup, record)
@@ -36,7 +36,11 @@ def train_adapter(job: Job) -> Adapter:
             evaluation = Evaluation(loop, latents, eval_images, record)
             if record.resumed is not None:
                 loop.restore(record.resumed)
-        with loop.saved_when_stopped(), attention(job.config, setup.device):
+        with (
+            loop.saved_when_stopped(),
+            processes.stopping_together(),
+            attention(job.config, setup.device),
+        ):
             if record.resumed is None:
                 evaluation.evaluate_at(0)
             with record.stage("train"):
@@ -44,7 +48,7 @@ def train_adapter(job: Job) -> Adapter:
                 loop.run(checkpoint_asked)
             evaluation.evaluate_at(setup.step_count)
             with stop_signals_held():
-                return _save(setup, loop, record)
+                return _save(setup, loop, record) if processes.is_main else None
 
 
 def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
@@ -64,7 +68,7 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
     eval_images = find_eval_set(setup.job, latents, record)
     if config.cache_latents:
         say(f"encoding {len(setup.images.names)} images at {config.resolution}x{config.resolution}")
-        latents.cache(setup.samples.distinct_views(setup.sample_count))
+        latents.cache(setup.samples.distinct_views(setup.own_samples()))
         _free(setup)
     return latents, eval_images
 

@@ -95,15 +95,14 @@ class Loop:
             extra_timesteps=extra_timesteps,
         )
         self._fit_to_device(prompt.sequence_1LD.shape[1])
-        process_count = setup.accelerator.num_processes
-        for warning in optimizer_warnings(config, process_count):
+        for warning in optimizer_warnings(config):
             record.warn(warning)
-        optimizer = make_optimizer(config, self.parameters.values(), setup.device, process_count)
+        optimizer = make_optimizer(config, self.parameters.values(), setup.device)
         # Not prepared by accelerate, which would count a step once for each process.
         self.scheduler = make_scheduler(config, optimizer, setup.step_count)
         self.optimizer = setup.accelerator.prepare(optimizer)
         self._batches = Prefetch(
-            lambda number: self.make_batch(number * count),
+            lambda number: self.make_batch(setup.first_sample(number)),
             setup.step_count * config.gradient_accumulation_steps,
             config.dataloader_num_workers,
         )
@@ -112,9 +111,7 @@ class Loop:
         checkpointed = checkpoint_blocks(self.setup, self.transformer, sequence_length)
         if self.setup.job.config.compile_blocks:
             compile_blocks(self.transformer)
-        self._record.add_numerics(
-            conditioning_table=self._table is not None, checkpointed_blocks=checkpointed
-        )
+        self._record.add_memory(conditioning_table=self._table is not None, checkpointed_blocks=checkpointed)
         if checkpointed:
             say(f"checkpointing {checkpointed} of {len(self.transformer.transformer_blocks)} blocks")
 
@@ -142,22 +139,15 @@ class Loop:
     def take_step(self, step: int) -> tuple[float, float]:
         """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient.
 
-        A stop signal finds the step either not taken or taken and recorded.
+        A stop signal finds the step either not taken or taken and recorded, in all processes alike.
         """
         config, accelerator = self.setup.job.config, self.setup.accelerator
         begin = time.monotonic()
         learning_rate = float(self.scheduler.get_last_lr()[0])
-        losses = []
-        for micro_step in range(config.gradient_accumulation_steps):
-            batch = self._batches.get((step - 1) * config.gradient_accumulation_steps + micro_step)
-            for sample, level in zip(batch.samples, batch.timestep_indices, strict=True):
-                self._record.add_draw(sample, level)
-            loss = self.batch_loss(batch)
-            accelerator.backward(loss / config.gradient_accumulation_steps)
-            losses.append(loss.detach())
+        loss = self._accumulate(step)
         grad_norm = accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
         # One transfer from the device for the whole step.
-        loss_value, norm_value = torch.stack([torch.stack(losses).mean(), grad_norm]).tolist()
+        loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
         self._refuse_divergence(step, loss_value, norm_value)
         with stop_signals_held():
             self.optimizer.step()
@@ -166,6 +156,31 @@ class Loop:
             seconds = time.monotonic() - begin
             self._record.add_step(step, loss_value, learning_rate, norm_value, seconds)
         return loss_value, norm_value
+
+    def _accumulate(self, step: int) -> Tensor:
+        """Leave the gradient of optimizer step `step` with the parameters; return its mean loss, in fp32.
+
+        Each process goes through its own batches; then loss and gradient are those of all of them.
+        """
+        processes, count = self.setup.processes, self.setup.job.config.gradient_accumulation_steps
+        losses: list[Tensor] = []
+        drawn: list[tuple[draws.Sample, int]] = []
+        for micro_step in range(count):
+            if processes.stop_asked:
+                break
+            batch = self._batches.get((step - 1) * count + micro_step)
+            drawn += zip(batch.samples, batch.timestep_indices, strict=True)
+            loss = self.batch_loss(batch)
+            self.setup.accelerator.backward(loss / (count * processes.count))
+            losses.append(loss.detach())
+        # Before gradients are added up: nobody waits in a kernel for a process that is gone.
+        met = processes.meet(drawn)
+        for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
+            self._record.add_draw(sample, level)
+        mean_loss = torch.stack(losses).mean() / processes.count
+        gradients = (value.grad for value in self.parameters.values())
+        processes.add_up([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
+        return mean_loss
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the state that `checkpoint` holds."""
@@ -196,8 +211,10 @@ class Loop:
         name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
         if math.isfinite(value) or (name == "gradient" and self._finds_scale()):
             return
-        raise TrainingFailed(
-            f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+        raise self.setup.processes.agreed(
+            TrainingFailed(
+                f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+            )
         )
 
     def _finds_scale(self) -> bool:
@@ -207,7 +224,7 @@ class Loop:
         return scaler is not None and scaler.get_scale() >= 1
 
     def make_batch(self, first: int) -> Batch:
-        """Draw the samples number `first` and following, as many as a batch has; on any thread."""
+        """Draw the samples of index `first` and following, as many as a batch has; on any thread."""
         config, device = self.setup.job.config, self.setup.device
         indices = range(first, first + config.train_batch_size)
         samples = tuple(self.setup.samples.sample(index) for index in indices)

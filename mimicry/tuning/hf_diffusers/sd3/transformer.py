@@ -17,11 +17,12 @@ from mimicry.tuning.hf_diffusers.sd3.conditioning import (
 from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
+from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
 from mimicry.tuning.hf_diffusers.sd3.records import say
 
 
 def load_transformer(setup: Setup) -> SD3Transformer2DModel:
-    """Read the transformer in the training precision, tensor by tensor onto the device.
+    """Read the transformer in the training precision, or quantised, tensor by tensor onto the device.
 
     Where a conditioning table can take their place, a third of the weights is not read (see `conditioning`).
     """
@@ -32,14 +33,19 @@ def load_transformer(setup: Setup) -> SD3Transformer2DModel:
             kind = TabledTransformer
         else:
             say(f"no conditioning table: {obstacle}")
-    return kind.from_pretrained(
+    config = setup.job.config
+    transformer: SD3Transformer2DModel = kind.from_pretrained(
         setup.model.folder / "transformer",
-        variant=setup.job.config.variant,
+        variant=config.variant,
         torch_dtype=setup.dtype,
         low_cpu_mem_usage=True,
         # Without it, all weights would be in host memory before the first of them is moved.
         device_map={"": setup.device},
+        **loading_arguments(config, setup.dtype),
     )
+    if config.quantize_base != "none":
+        round_inputs(transformer, setup.dtype)
+    return transformer
 
 
 def table_obstacle(setup: Setup, targets: Collection[str]) -> str | None:
@@ -77,7 +83,7 @@ def make_table(
         return None
     levels = {
         draw_timestep_index(config, setup.samples.sample(index), len(timesteps_T))
-        for index in range(setup.sample_count)
+        for index in setup.own_samples()
     }
     conditions: set[Condition] = {(level, 0) for level in levels.union(extra_timesteps)}
     with setup.accelerator.autocast():

@@ -23,7 +23,9 @@ def make_job(studio: Studio, output_dir: Path, *flags: str, images: Path | None 
 
 def train(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Adapter:
     """Train in this process, from the flags to the published adapter."""
-    return train_adapter(make_job(studio, output_dir, *flags, images=images))
+    adapter = train_adapter(make_job(studio, output_dir, *flags, images=images))
+    assert adapter is not None
+    return adapter
 
 
 def make_loop(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Loop:

@@ -10,6 +10,7 @@ from mimicry.common.errors import UsageError
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.flags import NOT_YET, OUT_OF_SCOPE, parse_job
 from mimicry.tuning.hf_diffusers.sd3.job import Job
+from mimicry.tuning.options import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
 
 # The interface of the example, as of August 2026: a flag that is in none of our lists was forgotten.
@@ -27,7 +28,10 @@ EXAMPLE_FLAGS = """
     prodigy_use_bias_correction prodigy_safeguard_warmup max_grad_norm push_to_hub hub_token hub_model_id
     logging_dir report_to allow_tf32 cache_latents upcast_before_saving mixed_precision local_rank
 """.split()
-OUR_OWN = {"instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in OPTIONS)}
+OUR_OWN = {
+    *("instance_data_dir", "output_dir", "eval_data_dir", "local_rank"),
+    *(option.name for option in TRAINER_OPTIONS),
+}
 NEEDED = ("--instance_data_dir=images", "--output_dir=adapter")
 BOOLEANS = [option.name for option in OPTIONS if option.type is bool and not option.facts.takes_word]
 
@@ -138,14 +142,25 @@ def test_a_flag_of_the_example_that_we_refuse_is_explained_once(name: str, value
     assert OUT_OF_SCOPE.get(name, "not supported yet") in problem
 
 
+def test_the_number_of_processes_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse("--local-rank", "3").config.num_processes == 1
+    (problem,) = problems(*NEEDED, "--num-processes=2")
+    assert (
+        problem
+        == "--num_processes is told to the launcher: accelerate launch --multi_gpu --num_processes ..."
+    )
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert parse().config.num_processes == 4
+
+
 def test_all_problems_come_at_once() -> None:
     found = problems(
-        *("--push_to_hub", "--local_rank=0", "--leaning-rate=1", "--rank=0", "stray"),
+        *("--push_to_hub", "--report_to=x", "--leaning-rate=1", "--rank=0", "stray"),
         *("--resolution=1", "--learning_rate=nan"),
     )
     assert len(found) == 9
     for part in (
-        *("--push_to_hub is no flag", "--local_rank is not supported yet"),
+        *("--push_to_hub is no flag", "--report_to is not supported yet"),
         *("did you mean 'learning_rate'", "'stray' belongs to no flag"),
         *("--instance_data_dir is missing", "--output_dir is missing"),
         *("--rank is 0", "--resolution is 1", "--learning-rate is nan"),

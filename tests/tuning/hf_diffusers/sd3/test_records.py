@@ -68,8 +68,8 @@ class TestTrainingRun:
         assert set(run) == set(
             """
             schema recipe recipe_hash options base_model command paths host versions warnings images
-            numerics status started_at finished_at seconds stage_seconds steps resumed_from loss_spikes
-            peak_memory_bytes final_loss mean_loss draws_sha256 weights eval_loss
+            numerics memory other_numerics status started_at finished_at seconds stage_seconds steps
+            resumed_from loss_spikes peak_memory_bytes final_loss mean_loss draws_sha256 weights eval_loss
             """.split()
         )
         assert run["schema"] == 1
@@ -115,6 +115,10 @@ class TestTrainingRun:
         assert run["numerics"]["device"] == "cpu"
         assert run["numerics"]["threads"] == 1
         assert run["numerics"]["torch"] == torch.__version__
+        assert run["numerics"]["pillow"] == run["versions"]["pillow"]
+        # What changes no bit stands elsewhere: sisters with another GPU's memory are the same.
+        assert set(run["memory"]) == {"conditioning_table", "checkpointed_blocks"}
+        assert not set(run["memory"]) & set(run["numerics"])
 
     def test_warnings_and_command_are_kept(self, run: dict[str, Any]) -> None:
         assert run["warnings"] == ["19 images only", "twice"]

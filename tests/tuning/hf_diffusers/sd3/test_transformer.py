@@ -38,8 +38,8 @@ def test_the_table_changes_no_byte_of_the_adapter(
     first, second = (training_run(tmp_path / name) for name in ("without", "with"))
     assert first["recipe_hash"] == second["recipe_hash"]
     assert first["final_loss"] == second["final_loss"]
-    assert first["numerics"]["conditioning_table"] is False
-    assert second["numerics"]["conditioning_table"] is True
+    assert first["memory"]["conditioning_table"] is False
+    assert second["memory"]["conditioning_table"] is True
 
 
 def test_a_layer_that_the_adapter_trains_is_not_replaced(
