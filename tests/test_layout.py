@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TUNING = "mimicry.tuning"
 STACK = "mimicry.tuning.hf_diffusers"
 DEMO = "mimicry.demo"
+SAMPLING = "mimicry.sampling"
 PROGRAMS = {
     f"{TUNING}.apply_tuning",
     f"{TUNING}.hub_upload",
@@ -22,6 +23,7 @@ PROGRAMS = {
     f"{STACK}.run_tuning",
     f"{STACK}.train_dreambooth_lora_sd3",
     f"{DEMO}.draw_demo",
+    f"{SAMPLING}.draw_samples",
 }
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
 MOST_LINES = 400
@@ -81,8 +83,10 @@ def test_nothing_imports_a_program() -> None:
     [
         ("mimicry.common", TUNING, None),
         ("mimicry.common", DEMO, None),
+        ("mimicry.common", SAMPLING, None),
         (TUNING, STACK, STACK),
         (TUNING, DEMO, None),
+        (TUNING, SAMPLING, None),
         ("mimicry", DEMO, DEMO),
         ("mimicry", "tests", None),
         ("mimicry", "benchmarks", None),
@@ -114,6 +118,13 @@ def test_apply_tuning_imports_nothing_heavy() -> None:
     assert loaded & HEAVY == set()
 
 
+def test_the_program_of_samples_imports_nothing_heavy() -> None:
+    loaded = loaded_by("import mimicry.sampling.draw_samples")
+
+    assert "mimicry" in loaded
+    assert loaded & HEAVY == set()
+
+
 def test_a_plan_loads_nothing_heavy(tmp_path: Path, demo_dir: Path) -> None:
     study = write_study(tmp_path / "study")
     code = "import sys, mimicry.tuning.apply_tuning as program\nassert program.main() == 0"
@@ -131,7 +142,7 @@ def test_a_plan_loads_nothing_heavy(tmp_path: Path, demo_dir: Path) -> None:
 def test_console_scripts_lead_to_functions() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
 
-    assert scripts.keys() == {"apply_tuning", "mimicry-demo"}
+    assert scripts.keys() == {"apply_tuning", "mimicry-demo", "mimicry-samples"}
     for target in scripts.values():
         module, _, function = target.partition(":")
         assert callable(getattr(importlib.import_module(module), function))

@@ -86,6 +86,14 @@ class StudyTree:
         """Return the folder of one adapter."""
         return self.images_of(self.stack_outputs(stack) / str(condition), artist)
 
+    def base_samples(self, stack: str) -> Path:
+        """Return the folder of what the base model draws of validation prompts; no condition is called so."""
+        return self.stack_outputs(stack) / "base_samples"
+
+    def mimic_art(self, stack: str) -> Path:
+        """Return the folder of what a stack's adapters have drawn, by condition."""
+        return self.data_root / "mimic_art" / stack
+
     def artists(self, root: Path) -> list[Artist]:
         """Return every artist with a folder below `root`, sorted; hidden folders do not count."""
         return sorted(

@@ -21,7 +21,8 @@ METRICS = "metrics.jsonl"
 TRAIN_LOG = "train.log"
 # The status in training_run.json of a training that was refused: nothing went wrong, and nothing was done.
 BLOCKED = "blocked"
-_OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS)
+SAMPLES = "samples"
+_OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, SAMPLES)
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
 
 KEY_PREFIX = "transformer."

@@ -18,7 +18,6 @@ from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
 from mimicry.common.study_tree import (
     COUNTERMEASURES,
-    DEFAULT_DATA_ROOT,
     NONE,
     PROTECTIONS,
     Condition,
@@ -26,8 +25,14 @@ from mimicry.common.study_tree import (
 )
 from mimicry.tuning.call import Call
 from mimicry.tuning.config import OPTIONS
-from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
-from mimicry.tuning.runner_common import DEFAULT_STACK, RUNNER_CONFIG, Stack
+from mimicry.tuning.options import (
+    handed_on_options,
+    hyper_parameter_options,
+    selection_options,
+    take_config,
+    tree_options,
+)
+from mimicry.tuning.runner_common import RUNNER_CONFIG, Stack
 
 # What reaches a stack through {options} only, by parameter.
 _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
@@ -39,21 +44,12 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_DATA_ROOT,
-    help="Root of the study's tree.",
-)
-@click.option("--stack", default=DEFAULT_STACK, help="Way of training: a folder with a runner_config.json.")
+@tree_options
 @click.option("--protection", default=NONE, help=f"none, {', '.join(PROTECTIONS)}, or a folder's name.")
 @click.option(
     "--countermeasure", default=NONE, help=f"none, {', '.join(COUNTERMEASURES)}, or a folder's name."
 )
-@click.option("--split", "splits", multiple=True, help="Only artists of this split; may be repeated.")
-@click.option("--style", "styles", multiple=True, help="Only artists of this style; may be repeated.")
-@click.option("--artist", "artists", multiple=True, help="Only this artist; may be repeated.")
-@click.option("--pilot", is_flag=True, help="Only the first artist of each split and style.")
+@selection_options
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is; it is set aside.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing anywhere.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")

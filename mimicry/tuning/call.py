@@ -125,6 +125,8 @@ class Call:
             words.append(f"--train-script={self.train_script}")
         if target.eval_dir is not None:
             words.append(f"--eval-data-dir={target.eval_dir}")
+        if self.config.validation_prompt is not None:
+            words.append(f"--base-samples-dir={self.request.tree.base_samples(self.stack.name)}")
         words += [f"--note={warning}" for warning in target.warnings]
         return self.stack.words(target.images.path, target.output_dir, words)
 

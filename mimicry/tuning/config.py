@@ -25,6 +25,8 @@ LR_SCHEDULERS = (
 )
 # Values of resume_from_checkpoint that are no path.
 RESUME_LATEST, RESUME_NONE = "latest", "none"
+REPORT_NONE, REPORT_ALL = "none", "all"
+REPORTS = (REPORT_NONE, "tensorboard", "wandb", REPORT_ALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +279,34 @@ class TuningConfig:
         "Refuse to train where the artist's adapters of other conditions were made on another device, with "
         "other kernels or versions of libraries; by default that is a warning.",
         in_recipe=False,
+    )
+
+    # Validation images, and where metrics go beside metrics.jsonl.
+    validation_prompt: str | None = declare(
+        None, "Prompt to draw images of as training goes on, into samples/; by default none.", in_recipe=False
+    )
+    num_validation_images: int = declare(
+        4,
+        "Images of the validation prompt, each from noise of its own.",
+        minimum=1,
+        maximum=64,
+        in_recipe=False,
+    )
+    validation_epochs: int = declare(
+        50,
+        "Epochs from one set of validation images to the next; the last comes at the end.",
+        minimum=1,
+        maximum=1_000_000,
+        in_recipe=False,
+    )
+    report_to: str = declare(
+        REPORT_NONE,
+        "Send metrics to tensorboard, wandb, or all of these that are installed.",
+        choices=REPORTS,
+        in_recipe=False,
+    )
+    logging_dir: str = declare(
+        "logs", "Folder of what --report-to writes, relative to the adapter's.", in_recipe=False
     )
 
     def __post_init__(self) -> None:

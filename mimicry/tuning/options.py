@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from mimicry.common.study_tree import DEFAULT_DATA_ROOT
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
+from mimicry.tuning.runner_common import DEFAULT_STACK
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 TRAINER_OPTIONS = tuple(option for option in OPTIONS if not option.facts.for_launcher)
@@ -28,6 +30,49 @@ def handed_on_options(command: Command) -> Command:
     return command
 
 
+def options_named(*names: str) -> Callable[[Command], Command]:
+    """Return a decorator that gives a click command the options of some hyper-parameters."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(OPTIONS):
+            if option.name in names:
+                command = _click_option(option)(command)
+        return command
+
+    return decorate
+
+
+def tree_options(command: Command) -> Command:
+    """Decorate a click command with the options that say which study it is about, and which stack."""
+    for decorate in reversed(_TREE):
+        command = decorate(command)
+    return command
+
+
+def selection_options(command: Command) -> Command:
+    """Decorate a click command with the filters of artists; see `mimicry.tuning.selection`."""
+    for decorate in reversed(_SELECTION):
+        command = decorate(command)
+    return command
+
+
+_TREE = (
+    click.option(
+        "--data-root",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_DATA_ROOT,
+        help="Root of the study's tree.",
+    ),
+    click.option(
+        "--stack", default=DEFAULT_STACK, help="Way of training: a folder with a runner_config.json."
+    ),
+)
+_SELECTION = (
+    click.option("--split", "splits", multiple=True, help="Only artists of this split; may be repeated."),
+    click.option("--style", "styles", multiple=True, help="Only artists of this style; may be repeated."),
+    click.option("--artist", "artists", multiple=True, help="Only this artist; may be repeated."),
+    click.option("--pilot", is_flag=True, help="Only the first artist of each split and style."),
+)
 _HANDED_ON = (
     click.option("--push-to-hub/--no-push-to-hub", default=True, help="Upload each adapter, privately."),
     click.option("--hub-namespace", help="User or organisation on the Hub; by default that of HF_TOKEN."),

@@ -8,6 +8,7 @@ from pathlib import Path
 from mimicry.tuning.base_model import BaseModel, access_problem
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hub import token_problems
+from mimicry.tuning.reporting import report_problems
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)
@@ -36,6 +37,7 @@ def batch_problems(
         model_problems = model.problems(config.resolution)
     return [
         *(token_problems() if uploads else []),
+        *([] if config is None else report_problems(config)),
         *model_problems,
         *_package_problems(config),
         *_disk_problems(model, config, output_root, artist_count),

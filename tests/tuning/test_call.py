@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_a_command_has_every_choice_made(
         f"--eval-data-dir={tree.original_art / str(ANNA)}",
         "--note=3 images; the defaults are meant for 20",
     ]
+
+
+def test_every_condition_is_shown_beside_the_same_base(
+    tree: StudyTree, stack: Path, config: TuningConfig
+) -> None:
+    def shown(config: TuningConfig) -> list[str]:
+        words = command_for(make_call(tree, stack, config, MIST))
+        return [word for word in words if word.startswith("--base-samples-dir")]
+
+    folder = tree.data_root / "models/lora/quick/base_samples"
+    assert shown(replace(config, validation_prompt="a boat by sks")) == [f"--base-samples-dir={folder}"]
+    assert shown(config) == []
 
 
 def test_every_condition_is_evaluated_on_the_original_art(

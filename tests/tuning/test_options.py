@@ -127,6 +127,7 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
         "--lora-blocks",
         "--num-train-epochs",
         "--checkpointed-blocks",
+        "--validation-prompt",
     }
     off = {option.flag for option in OPTIONS if option.default is False}
     assert {"--random-flip", "--scale-lr"} <= off

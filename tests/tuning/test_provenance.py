@@ -35,6 +35,11 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "dataloader_num_workers": 2,
     "allow_tf32": True,
     "prompt_cache_dir": "/somewhere",
+    "validation_prompt": "a boat by sks",
+    "num_validation_images": 2,
+    "validation_epochs": 3,
+    "report_to": "wandb",
+    "logging_dir": "/somewhere",
     "eval_timesteps": 8,
     "checkpointing_steps": 7,
     "checkpoints_total_limit": 3,
@@ -126,6 +131,7 @@ class TestLocalModel:
             pretrained_model_name_or_path=str(link),
             cache_dir=str(tmp_path / "cache"),
             prompt_cache_dir=str(tmp_path / "prompts"),
+            logging_dir=str(tmp_path / "logs"),
         )
         model = BaseModel.find(config)
         assert model is not None
@@ -138,6 +144,7 @@ class TestLocalModel:
             "pretrained_model_name_or_path": str(link),
             "cache_dir": str(tmp_path / "cache"),
             "prompt_cache_dir": str(tmp_path / "prompts"),
+            "logging_dir": str(tmp_path / "logs"),
         }
         assert run.pop("host")["name"]
         text = json.dumps(run)
@@ -156,7 +163,7 @@ def test_a_hub_model_is_told_by_name_and_commit() -> None:
     assert run["base_model"] == {"name": "lab/model", "revision": "c" * 40}
     assert run["options"]["pretrained_model_name_or_path"] == "lab/model"
     assert run["recipe_hash"] == recipe_hash(run["recipe"])
-    assert run["options"] | {"cache_dir": None} == dataclasses.asdict(config)
+    assert run["options"] | {"logging_dir": "logs"} == dataclasses.asdict(config)
     json.dumps(run)
 
 

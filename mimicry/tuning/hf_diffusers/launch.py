@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.config import REPORT_NONE, TuningConfig
 from mimicry.tuning.options import TRAINER_OPTIONS, trainer_flags
 from mimicry.tuning.provenance import trainer_identity
 
@@ -68,15 +68,21 @@ class TrainScript:
         output_dir: Path,
         notes: Sequence[str],
         eval_dir: Path | None = None,
+        base_samples_dir: Path | None = None,
     ) -> list[str]:
         """Return the script's arguments; a flag that it does not know is left out."""
         flags = {
             "instance_data_dir": [f"--instance_data_dir={input_dir}"],
             "output_dir": [f"--output_dir={output_dir}"],
             "eval_data_dir": [] if eval_dir is None else [f"--eval_data_dir={eval_dir}"],
+            "base_samples_dir": []
+            if base_samples_dir is None
+            else [f"--base_samples_dir={base_samples_dir}"],
             "note": [f"--note={note}" for note in notes],
             **trainer_flags(config),
         }
+        if not self.is_own and config.report_to == REPORT_NONE:
+            flags["report_to"] = []  # accelerate, which the diffusers example asks, does not know the word
         return [word for name, words in flags.items() if self._knows(name) for word in words]
 
     def warnings(self, config: TuningConfig) -> list[str]:

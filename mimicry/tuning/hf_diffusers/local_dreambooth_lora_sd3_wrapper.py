@@ -36,6 +36,11 @@ from mimicry.tuning.publishing import upload_and_record
     type=click.Path(path_type=Path),
     help="Folder of the images to measure the loss on, before and after: the original art.",
 )
+@click.option(
+    "--base-samples-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of what the base model draws of validation prompts, for many artists.",
+)
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
@@ -70,6 +75,7 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         notes=parameters["note"],
         stall_seconds=60 * parameters["stall_minutes"],
         eval_dir=eval_dir,
+        base_samples_dir=parameters["base_samples_dir"],
     )
     if dry_run:
         print(shlex.join(job.command()))

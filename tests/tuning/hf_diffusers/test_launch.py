@@ -51,9 +51,10 @@ class TestOwnScript:
         assert job.config == config
         assert job.instance_data_dir == Path(hostile_name)
         assert job.notes == (hostile_name, "another note")
-        assert job.eval_data_dir is None
-        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name))
-        assert parse_job(words).eval_data_dir == Path(hostile_name)
+        assert (job.eval_data_dir, job.base_samples_dir) == (None, None)
+        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name), Path(hostile_name))
+        job = parse_job(words)
+        assert (job.eval_data_dir, job.base_samples_dir) == (Path(hostile_name), Path(hostile_name))
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()
@@ -115,6 +116,15 @@ class TestForeignScript:
         assert not [word for word in script.words(config, IN, OUT, []) if "resume" in word]
         assert not [warning for warning in script.warnings(config) if "resume" in warning]
         assert "--resume_from_checkpoint=latest" in TrainScript.own().words(config, IN, OUT, [])
+
+    def test_it_hears_of_trackers_only_where_there_is_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "script.py"
+        flags = ("instance_data_dir", "output_dir", "instance_prompt", "report_to", "logging_dir")
+        path.write_text("".join(f"parser.add_argument('--{name}')\n" for name in flags))
+        script = TrainScript.read(path)
+        for value, words in (("none", []), ("wandb", ["--report_to=wandb"])):
+            given = script.words(TuningConfig(report_to=value), IN, OUT, [])
+            assert [word for word in given if word.startswith("--report_to")] == words
 
     def test_it_is_told_from_others_by_its_content(self, foreign: TrainScript, tmp_path: Path) -> None:
         before = foreign.identity

@@ -218,6 +218,7 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
         [
             *("--input-dir", "O'Keeffe; {x}", "--output-dir", "out dir", "--no-push-to-hub", "--dry-run"),
             "--eval-data-dir=O'Keeffe; {x}",
+            "--base-samples-dir=base {x}",
         ],
         cwd=tmp_path,
     )
@@ -230,6 +231,7 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     assert "--instance_data_dir=O'Keeffe; {x}" in words
     assert "--output_dir=out dir" in words
     assert "--eval_data_dir=O'Keeffe; {x}" in words
+    assert "--base_samples_dir=base {x}" in words
 
 
 @needs_proc

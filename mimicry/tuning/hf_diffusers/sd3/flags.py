@@ -26,13 +26,12 @@ OUT_OF_SCOPE = {
     "text_encoder_lr": _TRANSFORMER_ONLY,
     "adam_weight_decay_text_encoder": _TRANSFORMER_ONLY,
 }
+_FOLDERS = ("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir")
 # What it will understand one day.
 NOT_YET = frozenset(
     """
     with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
     sample_batch_size prior_generation_precision
-    validation_prompt num_validation_images validation_epochs
-    logging_dir report_to
     """.split()
 )
 
@@ -63,6 +62,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         notes=tuple(parsed.note),
         command=(Path(sys.argv[0]).name, *words),
         eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
+        base_samples_dir=None if parsed.base_samples_dir is None else Path(parsed.base_samples_dir),
     )
 
 
@@ -82,13 +82,18 @@ def _parser() -> argparse.ArgumentParser:
         help="Folder of the images to measure the loss on, before and after.",
     )
     parser.add_argument(
-        "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
+        "--base_samples_dir",
+        metavar="DIR",
+        help="Folder of what the base model draws of validation prompts, for many artists; by default each "
+        "has them in its own samples/.",
     )
     parser.add_argument(
         "--local_rank",
-        type=int,
         metavar="INTEGER",
-        help="Without effect: the launcher's environment tells it.",
+        help="Taken for the example's sake, and not read: launchers say it by the variable LOCAL_RANK.",
+    )
+    parser.add_argument(
+        "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
     )
     add_trainer_flags(parser)
     return parser
@@ -122,5 +127,5 @@ def _unknown_flag_problem(name: str) -> str:
         return f"--{name} is told to the launcher: accelerate launch --multi_gpu --{name} ..."
     if name in NOT_YET:
         return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
-    known = ["instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in TRAINER_OPTIONS)]
+    known = [*_FOLDERS, *(option.name for option in TRAINER_OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

@@ -19,6 +19,8 @@ from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
 from mimicry.tuning.hf_diffusers.sd3.processes import GROUP_OPTIONS, Processes
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization
+from mimicry.tuning.hf_diffusers.sd3.reports import tracker_arguments
+from mimicry.tuning.reporting import report_problems
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,7 +29,8 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Job:
     """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
 
-    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be.
+    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
+    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study.
     """
 
     config: TuningConfig
@@ -36,6 +39,7 @@ class Job:
     notes: tuple[str, ...]
     command: tuple[str, ...]
     eval_data_dir: Path | None = None
+    base_samples_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ class Setup:
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
-        accelerator = _accelerator(job.config)
+        accelerator = _accelerator(job.config, job.output_dir)
         processes = Processes.of(accelerator)
         with processes.failing_together():
             return cls._find(job, accelerator, processes)
@@ -136,7 +140,7 @@ def _usable_images(folder: Path) -> ImageFolder:
     return images
 
 
-def _accelerator(config: TuningConfig) -> Accelerator:
+def _accelerator(config: TuningConfig, output_dir: Path) -> Accelerator:
     if config.deterministic:
         # cuBLAS reads this when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -158,9 +162,13 @@ def _accelerator(config: TuningConfig) -> Accelerator:
             f"{torch.cuda.device_count()}; type --num_processes {torch.cuda.device_count()}, and a larger "
             f"--gradient_accumulation_steps for the same samples a step"
         )
+    problems = report_problems(config)
+    if problems:
+        raise UsageError(*problems)
     return Accelerator(
         mixed_precision=config.mixed_precision,
         # Accelerate joins processes without GPUs only when it is told that the CPU is meant.
         cpu=config.num_processes > 1 and not cuda,
         kwargs_handlers=[GROUP_OPTIONS],
+        **tracker_arguments(config, output_dir),
     )

@@ -16,13 +16,14 @@ from torch import Tensor
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed
-from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
-from mimicry.tuning.adapter import BLOCKED, METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
+from mimicry.tuning.adapter import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
+from mimicry.tuning.hf_diffusers.sd3.reports import Reports
 from mimicry.tuning.numerics import numerics_differences, sister_differences, told
 from mimicry.tuning.provenance import OWN_TRAINER, describe_run
 
@@ -80,7 +81,13 @@ class RunRecord:
         if self.resumed is not None:
             self._take_up(self.resumed)
         elif self._writes:
+            set_aside(output_dir, [SAMPLES], "unfinished")
             (output_dir / METRICS).write_bytes(b"")
+        self._report_id = self._chosen_report_id()
+        self.reports = Reports(self.setup.accelerator, self.warn)
+        if self._writes:
+            options = self._known["recipe"]["options"]
+            self.reports.begin(output_dir, options, run_id=self._report_id, steps=self.steps)
         self._write("running")
 
     def _clear_way(self) -> Checkpoint | None:
@@ -188,6 +195,7 @@ class RunRecord:
             "numerics": self._known["numerics"],
             "draws": self._draws,
             "loss_spikes": self.loss_spikes,
+            "report_id": self._report_id,
         }
         try:
             self.checkpoints.save(self.steps, parameters, parts, facts)
@@ -225,12 +233,20 @@ class RunRecord:
         except Exception as error:
             self._write_end("failed", f"{type(error).__name__}: {error}".strip())
             raise
+        finally:
+            self.reports.close()
 
     def _append_metrics(self, line: dict[str, Any]) -> None:
         if not self._writes:
             return
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.reports.add(line)
+
+    def _chosen_report_id(self) -> str:
+        """Return the name of this run for trackers: that of the run that it goes on with, or a new one."""
+        new = sha256_text(f"{self.setup.job.output_dir.absolute()} {self.started_at}")[:16]
+        return new if self.resumed is None else str(self.resumed.facts.get("report_id", new))
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         """Go on with the record of the run that wrote `checkpoint`, as it was then."""

@@ -15,51 +15,67 @@ from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
+from mimicry.tuning.hf_diffusers.sd3.validation import Validation, decode_samples, encode_validation
 
 
 def train_adapter(job: Job) -> Adapter | None:
     """Train the adapter of `job` and publish it in its output folder; return it in the main process."""
     setup = Setup.prepare(job)
-    processes, record = setup.processes, RunRecord(setup)
+    record = RunRecord(setup)
+    adapter = _train(setup, record)
+    # Nothing holds the transformer any more.
+    _free(setup)
+    decode_samples(setup, record)
+    return adapter
+
+
+def _train(setup: Setup, record: RunRecord) -> Adapter | None:
+    processes = setup.processes
     with processes.as_one(record.watched()), signal_noted(signal.SIGUSR1) as checkpoint_asked:
         with record.stage("encode"):
-            prompt = _encode_prompt(setup, record)
+            cached = _cached_encoders(setup, record)
+            prompt = cached.encode(setup.job.config.instance_prompt, setup.job.config.max_sequence_length)
+            shown = encode_validation(setup, cached)
+            _free(setup)
             latents, eval_images = _encode_images(setup, record)
         with record.stage("load"):
             say("reading the transformer")
             levels = eval_levels(setup) if eval_images else []
             loop = Loop(setup, load_transformer(setup), prompt, latents, record, extra_timesteps=levels)
             evaluation = Evaluation(loop, latents, eval_images, record)
-            if record.resumed is not None:
-                loop.restore(record.resumed)
+            validation = Validation(loop, shown, record)
+        with attention(setup.job.config, setup.device):
+            # The adapter is still that of step 0, which changes nothing, in a run that is resumed too.
+            validation.draw_base()
+        if record.resumed is not None:
+            loop.restore(record.resumed)
         with (
             loop.saved_when_stopped(),
             processes.stopping_together(),
-            attention(job.config, setup.device),
+            attention(setup.job.config, setup.device),
         ):
             if record.resumed is None:
                 evaluation.evaluate_at(0)
+            # Of the step that a stop signal may have come after.
+            validation.draw_after(record.steps)
             with record.stage("train"):
                 say(f"training {setup.step_count - record.steps} steps on {setup.device}")
-                loop.run(checkpoint_asked)
+                loop.run(checkpoint_asked, validation.draw_after)
             evaluation.evaluate_at(setup.step_count)
             with stop_signals_held():
                 return _save(setup, loop, record) if processes.is_main else None
 
 
-def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
+def _cached_encoders(setup: Setup, record: RunRecord) -> CachedEncoders:
     config = setup.job.config
     # Bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, record.warn)
-    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
-    prompt = cached.encode(config.instance_prompt, config.max_sequence_length)
-    _free(setup)
-    return prompt
+    return CachedEncoders.of(encoders, config.prompt_cache_dir)
 
 
 def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, ImageFolder | None]:

@@ -115,11 +115,16 @@ class Loop:
         if checkpointed:
             say(f"checkpointing {checkpointed} of {len(self.transformer.transformer_blocks)} blocks")
 
-    def run(self, checkpoint_asked: Callable[[], bool] = bool) -> None:
+    def run(
+        self,
+        checkpoint_asked: Callable[[], bool] = bool,
+        after_step: Callable[[int], None] = lambda step: None,
+    ) -> None:
         """Take all optimizer steps that are left, and write the checkpoints that are due.
 
         Args:
             checkpoint_asked: says after each step whether somebody wants a checkpoint now.
+            after_step: called with the number of each step, once it was taken and its checkpoint written.
 
         Raises:
             TrainingFailed: the loss or the gradient is no finite number.
@@ -133,6 +138,7 @@ class Loop:
                 due = step % self.setup.job.config.checkpointing_steps == 0 and step < step_count
                 if checkpoint_asked() or due:
                     self.save_checkpoint()
+                after_step(step)
                 if step % max(1, step_count // _REPORTS) == 0:
                     say(f"step {step}/{step_count}, loss {loss:.4f}")
 

@@ -1,6 +1,7 @@
 """The trainer's command line stands in for that of the diffusers example."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ EXAMPLE_FLAGS = """
     logging_dir report_to allow_tf32 cache_latents upcast_before_saving mixed_precision local_rank
 """.split()
 OUR_OWN = {
-    *("instance_data_dir", "output_dir", "eval_data_dir", "local_rank"),
+    *("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir", "local_rank"),
     *(option.name for option in TRAINER_OPTIONS),
 }
 NEEDED = ("--instance_data_dir=images", "--output_dir=adapter")
@@ -117,6 +118,10 @@ def test_the_last_value_counts_and_notes_add_up() -> None:
     assert job.notes == ("one", "two")
 
 
+def test_the_rank_of_a_process_is_taken_and_not_read() -> None:
+    assert parse("--local_rank=-1") == replace(parse(), command=parse("--local_rank=-1").command)
+
+
 def test_the_command_is_kept_as_typed() -> None:
     words = [*NEEDED, "--max-train-steps", "3"]
     assert parse_job(words).command[1:] == tuple(words)
@@ -155,12 +160,12 @@ def test_the_number_of_processes_comes_from_the_launcher(monkeypatch: pytest.Mon
 
 def test_all_problems_come_at_once() -> None:
     found = problems(
-        *("--push_to_hub", "--report_to=x", "--leaning-rate=1", "--rank=0", "stray"),
+        *("--push_to_hub", "--class_prompt=a", "--leaning-rate=1", "--rank=0", "stray"),
         *("--resolution=1", "--learning_rate=nan"),
     )
     assert len(found) == 9
     for part in (
-        *("--push_to_hub is no flag", "--report_to is not supported yet"),
+        *("--push_to_hub is no flag", "--class_prompt is not supported yet"),
         *("did you mean 'learning_rate'", "'stray' belongs to no flag"),
         *("--instance_data_dir is missing", "--output_dir is missing"),
         *("--rank is 0", "--resolution is 1", "--learning-rate is nan"),

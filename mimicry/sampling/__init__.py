@@ -1,0 +1,1 @@
+"""Samples of trained adapters: a preview of Step 4."""

@@ -1,0 +1,104 @@
+"""The contact sheet: a row for each artist, and in it what was painted, and what was drawn, side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mimicry.common.errors import BatchFault
+from mimicry.common.files import atomic_path
+from mimicry.common.images import ImageFolder, read_rgb
+from mimicry.common.study_tree import NONE, Artist, Condition, StudyTree
+from mimicry.sampling.plan import SampleSet, State, artists_of, conditions_of, pairs_for_sheet
+
+_ACROSS = 2
+_SHOWN = _ACROSS * _ACROSS
+_TILE = 96
+_GAP = 2
+_MARGIN = 12
+_TEXT = 16
+_PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (225, 225, 225)
+_CELL = _ACROSS * _TILE + (_ACROSS - 1) * _GAP
+
+
+def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) -> None:
+    """Write the sheet of `sets` as a PNG to `path`.
+
+    Columns are the artist's original pictures, the base model and each condition. Within a row all drawn
+    pictures in the same place have the same prompt and seed. What is not there, or is stale, stays grey.
+
+    Raises:
+        BatchFault: the file cannot be written.
+    """
+    artists, conditions = artists_of(sets), conditions_of(sets)
+    titles = ["training pictures", "base model", *map(_title, conditions)]
+    row_height = _CELL + _TEXT + _MARGIN
+    size = (
+        _MARGIN + len(titles) * (_CELL + _MARGIN),
+        _MARGIN + _TEXT + len(artists) * row_height,
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for column, title in enumerate(titles):
+        pen.text((_left(column), _MARGIN // 2), title, fill=_INK, font=font)
+    for row, artist in enumerate(artists):
+        top = _MARGIN + _TEXT + row * row_height
+        pen.text((_left(0), top), _printable(str(artist)), fill=_INK, font=font)
+        for column, files in enumerate(_cells(tree, sets, artist, conditions)):
+            for place, file in enumerate(files):
+                down, across = divmod(place, _ACROSS)
+                corner = (_left(column) + across * (_TILE + _GAP), top + _TEXT + down * (_TILE + _GAP))
+                sheet.paste(_tile(file), corner)
+    try:
+        with atomic_path(path) as temporary:
+            sheet.save(temporary, format="PNG", optimize=True)
+    except OSError as error:
+        raise BatchFault(f"--contact-sheet {path} cannot be written: {error.strerror}") from error
+
+
+def _cells(
+    tree: StudyTree, sets: Sequence[SampleSet], artist: Artist, conditions: Sequence[Condition]
+) -> list[list[Path | None]]:
+    """Return the files of each cell in an artist's row; None for a picture that is not there."""
+    pairs = pairs_for_sheet(sets, artist, _SHOWN)
+    paintings = ImageFolder.read(tree.images_of(tree.original_art, artist)).paths
+    cells: list[list[Path | None]] = [list(paintings[:_SHOWN])]
+    for condition in (None, *conditions):
+        files = {
+            (picture.prompt, picture.seed): picture.path
+            for found in sets
+            if found.condition == condition and found.artist == (artist if condition else None)
+            for picture in found.pictures
+            if picture.state is not State.STALE
+        }
+        cells.append([files.get(pair) for pair in pairs])
+    return cells
+
+
+def _tile(file: Path | None) -> Image.Image:
+    try:
+        picture = None if file is None else read_rgb(file)
+    except OSError:
+        picture = None
+    if picture is None:
+        return Image.new("RGB", (_TILE, _TILE), _MISSING)
+    side = min(picture.size)
+    left, upper = (picture.width - side) // 2, (picture.height - side) // 2
+    box = (left, upper, left + side, upper + side)
+    return picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS, box=box)
+
+
+def _title(condition: Condition) -> str:
+    if condition == Condition():
+        return "original"
+    names = [name for name in (condition.protection, condition.countermeasure) if name != NONE]
+    return _printable(" + ".join(names))
+
+
+def _printable(text: str) -> str:
+    # The font that is always there has no other letters.
+    return text.encode("latin-1", "replace").decode("latin-1")
+
+
+def _left(column: int) -> int:
+    return _MARGIN + column * (_CELL + _MARGIN)

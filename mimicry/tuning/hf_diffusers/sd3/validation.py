@@ -1,0 +1,217 @@
+"""Validation images: what the adapter draws as it is trained, and what the base model drew before.
+
+They come from the same noise at every step, for every artist and condition, so that they can be compared.
+Nothing that training draws or computes is touched, and a fault here is a warning. Only latents are made
+while the transformer is in memory. They wait on disk and are decoded when the run is over: the VAE in fp32
+and the activations of its last layers, which take several GiB at 1024 pixels, would otherwise come on top of
+transformer and optimizer, or have to be moved in and out each time. So the peak of a run is that of training.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mimicry.common.files import canonical_json, sha256_text, write_bytes
+from mimicry.tuning.adapter import SAMPLES
+from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
+from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.sampling import (
+    NEGATIVE,
+    NEGATIVE_PROMPT,
+    PROMPT,
+    Conditioning,
+    SamplingSettings,
+    decode,
+    initial_noise,
+    latent_shape,
+    load_vae,
+    sample_latents,
+    sampling_timesteps,
+)
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.sample_files import save_sample
+
+_BASE = "base"
+_LATENTS = ".latents"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The embeddings of the validation prompt and of the negative prompt."""
+
+    prompt: PromptEmbeds
+    negative: PromptEmbeds
+
+
+def encode_validation(setup: Setup, cached: CachedEncoders) -> Shown | None:
+    """Return what is to be shown; None without a validation prompt."""
+    config = setup.job.config
+    if config.validation_prompt is None:
+        return None
+    return Shown(
+        cached.encode(config.validation_prompt, config.max_sequence_length),
+        cached.encode(NEGATIVE_PROMPT, config.max_sequence_length),
+    )
+
+
+def is_due(setup: Setup, step: int) -> bool:
+    """Return whether images are drawn after `step`: the one that ends so many epochs, and the last one."""
+    config = setup.job.config
+    period = config.validation_epochs * config.repeats * len(setup.images.names)
+    samples = step * config.samples_per_step
+    ends_period = samples // period > (samples - config.samples_per_step) // period
+    return step > 0 and (ends_period or step == setup.step_count)
+
+
+class Validation:
+    """The validation of one run; one with nothing to show does nothing."""
+
+    def __init__(self, loop: Loop, shown: Shown | None, record: RunRecord) -> None:
+        self._loop = loop
+        self._setup = setup = loop.setup
+        self._shown = shown
+        self._record = record
+        self._scheduler_dir = setup.model.folder / "scheduler"
+        self._settings = SamplingSettings(resolution=setup.job.config.resolution)
+
+    def draw_base(self) -> None:
+        """Draw what the base model makes of the prompt, unless it is there; before the first step only."""
+        wanted = [path for path in base_paths(self._setup) if not path.exists()]
+        if self._shown is not None and wanted:
+            self._draw(_BASE, "the base model's validation images")
+
+    def draw_after(self, step: int) -> None:
+        """Draw the images after optimizer step `step`, where they are due and not there."""
+        if self._shown is not None and is_due(self._setup, step):
+            self._draw(f"step-{step:06d}", f"validation images after step {step}")
+
+    def _draw(self, name: str, what: str) -> None:
+        folder = self._setup.job.output_dir / SAMPLES
+        if (folder / (name + _LATENTS)).exists() or not self._setup.accelerator.is_main_process:
+            return
+        with _only_a_warning(self._record, what), self._record.stage("validate"):
+            latents_BCHW = self._sample()
+            if not latents_BCHW.isfinite().all():
+                raise ValueError("the transformer returned numbers that are not finite")
+            write_bytes(folder / (name + _LATENTS), save({"latents": latents_BCHW}))
+            say(f"drew {what}; they are decoded at the end")
+
+    def _sample(self) -> Tensor:
+        """Return the latents of all images, drawn one by one, of shape (B, C, H, W) on the CPU."""
+        setup, config, transformer = self._setup, self._setup.job.config, self._loop.transformer
+        was_training = transformer.training
+        transformer.eval()  # no dropout
+        try:
+            with setup.accelerator.autocast():
+                latents = [
+                    sample_latents(
+                        transformer,
+                        self._scheduler_dir,
+                        *self._embeds,
+                        initial_noise(config.seed, "validation_noise", index, "", self._shape),
+                        self._settings,
+                        self._conditioning,
+                    ).cpu()
+                    for index in range(config.num_validation_images)
+                ]
+        finally:
+            transformer.train(was_training)
+        return torch.cat(latents)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return latent_shape(self._setup.model, self._settings.resolution)
+
+    @functools.cached_property
+    def _embeds(self) -> tuple[PromptEmbeds, PromptEmbeds]:
+        assert self._shown is not None
+        device, dtype = self._setup.device, self._setup.dtype
+        return self._shown.prompt.to(device, dtype), self._shown.negative.to(device, dtype)
+
+    @functools.cached_property
+    def _conditioning(self) -> Conditioning | None:
+        """The rows of a table of its own: other timesteps than training's, and one image at a time."""
+        setup, transformer = self._setup, self._loop.transformer
+        weights = WeightFiles.find(setup.model.folder / "transformer", setup.job.config.variant)
+        if not isinstance(transformer, TabledTransformer) or weights is None:
+            return None
+        steps = self._settings.steps
+        table = compute_table(
+            transformer,
+            weights,
+            timesteps_T=sampling_timesteps(self._scheduler_dir, steps),
+            pooled_NP=torch.cat([embeds.pooled_1P for embeds in self._embeds]),
+            conditions=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
+            batch_size=1,
+        )
+        return lambda step, which: table.rows([step], [which])
+
+
+def decode_samples(setup: Setup, record: RunRecord) -> None:
+    """Turn all latents that the run has left into images; to be called when the transformer is gone."""
+    files = sorted((setup.job.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
+    if not files or not setup.accelerator.is_main_process:
+        return
+    with _only_a_warning(record, "validation images"):
+        vae = load_vae(setup.model, setup.job.config.variant, setup.device)
+        for file in files:
+            name = file.name.removesuffix(_LATENTS)
+            count = setup.job.config.num_validation_images
+            paths = [file.with_name(f"{name}_{index}.png") for index in range(count)]
+            if name == _BASE:
+                paths = base_paths(setup)
+            facts = _facts(setup) | {"step": 0 if name == _BASE else int(name.removeprefix("step-"))}
+            images = decode(vae, load_file(file)["latents"])
+            for index, (path, image) in enumerate(zip(paths, images, strict=True)):
+                # The base model's may have come from another process meanwhile.
+                if name != _BASE or not path.exists():
+                    save_sample(path, image, facts | {"index": index})
+            file.unlink()
+        say(f"decoded the validation images of {len(files)} points in time")
+
+
+def base_paths(setup: Setup) -> list[Path]:
+    """Return where the base model's images belong: one folder for all runs with the same of them."""
+    root, count = setup.job.base_samples_dir, setup.job.config.num_validation_images
+    if root is None:
+        return [setup.job.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
+    key = sha256_text(canonical_json(_facts(setup)))[:16]
+    return [root / key / f"{index}.png" for index in range(count)]
+
+
+def _facts(setup: Setup) -> dict[str, Any]:
+    """Return all that the base model's images depend on, but for their number."""
+    config = setup.job.config
+    return {
+        "base_model": setup.model.identity(),
+        "variant": config.variant,
+        "mixed_precision": config.mixed_precision,
+        "prompt": config.validation_prompt,
+        "negative_prompt": NEGATIVE_PROMPT,
+        "max_sequence_length": config.max_sequence_length,
+        "seed": config.seed,
+        **asdict(SamplingSettings(resolution=config.resolution)),
+    }
+
+
+@contextmanager
+def _only_a_warning(record: RunRecord, what: str) -> Iterator[None]:
+    """Run the body; whatever goes wrong in it costs the images, and nothing else."""
+    try:
+        yield
+    except Exception as error:
+        # The text may name a path of this machine, which has no place in training_run.json.
+        say(f"{what}: {error}")
+        record.warn(f"no {what}: {type(error).__name__}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

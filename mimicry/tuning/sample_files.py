@@ -1,0 +1,40 @@
+"""Images that a model has drawn, as PNG files that say how they came to be. No torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from mimicry.common.files import atomic_path
+
+# Euler steps from noise to image, and weight of the prompt against the negative prompt.
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 4.5
+_ENTRY = "mimicry"
+
+
+def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
+    """Write `image` to `path` as a PNG with `settings` in its metadata; whole, or not at all."""
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text(_ENTRY, json.dumps(settings, sort_keys=True))
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=metadata)
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """Return the settings in the PNG at `path`; None for a file that has none, or is no whole PNG.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            settings = json.loads(image.info[_ENTRY])
+    except FileNotFoundError:
+        raise
+    # A damaged file brings any kind of error out of Pillow's readers.
+    except Exception:
+        return None
+    return settings if isinstance(settings, dict) else None

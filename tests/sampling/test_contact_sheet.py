@@ -1,0 +1,73 @@
+"""The contact sheet: every picture in its place, and grey where there is none."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mimicry.common.errors import BatchFault
+from mimicry.common.study_tree import StudyTree
+from mimicry.sampling.contact_sheet import _CELL, _GAP, _MARGIN, _TEXT, _TILE, write_contact_sheet
+from mimicry.sampling.plan import Picture, SampleSet, State
+from tests.tuning.small_study import ANNA, BORIS, MIST, ORIGINAL
+
+GREY, WHITE = (225, 225, 225), (255, 255, 255)
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    return (10 * number, 200 - 7 * number, 40)
+
+
+def paint(path: Path, number: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), colour(number)).save(path)
+    return path
+
+
+def pictures(folder: Path, first: int, state: State = State.DRAW) -> tuple[Picture, ...]:
+    return tuple(
+        Picture(paint(folder / f"{index}.png", first + index), f"prompt {index}", 0, {}, state)
+        for index in range(3)
+    )
+
+
+def at(sheet: Image.Image, row: int, column: int, place: int) -> object:
+    down, across = divmod(place, 2)
+    left = _MARGIN + column * (_CELL + _MARGIN) + across * (_TILE + _GAP)
+    top = _MARGIN + 2 * _TEXT + row * (_CELL + _TEXT + _MARGIN) + down * (_TILE + _GAP)
+    return sheet.getpixel((left + _TILE // 2, top + _TILE // 2))
+
+
+def test_every_picture_is_in_its_place(tmp_path: Path) -> None:
+    tree = StudyTree(tmp_path / "study")
+    for index in range(5):
+        paint(tree.images_of(tree.original_art, ANNA) / f"{index}.png", index)
+    base = SampleSet(pictures=pictures(tmp_path / "base", 6))
+    sets = [
+        base,
+        SampleSet(condition=ORIGINAL, artist=ANNA, pictures=pictures(tmp_path / "a", 9)),
+        SampleSet(condition=MIST, artist=ANNA, pictures=pictures(tmp_path / "b", 12, State.STALE)),
+        SampleSet(condition=MIST, artist=BORIS, pictures=pictures(tmp_path / "c", 15)),
+    ]
+    (tmp_path / "c" / "1.png").write_bytes(b"damaged")
+    path = tmp_path / "new folder" / "sheet.png"
+
+    write_contact_sheet(path, tree, sets)
+
+    with Image.open(path) as sheet:
+        assert sheet.format == "PNG"
+        sheet.load()
+    assert [at(sheet, 0, 0, place) for place in range(4)] == [colour(number) for number in range(4)]
+    assert [at(sheet, 0, 1, place) for place in range(4)] == [*map(colour, (6, 7, 8)), WHITE]
+    assert [at(sheet, 0, 2, place) for place in range(3)] == [*map(colour, (9, 10, 11))]
+    assert [at(sheet, 0, 3, place) for place in range(3)] == [GREY] * 3
+    assert [at(sheet, 1, 0, place) for place in range(3)] == [WHITE] * 3
+    assert [at(sheet, 1, 1, place) for place in range(3)] == [*map(colour, (6, 7, 8))]
+    assert [at(sheet, 1, 2, place) for place in range(3)] == [GREY] * 3
+    assert [at(sheet, 1, 3, place) for place in range(3)] == [colour(15), GREY, colour(17)]
+
+
+def test_a_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BatchFault, match="--contact-sheet"):
+        write_contact_sheet(tmp_path / "file" / "sheet.png", StudyTree(tmp_path), [])

@@ -1,0 +1,209 @@
+"""What mimicry-samples would draw, told from the tree."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mimicry.common.errors import UsageError
+from mimicry.common.study_tree import StudyTree
+from mimicry.sampling.plan import (
+    Request,
+    SampleSet,
+    State,
+    conditions_of,
+    default_prompts,
+    file_name,
+    make_plan,
+    pairs_for_sheet,
+)
+from mimicry.tuning.adapter import WEIGHTS
+from mimicry.tuning.sample_files import save_sample
+from mimicry.tuning.selection import Selection
+from tests.hostile_names import over_hostile_names
+from tests.tuning.small_study import (
+    ANNA,
+    BASE,
+    BORIS,
+    CLARA,
+    CONFIG,
+    COUNTERED,
+    MIST,
+    ORIGINAL,
+    put_adapter,
+    write_study,
+)
+
+DRAWING = {"resolution": 64, "steps": 2, "guidance": 4.5}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    study = write_study(tmp_path / "study")
+    for condition, artist in ((COUNTERED, ANNA), (ORIGINAL, ANNA), (MIST, ANNA), (ORIGINAL, CLARA)):
+        put_adapter(study, condition, artist)
+    return study
+
+
+def plan(tree: StudyTree, **changes: Any) -> list[SampleSet]:
+    words: dict[str, Any] = {
+        "tree": tree,
+        "stack": "hf_diffusers",
+        "selection": Selection(),
+        "prompts": ("a boat", "a tree"),
+        "seeds": (0, 1),
+        "config": CONFIG,
+        "identity": BASE.identity(),
+        "drawing": DRAWING,
+    }
+    return make_plan(Request(**words | changes))
+
+
+def shown(sets: list[SampleSet]) -> list[str]:
+    return [found.name for found in sets]
+
+
+def test_all_conditions_with_adapters_are_drawn_artist_by_artist(tree: StudyTree) -> None:
+    sets = plan(tree)
+
+    assert shown(sets) == [
+        *(f"{condition}/{ANNA}" for condition in (ORIGINAL, MIST, COUNTERED)),
+        f"{ORIGINAL}/{CLARA}",
+    ]
+    assert conditions_of(reversed(sets)) == [ORIGINAL, MIST, COUNTERED]
+    assert not any(found.problem for found in sets)
+    folder = tree.data_root / "mimic_art/hf_diffusers/mist__none" / str(ANNA)
+    assert [picture.path for picture in sets[1].pictures] == [
+        folder / name for name in ("a_boat_0.png", "a_boat_1.png", "a_tree_0.png", "a_tree_1.png")
+    ]
+    assert {picture.state for found in sets for picture in found.pictures} == {State.DRAW}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"protections": ("mist",)}, [f"{MIST}/{ANNA}", f"{COUNTERED}/{ANNA}"]),
+        ({"protections": ("mist",), "countermeasures": ("none",)}, [f"{MIST}/{ANNA}"]),
+        ({"selection": Selection(artists=(CLARA.name,))}, [f"{ORIGINAL}/{CLARA}"]),
+        ({"selection": Selection(pilot=True, styles=("cubism",))}, [f"{ORIGINAL}/{CLARA}"]),
+        (
+            {"selection": Selection(artists=(CLARA.name,)), "base": True},
+            ["the base model", f"{ORIGINAL}/{CLARA}"],
+        ),
+    ],
+)
+def test_filters_are_those_of_apply_tuning(
+    changes: dict[str, Any], names: list[str], tree: StudyTree
+) -> None:
+    assert shown(plan(tree, **changes)) == names
+
+
+def test_names_that_match_nothing_are_told_all_at_once(tree: StudyTree) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(
+            tree,
+            protections=("mits",),
+            countermeasures=("x",),
+            selection=Selection(artists=("Anna_Burg",)),
+        )
+    first, second, third = caught.value.problems
+    assert "--protection mits" in first
+    assert "did you mean 'mist'" in first
+    assert "--countermeasure x" in second
+    assert "did you mean 'Anna_Berg'" in third
+
+
+def test_artists_without_an_adapter_are_said(tree: StudyTree) -> None:
+    with pytest.raises(UsageError, match="there is no adapter of these artists"):
+        plan(tree, selection=Selection(artists=(BORIS.name,)))
+
+
+def test_a_broken_or_foreign_adapter_is_a_problem_of_its_own(tree: StudyTree) -> None:
+    (tree.output_dir("hf_diffusers", MIST, ANNA) / WEIGHTS).write_bytes(b"no weights")
+    put_adapter(tree, ORIGINAL, CLARA, recipe={"base_model": {"name": "lab/other", "revision": "1" * 40}})
+
+    sets = {found.name: found for found in plan(tree, base=True)}
+
+    assert WEIGHTS in sets[f"{MIST}/{ANNA}"].problem
+    assert "trained on another base model" in sets[f"{ORIGINAL}/{CLARA}"].problem
+    assert not sets[f"{MIST}/{ANNA}"].pictures
+    assert not sets[f"{ORIGINAL}/{ANNA}"].problem
+
+
+def test_what_lies_there_is_told_by_its_settings(tree: StudyTree) -> None:
+    pictures = plan(tree)[0].pictures
+    image = Image.new("RGB", (4, 4))
+    save_sample(pictures[0].path, image, pictures[0].settings)
+    save_sample(pictures[1].path, image, {**pictures[1].settings, "steps": 3})
+    pictures[2].path.write_bytes(b"half a file")
+
+    def states(**changes: Any) -> list[State]:
+        return [picture.state for picture in plan(tree, **changes)[0].pictures]
+
+    assert states() == [State.THERE, State.STALE, State.STALE, State.DRAW]
+    assert states(overwrite=True) == [State.THERE, State.DRAW, State.DRAW, State.DRAW]
+    # A dry run, on a machine that has not downloaded the model.
+    assert states(identity=None)[:2] == [State.THERE, State.STALE]
+    assert states(identity={"name": "lab/other"}, selection=Selection(artists=(ANNA.name,))) == []
+
+
+def test_an_adapter_that_was_trained_again_makes_its_samples_stale(tree: StudyTree) -> None:
+    picture = plan(tree)[0].pictures[0]
+    save_sample(picture.path, Image.new("RGB", (4, 4)), {**picture.settings, "adapter": "0" * 64})
+
+    assert plan(tree)[0].pictures[0].state is State.STALE
+
+
+def test_each_adapter_has_its_own_prompts_by_default(tree: StudyTree) -> None:
+    put_adapter(tree, ORIGINAL, CLARA, options={"rank": 4, "instance_prompt": "zwx"})
+    base, *sets = plan(tree, prompts=(), seeds=(5,), base=True)
+
+    def prompts(found: SampleSet) -> list[str]:
+        return [picture.prompt for picture in found.pictures]
+
+    assert prompts(sets[0]) == [
+        "a painting in the style of sks",
+        *(f"a painting of a {what} in the style of sks" for what in ("boat", "house", "tree")),
+    ]
+    assert (
+        prompts(sets[-1]) == default_prompts("zwx") == ["zwx", "a boat, zwx", "a house, zwx", "a tree, zwx"]
+    )
+    assert prompts(base) == prompts(sets[0]) + prompts(sets[-1])
+
+
+def test_a_sheet_shows_all_prompts_before_a_second_seed(tree: StudyTree) -> None:
+    sets = plan(tree)
+
+    assert pairs_for_sheet(sets, ANNA, 3) == [("a boat", 0), ("a tree", 0), ("a boat", 1)]
+    assert pairs_for_sheet(sets, BORIS, 3) == []
+
+
+@over_hostile_names
+def test_any_prompt_makes_a_name_of_a_file(hostile_name: str, tmp_path: Path) -> None:
+    name = file_name(hostile_name, 3)
+
+    assert name.endswith("_3.png")
+    assert "/" not in name
+    assert not name.startswith((".", "-", "_"))
+    (tmp_path / name).write_bytes(b"")
+
+
+def test_no_two_prompts_share_a_name() -> None:
+    prompts = [
+        "a boat",
+        "a_boat",
+        "a  boat",
+        "a boat.",
+        "a/boat",
+        "é",
+        "è",
+        "x" * 300,
+        "x" * 301,
+        "-",
+        "..",
+        "_",
+    ]
+
+    assert len({file_name(prompt, 0) for prompt in prompts}) == len(prompts)
+    assert file_name("a boat", 0) == "a_boat_0.png"
