@@ -1,0 +1,136 @@
+"""Images out of the transformer: Euler steps along the flow, with classifier-free guidance.
+
+Source of the mathematics: Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv:2207.12598; the
+flow is that of `flow_matching`. Latents stay in fp32 from the noise to the image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from PIL import Image
+from torch import Tensor
+
+from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+
+# What the transformer takes as pooled projections, of shape (1, width), for a step counted from 0 and for a
+# prompt: PROMPT or NEGATIVE. Rows of a conditioning table, or else the pooled prompt.
+Conditioning = Callable[[int, int], Tensor]
+PROMPT, NEGATIVE = 0, 1
+NEGATIVE_PROMPT = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How an image is drawn.
+
+    `resolution` is the side of the image in pixels, `steps` the number of Euler steps, `guidance` the weight
+    of the prompt against the negative prompt; at 1 the negative prompt has no part.
+    """
+
+    resolution: int = 1024
+    steps: int = 28
+    guidance: float = 4.5
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance != 1
+
+
+def latent_shape(model: BaseModel, resolution: int) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of the latents of a square image of `resolution` pixels."""
+    side = resolution // 2 ** (len(model.config_of("vae")["block_out_channels"]) - 1)
+    return int(model.config_of("transformer")["in_channels"]), side, side
+
+
+def initial_noise(seed: int, purpose: str, index: int, name: str, shape: tuple[int, int, int]) -> Tensor:
+    """Return the noise that an image begins with, of shape (1, C, H, W) in fp32 on the CPU; see `draws`."""
+    return torch.from_numpy(draws.normal(seed, purpose, index, name, shape)).unsqueeze(0)
+
+
+def sampling_timesteps(scheduler_dir: Path, steps: int) -> Tensor:
+    """Return what the transformer is told at each step, of shape (steps,) in fp32; not those of training."""
+    timesteps: Tensor = _scheduler(scheduler_dir, steps).timesteps.float()
+    return timesteps
+
+
+@torch.no_grad()
+def sample_latents(
+    transformer: SD3Transformer2DModel,
+    scheduler_dir: Path,
+    prompt: PromptEmbeds,
+    negative: PromptEmbeds,
+    noise_BCHW: Tensor,
+    settings: SamplingSettings,
+    conditioning: Conditioning | None = None,
+) -> Tensor:
+    """Return the latents that the flow leads to, of shape (B, C, H, W) in fp32, under the caller's autocast.
+
+    Prompt and negative prompt go through the transformer one after the other: that takes half the memory of
+    doing both at once, and no time worth the name, since one image keeps a GPU busy.
+
+    Args:
+        transformer: in evaluation mode, with whatever adapter is active.
+        scheduler_dir: the folder of the base model's scheduler.
+        prompt: on the transformer's device and in its precision.
+        negative: likewise; not read at guidance 1.
+        noise_BCHW: see `initial_noise`; all B images have the same prompt.
+        conditioning: what a `TabledTransformer` takes in place of pooled prompts.
+    """
+    prompts = (prompt, negative)
+    device, dtype = prompt.sequence_1LD.device, prompt.sequence_1LD.dtype
+    scheduler = _scheduler(scheduler_dir, settings.steps, device)
+    latents_BCHW = noise_BCHW.to(device, torch.float32)
+    count = len(latents_BCHW)
+
+    def velocity(step: int, which: int) -> Tensor:
+        embeds = prompts[which]
+        pooled_1P = embeds.pooled_1P if conditioning is None else conditioning(step, which)
+        predicted_BCHW: Tensor = transformer(
+            hidden_states=latents_BCHW.to(dtype),
+            encoder_hidden_states=embeds.sequence_1LD.expand(count, -1, -1),
+            pooled_projections=pooled_1P.expand(count, -1),
+            timestep=scheduler.timesteps[step].expand(count),
+            return_dict=False,
+        )[0]
+        return predicted_BCHW.float()
+
+    for step, timestep in enumerate(scheduler.timesteps):
+        velocity_BCHW = velocity(step, PROMPT)
+        if settings.is_guided:
+            away_BCHW = velocity(step, NEGATIVE)
+            velocity_BCHW = away_BCHW + settings.guidance * (velocity_BCHW - away_BCHW)
+        latents_BCHW = scheduler.step(velocity_BCHW, timestep, latents_BCHW, return_dict=False)[0]
+    return latents_BCHW
+
+
+def load_vae(model: BaseModel, variant: str | None, device: torch.device) -> AutoencoderKL:
+    """Read the VAE in fp32: it is small, and 16 bits show in its images."""
+    vae = AutoencoderKL.from_pretrained(model.folder / "vae", variant=variant, torch_dtype=torch.float32)
+    return vae.to(device).eval()
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> list[Image.Image]:
+    """Return the images of `latents_BCHW`, decoded one by one, so that an image does not depend on others."""
+    shift, scale = float(vae.config.shift_factor or 0.0), float(vae.config.scaling_factor)
+    images = []
+    for latents_CHW in latents_BCHW:
+        raw_1CHW = latents_CHW.unsqueeze(0).to(vae.device, torch.float32) / scale + shift
+        pixels_IHW = vae.decode(raw_1CHW, return_dict=False)[0][0]
+        values_HWI = ((pixels_IHW / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0)
+        images.append(Image.fromarray(values_HWI.cpu().numpy().astype(np.uint8)))
+    return images
+
+
+def _scheduler(
+    folder: Path, steps: int, device: torch.device | None = None
+) -> FlowMatchEulerDiscreteScheduler:
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
