@@ -4,7 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.tuning.base_model import BaseModel, access_problem
+from mimicry.tuning.class_images import ClassImages, generation_settings
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hub import token_problems
 
@@ -24,7 +26,7 @@ def batch_problems(
     """Return everything that forbids training `artist_count` adapters below `output_root`.
 
     `config` is None for a stack that takes no options: its base model is its own affair. Without `network`,
-    a base model that is not on this machine is not looked for on the Hub.
+    a base model that is not on this machine is not looked for on the Hub, and class images are not decoded.
     """
     model = None if config is None else BaseModel.find(config)
     if config is None:
@@ -36,6 +38,7 @@ def batch_problems(
     return [
         *(token_problems() if uploads else []),
         *model_problems,
+        *([] if config is None else _class_problems(config, model, readable=network)),
         *_disk_problems(model, config, output_root, artist_count),
     ]
 
@@ -57,6 +60,27 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
     except Exception as error:
         return [access_problem(name, error)]
     return []
+
+
+def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: bool) -> list[str]:
+    class_images = ClassImages.of(config)
+    if class_images is None:
+        return []
+    problems = class_images.problems(None if model is None else generation_settings(config, model))
+    if readable and not problems:
+        problems = unreadable_images(ImageFolder.read(class_images.folder))
+    if class_images.missing() and not _is_writable(class_images.folder):
+        problems.append(
+            f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"
+        )
+    return problems
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether something can be written to `folder`, which may have to be made first."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
 
 
 def _disk_problems(

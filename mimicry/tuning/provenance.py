@@ -57,7 +57,7 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing.
 
-    An option that did not exist yet when the recipe was recorded counts as its default, which is what was done.
+    An option that did not exist yet when the recipe was recorded counts as its default, as it was done.
     """
     known, new = recorded.get("options"), asked["options"]
     defaults = {option.name: option.default for option in OPTIONS}
@@ -98,6 +98,7 @@ def describe_run(
             "pretrained_model_name_or_path": None if local else name,
             "cache_dir": None,
             "prompt_cache_dir": None,
+            "class_data_dir": None,
             "resume_from_checkpoint": resume if resume in (RESUME_LATEST, RESUME_NONE) else None,
         },
         "base_model": {"name": base_model.name, "revision": base_model.revision, **base_model.identity()},
@@ -107,6 +108,7 @@ def describe_run(
             "pretrained_model_name_or_path": name,
             "cache_dir": config.cache_dir,
             "prompt_cache_dir": config.prompt_cache_dir,
+            "class_data_dir": config.class_data_dir,
         },
         "host": {"name": socket.gethostname(), "platform": platform.platform()},
         "versions": versions(),

@@ -68,12 +68,14 @@ class TrainScript:
         output_dir: Path,
         notes: Sequence[str],
         eval_dir: Path | None = None,
+        caption_dir: Path | None = None,
     ) -> list[str]:
         """Return the script's arguments; a flag that it does not know is left out."""
         flags = {
             "instance_data_dir": [f"--instance_data_dir={input_dir}"],
             "output_dir": [f"--output_dir={output_dir}"],
             "eval_data_dir": [] if eval_dir is None else [f"--eval_data_dir={eval_dir}"],
+            "caption_data_dir": [] if caption_dir is None else [f"--caption_data_dir={caption_dir}"],
             "note": [f"--note={note}" for note in notes],
             **trainer_flags(config),
         }

@@ -30,7 +30,8 @@ _FOREIGN_OUTPUT = ".training"
 class ArtistJob:
     """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record.
 
-    `eval_dir` holds the images that the loss is measured on before and after.
+    `eval_dir` holds the images that the loss is measured on before and after, `caption_dir` the original art,
+    whose captions hold for images without any.
     """
 
     config: TuningConfig
@@ -40,6 +41,7 @@ class ArtistJob:
     notes: tuple[str, ...] = ()
     stall_seconds: float
     eval_dir: Path | None = None
+    caption_dir: Path | None = None
 
     @property
     def trainer_output_dir(self) -> Path:
@@ -57,7 +59,9 @@ class ArtistJob:
         if not self.script.is_own:
             # In the diffusers example the number of steps goes before that of epochs.
             config = replace(config, max_train_steps=self.step_count, num_train_epochs=None)
-        words = self.script.words(config, self.input_dir, self.trainer_output_dir, self.notes, self.eval_dir)
+        words = self.script.words(
+            config, self.input_dir, self.trainer_output_dir, self.notes, self.eval_dir, self.caption_dir
+        )
         return launch_words(self.script, words, self.config.mixed_precision)
 
 

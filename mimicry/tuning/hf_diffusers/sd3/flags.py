@@ -30,8 +30,6 @@ OUT_OF_SCOPE = {
 NOT_YET = frozenset(
     """
     local_rank
-    with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
-    sample_batch_size prior_generation_precision
     validation_prompt num_validation_images validation_epochs
     logging_dir report_to
     """.split()
@@ -64,6 +62,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         notes=tuple(parsed.note),
         command=(Path(sys.argv[0]).name, *words),
         eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
+        caption_data_dir=None if parsed.caption_data_dir is None else Path(parsed.caption_data_dir),
     )
 
 
@@ -81,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         "--eval_data_dir",
         metavar="DIR",
         help="Folder of the images to measure the loss on, before and after.",
+    )
+    parser.add_argument(
+        "--caption_data_dir",
+        metavar="DIR",
+        help="With --captions: folder of the original art, whose captions hold for images without any.",
     )
     parser.add_argument(
         "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
@@ -115,5 +119,6 @@ def _unknown_flag_problem(name: str) -> str:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name in NOT_YET:
         return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
-    known = ["instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in OPTIONS)]
+    folders = ["instance_data_dir", "output_dir", "eval_data_dir", "caption_data_dir"]
+    known = [*folders, *(option.name for option in OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

@@ -1,7 +1,7 @@
 """What one call of the trainer is asked to do, and what it found to do it with."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,11 +11,14 @@ from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.captions import Captions
+from mimicry.tuning.class_images import ClassImages, generation_precision, generation_settings
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, SamplePlan
 from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptPlan
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -24,7 +27,8 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Job:
     """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
 
-    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be.
+    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
+    `caption_data_dir` the original art, whose captions hold for images without any.
     """
 
     config: TuningConfig
@@ -33,17 +37,30 @@ class Job:
     notes: tuple[str, ...]
     command: tuple[str, ...]
     eval_data_dir: Path | None = None
+    caption_data_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A job together with what was found for it: device, base model, images and the order of samples."""
+    """A job together with what was found for it: device, base model, images and the order of samples.
+
+    `captions` is None where none are asked for, `class_images` without prior preservation. `plans` are the
+    orders of samples: of the images that the style is learned from, then of class images, if there are any.
+    """
 
     job: Job
     accelerator: Accelerator
     model: BaseModel
     images: ImageFolder
-    samples: SamplePlan
+    captions: Captions | None
+    class_images: ClassImages | None
+    prompts: PromptPlan
+    plans: tuple[SamplePlan, ...]
+
+    @property
+    def samples(self) -> SamplePlan:
+        """The order of the images that the style is learned from."""
+        return self.plans[0]
 
     @property
     def device(self) -> torch.device:
@@ -61,8 +78,13 @@ class Setup:
         return self.job.config.step_count(len(self.images.names), self.accelerator.num_processes)
 
     @property
+    def forward_batch_size(self) -> int:
+        """The samples of one forward pass; with prior preservation half of them show class images."""
+        return self.job.config.train_batch_size * len(self.plans)
+
+    @property
     def samples_per_step(self) -> int:
-        """The samples of one optimizer step."""
+        """The samples of one optimizer step; with prior preservation there are as many class samples."""
         config = self.job.config
         return config.gradient_accumulation_steps * config.train_batch_size
 
@@ -77,26 +99,44 @@ class Setup:
 
         Raises:
             UsageError: several processes, a precision or kernel that the device does not have, an optimizer
-                whose library is missing, or layers or blocks that the model does not have.
-            TrainingFailed: the images cannot be used.
+                whose library is missing, layers or blocks that the model does not have, or a folder of class
+                images that cannot be used.
+            TrainingFailed: the images or their captions cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
+        config = job.config
         images = _usable_images(job.instance_data_dir)
-        accelerator = _accelerator(job.config)
-        model = base_model.resolve(job.config)
-        problems = model.problems(job.config.resolution)
+        captions = _usable_captions(job, images)
+        accelerator = _accelerator(config)
+        model = base_model.resolve(config)
+        problems = model.problems(config.resolution)
         if problems:
             raise BatchFault(*problems)
-        check_optimizer(job.config, accelerator.num_processes)
-        check_modules(model, job.config)
+        check_optimizer(config, accelerator.num_processes)
+        check_modules(model, config)
+        class_images = _usable_class_images(config, model)
         samples = SamplePlan(
-            seed=job.config.seed,
+            seed=config.seed,
             stems=tuple(images.stems),
-            center_crop=job.config.center_crop,
-            random_flip=job.config.random_flip,
-            repeats=job.config.repeats,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip,
+            repeats=config.repeats,
         )
-        return cls(job=job, accelerator=accelerator, model=model, images=images, samples=samples)
+        plans = [samples]
+        if class_images is not None:
+            stems = tuple(class_images.images.stems)
+            plans.append(replace(samples, stems=stems, repeats=1, kind=CLASS))
+        texts = [None] * len(images.names) if captions is None else captions.texts
+        return cls(
+            job=job,
+            accelerator=accelerator,
+            model=model,
+            images=images,
+            captions=captions,
+            class_images=class_images,
+            prompts=PromptPlan.make(config.instance_prompt, texts, config.class_prompt),
+            plans=tuple(plans),
+        )
 
 
 def _usable_images(folder: Path) -> ImageFolder:
@@ -105,6 +145,28 @@ def _usable_images(folder: Path) -> ImageFolder:
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")
     return images
+
+
+def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
+    if not job.config.captions:
+        return None
+    original = None if job.caption_data_dir is None else ImageFolder.read(job.caption_data_dir)
+    captions = Captions.read(images, original)
+    if captions.problems:
+        raise TrainingFailed(*captions.problems)
+    return captions
+
+
+def _usable_class_images(config: TuningConfig, model: BaseModel) -> ClassImages | None:
+    class_images = ClassImages.of(config)
+    if class_images is None:
+        return None
+    problems = class_images.problems(generation_settings(config, model))
+    if generation_precision(config) == "fp16" and not torch.cuda.is_available():
+        problems.append("--prior_generation_precision fp16 needs a GPU; on the CPU type bf16 or fp32")
+    if problems:
+        raise UsageError(*problems)
+    return class_images
 
 
 def _accelerator(config: TuningConfig) -> Accelerator:

@@ -1,24 +1,25 @@
 """The stages of a training, one after the other."""
 
-import gc
 import signal
 
-import torch
 import transformers
 
 from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
-from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_levels, find_eval_set
+from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
+from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_conditions, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
+from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
-from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, trained_conditions
 
 
 def train_adapter(job: Job) -> Adapter:
@@ -26,13 +27,16 @@ def train_adapter(job: Job) -> Adapter:
     setup = Setup.prepare(job)
     record = RunRecord(setup)
     with record.watched(), signal_noted(signal.SIGUSR1) as checkpoint_asked:
+        for warning in setup.captions.warnings if setup.captions else ():
+            record.warn(warning)
         with record.stage("encode"):
-            prompt = _encode_prompt(setup, record)
+            prompts = _encode_prompts(setup, record)
             latents, eval_images = _encode_images(setup, record)
         with record.stage("load"):
             say("reading the transformer")
-            levels = eval_levels(setup) if eval_images else []
-            loop = Loop(setup, load_transformer(setup), prompt, latents, record, extra_timesteps=levels)
+            conditions = trained_conditions(setup) | (eval_conditions(setup) if eval_images else set())
+            transformer = load_transformer(setup, conditions)
+            loop = Loop(setup, transformer, prompts, latents, record, conditions)
             evaluation = Evaluation(loop, latents, eval_images, record)
             if record.resumed is not None:
                 loop.restore(record.resumed)
@@ -47,25 +51,33 @@ def train_adapter(job: Job) -> Adapter:
                 return _save(setup, loop, record)
 
 
-def _encode_prompt(setup: Setup, record: RunRecord) -> PromptEmbeds:
+def _encode_prompts(setup: Setup, record: RunRecord) -> list[PromptEmbeds]:
+    """Return the embeddings of `setup.prompts`; class images that are missing are there afterwards."""
     config = setup.job.config
     # Bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, record.warn)
     cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
-    prompt = cached.encode(config.instance_prompt, config.max_sequence_length)
-    _free(setup)
-    return prompt
+    generate = setup.class_images is not None and bool(setup.class_images.missing())
+    texts = [*setup.prompts.texts, *([NEGATIVE_PROMPT] if generate else [])]
+    embeds = cached.encode_all(texts, config.max_sequence_length)
+    free_memory(setup.device)
+    if generate:
+        make_class_images(setup, embeds[setup.prompts.of_class], embeds.pop())
+    record.add_class_images()
+    return embeds
 
 
 def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, ImageFolder | None]:
     config = setup.job.config
-    latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
+    class_paths = [] if setup.class_images is None else setup.class_images.images.paths
+    latents = LatentSource(setup.model, setup.images.paths, config, setup.device, class_paths)
     eval_images = find_eval_set(setup.job, latents, record)
     if config.cache_latents:
-        say(f"encoding {len(setup.images.names)} images at {config.resolution}x{config.resolution}")
-        latents.cache(setup.samples.distinct_views(setup.sample_count))
-        _free(setup)
+        count = len(setup.images.names) + len(class_paths)
+        say(f"encoding {count} images at {config.resolution}x{config.resolution}")
+        latents.cache(sample for plan in setup.plans for sample in plan.distinct_views(setup.sample_count))
+        free_memory(setup.device)
     return latents, eval_images
 
 
@@ -75,9 +87,3 @@ def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
     record.checkpoints.remove_all()
     say(f"saved {setup.job.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
     return adapter
-
-
-def _free(setup: Setup) -> None:
-    gc.collect()
-    if setup.device.type == "cuda":
-        torch.cuda.empty_cache()

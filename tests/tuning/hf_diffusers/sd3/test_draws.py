@@ -2,6 +2,7 @@
 
 import hashlib
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, repeats: int = 1, **how: bool) -> SamplePlan:
-    views = {"center_crop": False, "random_flip": True}
+def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, repeats: int = 1, **how: Any) -> SamplePlan:
+    views: dict[str, Any] = {"center_crop": False, "random_flip": True}
     return SamplePlan(seed=seed, stems=stems, **(views | how), repeats=repeats)
 
 

@@ -27,7 +27,10 @@ EXAMPLE_FLAGS = """
     prodigy_use_bias_correction prodigy_safeguard_warmup max_grad_norm push_to_hub hub_token hub_model_id
     logging_dir report_to allow_tf32 cache_latents upcast_before_saving mixed_precision local_rank
 """.split()
-OUR_OWN = {"instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in OPTIONS)}
+OUR_OWN = {
+    *("instance_data_dir", "output_dir", "eval_data_dir", "caption_data_dir"),
+    *(option.name for option in OPTIONS),
+}
 NEEDED = ("--instance_data_dir=images", "--output_dir=adapter")
 BOOLEANS = [option.name for option in OPTIONS if option.type is bool and not option.facts.takes_word]
 

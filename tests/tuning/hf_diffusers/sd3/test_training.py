@@ -13,10 +13,11 @@ from torch import Tensor
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.images import read_rgb
 from mimicry.tuning.config import WEIGHTING_SCHEMES
+from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.draws import normal
 from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
 from mimicry.tuning.hf_diffusers.sd3.latents import cut, to_pixels
-from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop
 from tests.tuning.hf_diffusers.studio import Studio
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.training import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, make_table
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, make_table, trained_conditions
 from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -75,14 +75,22 @@ def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studi
     model: Any = load_transformer(setup)
     timesteps = load_sigmas(setup).timesteps
     pooled = torch.zeros(1, model.config.pooled_projection_dim)
-    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled)
-    more = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, extra_timesteps=[0, 999, 999])
+    trained = trained_conditions(setup)
+    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, conditions=trained)
+    more = make_table(
+        setup,
+        model,
+        timesteps_T=timesteps,
+        pooled_NP=pooled,
+        conditions=[*trained, (0, 0), (999, 0), (999, 0)],
+    )
     assert own is not None
     assert more is not None
     assert 1 < len(own.place_of) <= 4  # two steps of two samples
+    assert {prompt for _, prompt in trained} == {0}
     assert set(more.place_of) == {*own.place_of, (0, 0), (999, 0)}
     for level, _ in own.place_of:
-        assert torch.equal(more.rows([level, 0])[0], own.rows([level])[0])
+        assert torch.equal(more.rows([level, 0], [0, 0])[0], own.rows([level], [0])[0])
 
 
 @pytest.mark.parametrize("flags", [(), ("--conditioning_table",)], ids=["whole", "tabled"])

@@ -71,7 +71,7 @@ class Passes:
                 conditions={(level, 0) for level in self.levels},
                 batch_size=len(self.levels),
             )
-        return self._run(model, table.rows(self.levels))
+        return self._run(model, table.rows(self.levels, [0] * len(self.levels)))
 
     def _run(self, model: Any, pooled_projections: Tensor) -> dict[str, Tensor]:
         """Return output, loss and the gradients of an adapter that is no longer at its beginning."""
