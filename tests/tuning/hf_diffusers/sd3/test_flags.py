@@ -33,6 +33,7 @@ OUR_OWN = {
 }
 NEEDED = ("--instance_data_dir=images", "--output_dir=adapter")
 BOOLEANS = [option.name for option in OPTIONS if option.type is bool and not option.facts.takes_word]
+COMPANIONS = {"with_prior_preservation": ("--class_prompt=art", "--class_data_dir=class")}
 
 
 def parse(*words: str) -> Job:
@@ -55,7 +56,7 @@ def test_defaults_are_those_of_the_study_and_booleans_are_off() -> None:
 @pytest.mark.parametrize("name", BOOLEANS)
 @pytest.mark.parametrize("spell", [str, lambda name: name.replace("_", "-")], ids=["_", "-"])
 def test_a_boolean_is_on_when_given(name: str, spell: type[str]) -> None:
-    config = parse(f"--{spell(name)}").config
+    config = parse(f"--{spell(name)}", *COMPANIONS.get(name, ())).config
     assert [other for other in BOOLEANS if getattr(config, other)] == [name]
 
 
@@ -66,7 +67,8 @@ def test_a_boolean_takes_no_value(name: str, capsys: pytest.CaptureFixture[str])
         parse(f"--{name}=False")
     assert stop.value.code == 2
     assert f"--{name}" in capsys.readouterr().err
-    assert problems(*NEEDED, f"--{name}", "False") == ["'False' belongs to no flag"]
+    words = [*NEEDED, *COMPANIONS.get(name, ()), f"--{name}", "False"]
+    assert problems(*words) == ["'False' belongs to no flag"]
 
 
 def test_a_boolean_of_the_example_that_takes_a_word_is_taken_by_it() -> None:
