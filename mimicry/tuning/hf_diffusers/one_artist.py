@@ -13,6 +13,7 @@ from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
+from mimicry.tuning.class_images import ClassImages
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import StepDisplay, is_terminal
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
@@ -130,6 +131,9 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
         "steps": job.step_count,
         "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
     }
+    class_images = ClassImages.of(job.config)
+    if class_images is not None and not class_images.missing():
+        record["class_images"] = class_images.record()
     publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)
 

@@ -51,8 +51,10 @@ class TestOwnScript:
         assert job.instance_data_dir == Path(hostile_name)
         assert job.notes == (hostile_name, "another note")
         assert job.eval_data_dir is None
-        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name))
+        assert job.caption_data_dir is None
+        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name), Path(f"{hostile_name}2"))
         assert parse_job(words).eval_data_dir == Path(hostile_name)
+        assert parse_job(words).caption_data_dir == Path(f"{hostile_name}2")
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()

@@ -80,6 +80,33 @@ def test_the_second_time_no_component_is_read_and_no_bit_differs(
     assert_equal(second, expected)
 
 
+def test_of_many_prompts_only_those_that_are_new_are_encoded(
+    studio: Studio, prompt_cache: Path, read_components: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    warnings: list[str] = []
+    cached = CachedEncoders(encoders_of(studio.base_model, warnings), prompt_cache)
+    expected = [cached.encode(prompt, 77) for prompt in (PROMPT, LONG)]
+    read_components.clear()
+    warnings.clear()
+    capsys.readouterr()
+
+    found = cached.encode_all([LONG, "a boat", PROMPT, "a tree", "a boat"], 77)
+
+    assert sorted(read_components) == sorted(TEXT_COMPONENTS)
+    assert len(cached_files(prompt_cache)) == 4
+    for ours, theirs in ((found[0], expected[1]), (found[2], expected[0]), (found[1], found[4])):
+        assert_equal(ours, theirs)
+    assert not torch.equal(found[1].pooled_1P, found[3].pooled_1P)
+    assert [warning.split()[0] for warning in warnings] == ["CLIP", "CLIP", "T5"]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(",")[0] for line in said] == [
+        "prompt embeddings from the cache, 2 prompts",
+        "",
+        "prompt embeddings cached, 2 prompts",
+    ]
+    assert said[1] == "encoding 2 prompts"
+
+
 @over_hostile_names
 def test_any_prompt_is_cached(hostile_name: str, studio: Studio, prompt_cache: Path) -> None:
     cached = CachedEncoders(encoders_of(studio.base_model), prompt_cache)

@@ -1,5 +1,6 @@
 """How the transformer is read, and that a run with a conditioning table is the run without."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from mimicry.tuning.hf_diffusers.sd3 import host_memory
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
@@ -68,6 +70,31 @@ def test_weights_in_another_format_are_not_replaced(
     assert "are no safetensors files" in capsys.readouterr().out
     train(studio, tmp_path / "plain", "--max_train_steps=1")
     assert (tmp_path / "bin" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
+
+
+def test_a_table_that_the_host_cannot_hold_is_not_made(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--conditioning_table", "--max_train_steps=2", "--mixed_precision=bf16")
+    train(studio, tmp_path / "with", *flags)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "conditioning table" in line)
+    assert re.fullmatch(r"conditioning table: 2 rows, \d\.\d MiB of host memory", said)
+    asked: list[int] = []
+
+    def free() -> int:
+        asked.append(0)
+        return 20_000
+
+    monkeypatch.setattr(host_memory, "free_host_bytes", free)
+    train(studio, tmp_path / "without", *flags)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "conditioning table" in line)
+    assert said == (
+        "no conditioning table: with 2 pairs of timestep and prompt it would take 0.0 GiB, more than half of "
+        "the 0.0 GiB of free host memory"
+    )
+    assert len(asked) == 1
+    assert (tmp_path / "with" / WEIGHTS).read_bytes() == (tmp_path / "without" / WEIGHTS).read_bytes()
+    assert training_run(tmp_path / "without")["numerics"]["conditioning_table"] is False
 
 
 def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studio, tmp_path: Path) -> None:
