@@ -120,7 +120,10 @@ def generated_name(index: int) -> str:
 
 
 def generation_settings(config: TuningConfig, model: BaseModel) -> dict[str, Any]:
-    """Return all that a generated image follows from, beside its index."""
+    """Return all that a generated image follows from, beside its index.
+
+    How many are generated at a time may change its last bits, and is not compared.
+    """
     return {
         "prompt": config.class_prompt,
         "max_sequence_length": config.max_sequence_length,

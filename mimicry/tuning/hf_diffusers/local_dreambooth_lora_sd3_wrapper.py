@@ -64,12 +64,13 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         upload = _upload_job(output_dir, parameters)
     with problems:
         _refuse_names("--input-dir", images)
-    eval_dir = parameters["eval_data_dir"]
-    with problems:
-        if eval_dir is not None:
-            _refuse_names("--eval-data-dir", ImageFolder.read(eval_dir))
+    eval_dir, caption_dir = parameters["eval_data_dir"], parameters["caption_data_dir"]
+    for option, folder in (("--eval-data-dir", eval_dir), ("--caption-data-dir", caption_dir)):
+        with problems:
+            if folder is not None:
+                _refuse_names(option, ImageFolder.read(folder))
     problems.raise_any()
-    captions = _captions(config, images, parameters["caption_data_dir"])
+    captions = _captions(config, images, caption_dir)
     job = ArtistJob(
         config=config,
         input_dir=input_dir,
@@ -78,7 +79,7 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         notes=parameters["note"],
         stall_seconds=60 * parameters["stall_minutes"],
         eval_dir=eval_dir,
-        caption_dir=parameters["caption_data_dir"],
+        caption_dir=caption_dir,
     )
     if dry_run:
         print(shlex.join(job.command()))

@@ -150,7 +150,12 @@ def _usable_images(folder: Path) -> ImageFolder:
 def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
     if not job.config.captions:
         return None
-    original = None if job.caption_data_dir is None else ImageFolder.read(job.caption_data_dir)
+    original = None
+    if job.caption_data_dir is not None:
+        original = ImageFolder.read(job.caption_data_dir)
+        problem = original.problem()
+        if problem is not None:
+            raise TrainingFailed(f"--caption_data_dir: {problem}")
     captions = Captions.read(images, original)
     if captions.problems:
         raise TrainingFailed(*captions.problems)

@@ -138,8 +138,8 @@ class RunRecord:
         self._append_metrics({"step": step, "eval_loss": loss})
 
     def add_class_images(self) -> None:
-        """Keep in training_run.json, and in checkpoints, which class images there are now."""
-        if self.setup.class_images is not None:
+        """Keep in training_run.json, and in checkpoints, which class images were generated."""
+        if self.setup.class_images is not None and "class_images" not in self._known:
             facts = self.setup.class_images.record()
             self._known["class_images"] = facts
             self.checkpoints = replace(self.checkpoints, class_images=facts)

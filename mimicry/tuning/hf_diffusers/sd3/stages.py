@@ -8,6 +8,7 @@ from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
+from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_conditions, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention
@@ -34,7 +35,7 @@ def train_adapter(job: Job) -> Adapter:
             latents, eval_images = _encode_images(setup, record)
         with record.stage("load"):
             say("reading the transformer")
-            conditions = trained_conditions(setup) | (eval_conditions(setup) if eval_images else set())
+            conditions = _conditions(setup, evaluates=eval_images is not None)
             transformer = load_transformer(setup, conditions)
             loop = Loop(setup, transformer, prompts, latents, record, conditions)
             evaluation = Evaluation(loop, latents, eval_images, record)
@@ -79,6 +80,13 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
         latents.cache(sample for plan in setup.plans for sample in plan.distinct_views(setup.sample_count))
         free_memory(setup.device)
     return latents, eval_images
+
+
+def _conditions(setup: Setup, *, evaluates: bool) -> set[Condition]:
+    """Return all that the run asks of the transformer; only a conditioning table needs to know."""
+    if not setup.job.config.conditioning_table:
+        return set()
+    return trained_conditions(setup) | (eval_conditions(setup) if evaluates else set())
 
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:

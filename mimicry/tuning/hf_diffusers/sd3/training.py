@@ -25,7 +25,7 @@ from mimicry.tuning.hf_diffusers.sd3.optimizers import make_optimizer, make_sche
 from mimicry.tuning.hf_diffusers.sd3.prefetch import Prefetch
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
-from mimicry.tuning.hf_diffusers.sd3.transformer import make_table, trained_conditions
+from mimicry.tuning.hf_diffusers.sd3.transformer import make_table
 
 # Lines of progress in a whole run, for the log.
 _REPORTS = 20
@@ -63,7 +63,7 @@ class Loop:
             transformer,
             timesteps_T=self.batches.sigmas.timesteps,
             pooled_NP=self.batches.prompts.pooled_NP.to(setup.device),
-            conditions=trained_conditions(setup) if conditions is None else conditions,
+            conditions=conditions,
         )
         self._fit_to_device(self.batches.prompts.token_count)
         process_count = setup.accelerator.num_processes

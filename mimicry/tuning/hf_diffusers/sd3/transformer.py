@@ -93,14 +93,14 @@ def make_table(
     *,
     timesteps_T: Tensor,
     pooled_NP: Tensor,
-    conditions: Collection[Condition],
+    conditions: Collection[Condition] | None = None,
 ) -> ConditioningTable | None:
     """Compute the rows that the run will need; None for a transformer that computes them itself.
 
     Args:
         timesteps_T: what the transformer is told for each row of the sigma table, fp32.
         pooled_NP: the pooled prompts, on the device.
-        conditions: rows of `timesteps_T` and of `pooled_NP` that go together.
+        conditions: rows of `timesteps_T` and of `pooled_NP` that go together; by default those of training.
     """
     weights = transformer_weights(setup)
     if not isinstance(transformer, TabledTransformer) or weights is None:
@@ -111,7 +111,7 @@ def make_table(
             weights,
             timesteps_T=timesteps_T,
             pooled_NP=pooled_NP,
-            conditions=conditions,
+            conditions=trained_conditions(setup) if conditions is None else conditions,
             batch_size=setup.forward_batch_size,
         )
     say(f"conditioning table: {len(table.place_of)} rows, {table.byte_count / 2**20:.1f} MiB of host memory")
