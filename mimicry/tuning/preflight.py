@@ -69,27 +69,26 @@ def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: 
     problems = class_images.problems(None if model is None else generation_settings(config, model))
     if readable and not problems:
         problems = unreadable_images(ImageFolder.read(class_images.folder))
-    if class_images.missing() and not _is_writable(class_images.folder):
+    if class_images.missing() and not os.access(_existing_part(class_images.folder), os.W_OK):
         problems.append(
             f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"
         )
     return problems
 
 
-def _is_writable(folder: Path) -> bool:
-    """Return whether something can be written to `folder`, which may have to be made first."""
+def _existing_part(folder: Path) -> Path:
+    """Return the nearest folder above that is there; below it the others can be made."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
-    return os.access(folder, os.W_OK)
+    return folder
 
 
 def _disk_problems(
     model: BaseModel | None, config: TuningConfig | None, output_root: Path, artist_count: int
 ) -> list[str]:
     needed = needed_bytes(model, config, artist_count)
-    folder = output_root.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = _existing_part(output_root)
     problems = []
     if not os.access(folder, os.W_OK):
         problems.append(f"{folder} is not writable; name another tree with --data-root")
