@@ -57,6 +57,7 @@ class Call:
             overwrite=parameters["overwrite"],
             min_samples_per_artist=parameters["min_samples_per_artist"],
             require_paired=parameters["require_paired"],
+            captions=config.captions,
         )
         names = ("push_to_hub", "hub_namespace", "base_model_id", "train_script", "stall_minutes")
         return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
@@ -127,6 +128,8 @@ class Call:
             words.append(f"--eval-data-dir={target.eval_dir}")
         if self.config.validation_prompt is not None:
             words.append(f"--base-samples-dir={self.request.tree.base_samples(self.stack.name)}")
+        if target.caption_dir is not None:
+            words.append(f"--caption-data-dir={target.caption_dir}")
         words += [f"--note={warning}" for warning in target.warnings]
         return self.stack.words(target.images.path, target.output_dir, words)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mimicry.common.errors import UsageError
 from mimicry.common.study_tree import DEFAULT_DATA_ROOT
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
@@ -141,9 +142,16 @@ def take_config(parameters: dict[str, Any]) -> TuningConfig:
     """Remove the hyper-parameters from a command's `parameters` and return them, checked.
 
     Raises:
-        UsageError: values out of bounds, all of them.
+        UsageError: values out of bounds, all of them; or one that the --train-script cannot take.
     """
-    return TuningConfig(**{option.name: parameters.pop(option.name) for option in OPTIONS})
+    config = TuningConfig(**{option.name: parameters.pop(option.name) for option in OPTIONS})
+    script = parameters.get("train_script")
+    if config.captions and script is not None:
+        raise UsageError(
+            f"--captions: {script.name} takes one prompt for all images of a folder; leave --captions or "
+            f"--train-script out"
+        )
+    return config
 
 
 def option_words(config: TuningConfig) -> list[str]:

@@ -12,6 +12,7 @@ from mimicry.common.errors import AdapterBroken
 from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import Artist, Condition, Source, StudyTree, folders_in
 from mimicry.tuning.adapter import WEIGHTS, read_training_run
+from mimicry.tuning.captions import Captions
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
 from mimicry.tuning.selection import Selection
 
@@ -41,6 +42,7 @@ class Request:
     overwrite: bool = False
     min_samples_per_artist: int = 1
     require_paired: bool = False
+    captions: bool = False
 
     def key(self, artist: Artist) -> str:
         """Return the artist's key in the tracker."""
@@ -53,6 +55,7 @@ class Target:
     """One artist in a plan.
 
     `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
+    `caption_dir` is the same folder where captions are asked for: they hold for every condition.
     """
 
     artist: Artist
@@ -63,6 +66,7 @@ class Target:
     warnings: tuple[str, ...] = ()
     existing: State = State.ABSENT
     eval_dir: Path | None = None
+    caption_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +136,12 @@ class _Planner:
         output_dir = request.tree.output_dir(request.stack, request.condition, artist)
         original = self.original(artist)
         unpaired = _unpaired(images, original)
+        captions = Captions.read(images, original) if request.captions else None
         action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
+        if not reason and captions is not None:
+            reason = "; ".join(captions.problems)
         if not reason:
-            found = judge_existing(output_dir, self._asked, images, full=self._full)
+            found = judge_existing(output_dir, self._asked, images, captions=captions, full=self._full)
             existing = found.state
             action, reason = _action(request, found, self._bookmarks.get(request.key(artist), {}))
         if action is Action.TRAIN and not self._source.names_protection:
@@ -148,9 +155,10 @@ class _Planner:
             output_dir=output_dir,
             action=action,
             reason=reason,
-            warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
+            warnings=_warnings(images, unpaired, captions) if action is Action.TRAIN else (),
             existing=existing,
             eval_dir=original.path if original.problem() is None else None,
+            caption_dir=original.path if captions is not None and original.problem() is None else None,
         )
 
 
@@ -195,12 +203,14 @@ def _some(stems: set[str]) -> str:
     return ", ".join(map(repr, shown)) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")
 
 
-def _warnings(images: ImageFolder, unpaired: str) -> tuple[str, ...]:
+def _warnings(images: ImageFolder, unpaired: str, captions: Captions | None) -> tuple[str, ...]:
     warnings = []
     if len(images.names) < USUAL_IMAGE_COUNT:
         warnings.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
     if unpaired:
         warnings.append(f"unpaired: {unpaired}")
+    if captions is not None:
+        warnings += captions.warnings
     return tuple(warnings)
 
 

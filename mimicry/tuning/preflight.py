@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.tuning.base_model import BaseModel, access_problem
+from mimicry.tuning.class_images import ClassImages, generation_settings
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hub import token_problems
 from mimicry.tuning.reporting import report_problems
@@ -26,7 +28,7 @@ def batch_problems(
     """Return everything that forbids training `artist_count` adapters below `output_root`.
 
     `config` is None for a stack that takes no options: its base model is its own affair. Without `network`,
-    a base model that is not on this machine is not looked for on the Hub.
+    a base model that is not on this machine is not looked for on the Hub, and class images are not decoded.
     """
     model = None if config is None else BaseModel.find(config)
     if config is None:
@@ -40,6 +42,7 @@ def batch_problems(
         *([] if config is None else report_problems(config)),
         *model_problems,
         *_package_problems(config),
+        *([] if config is None else _class_problems(config, model, readable=network)),
         *_disk_problems(model, config, output_root, artist_count),
     ]
 
@@ -74,13 +77,33 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
     return []
 
 
+def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: bool) -> list[str]:
+    class_images = ClassImages.of(config)
+    if class_images is None:
+        return []
+    problems = class_images.problems(None if model is None else generation_settings(config, model))
+    if readable and not problems:
+        problems = unreadable_images(ImageFolder.read(class_images.folder))
+    if class_images.missing() and not os.access(_existing_part(class_images.folder), os.W_OK):
+        problems.append(
+            f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"
+        )
+    return problems
+
+
+def _existing_part(folder: Path) -> Path:
+    """Return the nearest folder above that is there; below it the others can be made."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def _disk_problems(
     model: BaseModel | None, config: TuningConfig | None, output_root: Path, artist_count: int
 ) -> list[str]:
     needed = needed_bytes(model, config, artist_count)
-    folder = output_root.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = _existing_part(output_root)
     problems = []
     if not os.access(folder, os.W_OK):
         problems.append(f"{folder} is not writable; name another tree with --data-root")

@@ -25,6 +25,7 @@ from mimicry.tuning.options import (
     trainer_flags,
 )
 from tests.hostile_names import HOSTILE_NAMES
+from tests.tuning.companions import with_companions
 
 # The table of the user's own text, in its order.
 STUDY_TABLE = [
@@ -89,7 +90,9 @@ def other_value(option: Option, random: Random) -> Any:
 
 def some_configs() -> list[TuningConfig]:
     random = Random(20)
-    alone = [TuningConfig(**{option.name: other_value(option, random)}) for option in OPTIONS]
+    alone = [
+        TuningConfig(**with_companions(**{option.name: other_value(option, random)})) for option in OPTIONS
+    ]
     together = [
         TuningConfig(**{option.name: other_value(option, random) for option in OPTIONS}) for _ in range(20)
     ]
@@ -128,6 +131,9 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
         "--num-train-epochs",
         "--checkpointed-blocks",
         "--validation-prompt",
+        "--class-data-dir",
+        "--class-prompt",
+        "--prior-generation-precision",
     }
     off = {option.flag for option in OPTIONS if option.default is False}
     assert {"--random-flip", "--scale-lr"} <= off

@@ -69,6 +69,7 @@ class TrainScript:
         notes: Sequence[str],
         eval_dir: Path | None = None,
         base_samples_dir: Path | None = None,
+        caption_dir: Path | None = None,
     ) -> list[str]:
         """Return the script's arguments; a flag that it does not know is left out."""
         flags = {
@@ -78,6 +79,7 @@ class TrainScript:
             "base_samples_dir": []
             if base_samples_dir is None
             else [f"--base_samples_dir={base_samples_dir}"],
+            "caption_data_dir": [] if caption_dir is None else [f"--caption_data_dir={caption_dir}"],
             "note": [f"--note={note}" for note in notes],
             **trainer_flags(config),
         }

@@ -19,6 +19,8 @@ from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.common.programs import run_command
 from mimicry.common.study_tree import parse_output_dir
 from mimicry.tuning.adapter import set_adapter_aside
+from mimicry.tuning.captions import Captions
+from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
@@ -41,6 +43,11 @@ from mimicry.tuning.publishing import upload_and_record
     type=click.Path(path_type=Path),
     help="Folder of what the base model draws of validation prompts, for many artists.",
 )
+@click.option(
+    "--caption-data-dir",
+    type=click.Path(path_type=Path),
+    help="With --captions: folder of the original art, whose captions hold for images without any.",
+)
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
@@ -62,11 +69,13 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         upload = _upload_job(output_dir, parameters)
     with problems:
         _refuse_names("--input-dir", images)
-    eval_dir = parameters["eval_data_dir"]
-    with problems:
-        if eval_dir is not None:
-            _refuse_names("--eval-data-dir", ImageFolder.read(eval_dir))
+    eval_dir, caption_dir = parameters["eval_data_dir"], parameters["caption_data_dir"]
+    for option, folder in (("--eval-data-dir", eval_dir), ("--caption-data-dir", caption_dir)):
+        with problems:
+            if folder is not None:
+                _refuse_names(option, ImageFolder.read(folder))
     problems.raise_any()
+    captions = _captions(config, images, caption_dir)
     job = ArtistJob(
         config=config,
         input_dir=input_dir,
@@ -76,17 +85,19 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         stall_seconds=60 * parameters["stall_minutes"],
         eval_dir=eval_dir,
         base_samples_dir=parameters["base_samples_dir"],
+        caption_dir=caption_dir,
     )
     if dry_run:
         print(shlex.join(job.command()))
         return 0
-    unreadable = unreadable_images(images)
-    if unreadable:
-        raise MimicryError(*unreadable)
+    unusable = [*unreadable_images(images), *(captions.problems if captions else ())]
+    if unusable:
+        raise MimicryError(*unusable)
     faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
     if faults:
         raise BatchFault(*faults)
-    existing = judge_existing(output_dir, Asked.of(config, script.identity), images, full=True)
+    asked = Asked.of(config, script.identity)
+    existing = judge_existing(output_dir, asked, images, captions=captions, full=True)
     if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
         _report_kept(output_dir, existing)
     else:
@@ -103,6 +114,12 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
 
 def _script(path: Path | None) -> TrainScript:
     return TrainScript.own() if path is None else TrainScript.read(path)
+
+
+def _captions(config: TuningConfig, images: ImageFolder, original_dir: Path | None) -> Captions | None:
+    if not config.captions:
+        return None
+    return Captions.read(images, None if original_dir is None else ImageFolder.read(original_dir))
 
 
 def _refuse_names(option: str, images: ImageFolder) -> None:

@@ -13,6 +13,7 @@ from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
+from mimicry.tuning.class_images import ClassImages
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import StepDisplay, is_terminal
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
@@ -31,7 +32,8 @@ class ArtistJob:
     """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record.
 
     `eval_dir` holds the images that the loss is measured on before and after, `base_samples_dir` what the
-    base model draws of validation prompts.
+    base model draws of validation prompts, `caption_dir` the original art, whose captions hold for images
+    without any.
     """
 
     config: TuningConfig
@@ -42,6 +44,7 @@ class ArtistJob:
     stall_seconds: float
     eval_dir: Path | None = None
     base_samples_dir: Path | None = None
+    caption_dir: Path | None = None
 
     @property
     def trainer_output_dir(self) -> Path:
@@ -66,6 +69,7 @@ class ArtistJob:
             self.notes,
             self.eval_dir,
             self.base_samples_dir,
+            self.caption_dir,
         )
         return launch_words(self.script, words, self.config)
 
@@ -135,6 +139,9 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
         "steps": job.step_count,
         "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
     }
+    class_images = ClassImages.of(job.config)
+    if class_images is not None and not class_images.missing():
+        record["class_images"] = class_images.record()
     publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)
 

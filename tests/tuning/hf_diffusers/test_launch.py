@@ -51,10 +51,10 @@ class TestOwnScript:
         assert job.config == config
         assert job.instance_data_dir == Path(hostile_name)
         assert job.notes == (hostile_name, "another note")
-        assert (job.eval_data_dir, job.base_samples_dir) == (None, None)
-        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name), Path(hostile_name))
-        job = parse_job(words)
-        assert (job.eval_data_dir, job.base_samples_dir) == (Path(hostile_name), Path(hostile_name))
+        assert (job.eval_data_dir, job.base_samples_dir, job.caption_data_dir) == (None, None, None)
+        folders = [Path(hostile_name), Path(f"{hostile_name}2"), Path(f"{hostile_name}3")]
+        job = parse_job(TrainScript.own().words(config, IN, OUT, [], *folders))
+        assert [job.eval_data_dir, job.base_samples_dir, job.caption_data_dir] == folders
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()

@@ -217,8 +217,8 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
         WRAPPER,
         [
             *("--input-dir", "O'Keeffe; {x}", "--output-dir", "out dir", "--no-push-to-hub", "--dry-run"),
-            "--eval-data-dir=O'Keeffe; {x}",
-            "--base-samples-dir=base {x}",
+            *("--eval-data-dir=O'Keeffe; {x}", "--base-samples-dir=base {x}"),
+            *("--captions", "--caption-data-dir=O'Keeffe; {x}"),
         ],
         cwd=tmp_path,
     )
@@ -232,6 +232,25 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     assert "--output_dir=out dir" in words
     assert "--eval_data_dir=O'Keeffe; {x}" in words
     assert "--base_samples_dir=base {x}" in words
+    assert "--caption_data_dir=O'Keeffe; {x}" in words
+    assert "--captions" in words
+
+
+def test_captions_that_cannot_be_used_are_named_all_at_once(studio: Studio, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(studio.images, images)
+    stems = sorted(path.stem for path in images.iterdir())
+    (images / f"{stems[0]}.txt").write_bytes(b"\xff")
+    (images / f"{stems[1]}.txt").write_text(" ")
+    words = ["--input-dir=images", "--output-dir=out", "--no-push-to-hub", "--captions"]
+    outcome = run(WRAPPER, words, cwd=tmp_path)
+    assert outcome.returncode == 1
+    errors = outcome.stderr.splitlines()
+    assert [line.partition(" is ")[0] for line in errors] == [
+        f"error: images/{stems[0]}.txt",
+        f"error: the caption images/{stems[1]}.txt",
+    ]
+    assert not (tmp_path / "out").exists()
 
 
 @needs_proc

@@ -24,6 +24,7 @@ from torch import Tensor
 from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
 from mimicry.tuning.adapter import METRICS, checkpoint_names
+from mimicry.tuning.captions import record_differences
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.provenance import recipe_differences
 
@@ -117,6 +118,7 @@ class Checkpoints:
     recipe: Mapping[str, Any]
     images: list[dict[str, Any]]
     limit: int
+    class_images: Mapping[str, Any] | None = None
 
     def choose(self, wanted: str) -> tuple[Checkpoint | None, dict[str, str]]:
         """Return the checkpoint to go on from, and why those in its way are not used, by name.
@@ -187,6 +189,7 @@ class Checkpoints:
                 "step": step,
                 "recipe": self.recipe,
                 "images": self.images,
+                "class_images": self.class_images,
                 **facts,
                 "states": states,
                 "sha256": {name: sha256_file(temporary / name) for name in _PARTS},
@@ -232,7 +235,9 @@ class Checkpoints:
         if not words and recorded != self.recipe:
             words.append("another recipe")
         if checkpoint.facts["images"] != self.images:
-            words.append("other images")
+            words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
+        if checkpoint.facts.get("class_images") != self.class_images:
+            words.append("other class images")
         return f"it belongs to another run: {', '.join(words)}" if words else ""
 
 

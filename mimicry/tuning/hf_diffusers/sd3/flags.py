@@ -26,14 +26,7 @@ OUT_OF_SCOPE = {
     "text_encoder_lr": _TRANSFORMER_ONLY,
     "adam_weight_decay_text_encoder": _TRANSFORMER_ONLY,
 }
-_FOLDERS = ("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir")
-# What it will understand one day.
-NOT_YET = frozenset(
-    """
-    with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
-    sample_batch_size prior_generation_precision
-    """.split()
-)
+_FOLDERS = ("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir", "caption_data_dir")
 
 
 def parse_job(words: Sequence[str] | None = None) -> Job:
@@ -63,6 +56,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         command=(Path(sys.argv[0]).name, *words),
         eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
         base_samples_dir=None if parsed.base_samples_dir is None else Path(parsed.base_samples_dir),
+        caption_data_dir=None if parsed.caption_data_dir is None else Path(parsed.caption_data_dir),
     )
 
 
@@ -86,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Folder of what the base model draws of validation prompts, for many artists; by default each "
         "has them in its own samples/.",
+    )
+    parser.add_argument(
+        "--caption_data_dir",
+        metavar="DIR",
+        help="With --captions: folder of the original art, whose captions hold for images without any.",
     )
     parser.add_argument(
         "--local_rank",
@@ -125,7 +124,5 @@ def _unknown_flag_problem(name: str) -> str:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name == "num_processes":
         return f"--{name} is told to the launcher: accelerate launch --multi_gpu --{name} ..."
-    if name in NOT_YET:
-        return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
     known = [*_FOLDERS, *(option.name for option in TRAINER_OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

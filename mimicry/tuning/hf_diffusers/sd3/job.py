@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,12 +12,15 @@ from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.captions import Captions
+from mimicry.tuning.class_images import ClassImages, generation_precision, generation_settings
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, SamplePlan
 from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
 from mimicry.tuning.hf_diffusers.sd3.processes import GROUP_OPTIONS, Processes
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptPlan
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization
 from mimicry.tuning.hf_diffusers.sd3.reports import tracker_arguments
 from mimicry.tuning.reporting import report_problems
@@ -30,7 +33,8 @@ class Job:
     """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
 
     `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
-    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study.
+    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study;
+    `caption_data_dir` the original art, whose captions hold for images without any.
     """
 
     config: TuningConfig
@@ -40,18 +44,31 @@ class Job:
     command: tuple[str, ...]
     eval_data_dir: Path | None = None
     base_samples_dir: Path | None = None
+    caption_data_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A job together with what was found for it: device, base model, images and the order of samples."""
+    """A job together with what was found for it: device, base model, images and the order of samples.
+
+    `captions` is None where none are asked for, `class_images` without prior preservation. `plans` are the
+    orders of samples: of the images that the style is learned from, then of class images, if there are any.
+    """
 
     job: Job
     accelerator: Accelerator
     processes: Processes
     model: BaseModel
     images: ImageFolder
-    samples: SamplePlan
+    captions: Captions | None
+    class_images: ClassImages | None
+    prompts: PromptPlan
+    plans: tuple[SamplePlan, ...]
+
+    @property
+    def samples(self) -> SamplePlan:
+        """The order of the images that the style is learned from."""
+        return self.plans[0]
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +84,11 @@ class Setup:
     def step_count(self) -> int:
         """The optimizer steps of the whole run."""
         return self.job.config.step_count(len(self.images.names))
+
+    @property
+    def forward_batch_size(self) -> int:
+        """The samples of one forward pass; with prior preservation half of them show class images."""
+        return self.job.config.train_batch_size * len(self.plans)
 
     @property
     def sample_count(self) -> int:
@@ -93,8 +115,9 @@ class Setup:
 
         Raises:
             UsageError: a precision or kernel that the device does not have, more processes than GPUs, a
-                library that is missing, or layers or blocks that the model does not have.
-            TrainingFailed: the images cannot be used.
+                library that is missing, layers or blocks that the model does not have, or a folder of class
+                images that cannot be used.
+            TrainingFailed: the images or their captions cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
         accelerator = _accelerator(job.config, job.output_dir)
@@ -104,31 +127,42 @@ class Setup:
 
     @classmethod
     def _find(cls, job: Job, accelerator: Accelerator, processes: Processes) -> "Setup":
+        config = job.config
         images = _usable_images(job.instance_data_dir)
-        problems = kernel_problems(job.config, accelerator.device, _DTYPES[job.config.mixed_precision])
+        captions = _usable_captions(job, images)
+        problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
         if problems:
             raise UsageError(*problems)
-        model = base_model.resolve(job.config)
-        problems = model.problems(job.config.resolution)
+        model = base_model.resolve(config)
+        problems = model.problems(config.resolution)
         if problems:
             raise BatchFault(*problems)
-        check_optimizer(job.config)
-        check_quantization(job.config, accelerator.device)
-        check_modules(model, job.config)
+        check_optimizer(config)
+        check_quantization(config, accelerator.device)
+        check_modules(model, config)
+        class_images = _usable_class_images(config, model)
         samples = SamplePlan(
-            seed=job.config.seed,
+            seed=config.seed,
             stems=tuple(images.stems),
-            center_crop=job.config.center_crop,
-            random_flip=job.config.random_flip,
-            repeats=job.config.repeats,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip,
+            repeats=config.repeats,
         )
+        plans = [samples]
+        if class_images is not None:
+            stems = tuple(class_images.images.stems)
+            plans.append(replace(samples, stems=stems, repeats=1, kind=CLASS))
+        texts = [None] * len(images.names) if captions is None else captions.texts
         return cls(
             job=job,
             accelerator=accelerator,
             processes=processes,
             model=model,
             images=images,
-            samples=samples,
+            captions=captions,
+            class_images=class_images,
+            prompts=PromptPlan.make(config.instance_prompt, texts, config.class_prompt),
+            plans=tuple(plans),
         )
 
 
@@ -138,6 +172,33 @@ def _usable_images(folder: Path) -> ImageFolder:
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")
     return images
+
+
+def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
+    if not job.config.captions:
+        return None
+    original = None
+    if job.caption_data_dir is not None:
+        original = ImageFolder.read(job.caption_data_dir)
+        problem = original.problem()
+        if problem is not None:
+            raise TrainingFailed(f"--caption_data_dir: {problem}")
+    captions = Captions.read(images, original)
+    if captions.problems:
+        raise TrainingFailed(*captions.problems)
+    return captions
+
+
+def _usable_class_images(config: TuningConfig, model: BaseModel) -> ClassImages | None:
+    class_images = ClassImages.of(config)
+    if class_images is None:
+        return None
+    problems = class_images.problems(generation_settings(config, model))
+    if generation_precision(config) == "fp16" and not torch.cuda.is_available():
+        problems.append("--prior_generation_precision fp16 needs a GPU; on the CPU type bf16 or fp32")
+    if problems:
+        raise UsageError(*problems)
+    return class_images
 
 
 def _accelerator(config: TuningConfig, output_dir: Path) -> Accelerator:

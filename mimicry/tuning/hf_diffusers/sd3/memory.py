@@ -1,5 +1,6 @@
 """As little checkpointing as the device's memory allows; the number of blocks changes no result."""
 
+import gc
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def checkpoint_blocks(setup: Setup, transformer: SD3Transformer2DModel, sequence
     else:
         count = choose_checkpointed_blocks(
             free_device_bytes(setup.device),
-            stream_values=config.train_batch_size
+            stream_values=setup.forward_batch_size
             * (_image_tokens(setup) + sequence_length)
             * transformer.inner_dim,
             value_bytes=setup.dtype.itemsize,
@@ -109,6 +110,13 @@ def free_device_bytes(device: torch.device) -> int:
         limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
         free = min(free, limit - reserved)
     return int(free) + reserved - int(torch.cuda.memory_allocated(device))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _image_tokens(setup: Setup) -> int:

@@ -18,6 +18,7 @@ from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
 from mimicry.tuning.adapter import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.tuning.captions import image_records
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
@@ -74,6 +75,7 @@ class RunRecord:
             output_dir=output_dir,
             recipe=self._known["recipe"],
             images=self._known["images"],
+            class_images=self._known.get("class_images"),
             limit=self.setup.job.config.checkpoints_total_limit,
         )
         self._writes = self.setup.processes.is_main
@@ -176,14 +178,22 @@ class RunRecord:
         self.eval_losses[step] = loss
         self._append_metrics({"step": step, "eval_loss": loss})
 
+    def add_class_images(self) -> None:
+        """Keep in training_run.json, and in checkpoints, which class images were generated."""
+        if self.setup.class_images is not None and "class_images" not in self._known:
+            facts = self.setup.class_images.record()
+            self._known["class_images"] = facts
+            self.checkpoints = replace(self.checkpoints, class_images=facts)
+
     def add_draw(self, sample: Sample, timestep_index: int) -> None:
         """Take a sample into the hash of all draws, which is equal for equal sequences of samples.
 
         It counts once its optimizer step was taken.
         """
         view = sample.view
+        kind = [sample.kind] if sample.kind else []
         self._new_draws.append(
-            [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index]
+            [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index, *kind]
         )
 
     def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:
@@ -315,18 +325,18 @@ class RunRecord:
             command=setup.job.command,
             notes=setup.job.notes,
         )
-        eval_dir = setup.job.eval_data_dir
+        eval_dir, caption_dir = setup.job.eval_data_dir, setup.job.caption_data_dir
         known["paths"] |= {
             "instance_data_dir": str(setup.job.instance_data_dir.absolute()),
             "output_dir": str(setup.job.output_dir.absolute()),
             "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
+            "caption_data_dir": None if caption_dir is None else str(caption_dir.absolute()),
         }
-        return known | {
-            "images": setup.images.records(),
-            "numerics": self._numerics(known["versions"]),
-            "memory": {},
-            "other_numerics": {},
-        }
+        known["images"] = image_records(setup.images, setup.captions)
+        # Class images that are still to be generated are added once they are there.
+        if setup.class_images is not None and not setup.class_images.missing():
+            known["class_images"] = setup.class_images.record()
+        return known | {"numerics": self._numerics(known["versions"]), "memory": {}, "other_numerics": {}}
 
     def _numerics(self, versions: dict[str, Any]) -> dict[str, Any]:
         """Return what may change the last bits of a result without being part of the recipe."""

@@ -22,7 +22,6 @@ from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.tuning.adapter import SAMPLES
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
@@ -51,17 +50,6 @@ class Shown:
 
     prompt: PromptEmbeds
     negative: PromptEmbeds
-
-
-def encode_validation(setup: Setup, cached: CachedEncoders) -> Shown | None:
-    """Return what is to be shown; None without a validation prompt."""
-    config = setup.job.config
-    if config.validation_prompt is None:
-        return None
-    return Shown(
-        cached.encode(config.validation_prompt, config.max_sequence_length),
-        cached.encode(NEGATIVE_PROMPT, config.max_sequence_length),
-    )
 
 
 def is_due(setup: Setup, step: int) -> bool:

@@ -57,7 +57,8 @@ def endings(folder: Path, pair: int, rank: int) -> list[str]:
 
 def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     from mimicry.tuning.hf_diffusers.sd3 import job, stages
-    from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
+    from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+    from mimicry.tuning.hf_diffusers.sd3.training import Loop
 
     make_batch, batch_loss = Loop.make_batch, Loop.batch_loss
 

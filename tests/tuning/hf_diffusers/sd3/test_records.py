@@ -15,6 +15,7 @@ from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
 from mimicry.tuning.config import OPTIONS
 from mimicry.tuning.hf_diffusers.sd3 import training
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 
@@ -145,7 +146,7 @@ def test_while_it_runs_the_record_says_so(
     seen: list[dict[str, Any]] = []
     make_batch = training.Loop.make_batch
 
-    def look(loop: training.Loop, first: int) -> training.Batch:
+    def look(loop: training.Loop, first: int) -> Batch:
         seen.append(training_run(tmp_path))
         return make_batch(loop, first)
 
