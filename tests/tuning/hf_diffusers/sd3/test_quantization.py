@@ -105,7 +105,7 @@ def test_inputs_of_quantised_layers_are_rounded_and_no_others() -> None:
         """Stands in for a layer of bitsandbytes, which is a Linear of another class."""
 
     model: Any = torch.nn.ModuleDict({"quantised": Quantised(3, 3), "plain": torch.nn.Linear(3, 3)})
-    seen = {}
+    seen: dict[str, torch.dtype] = {}
     round_inputs(model, torch.bfloat16)
     for name, layer in model.items():
         layer.forward = lambda value, name=name: seen.setdefault(name, value.dtype)
