@@ -17,11 +17,8 @@ from mimicry.common.children import (
     PARENT_PIPE,
     Child,
     Interrupted,
-    drop_held_signals,
-    held_signal,
     last_lines,
     running_child,
-    stop_signals_held,
     stop_signals_raise,
     watch_parent,
 )
@@ -297,15 +294,6 @@ class TestStopSignals:
         finally:
             signal.signal(signal.SIGHUP, before)
 
-    def test_one_that_is_held_can_be_seen_and_dropped(self) -> None:
-        with stop_signals_raise(), stop_signals_held():
-            assert held_signal() is None
-            os.kill(os.getpid(), signal.SIGHUP)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert held_signal() == signal.SIGHUP
-            drop_held_signals()
-            assert held_signal() is None
-
     def test_are_no_error_that_a_careless_except_would_swallow(self) -> None:
         assert not issubclass(Interrupted, Exception)
 
@@ -341,20 +329,6 @@ class TestParent:
             process.kill()
         assert told(tmp_path / "stopped by") == str(int(signal.SIGTERM))
         wait_until(lambda: not is_running(pid))
-
-    def test_one_that_does_not_stop_is_killed(self, tmp_path: Path) -> None:
-        deaf = """
-            from mimicry.common.children import stop_with_parent
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            stop_with_parent(kill_after_seconds=0.1)
-            time.sleep(60)
-        """
-        path = os.pathsep.join(filter(None, sys.path))
-        environment = {**os.environ, "PYTHONPATH": path, PARENT_PIPE: "1"}
-        with subprocess.Popen(python(tmp_path, deaf), env=environment, stdin=subprocess.PIPE) as process:
-            assert process.stdin is not None
-            process.stdin.close()
-            assert process.wait(30) == -signal.SIGKILL
 
     def test_without_a_parents_pipe_nothing_is_watched(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
