@@ -226,7 +226,4 @@ class Batch:
 
     def _same_failure_again(self) -> bool:
         last = [result.outcome for result in self.results[-_SAME_FAILURES:]]
-        return (
-            last == [BookmarkStatus.FAILED.value] * _SAME_FAILURES
-            and len(set(self._alike[-_SAME_FAILURES:])) == 1
-        )
+        return last == ["failed"] * _SAME_FAILURES and len(set(self._alike[-_SAME_FAILURES:])) == 1

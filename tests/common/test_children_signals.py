@@ -2,10 +2,22 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import Interrupted, signal_noted, stop_signals_held, stop_signals_raise
+from mimicry.common.children import (
+    PARENT_PIPE,
+    Interrupted,
+    drop_held_signals,
+    held_signal,
+    signal_noted,
+    stop_signals_held,
+    stop_signals_raise,
+)
+from tests.common.test_children import python
 
 
 class TestHeldSignals:
@@ -54,3 +66,28 @@ def test_a_noted_signal_is_told_once_and_ends_nothing() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert [came(), came()] == [True, False]
     assert signal.getsignal(signal.SIGUSR1) is former
+
+
+def test_one_that_is_held_can_be_seen_and_dropped() -> None:
+    with stop_signals_raise(), stop_signals_held():
+        assert held_signal() is None
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert held_signal() == signal.SIGHUP
+        drop_held_signals()
+        assert held_signal() is None
+
+
+def test_one_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    deaf = """
+        from mimicry.common.children import stop_with_parent
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop_with_parent(kill_after_seconds=0.1)
+        time.sleep(60)
+    """
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, PARENT_PIPE: "1"}
+    with subprocess.Popen(python(tmp_path, deaf), env=environment, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == -signal.SIGKILL

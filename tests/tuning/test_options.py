@@ -186,9 +186,7 @@ def test_help_names_every_option_and_default() -> None:
 
 
 def test_the_launcher_is_told_what_is_no_flag_of_the_trainer() -> None:
-    assert {option.name for option in OPTIONS} - {option.name for option in TRAINER_OPTIONS} == {
-        "num_processes"
-    }
+    assert [option.name for option in OPTIONS if option not in TRAINER_OPTIONS] == ["num_processes"]
     assert not [word for word in flag_words(TuningConfig(num_processes=2)) if "num_processes" in word]
     assert "--num-processes=2" in option_words(TuningConfig(num_processes=2))
 

@@ -1,9 +1,12 @@
 """What is refused before the first GPU second; the Hub is a socket on this machine."""
 
+import dataclasses
+import importlib.util
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +76,20 @@ class TestBatchProblems:
         assert len(batch_problems(config, tmp_path, 1, uploads=True)) == 1
         monkeypatch.setenv("HF_TOKEN", "hf_x")
         assert batch_problems(config, tmp_path, 1, uploads=True) == []
+
+    @pytest.mark.parametrize("installed", [False, True])
+    def test_a_quantised_base_needs_its_library(
+        self, installed: bool, config: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = ModuleSpec("bitsandbytes", None) if installed else None
+        monkeypatch.setattr(importlib.util, "find_spec", {"bitsandbytes": found}.get)
+        missing = (
+            "--quantize-base nf4 needs bitsandbytes, which is not installed; type pip install bitsandbytes, "
+            "or leave --quantize-base out"
+        )
+        quantised = dataclasses.replace(config, quantize_base="nf4")
+        assert batch_problems(quantised, tmp_path, 1, uploads=False) == ([] if installed else [missing])
+        assert batch_problems(config, tmp_path, 1, uploads=False) == []
 
     def test_a_stack_without_options_has_a_model_of_its_own(self, tmp_path: Path) -> None:
         assert batch_problems(None, tmp_path, 1, uploads=False) == []

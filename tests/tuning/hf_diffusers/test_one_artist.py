@@ -28,7 +28,7 @@ COMPLETE = ["adapter_config.json", WEIGHTS, "train.log", "training_run.json"]
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start the script itself: the launcher takes seconds, and the wrapper's own test has it."""
 
-    def launch_words(script: TrainScript, words: Sequence[str], mixed_precision: str) -> list[str]:
+    def launch_words(script: TrainScript, words: Sequence[str], config: TuningConfig) -> list[str]:
         return [sys.executable, str(script.path), *words]
 
     monkeypatch.setattr(one_artist, "launch_words", launch_words)

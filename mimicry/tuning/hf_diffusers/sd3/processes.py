@@ -201,9 +201,8 @@ class Processes:
             _get_default_store().set(f"mimicry/end/{self.index}", json.dumps(word))
         if not self.is_main and "problems" in word and not self._agreed:
             # The main process says it too, if it still can.
-            print(
-                "\n".join(self._named(self.index, problem) for problem in word["problems"]), file=sys.stderr
-            )
+            for problem in word["problems"]:
+                print(f"error: {self._named(self.index, problem)}", file=sys.stderr)
 
     def _end_of_others(self) -> tuple[str | None, int | None]:
         """Return why another process has failed, if one said so, and the signal that stopped another one."""
@@ -228,6 +227,8 @@ class Processes:
         try:
             speak()
         except RuntimeError as error:
+            # Not for the record: it names ports.
+            print(f"process {self.index}: {error}", file=sys.stderr)
             failure, number = self._end_of_others()
             # The launcher sends a stop signal to those that are left: it is no reason.
             drop_held_signals()
@@ -235,8 +236,8 @@ class Processes:
                 raise Interrupted(number) from error
             raise TrainingFailed(
                 failure
-                or f"another of the {self.count} processes is gone without a word, for lack of memory or "
-                f"killed by hand: {str(error).strip().splitlines()[0]}"
+                or f"another of the {self.count} processes is gone without a word: it was killed, by hand or "
+                f"for want of memory"
             ) from error
 
     def _gather(self, word: Value) -> list[Value]:

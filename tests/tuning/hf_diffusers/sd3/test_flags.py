@@ -152,10 +152,7 @@ def test_a_flag_of_the_example_that_we_refuse_is_explained_once(name: str, value
 def test_the_number_of_processes_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse("--local-rank", "3").config.num_processes == 1
     (problem,) = problems(*NEEDED, "--num-processes=2")
-    assert (
-        problem
-        == "--num_processes is told to the launcher: accelerate launch --multi_gpu --num_processes ..."
-    )
+    assert problem.startswith("--num_processes is told to the launcher: accelerate launch --multi_gpu ")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert parse().config.num_processes == 4
 

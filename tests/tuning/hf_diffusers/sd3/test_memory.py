@@ -149,6 +149,8 @@ def test_on_a_gpu_free_memory_decides(
         "block_count": 3,
         "trained_parameters": sum(value.numel() for value in loop.parameters.values()),
         "compiled": False,
+        "keeps_inputs": False,
+        "shared": False,
     }
 
 
