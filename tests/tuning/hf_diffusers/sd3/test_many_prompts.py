@@ -16,7 +16,7 @@ from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.many_prompts import write_captioned, write_class_images
 from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
 from tests.tuning.hf_diffusers.sd3.plain import STEADY, assert_trains_alike, loop_and_plain
-from tests.tuning.hf_diffusers.sd3.resuming import RUN, STEPS, assert_same_end, stopped
+from tests.tuning.hf_diffusers.sd3.resuming import RUN, assert_same_end, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -64,9 +64,7 @@ def test_gradients_and_steps_are_those_of_the_plain_training(
     assert len(plain.known_prompts) > 1
 
 
-@pytest.mark.parametrize(
-    ("which", "size", "precision"), [("captions", 3, "bf16"), ("both", 1, "no"), ("both", 2, "bf16")]
-)
+@pytest.mark.parametrize(("which", "size", "precision"), [("captions", 3, "bf16"), ("both", 2, "no")])
 def test_the_table_changes_no_byte_of_the_adapter(
     which: str, size: int, precision: str, studio: Studio, tmp_path: Path
 ) -> None:
@@ -96,28 +94,27 @@ class TestExactResume:
         run = training_run(folder / "whole")
         return tuple(word for word in run["command"][1:] if not word.startswith("--output_dir"))
 
-    @pytest.mark.parametrize("after", [2, STEPS - 1])
-    def test_after_a_step(self, after: int, folder: Path, studio: Studio, tmp_path: Path) -> None:
-        stopped(studio, tmp_path, after, *self.flags(folder), micro_step=after % 2)
+    def test_after_a_step(self, folder: Path, studio: Studio, tmp_path: Path) -> None:
+        stopped(studio, tmp_path, 3, *self.flags(folder))
         train(studio, tmp_path, *self.flags(folder))
         assert_same_end(tmp_path, folder / "whole")
-        assert training_run(tmp_path)["resumed_from"] == after
+        assert training_run(tmp_path)["resumed_from"] == 3
 
-    @pytest.mark.parametrize("change", ["other captions", "other class images"])
-    def test_not_with_another_input(self, change: str, folder: Path, studio: Studio, tmp_path: Path) -> None:
+    def test_not_with_other_captions_and_class_images(
+        self, folder: Path, studio: Studio, tmp_path: Path
+    ) -> None:
         for name in ("captioned", "class"):
             shutil.copytree(folder / name, tmp_path / name)
         flags = [word.replace(str(folder), str(tmp_path)) for word in self.flags(folder)]
         stopped(studio, tmp_path / "out", 2, *flags)
-        if change == "other captions":
-            next((tmp_path / "captioned").glob("*.txt")).write_text("another")
-        else:
-            shutil.copyfile(min(studio.images.iterdir()), min((tmp_path / "class").iterdir()))
+        next((tmp_path / "captioned").glob("*.txt")).write_text("another")
+        shutil.copyfile(min(studio.images.iterdir()), min((tmp_path / "class").iterdir()))
         train(studio, tmp_path / "out", *flags)
         run = training_run(tmp_path / "out")
         assert run["resumed_from"] is None
         assert [text for text in run["warnings"] if "belongs to another run" in text] == [
-            f"not resumed from checkpoint-2: it belongs to another run: {change}; it is set aside"
+            "not resumed from checkpoint-2: it belongs to another run: other captions, other class images; "
+            "it is set aside"
         ]
 
 
