@@ -22,13 +22,13 @@ from pathlib import Path
 from mimicry.common.environment import hub_token
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import sha256_text
+from mimicry.common.scrubbing import scrub
 
 MAX_NAME_LENGTH = 96
 
 _HASH_LENGTH = 8
 # The client sends a file without a word: silence is allowed for as long as a slow line takes.
 _SLOWEST_BYTES_PER_SECOND = 50_000
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +100,6 @@ def token_problems() -> list[str]:
         "access at https://huggingface.co/settings/tokens and set HF_TOKEN in the environment or in a file "
         ".env (.env.example shows it), or switch uploads off with --no-push-to-hub"
     ]
-
-
-def scrub(text: str) -> str:
-    """Return `text` with the token, and whatever looks like one, replaced by hf_***."""
-    token = hub_token()
-    if token is not None:
-        text = text.replace(token, "hf_***")
-    return _TOKEN.sub("hf_***", text)
 
 
 def upload_adapter(job: UploadJob, *, stall_seconds: float = 300, python: str = sys.executable) -> Uploaded:

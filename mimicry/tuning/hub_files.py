@@ -14,8 +14,9 @@ from typing import Any
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import read_json
+from mimicry.common.scrubbing import scrub
 from mimicry.tuning.adapter import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS
-from mimicry.tuning.hub import UploadJob, scrub
+from mimicry.tuning.hub import UploadJob
 from mimicry.tuning.model_card import model_card
 from mimicry.tuning.safetensors_file import SafetensorsFile
 

@@ -1,9 +1,9 @@
 """The tables that apply_tuning prints, and the plan as JSON."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mimicry.common.text import printable, shell_line
 from mimicry.tuning.adapter import TRAIN_LOG
 from mimicry.tuning.batch import Result
 from mimicry.tuning.display import duration
@@ -63,7 +63,7 @@ def plan_json(
 
 def commands(plan: Plan, command: Callable[[Target], list[str]]) -> str:
     """Return the exact commands of all targets to be trained, as a shell takes them."""
-    return "\n".join(shlex.join(command(target)) for target in plan.of(Action.TRAIN))
+    return "\n".join(shell_line(command(target)) for target in plan.of(Action.TRAIN))
 
 
 def summary(plan: Plan, results: Sequence[Result]) -> str:
@@ -101,16 +101,9 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned columns; what cannot be printed is escaped, the last column is not padded."""
-    lines = [header, *([_printable(cell) for cell in row] for row in rows)]
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
-    )
-
-
-def _printable(text: str) -> str:
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in text
     )

@@ -3,7 +3,6 @@
 python local_dreambooth_lora_sd3_wrapper.py --input-dir IMAGES --output-dir ADAPTER [options]
 """
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.common.programs import run_command
 from mimicry.common.study_tree import parse_output_dir
+from mimicry.common.text import printable, shell_line
 from mimicry.tuning.adapter import set_adapter_aside
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
@@ -72,7 +72,7 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         eval_dir=eval_dir,
     )
     if dry_run:
-        print(shlex.join(job.command()))
+        print(shell_line(job.command()))
         return 0
     unreadable = unreadable_images(images)
     if unreadable:
@@ -85,11 +85,11 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         _report_kept(output_dir, existing)
     else:
         for warning in script.warnings(config):
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {printable(warning)}", file=sys.stderr)
         if existing.state is not State.ABSENT:
             set_adapter_aside(output_dir, existing.state.value)
         train_artist(job)
-        print(f"complete: {output_dir}")
+        print(printable(f"complete: {output_dir}"))
     if upload is not None:
         print(f"uploaded: {upload_and_record(upload).url}")
     return 0
@@ -131,7 +131,8 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
 
 
 def _report_kept(output_dir: Path, existing: Existing) -> None:
-    print(f"{existing.state.value}: {output_dir}" + (f" ({existing.reason})" if existing.reason else ""))
+    reason = f" ({existing.reason})" if existing.reason else ""
+    print(printable(f"{existing.state.value}: {output_dir}{reason}"))
     if existing.state is State.STALE:
         print("it is kept; type --overwrite to train it again")
 

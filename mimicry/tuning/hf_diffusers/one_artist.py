@@ -1,7 +1,6 @@
 """Training one artist through accelerate: launch, watch, verify."""
 
 import os
-import shlex
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from mimicry.common.children import has_parent, running_child
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder
+from mimicry.common.text import shell_line
 from mimicry.tuning import base_model
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
 from mimicry.tuning.config import TuningConfig
@@ -90,7 +90,7 @@ def _run(job: ArtistJob) -> int:
     with ExitStack() as stack:
         output = stack.enter_context(log.open("ab"))
         command = job.command()
-        output.write(f"--- {utc_now()} {shlex.join(command)}\n".encode("utf-8", "replace"))
+        output.write(f"--- {utc_now()} {shell_line(command)}\n".encode("utf-8", "replace"))
         output.flush()
         metrics = MetricsReader(job.trainer_output_dir / METRICS)
         child = stack.enter_context(

@@ -17,6 +17,7 @@ from mimicry import __version__
 from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
 from mimicry.common.environment import load_environment
 from mimicry.common.errors import run_reporting_errors
+from mimicry.common.scrubbing import scrubbed_output
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
     print(f"mimicry {__version__}, {Path(__file__).name}", flush=True)
     stop_with_parent()
     try:
-        with stop_signals_raise():
+        with stop_signals_raise(), scrubbed_output():
             return run_reporting_errors(train)
     except Interrupted as stop:
         print(f"stopped by {stop}", file=sys.stderr)

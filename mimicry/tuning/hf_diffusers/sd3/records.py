@@ -16,6 +16,8 @@ from torch import Tensor
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
+from mimicry.common.scrubbing import scrub
+from mimicry.common.text import printable
 from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
@@ -33,7 +35,7 @@ SPIKE_MINIMUM = 10
 
 def say(text: str) -> None:
     """Print a line for people at once; under the wrapper it goes to train.log."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 @dataclass
@@ -232,7 +234,7 @@ class RunRecord:
     def _write_end(self, status: str, error: str) -> None:
         if not self.complete:
             with stop_signals_held():
-                self._write(status, error=error)
+                self._write(status, error=scrub(error))
 
     def _write(self, status: str, **more: Any) -> None:
         write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
