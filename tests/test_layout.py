@@ -17,6 +17,7 @@ STACK = "mimicry.tuning.hf_diffusers"
 DEMO = "mimicry.demo"
 PROGRAMS = {
     f"{TUNING}.apply_tuning",
+    f"{TUNING}.hub_check",
     f"{TUNING}.hub_upload",
     f"{STACK}.local_dreambooth_lora_sd3_wrapper",
     f"{STACK}.run_tuning",
