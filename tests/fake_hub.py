@@ -59,13 +59,14 @@ class FakeHub:
     `faults` maps a stage (whoami, list, create, info, resolve, validate, preupload, lfs, put, commit) to the
     answer to give there, and `passing` to answers that are given once each; `before` holds what is done
     before an answer. A stage in `hanging` is never answered, and `hung` is set once a client waits there.
-    With `creates_public` every new repository is public, whatever was asked; names in `taken` belong to what
-    is no model. `account` is what whoami tells.
+    With `creates_public` every new repository is public, whatever was asked, else those of `public_names`;
+    names in `taken` belong to what is no model. `account` is what whoami tells.
     """
 
     def __init__(self, user: str = "lab") -> None:
         self.user = user
         self.creates_public = False
+        self.public_names: set[str] = set()
         self.taken: set[str] = set()
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
@@ -163,7 +164,9 @@ class FakeHub:
             return Answer(url | {"error": "This name is taken"}, 409)
         # Clients before 1.0 say `private`, later ones `visibility`.
         private = asked.get("private") is True or asked.get("visibility") == "private"
-        self.repositories[repository_id] = Repository(private=private and not self.creates_public)
+        self.repositories[repository_id] = Repository(
+            private=private and not self.creates_public and repository_id not in self.public_names
+        )
         return Answer(url)
 
     def _info(self, repository_id: str) -> Answer:

@@ -17,13 +17,15 @@ from mimicry.tuning.bookmarks import open_tracker
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import BatchDisplay
 from mimicry.tuning.existing import Asked
-from mimicry.tuning.hub import colliding_names, repository_name
+from mimicry.tuning.hub import UploadJob, colliding_names, repository_name, token_problems
+from mimicry.tuning.hub_preflight import hub_problems
 from mimicry.tuning.options import option_words
 from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.selection import Selection
+from mimicry.tuning.uploads import find_debts, pay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,9 @@ class Call:
             step_count=self.config.step_count,
         )
         try:
+            if self._uploads:
+                debts = find_debts(plan, self._upload_job, every=False)
+                batch.results += pay(plan, debts, batch.tracker, batch.display.say)
             batch.run()
         except Interrupted:
             print("\ninterrupted; the same command takes up where it stopped", file=sys.stderr)
@@ -106,8 +111,33 @@ class Call:
         finally:
             batch.display.close()
             print(report.summary(plan, batch.results), flush=True)
-        all_well = all(result.outcome == "trained" and not result.owed for result in batch.results)
+        well = ("trained", "uploaded")
+        all_well = all(result.outcome in well and not result.owed for result in batch.results)
         return 0 if all_well and not plan.of(Action.BLOCKED) else 1
+
+    def show_uploads(self) -> int:
+        """Print what would be uploaded; write nothing, ask nobody."""
+        print(
+            report.upload_table(find_debts(self._plan(full=False), self._upload_job, every=True, full=False))
+        )
+        return 0
+
+    def upload(self) -> int:
+        """Upload every whole adapter that is not on the Hub yet, train nothing, and return the exit code.
+
+        Raises:
+            BatchFault: nothing can be uploaded.
+        """
+        plan = self._plan(full=True)
+        debts = find_debts(plan, self._upload_job, every=True)
+        owed = [(str(debt.target.artist), debt.job.repository) for debt in debts if debt.owed]
+        problems = [*(token_problems() if owed else []), *colliding_names(owed)]
+        if problems:
+            raise BatchFault(*problems)
+        print(report.upload_table(debts), flush=True)
+        results = pay(plan, debts, open_tracker(plan.request.tree), print)
+        print(report.upload_summary(results), flush=True)
+        return 0 if all(result.outcome == "uploaded" for result in results) else 1
 
     def command(self, target: Target) -> list[str]:
         """Return the exact command that trains `target`."""
@@ -134,10 +164,21 @@ class Call:
         return self.push_to_hub and self.stack.takes_options
 
     def _repository(self, target: Target) -> str | None:
-        if not self._uploads:
-            return None
-        condition = self.request.condition
-        return repository_name(condition.protection, condition.countermeasure, target.artist.name)
+        return self._upload_job(target).repository if self._uploads else None
+
+    def _upload_job(self, target: Target) -> UploadJob:
+        condition, artist = self.request.condition, target.artist
+        return UploadJob(
+            folder=target.output_dir,
+            repository=repository_name(condition.protection, condition.countermeasure, artist.name),
+            protection=condition.protection,
+            countermeasure=condition.countermeasure,
+            artist=artist.name,
+            split=artist.split,
+            style=artist.style,
+            namespace=self.hub_namespace,
+            base_model_id=self.base_model_id,
+        )
 
     def _plan(self, *, full: bool) -> Plan:
         if self.stack.takes_options:
@@ -151,6 +192,8 @@ class Call:
         targets = plan.of(Action.TRAIN)
         if not targets:
             return []
+        uploads = [(self._upload_job(target), target.images.path) for target in targets]
+        ask_hub = network and self._uploads and not token_problems()
         named = [(str(target.artist), self._repository(target)) for target in plan.targets]
         return [
             *batch_problems(
@@ -161,6 +204,7 @@ class Call:
                 network=network,
             ),
             *colliding_names((artist, name) for artist, name in named if name is not None),
+            *(hub_problems(uploads) if ask_hub else []),
         ]
 
 

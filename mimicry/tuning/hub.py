@@ -16,6 +16,8 @@ from mimicry.tuning.hub_child import WAITS, run_child
 from mimicry.tuning.hub_errors import TOKENS
 
 MAX_NAME_LENGTH = 96
+# The id of a model, owner/name.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 _HASH_LENGTH = 8
 # The client sends a file without a word: silence is allowed for as long as a slow line takes.

@@ -16,7 +16,7 @@ from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import read_json, sha256_file
 from mimicry.common.scrubbing import scrub
 from mimicry.tuning.adapter import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS, run_weights_sha256
-from mimicry.tuning.hub import UploadJob
+from mimicry.tuning.hub import HUB_ID, UploadJob
 from mimicry.tuning.hub_identity import MADE_FOR, made_for
 from mimicry.tuning.model_card import model_card
 from mimicry.tuning.safetensors_file import SafetensorsFile
@@ -33,7 +33,6 @@ _MACHINE_PATH = re.compile(
     r"|(?<!\w)[A-Za-z]:[\\/](?!/)"
     r"|\\\\\w"
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def hub_files(job: UploadJob) -> HubFiles:
         AdapterBroken: the weights cannot be read, or are not those that training_run.json is about.
         UploadFailed: another file is missing or broken, or the weights' header names a path or a token.
     """
-    if job.base_model_id is not None and not _HUB_ID.fullmatch(job.base_model_id):
+    if job.base_model_id is not None and not HUB_ID.fullmatch(job.base_model_id):
         raise UploadFailed(
             f"--base-model-id {job.base_model_id!r} is no model id of the Hub: it must be owner/name, "
             "as stabilityai/stable-diffusion-3.5-large"
@@ -81,7 +80,7 @@ def hub_files(job: UploadJob) -> HubFiles:
 
 def is_hub_model(name: str | None) -> bool:
     """Say whether `name` means a model on the Hub rather than a folder of this machine."""
-    return name is not None and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    return name is not None and HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def names_machine(text: str) -> bool:

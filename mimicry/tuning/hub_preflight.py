@@ -2,11 +2,12 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mimicry.tuning.hub import MAX_NAME_LENGTH, UploadJob, token_problems
+from mimicry.common.errors import UsageError
+from mimicry.tuning.hub import HUB_ID, MAX_NAME_LENGTH, UploadJob, token_problems
 from mimicry.tuning.hub_child import run_child
 from mimicry.tuning.hub_identity import MADE_FOR, made_for
 
@@ -29,6 +30,30 @@ def name_problems(option: str, name: str) -> list[str]:
         else ""
     )
     return [f"{option} {name!r} is no name on the Hub: {wrong}"] if wrong else []
+
+
+def refuse_names(names: Mapping[str, str | None], base_model_id: str | None) -> None:
+    """Refuse options that are no names on the Hub.
+
+    Args:
+        names: by option; None for one that was not given.
+
+    Raises:
+        UsageError: all that are wrong.
+    """
+    problems = [
+        problem
+        for option, name in names.items()
+        if name is not None
+        for problem in name_problems(option, name)
+    ]
+    if base_model_id is not None and not HUB_ID.fullmatch(base_model_id):
+        problems.append(
+            f"--base-model-id {base_model_id!r} is no model id of the Hub: it must be owner/name, "
+            "as stabilityai/stable-diffusion-3.5-large"
+        )
+    if problems:
+        raise UsageError(*problems)
 
 
 def hub_problems(

@@ -8,6 +8,7 @@ from mimicry.tuning.adapter import TRAIN_LOG
 from mimicry.tuning.batch import Result
 from mimicry.tuning.display import duration
 from mimicry.tuning.plan import Action, Plan, Target
+from mimicry.tuning.uploads import Debt
 
 
 def plan_table(plan: Plan) -> str:
@@ -69,7 +70,12 @@ def commands(plan: Plan, command: Callable[[Target], list[str]]) -> str:
 def summary(plan: Plan, results: Sequence[Result]) -> str:
     """Return what became of every target of the plan, as a table, with a line of counts."""
     done = {result.target.artist: result for result in results}
-    rows, counts = [], dict.fromkeys(("trained", "skipped", "failed", "interrupted", "blocked", "left"), 0)
+    rows, counts = (
+        [],
+        dict.fromkeys(
+            ("trained", "uploaded", "owed", "skipped", "failed", "interrupted", "blocked", "left"), 0
+        ),
+    )
     for target in plan.targets:
         outcome, row = _summary_row(target, done.get(target.artist))
         counts[outcome] += 1
@@ -97,6 +103,28 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
         "",
         "; ".join(filter(None, (target.action.value, target.reason))),
     )
+
+
+def upload_table(debts: Sequence[Debt]) -> str:
+    """Return the whole adapters of a plan with what `--upload-only` does about each."""
+    rows = [
+        (
+            str(debt.target.artist),
+            debt.job.repository,
+            "upload" if debt.owed else "leave",
+            debt.reason.split("\n")[0],
+        )
+        for debt in debts
+    ]
+    count = sum(debt.owed for debt in debts)
+    counts = f"{count} to upload, {len(debts) - count} to leave"
+    return f"{text_table(('artist', 'repository', 'state', 'reason'), rows)}\n{counts}"
+
+
+def upload_summary(results: Sequence[Result]) -> str:
+    """Return how many uploads went well, and how many are still owed."""
+    count = sum(result.outcome == "uploaded" for result in results)
+    return f"{count} uploaded, {len(results) - count} owed"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,7 @@ PREFIX = "sd35-lora-none-none-"
 
 def job(name: str, **changes: Any) -> UploadJob:
     place = {"protection": "none", "countermeasure": "none", "split": "historical", "style": "baroque"}
-    values = place | {"folder": Path("out"), "repository": PREFIX + name, "artist": name}
+    values: dict[str, Any] = place | {"folder": Path("out"), "repository": PREFIX + name, "artist": name}
     return UploadJob(**values | changes)
 
 

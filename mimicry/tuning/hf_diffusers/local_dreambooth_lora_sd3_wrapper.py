@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 import click
 
-from mimicry.common.children import stop_with_parent
+from mimicry.common.children import has_parent, stop_with_parent
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.common.programs import run_command
@@ -23,6 +23,7 @@ from mimicry.tuning.existing import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from mimicry.tuning.hub import UploadJob, repository_name
+from mimicry.tuning.hub_preflight import hub_problems, refuse_names
 from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.publishing import upload_and_record
@@ -56,6 +57,9 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     with problems:
         upload = _upload_job(output_dir, parameters)
     with problems:
+        names = {"--hub-model-id": parameters["hub_model_id"], "--hub-namespace": parameters["hub_namespace"]}
+        refuse_names(names, parameters["base_model_id"])
+    with problems:
         _refuse_names("--input-dir", images)
     eval_dir = parameters["eval_data_dir"]
     with problems:
@@ -78,6 +82,10 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     if unreadable:
         raise MimicryError(*unreadable)
     faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
+    if (
+        upload is not None and not faults and not has_parent()
+    ):  # apply_tuning has asked for all of its artists
+        faults = hub_problems([(upload, input_dir)])
     if faults:
         raise BatchFault(*faults)
     existing = judge_existing(output_dir, Asked.of(config, script.identity), images, full=True)
@@ -116,15 +124,18 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
             f"the repository on the Hub; type --hub-model-id NAME or --no-push-to-hub"
         )
     protection, countermeasure, artist = "unknown", "unknown", output_dir.absolute().name
+    place: dict[str, str] = {}
     if meaning is not None:
         protection, countermeasure = meaning[0].protection, meaning[0].countermeasure
         artist = meaning[1].name
+        place = {"split": meaning[1].split, "style": meaning[1].style}
     return UploadJob(
         folder=output_dir,
         repository=parameters["hub_model_id"] or repository_name(protection, countermeasure, artist),
         protection=protection,
         countermeasure=countermeasure,
         artist=artist,
+        **place,
         namespace=parameters["hub_namespace"],
         base_model_id=parameters["base_model_id"],
     )
