@@ -1,4 +1,4 @@
-"""What a program takes from its environment: the variables of `.env`, and the Hub token."""
+"""What a program takes from its environment: the variables of `.env`, the Hub token, the folder of caches."""
 
 import os
 from pathlib import Path
@@ -33,3 +33,10 @@ def load_environment(start: Path | None = None) -> None:
 def hub_token() -> str | None:
     """Return the Hub token from HF_TOKEN, or None when that is missing or blank."""
     return os.environ.get("HF_TOKEN", "").strip() or None
+
+
+def cache_folder(name: str) -> Path:
+    """Return this user's folder for what can be made anew, by the rules of the XDG base directories."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
+    return Path(root, "mimicry", name)

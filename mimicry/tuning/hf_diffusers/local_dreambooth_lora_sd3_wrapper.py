@@ -14,7 +14,8 @@ import click
 
 from mimicry.common.children import has_parent, stop_with_parent
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
-from mimicry.common.images import ImageFolder, unreadable_images
+from mimicry.common.image_checks import bad_images
+from mimicry.common.images import ImageFolder
 from mimicry.common.programs import run_command
 from mimicry.common.study_tree import parse_output_dir
 from mimicry.common.text import printable, shell_line
@@ -78,9 +79,9 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     if dry_run:
         print(shell_line(job.command()))
         return 0
-    unreadable = unreadable_images(images)
-    if unreadable:
-        raise MimicryError(*unreadable)
+    bad = bad_images([images])
+    if bad:
+        raise MimicryError(*(image.problem for image in bad))
     faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
     if (
         upload is not None and not faults and not has_parent()
