@@ -150,7 +150,7 @@ def _on_white(image: "Image") -> "Image":
 
     if image.has_transparency_data:
         layers = image.convert("RGBA")
-        if layers.getextrema()[3] != (255, 255):
+        if layers.getchannel("A").getextrema() != (255, 255):
             return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     return image.convert("RGB")
 

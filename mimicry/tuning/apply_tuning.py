@@ -43,6 +43,8 @@ _NOT_WITH_UPLOAD_ONLY = {
     "overwrite": "--overwrite",
     "as_json": "--json",
     "verbose": "--verbose",
+    "verify": "--verify",
+    "quarantine_unpaired": "--quarantine-unpaired",
 }
 
 
@@ -78,6 +80,16 @@ _NOT_WITH_UPLOAD_ONLY = {
     help="Block an artist whose images are not those of original_art by name.",
 )
 @click.option(
+    "--verify",
+    is_flag=True,
+    help="Train nothing: check every value of each adapter and decode each image.",
+)
+@click.option(
+    "--quarantine-unpaired",
+    is_flag=True,
+    help="Leave an image that is bad in one condition out of all; without it, its artist is blocked.",
+)
+@click.option(
     "--upload-only",
     is_flag=True,
     help="Train nothing: upload every complete adapter that is not on the Hub yet.",
@@ -104,6 +116,8 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         StudyTree(parameters["data_root"]).source(condition)
     problems.raise_any()
     call = Call.make(config, stack, condition, parameters)
+    if parameters["verify"]:
+        return call.verify()
     if parameters["upload_only"]:
         return call.show_uploads() if parameters["dry_run"] else call.upload()
     if not parameters["dry_run"]:
@@ -122,6 +136,11 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
     problems = []
     if context.params["as_json"] and not context.params["dry_run"]:
         problems.append("--json shows a plan and goes with --dry-run; type both")
+    if context.params["quarantine_unpaired"] and (context.params["dry_run"] or context.params["verify"]):
+        problems.append(
+            "--quarantine-unpaired goes with training: it decodes the images and records which are left out; "
+            "type --verify alone to see which are bad"
+        )
     if context.params["upload_only"]:
         problems += [
             f"--upload-only uploads and trains nothing, which does not go with {flag}; leave one of them out"

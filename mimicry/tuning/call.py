@@ -9,16 +9,16 @@ from typing import Any
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
-from mimicry.common.images import unreadable_images
 from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.tuning import report
 from mimicry.tuning.batch import Batch, LocalExecutor
 from mimicry.tuning.bookmarks import open_tracker
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.existing import Asked
+from mimicry.tuning.existing import Asked, State
 from mimicry.tuning.hub import UploadJob, colliding_names, repository_name, token_problems
 from mimicry.tuning.hub_preflight import hub_problems
+from mimicry.tuning.image_check import check_images, quarantine_bad_images
 from mimicry.tuning.options import option_words
 from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
 from mimicry.tuning.preflight import batch_problems
@@ -40,6 +40,7 @@ class Call:
     base_model_id: str | None
     train_script: Path | None
     stall_minutes: float
+    quarantine_unpaired: bool
 
     @classmethod
     def make(
@@ -60,7 +61,9 @@ class Call:
             min_samples_per_artist=parameters["min_samples_per_artist"],
             require_paired=parameters["require_paired"],
         )
-        names = ("push_to_hub", "hub_namespace", "base_model_id", "train_script", "stall_minutes")
+        names = (
+            "push_to_hub hub_namespace base_model_id train_script stall_minutes quarantine_unpaired".split()
+        )
         return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
 
     def show(self, *, verbose: bool) -> int:
@@ -72,6 +75,14 @@ class Call:
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
+
+    def verify(self) -> int:
+        """Print the plan after every check of adapters and images; write nothing, return the exit code."""
+        checked = check_images(self._plan(full=True), everyone=True)
+        print(report.plan_table(checked.plan))
+        broken = [target for target in checked.plan.targets if target.existing is State.BROKEN]
+        print(f"{len(broken)} broken adapters, {len(checked.bad)} bad images")
+        return 1 if broken or checked.bad or checked.plan.of(Action.BLOCKED) else 0
 
     def show_json(self) -> int:
         """Print the plan for programs; write nothing."""
@@ -85,7 +96,10 @@ class Call:
         Raises:
             BatchFault: nothing can be trained; nothing was written.
         """
-        plan = _without_unreadable(self._plan(full=True))
+        plan = self._plan(full=True)
+        if self.quarantine_unpaired and quarantine_bad_images(plan, print):
+            plan = self._plan(full=True)
+        plan = check_images(plan, everyone=False).plan
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
@@ -155,6 +169,7 @@ class Call:
             words.append(f"--train-script={self.train_script}")
         if target.eval_dir is not None:
             words.append(f"--eval-data-dir={target.eval_dir}")
+        words += [f"--leave-out={stem}" for stem in target.left_out]
         words += [f"--note={warning}" for warning in target.warnings]
         return self.stack.words(target.images.path, target.output_dir, words)
 
@@ -185,7 +200,8 @@ class Call:
             asked = Asked.of(self.config, trainer_identity(self.train_script))
         else:
             asked = Asked(rank=None, recipe=None)
-        return make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+        plan = make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+        return plan if self.stack.takes_options else _without_left_out(plan)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
@@ -208,12 +224,15 @@ class Call:
         ]
 
 
-def _without_unreadable(plan: Plan) -> Plan:
-    """Decode every image that is to be trained on, and block the artists of those that cannot be read."""
-    targets = []
-    for target in plan.targets:
-        unreadable = unreadable_images(target.images) if target.action is Action.TRAIN else []
-        if unreadable:
-            target = replace(target, action=Action.BLOCKED, reason="; ".join(unreadable), warnings=())
-        targets.append(target)
+def _without_left_out(plan: Plan) -> Plan:
+    """Block the artists of whose images some are left out, which a stack without options does not hear of."""
+    reason = (
+        "some of its images are left out of all conditions, which cannot be told to a stack without options"
+    )
+    targets = [
+        replace(target, action=Action.BLOCKED, reason=reason, warnings=())
+        if target.left_out and target.action is Action.TRAIN
+        else target
+        for target in plan.targets
+    ]
     return replace(plan, targets=tuple(targets))

@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
+from mimicry.common.image_checks import Progress
 from mimicry.common.text import message_lines, printable
 
 # Between two lines about the steps of one artist, when there is no terminal.
@@ -99,6 +102,25 @@ class BatchDisplay:
         if self._bar is not None:
             self._bar.set_description_str(f"artists {self._done}/{self._artist_count}", refresh=False)
             self._bar.update(self._done * self._steps_each + step - self._bar.n)
+
+
+@contextmanager
+def checking_bar() -> Iterator[Progress]:
+    """Yield what shows how many images were checked, of how many: a bar in a terminal."""
+    bar: tqdm[Any] | None = None
+
+    def show(done: int, count: int) -> None:
+        nonlocal bar
+        if bar is None and is_terminal():
+            bar = tqdm(total=count, desc="checking images", unit="image", leave=False)
+        if bar is not None:
+            bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mimicry.common import image_checks
 from mimicry.common.image_checks import bad_images
-from mimicry.common.images import ImageFolder
+from mimicry.common.images import ImageFolder, check_image
 from tests.hostile_names import over_hostile_names
 
 
@@ -19,11 +19,10 @@ def decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The names of the images that are decoded, with a memory of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: list[str] = []
-    real = image_checks.check_image
 
     def check(path: Path) -> None:
         names.append(path.name)
-        real(path)
+        check_image(path)
 
     monkeypatch.setattr(image_checks, "check_image", check)
     return names

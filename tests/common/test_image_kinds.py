@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -88,7 +89,7 @@ class TestRead:
     @pytest.mark.parametrize("name", ["x.png", "x.webp", "x.tif"])
     def test_of_several_frames_the_first(self, name: str, tmp_path: Path) -> None:
         frames = [picture(colour=BLUE)]
-        options = {} if name == "x.tif" else {"duration": 50}
+        options: dict[str, Any] = {} if name == "x.tif" else {"duration": 50}
         picture().save(tmp_path / name, save_all=True, append_images=frames, **options)
         with Image.open(tmp_path / name) as image:
             assert getattr(image, "n_frames", 1) == 2

@@ -4,6 +4,7 @@ python local_dreambooth_lora_sd3_wrapper.py --input-dir IMAGES --output-dir ADAP
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mimicry.tuning.publishing import upload_and_record
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
+@click.option("--leave-out", multiple=True, help="Leave out the images of this stem; may be repeated.")
 @click.option("--note", multiple=True, help="A warning to keep in training_run.json; may be repeated.")
 @handed_on_options
 @hyper_parameter_options
@@ -49,12 +51,13 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
 
     A complete adapter is left as it is, unless --overwrite is given.
     """
-    images = ImageFolder.read(input_dir)
+    left_out = parameters["leave_out"]
+    images = ImageFolder.read(input_dir).without(left_out)
     problems = Problems()
     with problems:
         config = take_config(parameters)
     with problems:
-        script = _script(parameters["train_script"])
+        script = _script(parameters["train_script"], left_out)
     with problems:
         upload = _upload_job(output_dir, parameters)
     with problems:
@@ -65,7 +68,7 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     eval_dir = parameters["eval_data_dir"]
     with problems:
         if eval_dir is not None:
-            _refuse_names("--eval-data-dir", ImageFolder.read(eval_dir))
+            _refuse_names("--eval-data-dir", ImageFolder.read(eval_dir).without(left_out))
     problems.raise_any()
     job = ArtistJob(
         config=config,
@@ -73,6 +76,7 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
         output_dir=output_dir,
         script=script,
         notes=parameters["note"],
+        leave_out=left_out,
         stall_seconds=60 * parameters["stall_minutes"],
         eval_dir=eval_dir,
     )
@@ -104,8 +108,14 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     return 0
 
 
-def _script(path: Path | None) -> TrainScript:
-    return TrainScript.own() if path is None else TrainScript.read(path)
+def _script(path: Path | None, left_out: Sequence[str]) -> TrainScript:
+    script = TrainScript.own() if path is None else TrainScript.read(path)
+    if left_out and not script.is_own:
+        raise UsageError(
+            f"--leave-out {left_out[0]}: {script.path.name} takes every image of the folder; move the image "
+            f"away, or train without --train-script"
+        )
+    return script
 
 
 def _refuse_names(option: str, images: ImageFolder) -> None:

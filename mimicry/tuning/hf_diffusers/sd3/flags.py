@@ -64,6 +64,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         notes=tuple(parsed.note),
         command=(Path(sys.argv[0]).name, *words),
         eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
+        leave_out=tuple(parsed.leave_out),
     )
 
 
@@ -81,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         "--eval_data_dir",
         metavar="DIR",
         help="Folder of the images to measure the loss on, before and after.",
+    )
+    parser.add_argument(
+        "--leave_out",
+        action="append",
+        default=[],
+        metavar="STEM",
+        help="Leave out the images of this stem, of both folders.",
     )
     parser.add_argument(
         "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
@@ -115,5 +123,11 @@ def _unknown_flag_problem(name: str) -> str:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name in NOT_YET:
         return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
-    known = ["instance_data_dir", "output_dir", "eval_data_dir", *(option.name for option in OPTIONS)]
+    known = [
+        "instance_data_dir",
+        "output_dir",
+        "eval_data_dir",
+        "leave_out",
+        *(option.name for option in OPTIONS),
+    ]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

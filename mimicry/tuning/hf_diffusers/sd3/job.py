@@ -24,7 +24,8 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Job:
     """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
 
-    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be.
+    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be. Images
+    whose stems are in `leave_out` are used for neither.
     """
 
     config: TuningConfig
@@ -33,6 +34,7 @@ class Job:
     notes: tuple[str, ...]
     command: tuple[str, ...]
     eval_data_dir: Path | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Setup:
             TrainingFailed: the images cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
-        images = _usable_images(job.instance_data_dir)
+        images = _usable_images(job.instance_data_dir, job.leave_out)
         accelerator = _accelerator(job.config)
         model = base_model.resolve(job.config)
         problems = model.problems(job.config.resolution)
@@ -99,8 +101,8 @@ class Setup:
         return cls(job=job, accelerator=accelerator, model=model, images=images, samples=samples)
 
 
-def _usable_images(folder: Path) -> ImageFolder:
-    images = ImageFolder.read(folder)
+def _usable_images(folder: Path, leave_out: tuple[str, ...]) -> ImageFolder:
+    images = ImageFolder.read(folder).without(leave_out)
     problem = images.problem()
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")

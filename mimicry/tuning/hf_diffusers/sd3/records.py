@@ -16,6 +16,7 @@ from torch import Tensor
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
+from mimicry.common.images import ImageRecord
 from mimicry.common.scrubbing import scrub
 from mimicry.common.text import printable
 from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
@@ -88,6 +89,12 @@ class RunRecord:
         else:
             self._take_up(self.resumed)
         self._write("running")
+
+    @property
+    def images(self) -> list[ImageRecord]:
+        """The images as they were at the start of the run."""
+        records: list[ImageRecord] = self._known["images"]
+        return records
 
     @property
     def steps(self) -> int:

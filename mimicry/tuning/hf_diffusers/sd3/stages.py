@@ -19,6 +19,7 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
+from mimicry.tuning.outcome import refuse_changed_images
 
 
 def train_adapter(job: Job) -> Adapter:
@@ -70,6 +71,7 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
 
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
+    refuse_changed_images(setup.images, record.images)
     adapter = save_adapter(loop.transformer, setup.job.output_dir, setup.job.config, record.finished())
     record.complete = True
     record.checkpoints.remove_all()
