@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -17,16 +18,40 @@ _INSTEAD = "hf_***"
 
 def without_token(text: str) -> str:
     """Return `text` with the token of this process's environment replaced by hf_***."""
-    for name in _VARIABLES:
-        token = os.environ.get(name, "").strip()
-        if token:
-            text = text.replace(token, _INSTEAD)
+    for token in _tokens():
+        text = text.replace(token, _INSTEAD)
     return text
 
 
 def scrub(text: str) -> str:
     """Return `text` with the token, and whatever looks like one, replaced by hf_***."""
     return _LIKE_A_TOKEN.sub(_INSTEAD, without_token(text))
+
+
+def mask_token(log: Path) -> None:
+    """Write stars over the token in a log, to which a program that is not ours has written.
+
+    Nothing is moved: other processes may be appending.
+    """
+    secrets = [token.encode() for token in _tokens()]
+    try:
+        content = log.read_bytes()
+        if not any(secret in content for secret in secrets):
+            return
+        with log.open("r+b") as file:
+            for secret in secrets:
+                place = content.find(secret)
+                while place >= 0:
+                    file.seek(place)
+                    file.write(b"*" * len(secret))
+                    place = content.find(secret, place + len(secret))
+    except FileNotFoundError:
+        return
+
+
+def _tokens() -> list[str]:
+    values = (os.environ.get(name, "").strip() for name in _VARIABLES)
+    return [value for value in values if value]
 
 
 class _Scrubbed:

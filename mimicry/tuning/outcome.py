@@ -9,6 +9,7 @@ from typing import Any
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.images import ImageFolder, ImageRecord
+from mimicry.common.scrubbing import mask_token
 from mimicry.tuning.adapter import (
     TRAIN_LOG,
     TRAINING_RUN,
@@ -43,6 +44,7 @@ class Attempt:
 
     def failure(self, code: int) -> str | None:
         """Return why there is no complete adapter after this attempt; None when there is one."""
+        mask_token(self.output_dir / TRAIN_LOG)
         run = self._own_run()
         if (self.output_dir / WEIGHTS).exists():
             try:

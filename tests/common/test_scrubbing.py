@@ -10,7 +10,7 @@ import pytest
 
 from mimicry.common.errors import MimicryError, report
 from mimicry.common.files import write_json
-from mimicry.common.scrubbing import scrub, scrubbed_output
+from mimicry.common.scrubbing import mask_token, scrub, scrubbed_output
 
 TOKEN = "odd.token"
 OTHER = "hf_" + "abcdEFGH" * 4
@@ -62,3 +62,15 @@ def test_reported_errors_and_files_have_no_token(tmp_path: Path, capsys: pytest.
     write_json(tmp_path / "x.json", {"error": f"the Hub said {TOKEN}", "name": OTHER})
     # A name that only looks like a token stays: it may be that of a folder.
     assert json.loads((tmp_path / "x.json").read_text()) == {"error": "the Hub said hf_***", "name": OTHER}
+
+
+def test_a_log_is_masked_in_its_place(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    mask_token(log)
+    assert not log.exists()
+    log.write_bytes(f"{TOKEN}{TOKEN} \xff and {TOKEN}\n".encode("latin-1"))
+    with log.open("ab", buffering=0) as other:
+        mask_token(log)
+        other.write(b"more\n")
+    stars = "*" * len(TOKEN)
+    assert log.read_bytes() == f"{stars}{stars} \xff and {stars}\nmore\n".encode("latin-1")

@@ -10,6 +10,7 @@ from mimicry.common.children import has_parent, running_child
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder, ImageRecord
+from mimicry.common.scrubbing import mask_token
 from mimicry.common.text import shell_line
 from mimicry.tuning import base_model
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
@@ -97,6 +98,7 @@ def _run(job: ArtistJob) -> int:
     log = job.output_dir / TRAIN_LOG
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     with ExitStack() as stack:
+        stack.callback(mask_token, log)
         output = stack.enter_context(log.open("ab"))
         command = job.command()
         output.write(f"--- {utc_now()} {shell_line(command)}\n".encode("utf-8", "replace"))
