@@ -10,6 +10,7 @@ from mimicry.common.study_tree import Artist
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.options import option_words
 from mimicry.tuning.runner_common import Stack
+from tests.fake_hub import FakeHub
 from tests.tuning.quick_studio import (
     QuickStudio,
     run_by_path,
@@ -197,9 +198,8 @@ def test_the_suggested_resolution_is_taken(quick_studio: QuickStudio) -> None:
 
 
 def test_two_artists_of_one_repository_are_refused_when_both_are_uploaded(
-    quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
+    quick_studio: QuickStudio, fake_hub: FakeHub
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
     write_images(
         quick_studio.tree.images_of(
             quick_studio.tree.original_art, Artist("historical", "cubism", "anna_berg")
