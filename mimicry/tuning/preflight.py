@@ -7,10 +7,13 @@ from pathlib import Path
 from mimicry.tuning.base_model import BaseModel, access_problem
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hub import token_problems
+from mimicry.tuning.hub_errors import repeated
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)
 _LOG_BYTES = 4 << 20
+# Seconds before the Hub is asked again for a base model that it could not tell of.
+_WAITS = (1.0, 2.0)
 
 
 def batch_problems(
@@ -52,7 +55,7 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
     if HF_HUB_OFFLINE:
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
     try:
-        HfApi().auth_check(name)
+        repeated(lambda: HfApi().auth_check(name), _WAITS, lambda _: None)
     # The client lets errors of its HTTP library through, which is another one in each of its versions.
     except Exception as error:
         return [access_problem(name, error)]

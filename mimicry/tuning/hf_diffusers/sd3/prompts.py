@@ -75,7 +75,9 @@ class TextEncoders:
         return hidden_1LD.to("cpu", self.dtype)
 
     def _read(self, kind: Any, name: str) -> Any:
-        encoder = kind.from_pretrained(self.model.folder / name, variant=self.variant, dtype=self.dtype)
+        encoder = kind.from_pretrained(
+            self.model.folder / name, variant=self.variant, dtype=self.dtype, use_safetensors=True
+        )
         return encoder.to(self.device)
 
     def _token_ids(self, tokenizer: Any, prompt: str, length: int, encoder: str) -> Tensor:

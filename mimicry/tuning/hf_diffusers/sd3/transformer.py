@@ -36,6 +36,7 @@ def load_transformer(setup: Setup) -> SD3Transformer2DModel:
         setup.model.folder / "transformer",
         variant=setup.job.config.variant,
         torch_dtype=setup.dtype,
+        use_safetensors=True,
         low_cpu_mem_usage=True,
         # Without it, all weights would be in host memory before the first of them is moved.
         device_map={"": setup.device},
