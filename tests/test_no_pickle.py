@@ -110,7 +110,7 @@ def test_a_base_model(crater: Path, tmp_path: Path, demo_dir: Path) -> None:
             (folder / name / "model.safetensors").unlink(missing_ok=True)
             (folder / name / "diffusion_pytorch_model.bin").write_bytes(content)
         (problem,) = BaseModel(folder).problems(64)
-        assert "has the weights of text_encoder_2, vae in pickle files only" in problem
+        assert "has weights of text_encoder_2, vae as pickles only" in problem
 
 
 def test_the_libraries_do_not_either(crater: Path, tmp_path: Path, demo_dir: Path) -> None:

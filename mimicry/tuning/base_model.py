@@ -86,8 +86,8 @@ class BaseModel:
         pickled = [name for name in COMPONENTS if _is_pickled(self.folder / name)]
         if pickled:
             return [
-                f"base model {self.folder} has the weights of {', '.join(pickled)} in pickle files only, which "
-                f"can run any program when they are read; save it with safe_serialization=True"
+                f"base model {self.folder} has weights of {', '.join(pickled)} as pickles only, which can "
+                f"run any program when they are read; save it with safe_serialization=True"
             ]
         try:
             vae, transformer = self.config_of("vae"), self.config_of("transformer")

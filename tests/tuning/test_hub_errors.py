@@ -6,7 +6,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from mimicry.tuning import hub_errors
 from mimicry.tuning.hub_errors import RepeatedInVainError, explained, repeated, status_of
 
 
@@ -25,7 +24,7 @@ class OfflineModeIsEnabled(ConnectionError):
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
-    monkeypatch.setattr(hub_errors.time, "sleep", seconds.append)
+    monkeypatch.setattr("time.sleep", seconds.append)
     return seconds
 
 
@@ -74,10 +73,7 @@ def test_what_does_not_pass_is_raised_at_once(error: Exception, slept: list[floa
 
 def test_what_the_client_has_repeated_is_not_repeated_again(slept: list[float]) -> None:
     def call() -> None:
-        try:
-            raise Refused(503)
-        except Refused as error:
-            raise RepeatedInVainError from error
+        raise RepeatedInVainError from Refused(503)
 
     with pytest.raises(RepeatedInVainError) as caught:
         repeated(call, (1.0,), print)
