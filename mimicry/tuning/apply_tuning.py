@@ -134,8 +134,8 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
         and (name, context.params[name]) != ("push_to_hub", False)
     ]
     problems = []
-    if context.params["as_json"] and not context.params["dry_run"]:
-        problems.append("--json shows a plan and goes with --dry-run; type both")
+    if context.params["as_json"] and (context.params["verify"] or not context.params["dry_run"]):
+        problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
     if context.params["quarantine_unpaired"] and (context.params["dry_run"] or context.params["verify"]):
         problems.append(
             "--quarantine-unpaired goes with training: it decodes the images and records which are left out; "

@@ -94,7 +94,7 @@ class Call:
         """Train what the plan says and return the exit code.
 
         Raises:
-            BatchFault: nothing can be trained; nothing was written.
+            BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
         plan = self._plan(full=True)
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):

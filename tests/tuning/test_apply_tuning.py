@@ -122,11 +122,12 @@ def test_json_is_the_plan_and_nothing_else(quick_studio: QuickStudio) -> None:
     assert listing(quick_studio.folder) == before
 
 
-def test_json_goes_with_a_dry_run_only(quick_studio: QuickStudio) -> None:
-    ended = quick_studio.tune("--json")
+@pytest.mark.parametrize("words", [["--json"], ["--json", "--dry-run", "--verify"]], ids=" ".join)
+def test_json_goes_with_a_dry_run_only(words: list[str], quick_studio: QuickStudio) -> None:
+    ended = quick_studio.tune(*words)
 
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "error: --json shows a plan and goes with --dry-run; type both\n"
+    assert ended.err == "error: --json shows a plan and goes with --dry-run alone; type --dry-run --json\n"
     assert quick_studio.trained() == []
 
 
