@@ -1,4 +1,4 @@
-"""What a program takes from its environment: the variables of `.env`, the Hub token, the other processes."""
+"""What a program takes from its environment: `.env`, the Hub token, folders of caches, other processes."""
 
 import os
 from pathlib import Path
@@ -43,3 +43,10 @@ def process_count() -> int:
 def hub_token() -> str | None:
     """Return the Hub token from HF_TOKEN, or None when that is missing or blank."""
     return os.environ.get("HF_TOKEN", "").strip() or None
+
+
+def cache_folder(name: str) -> Path:
+    """Return this user's folder for what can be made anew, by the rules of the XDG base directories."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
+    return Path(root, "mimicry", name)

@@ -15,6 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
+from mimicry.common.scrubbing import scrub
+from mimicry.common.text import message_lines
+
 
 class MimicryError(Exception):
     """Base of all errors raised on purpose; `problems` holds one message for each thing that is wrong."""
@@ -80,7 +83,7 @@ class Problems:
 def report(error: MimicryError) -> int:
     """Print every problem of `error` to standard error and return the exit code that goes with it."""
     for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {message_lines(scrub(problem))}", file=sys.stderr)
     return error.exit_code
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mimicry.common.children import Interrupted, running_child
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import utc_now
+from mimicry.common.text import printable
 from mimicry.common.tracker import BookmarkStatus, ProgressTracker
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, set_adapter_aside
 from mimicry.tuning.bookmarks import complete_bookmark, log_path
@@ -115,7 +116,9 @@ class Batch:
         self.prepare()
         todo = self.plan.of(Action.TRAIN)
         for number, target in enumerate(todo, start=1):
-            self.results.append(self._train(target, f"[{number}/{len(todo)}] {target.artist}"))
+            self.results.append(
+                self._train(target, f"[{number}/{len(todo)}] {printable(str(target.artist))}")
+            )
             self.display.advance()
             if self._same_failure_again():
                 self.display.say(
@@ -144,7 +147,9 @@ class Batch:
         for target in self.plan.of(Action.TRAIN):
             if target.existing is not State.ABSENT:
                 aside = set_adapter_aside(target.output_dir, target.existing.value)
-                self.display.say(f"{target.artist}: {target.existing.value} adapter set aside in {aside}")
+                self.display.say(
+                    printable(f"{target.artist}: {target.existing.value} adapter set aside in {aside}")
+                )
 
     def _train(self, target: Target, label: str) -> Result:
         self.display.say(f"{label}: training on {len(target.images.names)} images")

@@ -9,21 +9,23 @@ from typing import Any
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
-from mimicry.common.images import unreadable_images
 from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.tuning import report
 from mimicry.tuning.batch import Batch, LocalExecutor
 from mimicry.tuning.bookmarks import open_tracker
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.existing import Asked
-from mimicry.tuning.hub import colliding_names, repository_name
+from mimicry.tuning.existing import Asked, State
+from mimicry.tuning.hub import UploadJob, colliding_names, repository_name, token_problems
+from mimicry.tuning.hub_preflight import hub_problems
+from mimicry.tuning.image_check import check_images, quarantine_bad_images
 from mimicry.tuning.options import option_words
 from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.selection import Selection
+from mimicry.tuning.uploads import find_debts, pay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Call:
     base_model_id: str | None
     train_script: Path | None
     stall_minutes: float
+    quarantine_unpaired: bool
 
     @classmethod
     def make(
@@ -59,7 +62,9 @@ class Call:
             require_paired=parameters["require_paired"],
             captions=config.captions,
         )
-        names = ("push_to_hub", "hub_namespace", "base_model_id", "train_script", "stall_minutes")
+        names = (
+            "push_to_hub hub_namespace base_model_id train_script stall_minutes quarantine_unpaired".split()
+        )
         return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
 
     def show(self, *, verbose: bool) -> int:
@@ -72,6 +77,14 @@ class Call:
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
 
+    def verify(self) -> int:
+        """Print the plan after every check of adapters and images; write nothing, return the exit code."""
+        checked = check_images(self._plan(full=True), everyone=True)
+        print(report.plan_table(checked.plan))
+        broken = [target for target in checked.plan.targets if target.existing is State.BROKEN]
+        print(f"{len(broken)} broken adapters, {len(checked.bad)} bad images")
+        return 1 if broken or checked.bad or checked.plan.of(Action.BLOCKED) else 0
+
     def show_json(self) -> int:
         """Print the plan for programs; write nothing."""
         plan = self._plan(full=False)
@@ -82,9 +95,12 @@ class Call:
         """Train what the plan says and return the exit code.
 
         Raises:
-            BatchFault: nothing can be trained; nothing was written.
+            BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
-        plan = _without_unreadable(self._plan(full=True))
+        plan = self._plan(full=True)
+        if self.quarantine_unpaired and quarantine_bad_images(plan, print):
+            plan = self._plan(full=True)
+        plan = check_images(plan, everyone=False).plan
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
@@ -100,6 +116,9 @@ class Call:
             step_count=self.config.step_count,
         )
         try:
+            if self._uploads:
+                debts = find_debts(plan, self._upload_job, every=False)
+                batch.results += pay(plan, debts, batch.tracker, batch.display.say)
             batch.run()
         except Interrupted:
             print("\ninterrupted; the same command takes up where it stopped", file=sys.stderr)
@@ -107,8 +126,33 @@ class Call:
         finally:
             batch.display.close()
             print(report.summary(plan, batch.results), flush=True)
-        all_well = all(result.outcome == "trained" and not result.owed for result in batch.results)
+        well = ("trained", "uploaded")
+        all_well = all(result.outcome in well and not result.owed for result in batch.results)
         return 0 if all_well and not plan.of(Action.BLOCKED) else 1
+
+    def show_uploads(self) -> int:
+        """Print what would be uploaded; write nothing, ask nobody."""
+        print(
+            report.upload_table(find_debts(self._plan(full=False), self._upload_job, every=True, full=False))
+        )
+        return 0
+
+    def upload(self) -> int:
+        """Upload every whole adapter that is not on the Hub yet, train nothing, and return the exit code.
+
+        Raises:
+            BatchFault: nothing can be uploaded.
+        """
+        plan = self._plan(full=True)
+        debts = find_debts(plan, self._upload_job, every=True)
+        owed = [(str(debt.target.artist), debt.job.repository) for debt in debts if debt.owed]
+        problems = [*(token_problems() if owed else []), *colliding_names(owed)]
+        if problems:
+            raise BatchFault(*problems)
+        print(report.upload_table(debts), flush=True)
+        results = pay(plan, debts, open_tracker(plan.request.tree), print)
+        print(report.upload_summary(results), flush=True)
+        return 0 if all(result.outcome == "uploaded" for result in results) else 1
 
     def command(self, target: Target) -> list[str]:
         """Return the exact command that trains `target`."""
@@ -130,6 +174,7 @@ class Call:
             words.append(f"--base-samples-dir={self.request.tree.base_samples(self.stack.name)}")
         if target.caption_dir is not None:
             words.append(f"--caption-data-dir={target.caption_dir}")
+        words += [f"--leave-out={stem}" for stem in target.left_out]
         words += [f"--note={warning}" for warning in target.warnings]
         return self.stack.words(target.images.path, target.output_dir, words)
 
@@ -139,23 +184,37 @@ class Call:
         return self.push_to_hub and self.stack.takes_options
 
     def _repository(self, target: Target) -> str | None:
-        if not self._uploads:
-            return None
-        condition = self.request.condition
-        return repository_name(condition.protection, condition.countermeasure, target.artist.name)
+        return self._upload_job(target).repository if self._uploads else None
+
+    def _upload_job(self, target: Target) -> UploadJob:
+        condition, artist = self.request.condition, target.artist
+        return UploadJob(
+            folder=target.output_dir,
+            repository=repository_name(condition.protection, condition.countermeasure, artist.name),
+            protection=condition.protection,
+            countermeasure=condition.countermeasure,
+            artist=artist.name,
+            split=artist.split,
+            style=artist.style,
+            namespace=self.hub_namespace,
+            base_model_id=self.base_model_id,
+        )
 
     def _plan(self, *, full: bool) -> Plan:
         if self.stack.takes_options:
             asked = Asked.of(self.config, trainer_identity(self.train_script))
         else:
             asked = Asked(rank=None, recipe=None)
-        return make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+        plan = make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+        return plan if self.stack.takes_options else _without_left_out(plan)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
         targets = plan.of(Action.TRAIN)
         if not targets:
             return []
+        uploads = [(self._upload_job(target), target.images.path) for target in targets]
+        ask_hub = network and self._uploads and not token_problems()
         named = [(str(target.artist), self._repository(target)) for target in plan.targets]
         return [
             *batch_problems(
@@ -166,15 +225,19 @@ class Call:
                 network=network,
             ),
             *colliding_names((artist, name) for artist, name in named if name is not None),
+            *(hub_problems(uploads) if ask_hub else []),
         ]
 
 
-def _without_unreadable(plan: Plan) -> Plan:
-    """Decode every image that is to be trained on, and block the artists of those that cannot be read."""
-    targets = []
-    for target in plan.targets:
-        unreadable = unreadable_images(target.images) if target.action is Action.TRAIN else []
-        if unreadable:
-            target = replace(target, action=Action.BLOCKED, reason="; ".join(unreadable), warnings=())
-        targets.append(target)
+def _without_left_out(plan: Plan) -> Plan:
+    """Block the artists of whose images some are left out, which a stack without options does not hear of."""
+    reason = (
+        "some of its images are left out of all conditions, which cannot be told to a stack without options"
+    )
+    targets = [
+        replace(target, action=Action.BLOCKED, reason=reason, warnings=())
+        if target.left_out and target.action is Action.TRAIN
+        else target
+        for target in plan.targets
+    ]
     return replace(plan, targets=tuple(targets))

@@ -117,7 +117,8 @@ class _Found:
     def read(cls, images: ImageFolder) -> "_Found":
         texts: dict[str, str] = {}
         problems: list[str] = []
-        stems = frozenset(images.stems)
+        # Those of images that are left out belong to the folder too.
+        stems = frozenset(ImageFolder.read(images.path).stems)
         lines = _metadata_lines(images.path / METADATA, stems, problems)
         for where, stem, text in (*lines, *_text_files(images.path, stems, problems)):
             if not isinstance(text, str) or not _is_text(text):

@@ -1,12 +1,15 @@
 """How a training ended, told from what it left: the exit code alone says little (see design.md)."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.images import ImageFolder, ImageRecord
+from mimicry.common.scrubbing import mask_token
 from mimicry.tuning.adapter import (
     BLOCKED,
     TRAIN_LOG,
@@ -42,6 +45,7 @@ class Attempt:
 
     def failure(self, code: int) -> str | None:
         """Return why there is no complete adapter after this attempt; None when there is one."""
+        mask_token(self.output_dir / TRAIN_LOG)
         run = self._own_run()
         if (self.output_dir / WEIGHTS).exists():
             try:
@@ -76,3 +80,20 @@ class Attempt:
             return read_training_run(self.output_dir) or {}
         except (OSError, AdapterBroken):
             return {}
+
+
+def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
+    """Make sure that the images are still those that a training began with.
+
+    Raises:
+        TrainingFailed: some were changed or removed, so that nobody knows what it was trained on.
+    """
+    changed = images.changed_since(records)
+    if changed:
+        shown = ", ".join(map(repr, changed[:3])) + (
+            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        )
+        raise TrainingFailed(
+            f"images were changed while it was trained on them: {shown}; nothing is published, and the same "
+            f"command trains on what is there now"
+        )

@@ -1,7 +1,7 @@
 """What a call of apply_tuning would do with each artist: read from the tree, without changing anything."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -10,6 +10,7 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.images import ImageFolder
+from mimicry.common.quarantine import left_out
 from mimicry.common.study_tree import Artist, Condition, Source, StudyTree, folders_in
 from mimicry.tuning.adapter import WEIGHTS, read_training_run
 from mimicry.tuning.captions import Captions
@@ -55,7 +56,8 @@ class Target:
     """One artist in a plan.
 
     `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
-    `caption_dir` is the same folder where captions are asked for: they hold for every condition.
+    `caption_dir` is the same folder where captions are asked for: they hold for every condition. `left_out`
+    are the stems in quarantine; `images` is without them.
     """
 
     artist: Artist
@@ -67,6 +69,7 @@ class Target:
     existing: State = State.ABSENT
     eval_dir: Path | None = None
     caption_dir: Path | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +128,17 @@ class _Planner:
         self._bookmarks = bookmarks
         self._full = full
         self._read = cache(ImageFolder.read)
+        self._left_out = left_out(request.tree)
 
     def original(self, artist: Artist) -> ImageFolder:
         tree = self._request.tree
-        return self._read(tree.images_of(tree.original_art, artist))
+        images = self._read(tree.images_of(tree.original_art, artist))
+        return images.without(self._left_out.get(str(artist), ()))
 
     def target(self, artist: Artist) -> Target:
         request = self._request
-        images = self._read(request.tree.images_of(self._source.root, artist))
+        stems = self._left_out.get(str(artist), frozenset[str]())
+        images = self._read(request.tree.images_of(self._source.root, artist)).without(stems)
         output_dir = request.tree.output_dir(request.stack, request.condition, artist)
         original = self.original(artist)
         unpaired = _unpaired(images, original)
@@ -155,10 +161,11 @@ class _Planner:
             output_dir=output_dir,
             action=action,
             reason=reason,
-            warnings=_warnings(images, unpaired, captions) if action is Action.TRAIN else (),
+            warnings=_warnings(images, unpaired, captions, stems) if action is Action.TRAIN else (),
             existing=existing,
             eval_dir=original.path if original.problem() is None else None,
             caption_dir=original.path if captions is not None and original.problem() is None else None,
+            left_out=tuple(sorted(stems)),
         )
 
 
@@ -203,7 +210,9 @@ def _some(stems: set[str]) -> str:
     return ", ".join(map(repr, shown)) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")
 
 
-def _warnings(images: ImageFolder, unpaired: str, captions: Captions | None) -> tuple[str, ...]:
+def _warnings(
+    images: ImageFolder, unpaired: str, captions: Captions | None, stems: Set[str]
+) -> tuple[str, ...]:
     warnings = []
     if len(images.names) < USUAL_IMAGE_COUNT:
         warnings.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
@@ -211,6 +220,8 @@ def _warnings(images: ImageFolder, unpaired: str, captions: Captions | None) -> 
         warnings.append(f"unpaired: {unpaired}")
     if captions is not None:
         warnings += captions.warnings
+    if stems:
+        warnings.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, sorted(stems)))}")
     return tuple(warnings)
 
 

@@ -5,16 +5,20 @@ import os
 import shutil
 from pathlib import Path
 
-from mimicry.common.images import ImageFolder, unreadable_images
+from mimicry.common.image_checks import bad_images
+from mimicry.common.images import ImageFolder
 from mimicry.tuning.base_model import BaseModel, access_problem
 from mimicry.tuning.class_images import ClassImages, generation_settings
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hub import token_problems
+from mimicry.tuning.hub_errors import repeated
 from mimicry.tuning.reporting import report_problems
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)
 _LOG_BYTES = 4 << 20
+# Seconds before the Hub is asked again for a base model that it could not tell of.
+_WAITS = (1.0, 2.0)
 
 
 def batch_problems(
@@ -70,7 +74,7 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
     if HF_HUB_OFFLINE:
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
     try:
-        HfApi().auth_check(name)
+        repeated(lambda: HfApi().auth_check(name), _WAITS, lambda _: None)
     # The client lets errors of its HTTP library through, which is another one in each of its versions.
     except Exception as error:
         return [access_problem(name, error)]
@@ -83,7 +87,7 @@ def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: 
         return []
     problems = class_images.problems(None if model is None else generation_settings(config, model))
     if readable and not problems:
-        problems = unreadable_images(ImageFolder.read(class_images.folder))
+        problems = [image.problem for image in bad_images([ImageFolder.read(class_images.folder)])]
     if class_images.missing() and not os.access(_existing_part(class_images.folder), os.W_OK):
         problems.append(
             f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"

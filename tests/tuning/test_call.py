@@ -41,6 +41,7 @@ _TYPED: dict[str, Any] = {
     "base_model_id": None,
     "train_script": None,
     "stall_minutes": 30.0,
+    "quarantine_unpaired": False,
 }
 REPOSITORY = "sd35-lora-none-none-Anna_Berg"
 

@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from mimicry.tuning import preflight
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.preflight import batch_problems, needed_bytes
@@ -50,6 +51,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(preflight, "_WAITS", (0.0,))
 
 
 class TestBatchProblems:

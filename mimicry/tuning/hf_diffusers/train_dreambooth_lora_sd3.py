@@ -20,6 +20,7 @@ from mimicry import __version__
 from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
 from mimicry.common.environment import load_environment, process_count, process_index
 from mimicry.common.errors import MimicryError, run_reporting_errors
+from mimicry.common.scrubbing import scrubbed_output
 
 # Several processes end within ten seconds of a stop signal, unless one waits for another that is gone.
 _KILL_SECONDS = 15.0
@@ -34,7 +35,7 @@ def main() -> int:
         print(f"mimicry {__version__}, {Path(__file__).name}", flush=True)
     stop_with_parent(None if alone else _KILL_SECONDS)
     try:
-        with stop_signals_raise():
+        with stop_signals_raise(), scrubbed_output():
             return run_reporting_errors(train) if speaks else _run_silently(train)
     except Interrupted as stop:
         if speaks:

@@ -13,6 +13,7 @@ from peft import PeftConfig
 
 from mimicry.tuning.adapter import check_adapter
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
+from tests.fake_hub import FakeHub
 from tests.tuning.hf_diffusers.conftest import Tuned
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in
 from tests.tuning.hf_diffusers.studio import (
@@ -22,6 +23,7 @@ from tests.tuning.hf_diffusers.studio import (
     Studio,
     await_step,
     end,
+    environment,
     processes_naming,
     run,
     start,
@@ -208,6 +210,41 @@ class TestRefusal:
             "--train-script=nowhere.py",
         )
         assert "--train-script nowhere.py cannot be read" in error
+
+    def test_names_for_the_hub_and_images_to_leave_out_are_checked(
+        self, studio: Studio, tmp_path: Path
+    ) -> None:
+        script = write_stand_in(tmp_path)
+        errors = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir=out", f"--train-script={script}", "--leave-out=x"),
+            *(f"--hub-model-id={'n' * 97}", "--hub-namespace=Musée", "--base-model-id=/home/x"),
+        )
+        assert len(errors) == 4
+        for words in (
+            "--leave-out x: train_dreambooth_lora_sd3.py takes every image",
+            "its 97 characters are too many",
+            "--hub-namespace 'Musée' is no name on the Hub",
+            "--base-model-id '/home/x' is no model id",
+        ):
+            assert sum(words in error for error in errors) == 1, words
+
+    def test_a_hub_that_refuses_is_a_fault_before_training(self, studio: Studio, tmp_path: Path) -> None:
+        with FakeHub() as hub:
+            hub.account["auth"]["accessToken"]["role"] = "read"
+            before = tree(tmp_path)
+            outcome = run(
+                WRAPPER,
+                [
+                    *("--input-dir", studio.images, "--output-dir=out", "--hub-model-id=x"),
+                    *(f"--pretrained-model-name-or-path={studio.base_model}", "--resolution=32"),
+                ],
+                cwd=tmp_path,
+                env=environment(**hub.environment()),
+            )
+        assert outcome.returncode == 2, outcome.stderr
+        assert "the token in HF_TOKEN may only read" in outcome.stderr
+        assert tree(tmp_path) == before
 
 
 def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path: Path) -> None:

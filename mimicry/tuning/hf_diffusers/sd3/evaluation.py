@@ -58,7 +58,7 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if job.eval_data_dir is None:
         _skip(record, "no --eval_data_dir was given")
         return None
-    folder = ImageFolder.read(job.eval_data_dir)
+    folder = ImageFolder.read(job.eval_data_dir).without(job.leave_out)
     problem = folder.problem()
     if problem is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)

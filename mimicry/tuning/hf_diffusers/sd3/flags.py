@@ -57,6 +57,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
         base_samples_dir=None if parsed.base_samples_dir is None else Path(parsed.base_samples_dir),
         caption_data_dir=None if parsed.caption_data_dir is None else Path(parsed.caption_data_dir),
+        leave_out=tuple(parsed.leave_out),
     )
 
 
@@ -85,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         "--caption_data_dir",
         metavar="DIR",
         help="With --captions: folder of the original art, whose captions hold for images without any.",
+    )
+    parser.add_argument(
+        "--leave_out",
+        action="append",
+        default=[],
+        metavar="STEM",
+        help="Leave out the images of this stem, of all these folders.",
     )
     parser.add_argument(
         "--local_rank",
@@ -124,5 +132,5 @@ def _unknown_flag_problem(name: str) -> str:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name == "num_processes":
         return f"--{name} is told to the launcher: accelerate launch --multi_gpu --{name} ..."
-    known = [*_FOLDERS, *(option.name for option in TRAINER_OPTIONS)]
+    known = [*_FOLDERS, "leave_out", *(option.name for option in TRAINER_OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

@@ -34,7 +34,8 @@ class Job:
 
     `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
     `base_samples_dir` what the base model draws of validation prompts, for all artists of a study;
-    `caption_data_dir` the original art, whose captions hold for images without any.
+    `caption_data_dir` the original art, whose captions hold for images without any. Images whose stems are
+    in `leave_out` are not used at all.
     """
 
     config: TuningConfig
@@ -45,6 +46,7 @@ class Job:
     eval_data_dir: Path | None = None
     base_samples_dir: Path | None = None
     caption_data_dir: Path | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ class Setup:
     @classmethod
     def _find(cls, job: Job, accelerator: Accelerator, processes: Processes) -> "Setup":
         config = job.config
-        images = _usable_images(job.instance_data_dir)
+        images = _usable_images(job.instance_data_dir, job.leave_out)
         captions = _usable_captions(job, images)
         problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
         if problems:
@@ -166,8 +168,8 @@ class Setup:
         )
 
 
-def _usable_images(folder: Path) -> ImageFolder:
-    images = ImageFolder.read(folder)
+def _usable_images(folder: Path, leave_out: tuple[str, ...]) -> ImageFolder:
+    images = ImageFolder.read(folder).without(leave_out)
     problem = images.problem()
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")
@@ -179,7 +181,7 @@ def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
         return None
     original = None
     if job.caption_data_dir is not None:
-        original = ImageFolder.read(job.caption_data_dir)
+        original = ImageFolder.read(job.caption_data_dir).without(job.leave_out)
         problem = original.problem()
         if problem is not None:
             raise TrainingFailed(f"--caption_data_dir: {problem}")

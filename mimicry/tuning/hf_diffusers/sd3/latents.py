@@ -60,7 +60,10 @@ class LatentSource:
         # too coarse for what everything else is trained on.
         self._vae: AutoencoderKL | None = (
             AutoencoderKL.from_pretrained(
-                model.folder / "vae", variant=config.variant, torch_dtype=torch.float32
+                model.folder / "vae",
+                variant=config.variant,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
             )
             .to(device)
             .eval()

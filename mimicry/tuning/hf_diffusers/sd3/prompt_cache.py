@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mimicry.common.environment import cache_folder
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders, warn_of_cut_prompts
 from mimicry.tuning.hf_diffusers.sd3.records import say
@@ -133,10 +134,8 @@ class _Key:
 
 
 def default_folder() -> Path:
-    """Return the user's folder for prompt embeddings, by the rules of the XDG base directories."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
-    return Path(root, "mimicry", "prompts")
+    """Return the user's folder for prompt embeddings."""
+    return cache_folder("prompts")
 
 
 def _content(facts: dict[str, Any], embeds: PromptEmbeds) -> bytes:

@@ -138,7 +138,9 @@ class TextEncoders:
         return [encoder(ids_1L).last_hidden_state.to("cpu", self.dtype) for ids_1L in ids]
 
     def _read(self, kind: Any, name: str) -> Any:
-        encoder = kind.from_pretrained(self.model.folder / name, variant=self.variant, dtype=self.dtype)
+        encoder = kind.from_pretrained(
+            self.model.folder / name, variant=self.variant, dtype=self.dtype, use_safetensors=True
+        )
         return encoder.to(self.device)
 
     def _token_ids(self, tokenizer: Any, prompt: str, cut: list[str], length: int, encoder: str) -> Tensor:

@@ -17,6 +17,9 @@ from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
+from mimicry.common.images import ImageRecord
+from mimicry.common.scrubbing import scrub
+from mimicry.common.text import printable
 from mimicry.tuning.adapter import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.captions import image_records
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
@@ -38,7 +41,7 @@ SPIKE_MINIMUM = 10
 def say(text: str) -> None:
     """Print a line for people at once, in the main process; under the wrapper it goes to train.log."""
     if process_index() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 @dataclass
@@ -129,6 +132,12 @@ class RunRecord:
             self.setup.job.output_dir.mkdir(parents=True, exist_ok=True)
             self._write(BLOCKED, error=problem)
         raise TrainingFailed(problem)
+
+    @property
+    def images(self) -> list[ImageRecord]:
+        """The images as they were at the start of the run."""
+        records: list[ImageRecord] = self._known["images"]
+        return records
 
     @property
     def steps(self) -> int:
@@ -290,7 +299,7 @@ class RunRecord:
     def _write_end(self, status: str, error: str) -> None:
         if not self.complete:
             with stop_signals_held():
-                self._write(status, error=error)
+                self._write(status, error=scrub(error))
 
     def _write(self, status: str, **more: Any) -> None:
         if self._writes:

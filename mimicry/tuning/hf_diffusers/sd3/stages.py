@@ -22,6 +22,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, trained_conditions
 from mimicry.tuning.hf_diffusers.sd3.validation import Shown, Validation, decode_samples
+from mimicry.tuning.outcome import refuse_changed_images
 
 
 def train_adapter(job: Job) -> Adapter | None:
@@ -124,6 +125,7 @@ def _conditions(setup: Setup, *, evaluates: bool) -> set[Condition]:
 
 
 def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
+    refuse_changed_images(setup.images, record.images)
     adapter = save_adapter(loop.transformer, setup.job.output_dir, setup.job.config, record.finished())
     record.complete = True
     record.checkpoints.remove_all()

@@ -61,6 +61,7 @@ def read_transformer(setup: Setup, dtype: torch.dtype, *, tabled: bool) -> SD3Tr
         setup.model.folder / "transformer",
         variant=config.variant,
         torch_dtype=dtype,
+        use_safetensors=True,
         low_cpu_mem_usage=True,
         # Without it, all weights would be in host memory before the first of them is moved.
         device_map={"": setup.device},
