@@ -5,6 +5,8 @@ MimicryError            exit 1   base class; carries every problem found, not on
 ├── BatchFault          exit 2   nothing can be trained: token, base model, disk, device
 ├── AdapterBroken       exit 1   files that claim to be an adapter and are none
 ├── TrainingFailed      exit 1   one artist's training ended without an adapter
+├── ClaimedElsewhere    exit 1   another process works in the folder
+├── ClaimLost           exit 1   another process has taken the folder over
 └── UploadFailed        exit 1   the adapter is complete, its copy on the Hub is not
 
 A problem is one string that names the value, what is allowed, and what to type next. Only the programs
@@ -47,6 +49,14 @@ class AdapterBroken(MimicryError):
 
 class TrainingFailed(MimicryError):
     """The training of one artist ended without a complete adapter."""
+
+
+class ClaimedElsewhere(MimicryError):
+    """Another process works in the folder: see `mimicry.common.claims`."""
+
+
+class ClaimLost(MimicryError):
+    """The folder that this process worked in is no longer its own."""
 
 
 class UploadFailed(MimicryError):

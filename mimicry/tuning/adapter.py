@@ -5,7 +5,9 @@ are written last, so that their name is the sign of completion.
 """
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINING_RUN = "training_run.json"
 METRICS = "metrics.jsonl"
 TRAIN_LOG = "train.log"
+# Within a checkpoint of our own trainer.
+CHECKPOINT_FACTS = "checkpoint.json"
 _OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS)
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
+# Files and folders that are written, or on their way out. In a folder that nobody works in they are litter.
+_TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
 
 KEY_PREFIX = "transformer."
 # The modules that get a LoRA, by the end of their names: the attention projections of each joint block.
@@ -223,6 +229,28 @@ def checkpoint_names(output_dir: Path) -> list[str]:
         return []
     steps = sorted((int(match[1]) for match in matches if match is not None), reverse=True)
     return [f"checkpoint-{step}" for step in steps]
+
+
+def litter(output_dir: Path) -> list[str]:
+    """Return the names of what killed processes were writing in `output_dir`."""
+    try:
+        return [path.name for path in output_dir.iterdir() if _TEMPORARY.match(path.name)]
+    except OSError:
+        return []
+
+
+def spent_checkpoints(output_dir: Path) -> list[str]:
+    """Return the names of our trainer's checkpoints beside the adapter that came of them."""
+    names = checkpoint_names(output_dir) if (output_dir / WEIGHTS).exists() else []
+    return [name for name in names if (output_dir / name / CHECKPOINT_FACTS).exists()]
+
+
+def remove(output_dir: Path, names: Sequence[str]) -> None:
+    """Remove files and folders of `output_dir`, as far as that can be done. For who has claimed it."""
+    for name in names:
+        path = output_dir / name
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def set_adapter_aside(output_dir: Path, reason: str) -> Path | None:

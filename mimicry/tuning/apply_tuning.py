@@ -69,6 +69,11 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
     is_flag=True,
     help="Block an artist whose images are not those of original_art by name.",
 )
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    help="At the end, wait for artists that other calls are training, and train those that they leave.",
+)
 @handed_on_options
 @hyper_parameter_options
 @click.pass_context

@@ -7,20 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mimicry.common.children import Interrupted, running_child
-from mimicry.common.errors import TrainingFailed
+from mimicry.common.claims import Claim, claimed_by
+from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed
 from mimicry.common.files import utc_now
 from mimicry.common.tracker import BookmarkStatus, ProgressTracker
-from mimicry.tuning.adapter import METRICS, TRAIN_LOG, set_adapter_aside
+from mimicry.tuning.adapter import METRICS, TRAIN_LOG
 from mimicry.tuning.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.display import BatchDisplay, StepDisplay, duration, eval_change
-from mimicry.tuning.existing import State
+from mimicry.tuning.existing import Existing, State
 from mimicry.tuning.outcome import Attempt
 from mimicry.tuning.plan import OVERWRITTEN, Action, Plan, Target
+from mimicry.tuning.sharing import found_meanwhile, set_aside_as_planned, tidy
 from mimicry.tuning.watching import MetricsReader, StallGuard, follow
 
 # The wrapper gives its own child fifteen seconds.
 _GRACE_SECONDS = 20.0
 _SAME_FAILURES = 3
+# Between two looks at artists that others train.
+WAIT_SECONDS = 2.0
 _SHOWN_LOG_LINES = 12
 # What a bookmark says of a former training: it would be taken for news of the one to come.
 _OF_ONE_RUN = ("started_at", "seconds", "steps", "loss", "eval_loss", "resumed_from", "hub", "error")
@@ -34,8 +38,11 @@ class Executor(Protocol):
     def command(self, target: Target) -> list[str]:
         """Return the exact command that trains `target`."""
 
-    def train(self, target: Target, on_step: OnStep) -> int:
+    def train(self, target: Target, on_step: OnStep, claim: Claim) -> int:
         """Train `target`, tell `on_step` each line of its metrics, and return an exit code.
+
+        Args:
+            claim: ours, to the folder of the adapter; whoever trains joins it.
 
         Raises:
             TrainingFailed: it was stopped, with the reason.
@@ -52,9 +59,9 @@ class LocalExecutor:
     def command(self, target: Target) -> list[str]:
         return self.make_command(target)
 
-    def train(self, target: Target, on_step: OnStep) -> int:
+    def train(self, target: Target, on_step: OnStep, claim: Claim) -> int:
         log = target.output_dir / TRAIN_LOG
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | claim.variable()
         metrics = MetricsReader(target.output_dir / METRICS)
         with (
             log.open("ab") as output,
@@ -62,7 +69,10 @@ class LocalExecutor:
                 self.command(target), output=output, environment=environment, grace_seconds=_GRACE_SECONDS
             ) as child,
         ):
-            return follow(child, metrics, on_step, StallGuard(log, self.stall_seconds))
+            code = follow(child, metrics, on_step, StallGuard(log, self.stall_seconds))
+        # A wrapper that was killed leaves a trainer that notices, and takes a moment to end.
+        claim.wait_for_others(_GRACE_SECONDS)
+        return code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +93,23 @@ class Result:
 
 @dataclass
 class Batch:
-    """A plan being carried out. `step_count` returns the optimizer steps of an artist with so many images."""
+    """A plan being carried out, beside other calls on the same tree (see `sharing`).
+
+    `step_count` returns the optimizer steps of an artist with so many images, `judge` what lies in the folder
+    of an adapter now. With `wait`, the end is put off until the artists that others train are done.
+    """
 
     plan: Plan
     executor: Executor
     tracker: ProgressTracker
     display: BatchDisplay
     step_count: Callable[[int], int]
+    judge: Callable[[Target], Existing]
+    wait: bool = True
     results: list[Result] = field(default_factory=list)
     _alike: list[str] = field(default_factory=list)
+    # The bookmarks as this call left them before its first training.
+    _marked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Train all targets that are to be trained.
@@ -100,9 +118,13 @@ class Batch:
             Interrupted: a stop signal came; the artist in training is marked as interrupted.
         """
         self.prepare()
-        todo = self.plan.of(Action.TRAIN)
+        todo, elsewhere = self.plan.of(Action.TRAIN), self.plan.of(Action.CLAIMED)
         for number, target in enumerate(todo, start=1):
-            self.results.append(self._train(target, f"[{number}/{len(todo)}] {target.artist}"))
+            result = self._claim_and_train(target, f"[{number}/{len(todo)}] {target.artist}")
+            if result is None:
+                elsewhere.append(target)
+                continue
+            self.results.append(result)
             self.display.advance()
             if self._same_failure_again():
                 self.display.say(
@@ -110,6 +132,29 @@ class Batch:
                     f"left for the next call of the same command"
                 )
                 return
+        self._look_again(elsewhere)
+
+    def _look_again(self, elsewhere: list[Target]) -> None:
+        """See what becomes of artists that others train, and train those that were left."""
+        said = False
+        while elsewhere:
+            for target in [target for target in elsewhere if not claimed_by(target.output_dir)]:
+                result = self._claim_and_train(target, str(target.artist))
+                if result is not None:
+                    self.results.append(result)
+                    elsewhere.remove(target)
+            if not elsewhere or not self.wait:
+                break
+            if not said:
+                said = True
+                for target in elsewhere:
+                    self.display.say(f"{target.artist}: waiting, {claimed_by(target.output_dir)}")
+                self.display.say("type --no-wait for not waiting until others are done")
+            time.sleep(WAIT_SECONDS)
+        self.results += [
+            Result(target=target, outcome="claimed", error=claimed_by(target.output_dir))
+            for target in elsewhere
+        ]
 
     def prepare(self) -> None:
         """Write down what is to come, then set aside the adapters that are to be trained again."""
@@ -128,12 +173,38 @@ class Batch:
             elif known.get(key, {}).get("status") != BookmarkStatus.COMPLETE:
                 marks[key] = complete_bookmark(self.plan.request.tree, target.output_dir)
         self.tracker.record_many(marks)
-        for target in self.plan.of(Action.TRAIN):
-            if target.existing is not State.ABSENT:
-                aside = set_adapter_aside(target.output_dir, target.existing.value)
-                self.display.say(f"{target.artist}: {target.existing.value} adapter set aside in {aside}")
+        self._marked = {**known, **marks}
+        for target in self.plan.targets:
+            if target.action in (Action.COMPLETE, Action.STALE):
+                tidy(target.output_dir)
+            elif target.action is Action.TRAIN and target.existing is not State.ABSENT:
+                aside = set_aside_as_planned(target)
+                if aside is not None:
+                    self.display.say(f"{target.artist}: {target.existing.value} adapter set aside in {aside}")
 
-    def _train(self, target: Target, label: str) -> Result:
+    def _claim_and_train(self, target: Target, label: str) -> Result | None:
+        """Train a target that is still to be trained; None, when another call works on it."""
+        try:
+            with Claim.take_anew(target.output_dir) as claim:
+                return self._done_elsewhere(target, label) or self._train(target, label, claim)
+        except (ClaimedElsewhere, ClaimLost):
+            self.display.say(f"{label}: {claimed_by(target.output_dir)}; looked at again later")
+            return None
+
+    def _done_elsewhere(self, target: Target, label: str) -> Result | None:
+        key = self.plan.request.key(target.artist)
+        bookmark = self.tracker.bookmarks().get(key, {})
+        found = found_meanwhile(target, self.judge, self._marked.get(key, {}), bookmark)
+        if found is None:
+            return None
+        self.display.say(f"{label}: {found.outcome}, {found.words}")
+        if found.outcome == "skipped" and bookmark.get("status") != BookmarkStatus.COMPLETE:
+            self.tracker.record(key, **complete_bookmark(self.plan.request.tree, target.output_dir))
+        if found.outcome == "failed":
+            self._alike.append(found.words)
+        return Result(target=target, outcome=found.outcome, error=found.words)
+
+    def _train(self, target: Target, label: str, claim: Claim) -> Result:
         self.display.say(f"{label}: training on {len(target.images.names)} images")
         begin, started_at, last_step = time.monotonic(), utc_now(), 0
         step_count = self.step_count(len(target.images.names))
@@ -152,7 +223,7 @@ class Batch:
                 status=status,
                 started_at=started_at,
                 seconds=seconds,
-                steps=last_step,
+                steps=max(last_step, 0 if attempt is None else attempt.steps()),
                 error=error,
                 log=log_path(self.plan.request.tree, target.output_dir),
             )
@@ -161,7 +232,8 @@ class Batch:
         attempt: Attempt | None = None
         try:
             attempt = Attempt.begin(target.output_dir)
-            code = self.executor.train(target, on_step)
+            code = self.executor.train(target, on_step, claim)
+            claim.check()
             failure = attempt.failure(code)
         except TrainingFailed as stopped:
             failure = str(stopped)
@@ -172,6 +244,9 @@ class Batch:
             steps.close()
         if failure is None:
             return self._completed(target, label, time.monotonic() - begin, started_at, code)
+        if attempt is not None and attempt.stopped_by() is not None:
+            self.display.say(f"{label}: interrupted, {failure}; the same command takes it up")
+            return ended(BookmarkStatus.INTERRUPTED, failure)
         self._show_failure(label, target, failure, attempt)
         return ended(BookmarkStatus.FAILED, failure)
 

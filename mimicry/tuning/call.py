@@ -16,7 +16,7 @@ from mimicry.tuning.batch import Batch, LocalExecutor
 from mimicry.tuning.bookmarks import open_tracker
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.existing import Asked
+from mimicry.tuning.existing import Asked, judge_existing
 from mimicry.tuning.hub import colliding_names, repository_name
 from mimicry.tuning.options import option_words
 from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
@@ -38,6 +38,7 @@ class Call:
     base_model_id: str | None
     train_script: Path | None
     stall_minutes: float
+    wait: bool
 
     @classmethod
     def make(
@@ -58,7 +59,7 @@ class Call:
             min_samples_per_artist=parameters["min_samples_per_artist"],
             require_paired=parameters["require_paired"],
         )
-        names = ("push_to_hub", "hub_namespace", "base_model_id", "train_script", "stall_minutes")
+        names = ("push_to_hub", "hub_namespace", "base_model_id", "train_script", "stall_minutes", "wait")
         return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
 
     def show(self, *, verbose: bool) -> int:
@@ -97,6 +98,8 @@ class Call:
             tracker=open_tracker(plan.request.tree),
             display=BatchDisplay(len(step_counts), max(step_counts, default=0)),
             step_count=self.config.step_count,
+            judge=lambda target: judge_existing(target.output_dir, self._asked(), target.images, full=True),
+            wait=self.wait,
         )
         try:
             batch.run()
@@ -106,7 +109,8 @@ class Call:
         finally:
             batch.display.close()
             print(report.summary(plan, batch.results), flush=True)
-        all_well = all(result.outcome == "trained" and not result.owed for result in batch.results)
+        well = {"trained", "skipped"}
+        all_well = all(result.outcome in well and not result.owed for result in batch.results)
         return 0 if all_well and not plan.of(Action.BLOCKED) else 1
 
     def command(self, target: Target) -> list[str]:
@@ -140,11 +144,13 @@ class Call:
         return repository_name(condition.protection, condition.countermeasure, target.artist.name)
 
     def _plan(self, *, full: bool) -> Plan:
+        bookmarks = open_tracker(self.request.tree).bookmarks()
+        return make_plan(self.request, self._asked(), bookmarks, full=full)
+
+    def _asked(self) -> Asked:
         if self.stack.takes_options:
-            asked = Asked.of(self.config, trainer_identity(self.train_script))
-        else:
-            asked = Asked(rank=None, recipe=None)
-        return make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+            return Asked.of(self.config, trainer_identity(self.train_script))
+        return Asked(rank=None, recipe=None)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""

@@ -1,5 +1,6 @@
 """How a training ended, told from what it left: the exit code alone says little (see design.md)."""
 
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +52,28 @@ class Attempt:
             return None
         if run.get("error"):
             return str(run["error"])
+        if run.get("status") == "running":
+            return (
+                "the trainer was killed and had no time to say why; when memory is short the system does "
+                "that: see `dmesg | tail`"
+            )
         lines = self.log_lines(200)
         errors = [line for line in lines if line.startswith("error: ")]
         if errors:
             return errors[-1].removeprefix("error: ")
         return f"exit code {code} and no adapter" + (f": {lines[-1]}" if lines else "")
+
+    def stopped_by(self) -> int | None:
+        """Return the number of the signal that stopped the trainer; None when it did not end that way."""
+        run = self._own_run()
+        if run.get("status") != "interrupted":
+            return None
+        return signal.Signals.__members__.get(str(run.get("error")).removeprefix("stopped by "))
+
+    def steps(self) -> int:
+        """Return the optimizer steps that the trainer says it took; 0 where it says nothing."""
+        steps = self._own_run().get("steps")
+        return steps if isinstance(steps, int) else 0
 
     def log_lines(self, count: int) -> list[str]:
         """Return the last lines that this attempt wrote to the log."""

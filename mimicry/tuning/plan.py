@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.claims import claimed_by
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import Artist, Condition, Source, StudyTree, folders_in
 from mimicry.tuning.adapter import WEIGHTS, read_training_run
-from mimicry.tuning.existing import Asked, Existing, State, judge_existing
+from mimicry.tuning.existing import Asked, Existing, FileIdentity, State, judge_existing, weights_identity
 from mimicry.tuning.selection import Selection
 
 # The number of images that the default hyper-parameters are meant for.
@@ -27,6 +28,7 @@ class Action(Enum):
     TRAIN = "train"
     COMPLETE = "complete"
     STALE = "stale"
+    CLAIMED = "claimed"
     BLOCKED = "blocked"
 
 
@@ -52,7 +54,8 @@ class Request:
 class Target:
     """One artist in a plan.
 
-    `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
+    `weights` tells the file of weights that was there from any other. `eval_dir` holds the artist's original
+    art, where there is some: what every condition is measured on.
     """
 
     artist: Artist
@@ -62,6 +65,7 @@ class Target:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     existing: State = State.ABSENT
+    weights: FileIdentity = None
     eval_dir: Path | None = None
 
 
@@ -137,6 +141,10 @@ class _Planner:
             found = judge_existing(output_dir, self._asked, images, full=self._full)
             existing = found.state
             action, reason = _action(request, found, self._bookmarks.get(request.key(artist), {}))
+        weights = weights_identity(output_dir)
+        holder = claimed_by(output_dir) if action is Action.TRAIN else ""
+        if holder:
+            action, reason = Action.CLAIMED, holder
         if action is Action.TRAIN and not self._source.names_protection:
             twin = _trained_on_same_images(request, artist, images)
             if twin is not None:
@@ -150,6 +158,7 @@ class _Planner:
             reason=reason,
             warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
             existing=existing,
+            weights=weights,
             eval_dir=original.path if original.problem() is None else None,
         )
 

@@ -69,7 +69,10 @@ def commands(plan: Plan, command: Callable[[Target], list[str]]) -> str:
 def summary(plan: Plan, results: Sequence[Result]) -> str:
     """Return what became of every target of the plan, as a table, with a line of counts."""
     done = {result.target.artist: result for result in results}
-    rows, counts = [], dict.fromkeys(("trained", "skipped", "failed", "interrupted", "blocked", "left"), 0)
+    rows, counts = (
+        [],
+        dict.fromkeys(("trained", "skipped", "failed", "interrupted", "claimed", "blocked", "left"), 0),
+    )
     for target in plan.targets:
         outcome, row = _summary_row(target, done.get(target.artist))
         counts[outcome] += 1
@@ -86,8 +89,8 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
         loss = "" if result.loss is None else f"{result.loss:.4f}"
         remark = "; ".join(filter(None, remarks))
         return result.outcome, (artist, result.outcome, duration(result.seconds), loss, remark)
-    if target.action is Action.BLOCKED:
-        return "blocked", (artist, "blocked", "", "", target.reason)
+    if target.action in (Action.BLOCKED, Action.CLAIMED):
+        return target.action.value, (artist, target.action.value, "", "", target.reason)
     if target.action is Action.TRAIN:
         return "left", (artist, "left", "", "", "not begun")
     return "skipped", (

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from mimicry.common.children import Interrupted
+from mimicry.common.claims import Claim
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.study_tree import Artist, StudyTree
 from mimicry.tuning.adapter import TRAIN_LOG, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.batch import Batch, OnStep
 from mimicry.tuning.bookmarks import open_tracker
 from mimicry.tuning.display import BatchDisplay
+from mimicry.tuning.existing import judge_existing
 from mimicry.tuning.plan import OVERWRITTEN, Action, Plan, Target
 from tests.tuning.small_study import (
     ANNA,
@@ -24,6 +26,7 @@ from tests.tuning.small_study import (
     EVERYBODY,
     ORIGINAL,
     STEMS,
+    asked_for,
     bookmarks_in,
     plan_of,
     put_adapter,
@@ -85,7 +88,8 @@ class StagedExecutor:
     def command(self, target: Target) -> list[str]:
         return ["train", str(target.artist)]
 
-    def train(self, target: Target, on_step: OnStep) -> int:
+    def train(self, target: Target, on_step: OnStep, claim: Claim) -> int:
+        claim.check()
         self.trained.append(target.artist)
         self.bookmarks_before.append(bookmarks_in(self.tree))
         return self.endings.get(target.artist, succeed)(target, on_step)
@@ -105,6 +109,7 @@ def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple
         tracker=open_tracker(tree),
         display=BatchDisplay(len(plan.of(Action.TRAIN)), 2),
         step_count=lambda _: 2,
+        judge=lambda target: judge_existing(target.output_dir, asked_for(), target.images, full=True),
     )
     return batch, executor
 
@@ -334,7 +339,7 @@ def test_bookmarks_say_pending_before_anything_is_set_aside(
         seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
         return set_adapter_aside(folder, reason)
 
-    monkeypatch.setattr("mimicry.tuning.batch.set_adapter_aside", recording)
+    monkeypatch.setattr("mimicry.tuning.sharing.set_adapter_aside", recording)
     make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
 
     assert seen == [("pending", OVERWRITTEN)]

@@ -40,6 +40,7 @@ _TYPED: dict[str, Any] = {
     "base_model_id": None,
     "train_script": None,
     "stall_minutes": 30.0,
+    "wait": True,
 }
 REPOSITORY = "sd35-lora-none-none-Anna_Berg"
 

@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 import click
 
 from mimicry.common.children import stop_with_parent
+from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.common.images import ImageFolder, unreadable_images
 from mimicry.common.programs import run_command
@@ -80,18 +81,19 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
     if faults:
         raise BatchFault(*faults)
-    existing = judge_existing(output_dir, Asked.of(config, script.identity), images, full=True)
-    if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
-        _report_kept(output_dir, existing)
-    else:
-        for warning in script.warnings(config):
-            print(f"warning: {warning}", file=sys.stderr)
-        if existing.state is not State.ABSENT:
-            set_adapter_aside(output_dir, existing.state.value)
-        train_artist(job)
-        print(f"complete: {output_dir}")
-    if upload is not None:
-        print(f"uploaded: {upload_and_record(upload).url}")
+    with Claim.take(output_dir) as claim:
+        existing = judge_existing(output_dir, Asked.of(config, script.identity), images, full=True)
+        if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
+            _report_kept(output_dir, existing)
+        else:
+            for warning in script.warnings(config):
+                print(f"warning: {warning}", file=sys.stderr)
+            if existing.state is not State.ABSENT:
+                set_adapter_aside(output_dir, existing.state.value)
+            train_artist(job, claim)
+            print(f"complete: {output_dir}")
+        if upload is not None:
+            print(f"uploaded: {upload_and_record(upload).url}")
     return 0
 
 

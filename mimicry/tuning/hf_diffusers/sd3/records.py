@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
-from mimicry.common.errors import MimicryError, TrainingFailed
+from mimicry.common.claims import Claim
+from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
 from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
@@ -41,6 +42,8 @@ class RunRecord:
     """The record of one run, from its first line to its end."""
 
     setup: Setup
+    # What lets us write into the folder: looked at each time, since another process may have taken it over.
+    claim: Claim | None = None
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -149,6 +152,7 @@ class RunRecord:
         """Write a checkpoint of the present step; one that cannot be written is a warning."""
         if not self.losses:
             return
+        self._check_claim()
         facts = {
             "recipe_hash": self._known["recipe_hash"],
             "numerics": self._known["numerics"],
@@ -178,6 +182,8 @@ class RunRecord:
         except Interrupted as stop:
             self._write_end("interrupted", f"stopped by {stop}")
             raise
+        except ClaimLost:
+            raise
         except MimicryError as error:
             self._write_end("failed", str(error))
             raise
@@ -192,7 +198,12 @@ class RunRecord:
             self._write_end("failed", f"{type(error).__name__}: {error}".strip())
             raise
 
+    def _check_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
+
     def _append_metrics(self, line: dict[str, Any]) -> None:
+        self._check_claim()
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
@@ -235,6 +246,7 @@ class RunRecord:
                 self._write(status, error=error)
 
     def _write(self, status: str, **more: Any) -> None:
+        self._check_claim()
         write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
 
     def _content(self, status: str) -> dict[str, Any]:

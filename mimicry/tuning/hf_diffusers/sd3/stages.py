@@ -2,11 +2,13 @@
 
 import gc
 import signal
+from collections.abc import Callable
 
 import torch
 import transformers
 
 from mimicry.common.children import signal_noted, stop_signals_held
+from mimicry.common.claims import Claim
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_levels, find_eval_set
@@ -22,10 +24,15 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
 
 
 def train_adapter(job: Job) -> Adapter:
-    """Train the adapter of `job` and publish it in its output folder."""
-    setup = Setup.prepare(job)
-    record = RunRecord(setup)
-    with record.watched(), signal_noted(signal.SIGUSR1) as checkpoint_asked:
+    """Train the adapter of `job` and publish it in its output folder, which nobody else may work in."""
+    with signal_noted(signal.SIGUSR1) as checkpoint_asked, Claim.take(job.output_dir) as claim:
+        return _train(Setup.prepare(job), claim, checkpoint_asked)
+
+
+def _train(setup: Setup, claim: Claim, checkpoint_asked: Callable[[], bool]) -> Adapter:
+    job = setup.job
+    record = RunRecord(setup, claim)
+    with record.watched():
         with record.stage("encode"):
             prompt = _encode_prompt(setup, record)
             latents, eval_images = _encode_images(setup, record)
@@ -43,7 +50,7 @@ def train_adapter(job: Job) -> Adapter:
                 say(f"training {setup.step_count - record.steps} steps on {setup.device}")
                 loop.run(checkpoint_asked)
             evaluation.evaluate_at(setup.step_count)
-            with stop_signals_held():
+            with stop_signals_held(), claim.kept():
                 return _save(setup, loop, record)
 
 
