@@ -67,8 +67,9 @@ class Holding:
 class Claim:
     """This process's part in the claim of a folder. Use it as a context manager: it ends with the body."""
 
-    def __init__(self, folder: Path, token: str) -> None:
+    def __init__(self, folder: Path, token: str, *, joined: bool = False) -> None:
         self.folder = folder
+        self._joined = joined
         self.path = folder / CLAIM
         self._token = token
         self._ended = threading.Event()
@@ -88,7 +89,7 @@ class Claim:
         token, _, claimed = os.environ.get(CLAIM_VARIABLE, "").partition(" ")
         if claimed != str(folder.resolve()):
             return cls.take_anew(folder)
-        claim = cls(folder, token)
+        claim = cls(folder, token, joined=True)
         with claim._locked() as holding:
             claim._write({**holding.content, "holders": [*holding.living(), _this_process()]})
         return claim._begun()
@@ -152,14 +153,17 @@ class Claim:
             time.sleep(_POLL_SECONDS)
 
     def release(self) -> None:
-        """Give the claim back; while others hold it too, it stays theirs."""
+        """Give the claim back; while others hold it too, it stays theirs.
+
+        Who has joined it holds it until its process ends, which may free memory only then.
+        """
         self._ended.set()
         with contextlib.suppress(ClaimLost, OSError), self._locked() as holding:
             others = _others(holding)
-            if others:
-                self._write({**holding.content, "holders": others})
-            else:
+            if not others:
                 self.path.unlink()
+            elif not self._joined:
+                self._write({**holding.content, "holders": others})
 
     def _write(self, content: dict[str, Any]) -> None:
         with _new_file(self.folder, content) as new:

@@ -184,6 +184,35 @@ class TestHolding:
                 Claim.take(folder)
         assert names(folder) == []
 
+    def test_who_has_joined_is_waited_for_until_its_end(self, folder: Path) -> None:
+        code = (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from mimicry.common.claims import Claim\n"
+            "Claim.take(Path(sys.argv[1])).release()\n"
+            "print('released', flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        with (
+            Claim.take_anew(folder) as claim,
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(folder)],
+                env=os.environ | claim.variable(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as child,
+        ):
+            assert child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout.readline() == b"released\n"
+            begin = time.monotonic()
+            claim.wait_for_others(0.2)
+            assert time.monotonic() - begin >= 0.2
+            child.stdin.close()
+            claim.wait_for_others(60)
+            child.wait(20)
+        assert names(folder) == []
+
     def test_a_claim_for_another_folder_is_not_joined(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
