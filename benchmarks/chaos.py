@@ -9,6 +9,7 @@ too. A round that went wrong is kept in --keep DIR, and the exit code is 1. `--r
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep the rounds that went wrong here.")
     add_output_option(parser)
     asked = parser.parse_args(words)
+    # What a shell or nohup makes us ignore would be ignored by the runs, too.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         pilot = TinyPilot.prepare(asked.demo, Path(folder))
         print(f"undisturbed: {pilot.seconds:.1f} s", flush=True)
@@ -64,7 +69,7 @@ def _round(pilot: TinyPilot, seed: int, folder: Path, keep: Path | None) -> list
         faults += _disturbed_run(pilot, folder, chance)
         if chance.random() < 0.5:
             print(f"seed {seed}:   {break_a_file(tree.stack_outputs(pilot.stack), chance)}", flush=True)
-    code = 0
+    code: int | None = 0
     for _ in range(_LAST_RUNS):
         run = start_pilot(pilot, folder)
         code = run.wait(_END_SECONDS)

@@ -155,6 +155,39 @@ def check_adapter(output_dir: Path, rank: int | None) -> Adapter:
     return adapter
 
 
+def config_fault(output_dir: Path) -> str:
+    """Say what is wrong with the adapter_config.json beside a complete adapter of ours; empty when nothing.
+
+    All that it says follows from the weights and from training_run.json: see `write_config`.
+    """
+    expected = _expected_config(output_dir)
+    try:
+        found = read_json(output_dir / ADAPTER_CONFIG)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError, RecursionError):
+        found = "no JSON"
+    if expected is None or found == expected:
+        return ""
+    return f"{ADAPTER_CONFIG} " + ("is missing" if found is None else "is not the one that was written")
+
+
+def write_config(output_dir: Path) -> None:
+    """Write the adapter_config.json of a complete adapter of ours again."""
+    write_json(output_dir / ADAPTER_CONFIG, _expected_config(output_dir))
+
+
+def _expected_config(output_dir: Path) -> dict[str, Any] | None:
+    """Return what the adapter_config.json of a complete adapter should hold; None when it is not ours."""
+    run = read_training_run(output_dir) or {}
+    paths = run.get("paths")
+    if not isinstance(paths, dict) or "pretrained_model_name_or_path" not in paths or "options" not in run:
+        return None
+    _, modules, rank = check_header(output_dir / WEIGHTS, None)
+    adapter = Adapter(rank=rank, modules=modules, sha256="")
+    return adapter.config(paths["pretrained_model_name_or_path"], run["options"])
+
+
 def publish(source: Path, output_dir: Path, training_run: dict[str, Any], base_model: str | None) -> Adapter:
     """Check new weights and put them, with their two JSON files, into `output_dir`; the weights come last.
 

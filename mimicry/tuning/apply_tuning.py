@@ -28,6 +28,7 @@ from mimicry.tuning.call import Call
 from mimicry.tuning.config import OPTIONS
 from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.runner_common import DEFAULT_STACK, RUNNER_CONFIG, Stack
+from mimicry.tuning.verify import conditions_on_disk
 
 # What reaches a stack through {options} only, by parameter.
 _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
@@ -57,6 +58,11 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is; it is set aside.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing anywhere.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Check every value of all adapters, of all conditions or of the one that is named; train nothing.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show the exact commands.")
 @click.option(
     "--min-samples-per-artist",
@@ -91,12 +97,20 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         _refuse_useless_options(context, stack)
     with problems:
         condition = Condition(parameters["protection"], parameters["countermeasure"])
-        StudyTree(parameters["data_root"]).source(condition)
+        if not parameters["verify"]:
+            StudyTree(parameters["data_root"]).source(condition)
     problems.raise_any()
     call = Call.make(config, stack, condition, parameters)
+    if parameters["verify"]:
+        named = any(_given(context, name) for name in ("protection", "countermeasure"))
+        return call.verify([condition] if named else conditions_on_disk(call.request.tree, stack.name))
     if not parameters["dry_run"]:
         return call.train(verbose=parameters["verbose"])
     return call.show_json() if parameters["as_json"] else call.show(verbose=parameters["verbose"])
+
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
@@ -104,12 +118,13 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
     given = [
         flag
         for name, flag in _HANDED_ON.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        and (name, context.params[name]) != ("push_to_hub", False)
+        if _given(context, name) and (name, context.params[name]) != ("push_to_hub", False)
     ]
     problems = []
     if context.params["as_json"] and not context.params["dry_run"]:
         problems.append("--json shows a plan and goes with --dry-run; type both")
+    if context.params["verify"] and context.params["overwrite"]:
+        problems.append("--verify trains nothing, so --overwrite would have no effect; leave one of them out")
     if given and not stack.takes_options:
         problems.append(
             f"stack {stack.name} takes no options, so {', '.join(given)} would have no effect; leave it out, "

@@ -176,7 +176,9 @@ class Batch:
         self._marked = {**known, **marks}
         for target in self.plan.targets:
             if target.action in (Action.COMPLETE, Action.STALE):
-                tidy(target.output_dir)
+                mended = tidy(target.output_dir)
+                if mended:
+                    self.display.say(f"{target.artist}: {mended}")
             elif target.action is Action.TRAIN and target.existing is not State.ABSENT:
                 aside = set_aside_as_planned(target)
                 if aside is not None:
@@ -252,7 +254,9 @@ class Batch:
 
     def _completed(self, target: Target, label: str, seconds: float, started_at: str, code: int) -> Result:
         mark = complete_bookmark(self.plan.request.tree, target.output_dir)
-        mark |= {"started_at": started_at, "seconds": round(seconds, 1)}
+        if mark.get("resumed_from") is None:
+            # Start and end of the programs around the training count as well.
+            mark |= {"started_at": started_at, "seconds": round(seconds, 1)}
         self.tracker.record(self.plan.request.key(target.artist), **mark)
         hub = mark.get("hub") or {}
         loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])

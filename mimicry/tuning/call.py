@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.selection import Selection
+from mimicry.tuning.verify import verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,13 @@ class Call:
         plan = self._plan(full=False)
         print(json.dumps(report.plan_json(plan, self.command, self._repository), indent=2))
         return 0
+
+    def verify(self, conditions: Sequence[Condition]) -> int:
+        """Check all adapters of these conditions in full, print what was found, and return the exit code."""
+        request = self.request
+        verdicts = verify(request.tree, self.stack.name, conditions, request.selection, self._asked())
+        print(report.verdict_table(verdicts))
+        return 1 if any(verdict.is_broken for verdict in verdicts) else 0
 
     def train(self, *, verbose: bool) -> int:
         """Train what the plan says and return the exit code.

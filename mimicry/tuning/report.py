@@ -1,6 +1,7 @@
 """The tables that apply_tuning prints, and the plan as JSON."""
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from mimicry.tuning.adapter import TRAIN_LOG
 from mimicry.tuning.batch import Result
 from mimicry.tuning.display import duration
 from mimicry.tuning.plan import Action, Plan, Target
+from mimicry.tuning.verify import Verdict
 
 
 def plan_table(plan: Plan) -> str:
@@ -100,6 +102,14 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
         "",
         "; ".join(filter(None, (target.action.value, target.reason))),
     )
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """Return what was found in the folders of adapters as a table, with a line of counts."""
+    rows = [(str(each.condition), str(each.artist), each.state, each.reason) for each in verdicts]
+    counted = Counter(each.state for each in verdicts)
+    counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no adapter is there"
+    return f"{text_table(('condition', 'artist', 'state', 'reason'), rows)}\n{counts}"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

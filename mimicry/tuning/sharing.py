@@ -13,7 +13,14 @@ from typing import Any
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import ClaimedElsewhere
 from mimicry.common.tracker import BookmarkStatus
-from mimicry.tuning.adapter import litter, remove, set_adapter_aside, spent_checkpoints
+from mimicry.tuning.adapter import (
+    config_fault,
+    litter,
+    remove,
+    set_adapter_aside,
+    spent_checkpoints,
+    write_config,
+)
 from mimicry.tuning.existing import Existing, State, weights_identity
 from mimicry.tuning.plan import Target
 
@@ -36,11 +43,19 @@ def set_aside_as_planned(target: Target) -> Path | None:
     return None
 
 
-def tidy(output_dir: Path) -> None:
-    """Remove what killed processes have left in the folder of a complete adapter, if nobody works there."""
-    if (output_dir / CLAIM).exists() or litter(output_dir) or spent_checkpoints(output_dir):
+def tidy(output_dir: Path) -> str:
+    """Put the folder of a complete adapter in order, if nobody works there; return what was mended, in words.
+
+    What killed processes have left is removed, and a damaged adapter_config.json written again.
+    """
+    fault = config_fault(output_dir)
+    if fault or (output_dir / CLAIM).exists() or litter(output_dir) or spent_checkpoints(output_dir):
         with suppress(ClaimedElsewhere), Claim.take_anew(output_dir):
             remove(output_dir, [*litter(output_dir), *spent_checkpoints(output_dir)])
+            if fault:
+                write_config(output_dir)
+                return f"{fault}; it was written again"
+    return ""
 
 
 def found_meanwhile(

@@ -54,6 +54,8 @@ class RunRecord:
     loss_spikes: list[dict[str, float]] = field(default_factory=list)
     # The adapter is published: whatever comes now does not change that.
     complete: bool = False
+    # What the processes before a resumption took, up to the checkpoint.
+    former_seconds: float = 0.0
     _draws: str = ""
     _new_draws: list[list[Any]] = field(default_factory=list)
 
@@ -94,6 +96,10 @@ class RunRecord:
     def steps(self) -> int:
         """The optimizer steps that were taken so far, those before a resumption included."""
         return len(self.losses)
+
+    def seconds(self) -> float:
+        """Return the seconds that the run took so far, in all processes that took part in it."""
+        return round(self.former_seconds + time.monotonic() - self.started, 3)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -158,6 +164,8 @@ class RunRecord:
             "numerics": self._known["numerics"],
             "draws": self._draws,
             "loss_spikes": self.loss_spikes,
+            "started_at": self.started_at,
+            "seconds": self.seconds(),
         }
         try:
             self.checkpoints.save(self.steps, parameters, parts, facts)
@@ -216,6 +224,8 @@ class RunRecord:
         self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
         self.loss_spikes = list(checkpoint.facts["loss_spikes"])
         self._draws = checkpoint.facts["draws"]
+        self.started_at = checkpoint.facts.get("started_at", self.started_at)
+        self.former_seconds = checkpoint.facts.get("seconds", 0.0)
         say(f"resuming after step {self.steps}")
         former, present = checkpoint.facts["numerics"], self._known["numerics"]
         changed = [
@@ -254,7 +264,7 @@ class RunRecord:
             "status": status,
             "started_at": self.started_at,
             "finished_at": None if status == "running" else utc_now(),
-            "seconds": round(time.monotonic() - self.started, 3),
+            "seconds": self.seconds(),
             "stage_seconds": self.stage_seconds,
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,

@@ -25,8 +25,10 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
 
 def train_adapter(job: Job) -> Adapter:
     """Train the adapter of `job` and publish it in its output folder, which nobody else may work in."""
-    with signal_noted(signal.SIGUSR1) as checkpoint_asked, Claim.take(job.output_dir) as claim:
-        return _train(Setup.prepare(job), claim, checkpoint_asked)
+    with signal_noted(signal.SIGUSR1) as checkpoint_asked:
+        setup = Setup.prepare(job)
+        with Claim.take(job.output_dir) as claim:
+            return _train(setup, claim, checkpoint_asked)
 
 
 def _train(setup: Setup, claim: Claim, checkpoint_asked: Callable[[], bool]) -> Adapter:
