@@ -90,7 +90,7 @@ class Claim:
         if claimed != str(folder.resolve()):
             return cls.take_anew(folder)
         claim = cls(folder, token, joined=True)
-        with claim._locked() as holding:
+        with _errors_named(folder), claim._locked() as holding:
             claim._write({**holding.content, "holders": [*holding.living(), _this_process()]})
         return claim._begun()
 
@@ -104,15 +104,10 @@ class Claim:
         """
         token = uuid.uuid4().hex
         content = {"token": token, "host": this_host(), "since": utc_now(), "holders": [_this_process()]}
-        try:
+        with _errors_named(folder):
             folder.mkdir(parents=True, exist_ok=True)
             while not _made(folder, content):
                 pass
-        except OSError as error:
-            raise MimicryError(
-                f"{folder} cannot be claimed for a training: {error.strerror}; look at `df -h` and `ls -la` "
-                f"of that folder, make room or get write permission, and type the same command again"
-            ) from error
         return cls(folder, token)._begun()
 
     def __enter__(self) -> "Claim":
@@ -212,6 +207,17 @@ def remove_dead_claim(folder: Path) -> None:
     if (folder / CLAIM).exists():
         with contextlib.suppress(ClaimedElsewhere):
             Claim.take_anew(folder).release()
+
+
+@contextmanager
+def _errors_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MimicryError(
+            f"{folder} cannot be claimed for a training: {error.strerror}; look at `df -h` and `ls -la` "
+            f"of that folder, make room or get write permission, and type the same command again"
+        ) from error
 
 
 def this_host() -> str:

@@ -13,8 +13,10 @@ A problem is one string that names the value, what is allowed, and what to type 
 turn these into messages and exit codes (`report`).
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 
@@ -89,9 +91,27 @@ class Problems:
 
 def report(error: MimicryError) -> int:
     """Print every problem of `error` to standard error and return the exit code that goes with it."""
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+    # Standard error may be a log on the very disk that is full.
+    with suppress(OSError):
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def disk_fault(error: BaseException) -> str:
+    """Say what to do when `error` means that the disk takes no more; empty for any other error.
+
+    Libraries that are not written in Python raise errors of their own, whose text has the number.
+    """
+    known = {errno.ENOSPC: "is full", errno.EDQUOT: "has no room left for you", errno.EROFS: "is read-only"}
+    for number, state in known.items():
+        if getattr(error, "errno", None) == number or f"os error {number})" in str(error):
+            where = getattr(error, "filename", None)
+            return (
+                f"the disk {f'of {where} ' if where else ''}{state}; see `df -h`, make room, and type the "
+                f"same command again: it takes up where it stopped"
+            )
+    return ""
 
 
 def run_reporting_errors(program: Callable[[], int]) -> int:
@@ -100,6 +120,11 @@ def run_reporting_errors(program: Callable[[], int]) -> int:
         return program()
     except MimicryError as error:
         return report(error)
+    except OSError as error:
+        fault = disk_fault(error)
+        if not fault:
+            raise
+        return report(MimicryError(fault))
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:

@@ -8,7 +8,14 @@ from typing import Any, Protocol
 
 from mimicry.common.children import Interrupted, running_child
 from mimicry.common.claims import Claim, claimed_by
-from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed
+from mimicry.common.errors import (
+    ClaimedElsewhere,
+    ClaimLost,
+    MimicryError,
+    TrainingFailed,
+    disk_fault,
+    report,
+)
 from mimicry.common.files import utc_now
 from mimicry.common.tracker import BookmarkStatus, ProgressTracker
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG
@@ -220,7 +227,9 @@ class Batch:
 
         def ended(status: BookmarkStatus, error: str) -> Result:
             seconds = round(time.monotonic() - begin, 1)
-            self.tracker.record(
+            result = Result(target=target, outcome=status.value, seconds=seconds, error=error)
+            self._record(
+                result,
                 self.plan.request.key(target.artist),
                 status=status,
                 started_at=started_at,
@@ -229,7 +238,7 @@ class Batch:
                 error=error,
                 log=log_path(self.plan.request.tree, target.output_dir),
             )
-            return Result(target=target, outcome=status.value, seconds=seconds, error=error)
+            return result
 
         attempt: Attempt | None = None
         try:
@@ -239,8 +248,13 @@ class Batch:
             failure = attempt.failure(code)
         except TrainingFailed as stopped:
             failure = str(stopped)
+        except OSError as error:
+            failure = disk_fault(error) or f"{target.output_dir}: {error.strerror}"
         except Interrupted as stop:
-            self.results.append(ended(BookmarkStatus.INTERRUPTED, f"stopped by {stop}"))
+            try:
+                self.results.append(ended(BookmarkStatus.INTERRUPTED, f"stopped by {stop}"))
+            except MimicryError as error:  # who stops us wants to hear of that first
+                report(error)
             raise
         finally:
             steps.close()
@@ -252,12 +266,19 @@ class Batch:
         self._show_failure(label, target, failure, attempt)
         return ended(BookmarkStatus.FAILED, failure)
 
+    def _record(self, result: Result, key: str, **fields: Any) -> None:
+        """Record a bookmark; if that fails, the batch ends, and its summary must have the result."""
+        try:
+            self.tracker.record(key, **fields)
+        except MimicryError:
+            self.results.append(result)
+            raise
+
     def _completed(self, target: Target, label: str, seconds: float, started_at: str, code: int) -> Result:
         mark = complete_bookmark(self.plan.request.tree, target.output_dir)
         if mark.get("resumed_from") is None:
             # Start and end of the programs around the training count as well.
             mark |= {"started_at": started_at, "seconds": round(seconds, 1)}
-        self.tracker.record(self.plan.request.key(target.artist), **mark)
         hub = mark.get("hub") or {}
         loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
         # The adapter is whole, so what went wrong came after it.
@@ -268,9 +289,11 @@ class Batch:
             + (f", {evaluation}" if evaluation else "")
             + (f", uploaded to {hub['repository_id']}" if "repository_id" in hub else "")
         )
-        return Result(
+        result = Result(
             target=target, outcome="trained", seconds=seconds, loss=loss, owed=owed, evaluation=evaluation
         )
+        self._record(result, self.plan.request.key(target.artist), **mark)
+        return result
 
     def _show_failure(self, label: str, target: Target, failure: str, attempt: Attempt | None) -> None:
         output_dir = target.output_dir

@@ -1,5 +1,7 @@
 """How a training ended, told from what it left: the exit code alone says little (see design.md)."""
 
+import errno
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.children import last_lines
-from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.tuning.adapter import (
     TRAIN_LOG,
     TRAINING_RUN,
@@ -16,6 +18,9 @@ from mimicry.tuning.adapter import (
     read_training_run,
     set_adapter_aside,
 )
+
+# With less than this on the disk, a training cannot even say that it failed.
+_ROOM_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Attempt:
             return None
         if run.get("error"):
             return str(run["error"])
+        if shutil.disk_usage(self.output_dir).free < _ROOM_BYTES:
+            # Nobody could write down what went wrong.
+            return disk_fault(OSError(errno.ENOSPC, "", str(self.output_dir)))
         if run.get("status") == "running":
             return (
                 "the trainer was killed and had no time to say why; when memory is short the system does "

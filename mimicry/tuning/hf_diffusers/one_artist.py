@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mimicry.common.children import Interrupted, has_parent, running_child
 from mimicry.common.claims import Claim
-from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
@@ -87,6 +87,8 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
                 _publish_foreign(job, started_at)
     except AdapterBroken as error:
         raise TrainingFailed(*error.problems) from error
+    except OSError as error:
+        raise TrainingFailed(disk_fault(error) or f"{job.output_dir}: {error.strerror}") from error
     if claim is not None:
         claim.check()
     failure = attempt.failure(code)

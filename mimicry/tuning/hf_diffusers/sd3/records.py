@@ -5,17 +5,18 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.claims import Claim
-from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed
+from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_bytes, write_json
 from mimicry.tuning.adapter import METRICS, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
@@ -34,7 +35,9 @@ SPIKE_MINIMUM = 10
 
 def say(text: str) -> None:
     """Print a line for people at once; under the wrapper it goes to train.log."""
-    print(text, flush=True)
+    # A training does not end because its log does: the disk may be full, or a reader gone.
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 @dataclass
@@ -169,8 +172,9 @@ class RunRecord:
         }
         try:
             self.checkpoints.save(self.steps, parameters, parts, facts)
-        except OSError as error:
-            self.warn(f"checkpoint-{self.steps} could not be written: {error.strerror}")
+        except (OSError, SafetensorError) as error:
+            reason = disk_fault(error) or str(getattr(error, "strerror", None) or error)
+            self.warn(f"checkpoint-{self.steps} could not be written: {reason}")
         else:
             say(f"checkpoint-{self.steps} is there")
 
@@ -203,7 +207,10 @@ class RunRecord:
             self._write_end("failed", message)
             raise TrainingFailed(message) from error
         except Exception as error:
-            self._write_end("failed", f"{type(error).__name__}: {error}".strip())
+            fault = disk_fault(error)
+            self._write_end("failed", fault or f"{type(error).__name__}: {error}".strip())
+            if fault:
+                raise TrainingFailed(fault) from error
             raise
 
     def _check_claim(self) -> None:
@@ -252,7 +259,8 @@ class RunRecord:
 
     def _write_end(self, status: str, error: str) -> None:
         if not self.complete:
-            with stop_signals_held():
+            # What has ended the run may be in the way of this, too: it is what is to be told.
+            with stop_signals_held(), suppress(OSError):
                 self._write(status, error=error)
 
     def _write(self, status: str, **more: Any) -> None:
