@@ -50,7 +50,18 @@ class TinyPilot:
         """Copy a few paintings of the demo study into `folder`, and train their pilot once.
 
         Raises:
-            SystemExit: that failed; the message is what it printed.
+            SystemExit: there is no demo study, or that failed; the message is what it printed.
+        """
+        pilot = cls.copied(demo, folder)
+        pilot._train_undisturbed(folder / "undisturbed")
+        return pilot
+
+    @classmethod
+    def copied(cls, demo: Path, folder: Path) -> "TinyPilot":
+        """Copy a few paintings of the demo study into `folder`, and train nothing.
+
+        Raises:
+            SystemExit: there is no demo study.
         """
         source = StudyTree(demo / "style_mimicry")
         if not source.original_art.is_dir():
@@ -66,21 +77,20 @@ class TinyPilot:
                 for path in sorted(source.images_of(source.original_art, artist).iterdir())[:_IMAGES]:
                     shutil.copyfile(path, images / path.name)
         write_json(template.tracker, _FOREIGN)
-        undisturbed = folder / "undisturbed"
-        tree = pilot.new_tree(undisturbed)
-        for _ in range(2):  # the first one warms the disk and the cache of prompts
-            shutil.rmtree(tree.stack_outputs(""), ignore_errors=True)
-            begin = time.monotonic()
-            if start_pilot(pilot, undisturbed).wait(600) != 0:
-                raise SystemExit((undisturbed / "output.log").read_text())
-            pilot.seconds = time.monotonic() - begin
-        outputs = pilot.output_dirs(tree)
-        pilot.sha256s = {artist: sha256_file(path / WEIGHTS) for artist, path in outputs.items()}
-        pilot.config_sha256 = sha256_file(next(iter(outputs.values())) / ADAPTER_CONFIG)
-        faults = faults_of(pilot, tree)
+        return pilot
+
+    def _train_undisturbed(self, folder: Path) -> None:
+        tree = self.new_tree(folder)
+        begin = time.monotonic()
+        if start_pilot(self, folder).wait(600) != 0:
+            raise SystemExit((folder / "output.log").read_text())
+        self.seconds = time.monotonic() - begin
+        outputs = self.output_dirs(tree)
+        self.sha256s = {artist: sha256_file(path / WEIGHTS) for artist, path in outputs.items()}
+        self.config_sha256 = sha256_file(next(iter(outputs.values())) / ADAPTER_CONFIG)
+        faults = faults_of(self, tree)
         if faults:
             raise SystemExit(f"the undisturbed pilot is no good: {faults}")
-        return pilot
 
     def new_tree(self, folder: Path) -> StudyTree:
         """Return a new copy of the study in `folder`."""
