@@ -188,6 +188,8 @@ def _why_blocked(request: Request, images: ImageFolder, unpaired: str) -> str:
 
 def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
     """Return in what the stems of two folders differ, in words; empty when in nothing."""
+    if images.names == original.names:  # the common case, ten thousand times
+        return ""
     here, there = set(images.stems), set(original.stems)
     if here == there:
         return ""
