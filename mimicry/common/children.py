@@ -31,8 +31,9 @@ _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
 # One wish to stop often comes as several signals: from the system to every process, and from each parent.
 _AGAIN_SECONDS = 0.5
-# How long a child that is asked to hurry has for killing its own children.
-_HURRY_SECONDS = 1.0
+# How long a child that is asked to hurry has for killing its own children, which have less in their turn.
+_HURRY_SECONDS = 2.0
+_HURRY_SECONDS_BELOW = 0.3
 # Waits for our end, then stops the group $0: it has $1 seconds for putting its things in order.
 _GUARD = """\
 read -r _
@@ -165,7 +166,7 @@ class Child:
         except Interrupted as hurry:
             self._signal_group(hurry.number)
             with contextlib.suppress(Interrupted):
-                self._wait_for_group(_HURRY_SECONDS)
+                self._wait_for_group(_HURRY_SECONDS_BELOW if has_parent() else _HURRY_SECONDS)
             raise
         finally:
             self._end()
