@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
     asked = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         data_root = Path(folder) / "style_mimicry"
         _make_tree(StudyTree(data_root), asked.artists, asked.images)
@@ -37,10 +38,11 @@ def main() -> None:
         figures = {}
         what = f"apply_tuning --dry-run, {asked.artists} artists of {asked.images} images"
         for name, words in (("apply_tuning --help", ["--help"]), (what, dry_run)):
-            seconds, peak_bytes = _measure(words, asked.runs)
+            seconds, cpu_seconds, peak_bytes = _measure(words, asked.runs)
             figures[f"{name} [s]"] = seconds
+            figures[f"{name}, of which computing [s]"] = cpu_seconds
             figures[f"{name}, peak memory [MB]"] = peak_bytes / 1e6
-    report("start_up", figures, asked.output, runs=asked.runs)
+    report("start_up", figures, asked.output, runs=asked.runs, load_average_before=load)
 
 
 def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
@@ -52,9 +54,9 @@ def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
             (folder / f"{image:02}.jpg").write_bytes(b"not looked at by a dry run")
 
 
-def _measure(words: list[str], runs: int) -> tuple[float, int]:
-    """Return the median of the seconds that the program takes, and its peak memory in bytes."""
-    times, peaks = [], []
+def _measure(words: list[str], runs: int) -> tuple[float, float, int]:
+    """Return the medians of the seconds that the program takes and computes, and its peak memory in bytes."""
+    times, cpu_times, peaks = [], [], []
     for _ in range(runs):
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -63,11 +65,12 @@ def _measure(words: list[str], runs: int) -> tuple[float, int]:
         # Unlike wait(), it tells what the process took.
         _, status, usage = os.wait4(process.pid, 0)
         times.append(time.perf_counter() - begin)
+        cpu_times.append(usage.ru_utime + usage.ru_stime)
         peaks.append(usage.ru_maxrss * 1024)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             raise SystemExit(f"exit code {process.returncode}")
-    return statistics.median(times), max(peaks)
+    return statistics.median(times), statistics.median(cpu_times), max(peaks)
 
 
 if __name__ == "__main__":

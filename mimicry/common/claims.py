@@ -108,7 +108,15 @@ class Claim:
             folder.mkdir(parents=True, exist_ok=True)
             while not _made(folder, content):
                 pass
-        return cls(folder, token)._begun()
+            claim = cls(folder, token)
+            try:
+                # Where files cannot be locked, that is to be known now, not when there is a result.
+                with claim._locked():
+                    pass
+            except OSError:
+                claim.path.unlink(missing_ok=True)
+                raise
+        return claim._begun()
 
     def __enter__(self) -> "Claim":
         return self

@@ -129,6 +129,7 @@ class Batch:
         for number, target in enumerate(todo, start=1):
             result = self._claim_and_train(target, f"[{number}/{len(todo)}] {target.artist}")
             if result is None:
+                self.display.say(f"{target.artist}: {claimed_by(target.output_dir)}; looked at again later")
                 elsewhere.append(target)
                 continue
             self.results.append(result)
@@ -197,7 +198,6 @@ class Batch:
             with Claim.take_anew(target.output_dir) as claim:
                 return self._done_elsewhere(target, label) or self._train(target, label, claim)
         except (ClaimedElsewhere, ClaimLost):
-            self.display.say(f"{label}: {claimed_by(target.output_dir)}; looked at again later")
             return None
 
     def _done_elsewhere(self, target: Target, label: str) -> Result | None:

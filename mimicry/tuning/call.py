@@ -162,7 +162,8 @@ class Call:
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
-        targets = plan.of(Action.TRAIN)
+        # One that another call is training now may be left to us.
+        targets = [*plan.of(Action.TRAIN), *plan.of(Action.CLAIMED)]
         if not targets:
             return []
         named = [(str(target.artist), self._repository(target)) for target in plan.targets]

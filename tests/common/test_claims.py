@@ -1,5 +1,6 @@
 """Claims: one process to a folder, taken over when it is gone, kept when it is not."""
 
+import errno
 import json
 import os
 import subprocess
@@ -67,6 +68,17 @@ class TestTaking:
         (tmp_path / "file").write_text("")
         with pytest.raises(MimicryError, match=r"file/artist cannot be claimed"):
             Claim.take(tmp_path / "file" / "artist")
+
+    def test_a_file_system_without_locks_is_told_at_once(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("mimicry.common.claims.fcntl.flock", refuse)
+        with pytest.raises(MimicryError, match="cannot be claimed for a training: No locks available"):
+            Claim.take(folder)
+        assert names(folder) == []
 
     def test_of_many_processes_one_gets_it(self, folder: Path) -> None:
         code = (

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 
+from mimicry.common.claims import Claim
 from mimicry.tuning.adapter import check_adapter
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
 from tests.tuning.hf_diffusers.conftest import Tuned
@@ -230,6 +231,23 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     assert "--instance_data_dir=O'Keeffe; {x}" in words
     assert "--output_dir=out dir" in words
     assert "--eval_data_dir=O'Keeffe; {x}" in words
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(studio: Studio, tmp_path: Path) -> None:
+    with Claim.take_anew(tmp_path / "out"):
+        outcome = run(
+            WRAPPER,
+            [
+                *("--input-dir", studio.images, "--output-dir", tmp_path / "out", "--no-push-to-hub"),
+                *("--pretrained-model-name-or-path", studio.base_model, "--resolution=32"),
+            ],
+            cwd=tmp_path,
+        )
+    assert outcome.returncode == 1
+    (error,) = outcome.stderr.splitlines()
+    assert f"out is in training by pid {os.getpid()} on" in error
+    assert "wait for it, or end it, and type the same command again" in error
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @needs_proc
