@@ -1,6 +1,6 @@
 """Claims: which process works in a folder, told by a file in it, so that nobody else does.
 
-    {folder}/.claim.json    {"token", "host", "since", "holders": [{"pid", "started", "program"}, ...]}
+    {folder}/.claim.json    {"token", "host", "since", "holders": [{"pid", "started"}, ...]}
 
 The file is there whole or not at all, and exactly one process can make it. It is held by who took it and by
 the processes below it that joined, as long as one of them lives. On this machine that is seen from their
@@ -208,13 +208,6 @@ def claimed_by(folder: Path) -> str:
     """Say who works in `folder`; empty when nobody does. Writes nothing."""
     holding = read_claim(folder)
     return holding.described() if holding is not None and holding.living() else ""
-
-
-def remove_dead_claim(folder: Path) -> None:
-    """Remove the claim of holders that are gone, and what killed processes have left of others."""
-    if (folder / CLAIM).exists():
-        with contextlib.suppress(ClaimedElsewhere):
-            Claim.take_anew(folder).release()
 
 
 @contextmanager

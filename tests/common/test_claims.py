@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mimicry.common import claims
-from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by, process_start, remove_dead_claim
+from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by, process_start
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError
 
 ELSEWHERE = "another-machine 0000"
@@ -158,14 +158,6 @@ class TestTakingOver:
         (folder / CLAIM).write_text(content)
         with Claim.take(folder):
             pass
-
-    def test_dead_claims_are_removed_and_living_ones_are_not(self, folder: Path) -> None:
-        write_claim(folder)
-        remove_dead_claim(folder)
-        assert names(folder) == [CLAIM]
-        write_claim(folder, holders=[{"pid": ended_pid(), "started": "1"}])
-        remove_dead_claim(folder)
-        assert names(folder) == []
 
 
 class TestHolding:
