@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import CLAIM, Claim
-from mimicry.common.errors import ClaimedElsewhere
+from mimicry.common.errors import ClaimedElsewhere, MimicryError
 from mimicry.common.tracker import BookmarkStatus
 from mimicry.tuning.adapter import (
     config_fault,
@@ -46,11 +46,18 @@ def set_aside_as_planned(target: Target) -> Path | None:
 def tidy(output_dir: Path) -> str:
     """Put the folder of a complete adapter in order, if nobody works there; return what was mended, in words.
 
-    What killed processes have left is removed, and a damaged adapter_config.json written again.
+    What killed processes have left is removed, and a damaged adapter_config.json written again. A folder that
+    may not be written stays as it is, and so does one that another call has emptied meanwhile.
     """
+    with suppress(MimicryError, OSError):
+        return _tidied(output_dir)
+    return ""
+
+
+def _tidied(output_dir: Path) -> str:
     fault = config_fault(output_dir)
     if fault or (output_dir / CLAIM).exists() or litter(output_dir) or spent_checkpoints(output_dir):
-        with suppress(ClaimedElsewhere), Claim.take_anew(output_dir):
+        with Claim.take_anew(output_dir):
             remove(output_dir, [*litter(output_dir), *spent_checkpoints(output_dir)])
             if fault:
                 write_config(output_dir)

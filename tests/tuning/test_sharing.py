@@ -209,6 +209,11 @@ class TestTidy:
             tidy(folder)
             assert (folder / ".tmp-x").exists()
 
+    def test_what_another_call_has_set_aside_meanwhile_is_nobodys_fault(self, tree: StudyTree) -> None:
+        folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
+        (folder / WEIGHTS).unlink()
+        assert tidy(folder) == ""
+
     @pytest.mark.parametrize("damage", [None, b"", b"[", b'{"r": 5}'])
     def test_a_damaged_adapter_config_is_written_again(self, damage: bytes | None, tree: StudyTree) -> None:
         folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
