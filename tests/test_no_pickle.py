@@ -15,9 +15,10 @@ import torch
 import mimicry
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import sha256_file
+from mimicry.tuning.adapter import CHECKPOINT_FACTS as FACTS
 from mimicry.tuning.adapter import WEIGHTS, check_adapter
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.checkpoints import ADAPTER, FACTS, STATE, Checkpoint
+from mimicry.tuning.hf_diffusers.sd3.checkpoints import ADAPTER, STATE, Checkpoint
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders, _Key
 from tests.tuning.model_files import make_model
 

@@ -78,7 +78,8 @@ _NOT_WITH_UPLOAD_ONLY = {
 @click.option(
     "--verify",
     is_flag=True,
-    help="Train nothing: check every value of each adapter and decode each image.",
+    help="Train nothing: check every value of each adapter, of all conditions unless one is named, and "
+    "decode the images.",
 )
 @click.option(
     "--quarantine-unpaired",
@@ -89,6 +90,11 @@ _NOT_WITH_UPLOAD_ONLY = {
     "--upload-only",
     is_flag=True,
     help="Train nothing: upload every complete adapter that is not on the Hub yet.",
+)
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    help="At the end, wait for artists that other calls are training, and train those that they leave.",
 )
 @handed_on_options
 @hyper_parameter_options
@@ -109,11 +115,13 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
         condition = Condition(parameters["protection"], parameters["countermeasure"])
-        StudyTree(parameters["data_root"]).source(condition)
+        if not parameters["verify"]:
+            StudyTree(parameters["data_root"]).source(condition)
     problems.raise_any()
     call = Call.make(config, stack, condition, parameters)
     if parameters["verify"]:
-        return call.verify()
+        named = any(_given(context, name) for name in ("protection", "countermeasure"))
+        return call.verify(condition if named else None)
     if parameters["upload_only"]:
         return call.show_uploads() if parameters["dry_run"] else call.upload()
     if not parameters["dry_run"]:
@@ -121,17 +129,22 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     return call.show_json() if parameters["as_json"] else call.show(verbose=parameters["verbose"])
 
 
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
     """Refuse options that would have no effect, which nobody types on purpose."""
     given = [
         flag
         for name, flag in _HANDED_ON.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        and (name, context.params[name]) != ("push_to_hub", False)
+        if _given(context, name) and (name, context.params[name]) != ("push_to_hub", False)
     ]
     problems = []
     if context.params["as_json"] and (context.params["verify"] or not context.params["dry_run"]):
         problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
+    if context.params["verify"] and context.params["overwrite"]:
+        problems.append("--verify trains nothing, so --overwrite would have no effect; leave one of them out")
     if context.params["quarantine_unpaired"] and (context.params["dry_run"] or context.params["verify"]):
         problems.append(
             "--quarantine-unpaired goes with training: it decodes the images and records which are left out; "

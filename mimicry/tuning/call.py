@@ -9,13 +9,15 @@ from typing import Any
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
+from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.tuning import report
 from mimicry.tuning.batch import Batch, LocalExecutor
 from mimicry.tuning.bookmarks import open_tracker
+from mimicry.tuning.captions import Captions
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.existing import Asked, State
+from mimicry.tuning.existing import Asked, Existing, judge_existing
 from mimicry.tuning.hub import UploadJob, colliding_names, repository_name, token_problems
 from mimicry.tuning.hub_preflight import hub_problems
 from mimicry.tuning.image_check import check_images, quarantine_bad_images
@@ -26,6 +28,7 @@ from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.selection import Selection
 from mimicry.tuning.uploads import find_debts, pay
+from mimicry.tuning.verify import bad_images_of, conditions_on_disk, verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class Call:
     train_script: Path | None
     stall_minutes: float
     quarantine_unpaired: bool
+    wait: bool
 
     @classmethod
     def make(
@@ -77,13 +81,25 @@ class Call:
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
 
-    def verify(self) -> int:
-        """Print the plan after every check of adapters and images; write nothing, return the exit code."""
-        checked = check_images(self._plan(full=True), everyone=True)
-        print(report.plan_table(checked.plan))
-        broken = [target for target in checked.plan.targets if target.existing is State.BROKEN]
-        print(f"{len(broken)} broken adapters, {len(checked.bad)} bad images")
-        return 1 if broken or checked.bad or checked.plan.of(Action.BLOCKED) else 0
+    def verify(self, condition: Condition | None) -> int:
+        """Check adapters and images in full, print what was found, and return the exit code; write nothing.
+
+        Args:
+            condition: None for all that there are.
+        """
+        request = self.request
+        conditions = conditions_on_disk(request.tree, self.stack.name) if condition is None else [condition]
+        verdicts = verify(
+            request.tree,
+            self.stack.name,
+            conditions,
+            request.selection,
+            self._asked(),
+            captioned=request.captions,
+        )
+        bad = bad_images_of(request.tree, condition, request.selection)
+        print(report.verdict_table(verdicts, bad))
+        return 1 if bad or any(verdict.is_broken for verdict in verdicts) else 0
 
     def show_json(self) -> int:
         """Print the plan for programs; write nothing."""
@@ -100,7 +116,7 @@ class Call:
         plan = self._plan(full=True)
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):
             plan = self._plan(full=True)
-        plan = check_images(plan, everyone=False).plan
+        plan = check_images(plan)
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
@@ -114,6 +130,8 @@ class Call:
             tracker=open_tracker(plan.request.tree),
             display=BatchDisplay(len(step_counts), max(step_counts, default=0)),
             step_count=self.config.step_count,
+            judge=self._judge,
+            wait=self.wait,
         )
         try:
             if self._uploads:
@@ -126,7 +144,7 @@ class Call:
         finally:
             batch.display.close()
             print(report.summary(plan, batch.results), flush=True)
-        well = ("trained", "uploaded")
+        well = {"trained", "skipped", "uploaded"}
         all_well = all(result.outcome in well and not result.owed for result in batch.results)
         return 0 if all_well and not plan.of(Action.BLOCKED) else 1
 
@@ -201,16 +219,29 @@ class Call:
         )
 
     def _plan(self, *, full: bool) -> Plan:
-        if self.stack.takes_options:
-            asked = Asked.of(self.config, trainer_identity(self.train_script))
-        else:
-            asked = Asked(rank=None, recipe=None)
-        plan = make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+        bookmarks = open_tracker(self.request.tree).bookmarks()
+        plan = make_plan(self.request, self._asked(), bookmarks, full=full)
         return plan if self.stack.takes_options else _without_left_out(plan)
+
+    def _asked(self) -> Asked:
+        if self.stack.takes_options:
+            return Asked.of(self.config, trainer_identity(self.train_script))
+        return Asked(rank=None, recipe=None)
+
+    def _judge(self, target: Target) -> Existing:
+        """Look again at what lies in the folder of a target, in full."""
+        captions = None
+        if self.request.captions:
+            original = None if target.caption_dir is None else ImageFolder.read(target.caption_dir)
+            captions = Captions.read(
+                target.images, None if original is None else original.without(target.left_out)
+            )
+        return judge_existing(target.output_dir, self._asked(), target.images, captions=captions, full=True)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
-        targets = plan.of(Action.TRAIN)
+        # One that another call is training now may be left to us.
+        targets = [*plan.of(Action.TRAIN), *plan.of(Action.CLAIMED)]
         if not targets:
             return []
         uploads = [(self._upload_job(target), target.images.path) for target in targets]

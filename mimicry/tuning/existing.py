@@ -23,6 +23,9 @@ from mimicry.tuning.class_images import ClassImages
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.provenance import recipe, recipe_differences
 
+# Number, size and time of change of a file; None when there is none.
+FileIdentity = tuple[int, int, int] | None
+
 
 class State(Enum):
     """What an adapter's folder holds."""
@@ -84,6 +87,15 @@ def judge_existing(
     if differences:
         return Existing(State.STALE, ", ".join(differences))
     return Existing(State.COMPLETE, "" if run is not None else "made by another tool")
+
+
+def weights_identity(output_dir: Path) -> FileIdentity:
+    """Return what tells the weights in `output_dir` from those that another training puts there."""
+    try:
+        stat = (output_dir / WEIGHTS).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool) -> None:

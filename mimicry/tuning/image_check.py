@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from mimicry.common.image_checks import BadImage, bad_images
+from mimicry.common.image_checks import bad_images
 from mimicry.common.images import ImageFolder
 from mimicry.common.quarantine import leave_out
 from mimicry.common.study_tree import StudyTree
@@ -14,25 +14,12 @@ from mimicry.tuning.display import checking_bar
 from mimicry.tuning.plan import Action, Plan, Target
 
 
-@dataclass(frozen=True)
-class CheckedPlan:
-    """A plan after the check; `bad` are the images that were found bad."""
-
-    plan: Plan
-    bad: tuple[BadImage, ...]
-
-
-def check_images(plan: Plan, *, everyone: bool) -> CheckedPlan:
+def check_images(plan: Plan) -> Plan:
     """Decode the images of the artists that are to be trained, and block those that have bad ones.
 
-    Args:
-        everyone: decode those of artists whose adapter is complete as well; their bad images are warnings.
+    One that another call is training now may be left to us.
     """
-    looked_at = [
-        target
-        for target in plan.targets
-        if target.action is Action.TRAIN or (everyone and target.action is not Action.BLOCKED)
-    ]
+    looked_at = [target for target in plan.targets if target.action in (Action.TRAIN, Action.CLAIMED)]
     with checking_bar() as progress:
         bad = bad_images([target.images for target in looked_at], progress)
     problems: dict[Path, list[str]] = defaultdict(list)
@@ -41,14 +28,14 @@ def check_images(plan: Plan, *, everyone: bool) -> CheckedPlan:
     targets = []
     for target in plan.targets:
         found = problems.get(target.images.path, []) if target in looked_at else []
-        if found and target.action is Action.TRAIN:
+        if found:
             reason = "; ".join(found) + "; repair it, or type --quarantine-unpaired"
             target = replace(target, action=Action.BLOCKED, reason=reason, warnings=())
         elif target in looked_at:
             links = _links_out(plan.request.tree, target.images)
-            target = replace(target, warnings=(*target.warnings, *found, *links))
+            target = replace(target, warnings=(*target.warnings, *links))
         targets.append(target)
-    return CheckedPlan(replace(plan, targets=tuple(targets)), tuple(bad))
+    return replace(plan, targets=tuple(targets))
 
 
 def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:

@@ -8,13 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.claims import claimed_by
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.images import ImageFolder
 from mimicry.common.quarantine import left_out
 from mimicry.common.study_tree import Artist, Condition, Source, StudyTree, folders_in
 from mimicry.tuning.adapter import WEIGHTS, read_training_run
 from mimicry.tuning.captions import Captions
-from mimicry.tuning.existing import Asked, Existing, State, judge_existing
+from mimicry.tuning.existing import Asked, Existing, FileIdentity, State, judge_existing, weights_identity
 from mimicry.tuning.selection import Selection
 
 # The number of images that the default hyper-parameters are meant for.
@@ -29,6 +30,7 @@ class Action(Enum):
     TRAIN = "train"
     COMPLETE = "complete"
     STALE = "stale"
+    CLAIMED = "claimed"
     BLOCKED = "blocked"
 
 
@@ -55,9 +57,10 @@ class Request:
 class Target:
     """One artist in a plan.
 
-    `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
-    `caption_dir` is the same folder where captions are asked for: they hold for every condition. `left_out`
-    are the stems in quarantine; `images` is without them.
+    `weights` tells the file of weights that was there from any other. `eval_dir` holds the artist's original
+    art, where there is some: what every condition is measured on. `caption_dir` is the same folder where
+    captions are asked for: they hold for every condition. `left_out` are the stems in quarantine; `images` is
+    without them.
     """
 
     artist: Artist
@@ -67,6 +70,7 @@ class Target:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     existing: State = State.ABSENT
+    weights: FileIdentity = None
     eval_dir: Path | None = None
     caption_dir: Path | None = None
     left_out: tuple[str, ...] = ()
@@ -150,6 +154,10 @@ class _Planner:
             found = judge_existing(output_dir, self._asked, images, captions=captions, full=self._full)
             existing = found.state
             action, reason = _action(request, found, self._bookmarks.get(request.key(artist), {}))
+        weights = weights_identity(output_dir)
+        holder = claimed_by(output_dir) if action is Action.TRAIN else ""
+        if holder:
+            action, reason = Action.CLAIMED, holder
         if action is Action.TRAIN and not self._source.names_protection:
             twin = _trained_on_same_images(request, artist, images)
             if twin is not None:
@@ -163,6 +171,7 @@ class _Planner:
             reason=reason,
             warnings=_warnings(images, unpaired, captions, stems) if action is Action.TRAIN else (),
             existing=existing,
+            weights=weights,
             eval_dir=original.path if original.problem() is None else None,
             caption_dir=original.path if captions is not None and original.problem() is None else None,
             left_out=tuple(sorted(stems)),
@@ -194,6 +203,8 @@ def _why_blocked(request: Request, images: ImageFolder, unpaired: str) -> str:
 
 def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
     """Return in what the stems of two folders differ, in words; empty when in nothing."""
+    if images.names == original.names:  # the common case, ten thousand times
+        return ""
     here, there = set(images.stems), set(original.stems)
     if here == there:
         return ""

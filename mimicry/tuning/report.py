@@ -1,14 +1,17 @@
 """The tables that apply_tuning prints, and the plan as JSON."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mimicry.common.image_checks import BadImage
 from mimicry.common.text import printable, shell_line
 from mimicry.tuning.adapter import TRAIN_LOG
 from mimicry.tuning.batch import Result
 from mimicry.tuning.display import duration
 from mimicry.tuning.plan import Action, Plan, Target
 from mimicry.tuning.uploads import Debt
+from mimicry.tuning.verify import Verdict
 
 
 def plan_table(plan: Plan) -> str:
@@ -73,7 +76,8 @@ def summary(plan: Plan, results: Sequence[Result]) -> str:
     rows, counts = (
         [],
         dict.fromkeys(
-            ("trained", "uploaded", "owed", "skipped", "failed", "interrupted", "blocked", "left"), 0
+            "trained uploaded owed skipped failed interrupted claimed blocked left".split(),
+            0,
         ),
     )
     for target in plan.targets:
@@ -97,8 +101,8 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
         loss = "" if result.loss is None else f"{result.loss:.4f}"
         remark = "; ".join(filter(None, remarks))
         return result.outcome, (artist, result.outcome, duration(result.seconds), loss, remark)
-    if target.action is Action.BLOCKED:
-        return "blocked", (artist, "blocked", "", "", target.reason)
+    if target.action in (Action.BLOCKED, Action.CLAIMED):
+        return target.action.value, (artist, target.action.value, "", "", target.reason)
     if target.action is Action.TRAIN:
         return "left", (artist, "left", "", "", "not begun")
     return "skipped", (
@@ -130,6 +134,17 @@ def upload_summary(results: Sequence[Result]) -> str:
     """Return how many uploads went well, and how many are still owed."""
     count = sum(result.outcome == "uploaded" for result in results)
     return f"{count} uploaded, {len(results) - count} owed"
+
+
+def verdict_table(verdicts: Sequence[Verdict], bad: Sequence[BadImage]) -> str:
+    """Return what was found in the folders of adapters as a table, bad images, and a line of counts."""
+    rows = [(str(each.condition), str(each.artist), each.state, each.reason) for each in verdicts]
+    counted = Counter(each.state for each in verdicts)
+    counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no adapter is there"
+    table = text_table(("condition", "artist", "state", "reason"), rows)
+    return "\n".join(
+        (table, *(printable(image.problem) for image in bad), f"{counts}; {len(bad)} bad images")
+    )
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

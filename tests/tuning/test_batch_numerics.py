@@ -9,7 +9,7 @@ from mimicry.tuning.batch import OnStep
 from mimicry.tuning.plan import Target
 from mimicry.tuning.report import summary
 from tests.tuning.small_study import ANNA, BORIS, EVERYBODY, plan_of, write_adapter
-from tests.tuning.test_batch import make_batch, mark_of, outcomes
+from tests.tuning.staged_batch import make_batch, mark_of, outcomes
 
 FOUND = {"mist__none": ["torch '2.12' -> '2.13'"]}
 PHRASE = "other numerics than mist__none (torch '2.12' -> '2.13')"

@@ -42,6 +42,7 @@ _TYPED: dict[str, Any] = {
     "train_script": None,
     "stall_minutes": 30.0,
     "quarantine_unpaired": False,
+    "wait": True,
 }
 REPOSITORY = "sd35-lora-none-none-Anna_Berg"
 

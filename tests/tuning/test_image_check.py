@@ -81,7 +81,7 @@ class TestVerify:
         ended = quick_studio.tune("--verify")
 
         assert (ended.code, ended.err) == (0, "")
-        assert ended.out.splitlines()[-2:] == ["3 train, 1 complete", "0 broken adapters, 0 bad images"]
+        assert ended.out.splitlines()[-1] == "1 complete; 0 bad images"
         assert listing(quick_studio.tree.data_root) == before
 
     def test_bad_images_count_whether_trained_or_not(self, quick_studio: QuickStudio) -> None:
@@ -94,7 +94,7 @@ class TestVerify:
 
         assert ended.code == 1
         assert all(f"{path} cannot be read" in ended.out for path in (trained, other))
-        assert ended.out.splitlines()[-1] == "0 broken adapters, 2 bad images"
+        assert ended.out.splitlines()[-1] == "1 complete; 2 bad images"
         assert quick_studio.trained() == [ANNA.name]
 
     def test_a_broken_adapter(self, quick_studio: QuickStudio) -> None:
@@ -105,7 +105,7 @@ class TestVerify:
         ended = quick_studio.tune("--verify")
 
         assert ended.code == 1
-        assert ended.out.splitlines()[-1] == "1 broken adapters, 0 bad images"
+        assert ended.out.splitlines()[-1] == "1 broken; 0 bad images"
         assert (output / "pytorch_lora_weights.safetensors").read_bytes() == b"torn"
 
     def test_a_dry_run_decodes_nothing(

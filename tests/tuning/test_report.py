@@ -113,7 +113,7 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "protection": "mist",
         "countermeasure": "none",
         "source": str(tree.protected_art / "mist"),
-        "counts": {"train": 1, "complete": 1, "stale": 1, "blocked": 1},
+        "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1},
     }
     assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
     assert targets[0] == {

@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 import click
 
 from mimicry.common.children import has_parent, stop_with_parent
+from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.common.image_checks import bad_images
 from mimicry.common.images import ImageFolder
@@ -110,18 +111,19 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     if faults:
         raise BatchFault(*faults)
     asked = Asked.of(config, script.identity)
-    existing = judge_existing(output_dir, asked, images, captions=captions, full=True)
-    if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
-        _report_kept(output_dir, existing)
-    else:
-        for warning in script.warnings(config):
-            print(f"warning: {printable(warning)}", file=sys.stderr)
-        if existing.state is not State.ABSENT:
-            set_adapter_aside(output_dir, existing.state.value)
-        train_artist(job)
-        print(printable(f"complete: {output_dir}"))
-    if upload is not None:
-        print(f"uploaded: {upload_and_record(upload).url}")
+    with Claim.take(output_dir) as claim:
+        existing = judge_existing(output_dir, asked, images, captions=captions, full=True)
+        if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
+            _report_kept(output_dir, existing)
+        else:
+            for warning in script.warnings(config):
+                print(f"warning: {printable(warning)}", file=sys.stderr)
+            if existing.state is not State.ABSENT:
+                set_adapter_aside(output_dir, existing.state.value)
+            train_artist(job, claim)
+            print(printable(f"complete: {output_dir}"))
+        if upload is not None:
+            print(f"uploaded: {upload_and_record(upload).url}")
     return 0
 
 

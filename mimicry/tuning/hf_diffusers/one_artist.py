@@ -2,12 +2,14 @@
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mimicry.common.children import has_parent, running_child
-from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.children import Interrupted, has_parent, running_child
+from mimicry.common.claims import Claim
+from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
 from mimicry.common.images import ImageFolder, ImageRecord
 from mimicry.common.scrubbing import mask_token
@@ -82,11 +84,16 @@ class ArtistJob:
         return launch_words(self.script, words, self.config)
 
 
-def train_artist(job: ArtistJob) -> None:
+def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     """Train the artist; when this returns, a verified adapter lies in the output folder.
+
+    Args:
+        claim: that of the output folder, which the trainer joins.
 
     Raises:
         TrainingFailed: there is none; the message says why and where the log is.
+        Interrupted: somebody has sent a stop signal to the trainer.
+        ClaimLost: another process has taken the folder over.
     """
     attempt = Attempt.begin(job.output_dir)
     # What a script that was stopped has left must not be taken for the result of this one.
@@ -96,19 +103,27 @@ def train_artist(job: ArtistJob) -> None:
     started_at = utc_now()
     images = [] if job.script.is_own else job.images.records()
     try:
-        code = _run(job)
+        code = _run(job, {} if claim is None else claim.variable())
         if not job.script.is_own:
-            _publish_foreign(job, started_at, images)
+            with nullcontext() if claim is None else claim.kept():
+                _publish_foreign(job, started_at, images)
     except AdapterBroken as error:
         raise TrainingFailed(*error.problems) from error
+    except OSError as error:
+        raise TrainingFailed(disk_fault(error) or f"{job.output_dir}: {error.strerror}") from error
+    if claim is not None:
+        claim.check()
     failure = attempt.failure(code)
+    stopped_by = attempt.stopped_by()
+    if failure is not None and stopped_by is not None:
+        raise Interrupted(stopped_by)
     if failure is not None:
         raise TrainingFailed(failure + _log_excerpt(job, attempt))
 
 
-def _run(job: ArtistJob) -> int:
+def _run(job: ArtistJob, variable: Mapping[str, str]) -> int:
     log = job.output_dir / TRAIN_LOG
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **variable}
     with ExitStack() as stack:
         stack.callback(mask_token, log)
         output = stack.enter_context(log.open("ab"))

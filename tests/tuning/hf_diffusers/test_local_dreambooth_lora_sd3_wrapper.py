@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 
+from mimicry.common.claims import Claim
 from mimicry.tuning.adapter import check_adapter
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
 from tests.fake_hub import FakeHub
@@ -288,6 +289,23 @@ def test_captions_that_cannot_be_used_are_named_all_at_once(studio: Studio, tmp_
         f"error: the caption images/{stems[1]}.txt",
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(studio: Studio, tmp_path: Path) -> None:
+    with Claim.take_anew(tmp_path / "out"):
+        outcome = run(
+            WRAPPER,
+            [
+                *("--input-dir", studio.images, "--output-dir", tmp_path / "out", "--no-push-to-hub"),
+                *("--pretrained-model-name-or-path", studio.base_model, "--resolution=32"),
+            ],
+            cwd=tmp_path,
+        )
+    assert outcome.returncode == 1
+    (error,) = outcome.stderr.splitlines()
+    assert f"out is in training by pid {os.getpid()} on" in error
+    assert "wait for it, or end it, and type the same command again" in error
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @needs_proc

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,8 +204,8 @@ def test_images_that_were_changed_meanwhile_make_no_adapter(
     job = replace(make_job(studio, tmp_path), input_dir=images)
     real = one_artist._run
 
-    def run(job: ArtistJob) -> int:
-        code = real(job)
+    def run(job: ArtistJob, variable: Mapping[str, str]) -> int:
+        code = real(job, variable)
         sorted(images.iterdir())[0].write_bytes(b"other")
         return code
 

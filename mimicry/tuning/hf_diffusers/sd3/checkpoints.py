@@ -23,14 +23,14 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
-from mimicry.tuning.adapter import METRICS, checkpoint_names
+from mimicry.tuning.adapter import CHECKPOINT_FACTS as FACTS
+from mimicry.tuning.adapter import METRICS, checkpoint_names, litter, remove
 from mimicry.tuning.captions import record_differences
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.provenance import recipe_differences
 
 ADAPTER = "adapter.safetensors"
 STATE = "state.safetensors"
-FACTS = "checkpoint.json"
 _SCHEMA = 1
 _PARTS = (ADAPTER, STATE, METRICS)
 # A tensor within a state stands in STATE; in FACTS there is its name instead, under this key.
@@ -152,8 +152,7 @@ class Checkpoints:
     def clear_way(self, unused: Mapping[str, str]) -> None:
         """Set the checkpoints `unused` aside, and remove what killed processes have left half-written."""
         set_aside(self.output_dir, list(unused), "unused")
-        for leftover in self.output_dir.glob(".checkpoint-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove(self.output_dir, litter(self.output_dir))
 
     def save(
         self,

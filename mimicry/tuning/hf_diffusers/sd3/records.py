@@ -5,17 +5,19 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
+from mimicry.common.claims import Claim
 from mimicry.common.environment import process_index
-from mimicry.common.errors import MimicryError, TrainingFailed
+from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
 from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
 from mimicry.common.images import ImageRecord
 from mimicry.common.scrubbing import scrub
@@ -40,8 +42,10 @@ SPIKE_MINIMUM = 10
 
 def say(text: str) -> None:
     """Print a line for people at once, in the main process; under the wrapper it goes to train.log."""
+    # A training does not end because its log does: the disk may be full, or a reader gone.
     if process_index() == 0:
-        print(printable(text), flush=True)
+        with suppress(OSError):
+            print(printable(text), flush=True)
 
 
 @dataclass
@@ -52,6 +56,8 @@ class RunRecord:
     """
 
     setup: Setup
+    # What lets us write into the folder: looked at each time, since another process may have taken it over.
+    claim: Claim | None = None
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -62,6 +68,8 @@ class RunRecord:
     loss_spikes: list[dict[str, float]] = field(default_factory=list)
     # The adapter is published: whatever comes now does not change that.
     complete: bool = False
+    # What the processes before a resumption took, up to the checkpoint.
+    former_seconds: float = 0.0
     _draws: str = ""
     _new_draws: list[list[Any]] = field(default_factory=list)
 
@@ -144,6 +152,10 @@ class RunRecord:
         """The optimizer steps that were taken so far, those before a resumption included."""
         return len(self.losses)
 
+    def seconds(self) -> float:
+        """Return the seconds that the run took so far, in all processes that took part in it."""
+        return round(self.former_seconds + time.monotonic() - self.started, 3)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage of the run; what takes place several times is added up."""
@@ -209,17 +221,21 @@ class RunRecord:
         """Write a checkpoint of the present step; one that cannot be written is a warning."""
         if not self.losses or not self._writes:
             return
+        self._check_claim()
         facts = {
             "recipe_hash": self._known["recipe_hash"],
             "numerics": self._known["numerics"],
             "draws": self._draws,
             "loss_spikes": self.loss_spikes,
             "report_id": self._report_id,
+            "started_at": self.started_at,
+            "seconds": self.seconds(),
         }
         try:
             self.checkpoints.save(self.steps, parameters, parts, facts)
-        except OSError as error:
-            self.warn(f"checkpoint-{self.steps} could not be written: {error.strerror}")
+        except (OSError, SafetensorError) as error:
+            reason = disk_fault(error) or str(getattr(error, "strerror", None) or error)
+            self.warn(f"checkpoint-{self.steps} could not be written: {reason}")
         else:
             say(f"checkpoint-{self.steps} is there")
 
@@ -239,6 +255,8 @@ class RunRecord:
         except Interrupted as stop:
             self._write_end("interrupted", f"stopped by {stop}")
             raise
+        except ClaimLost:
+            raise
         except MimicryError as error:
             self._write_end("failed", str(error))
             raise
@@ -250,14 +268,22 @@ class RunRecord:
             self._write_end("failed", message)
             raise TrainingFailed(message) from error
         except Exception as error:
-            self._write_end("failed", f"{type(error).__name__}: {error}".strip())
+            fault = disk_fault(error)
+            self._write_end("failed", fault or f"{type(error).__name__}: {error}".strip())
+            if fault:
+                raise TrainingFailed(fault) from error
             raise
         finally:
             self.reports.close()
 
+    def _check_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
+
     def _append_metrics(self, line: dict[str, Any]) -> None:
         if not self._writes:
             return
+        self._check_claim()
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self.reports.add(line)
@@ -277,6 +303,8 @@ class RunRecord:
         self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
         self.loss_spikes = list(checkpoint.facts["loss_spikes"])
         self._draws = checkpoint.facts["draws"]
+        self.started_at = checkpoint.facts.get("started_at", self.started_at)
+        self.former_seconds = checkpoint.facts.get("seconds", 0.0)
         say(f"resuming after step {self.steps}")
         changed = numerics_differences(checkpoint.facts["numerics"], self._known["numerics"])
         if changed:
@@ -298,11 +326,13 @@ class RunRecord:
 
     def _write_end(self, status: str, error: str) -> None:
         if not self.complete:
-            with stop_signals_held():
+            # What has ended the run may be in the way of this, too: it is what is to be told.
+            with stop_signals_held(), suppress(OSError):
                 self._write(status, error=scrub(error))
 
     def _write(self, status: str, **more: Any) -> None:
         if self._writes:
+            self._check_claim()
             write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
 
     def _content(self, status: str) -> dict[str, Any]:
@@ -310,7 +340,7 @@ class RunRecord:
             "status": status,
             "started_at": self.started_at,
             "finished_at": None if status == "running" else utc_now(),
-            "seconds": round(time.monotonic() - self.started, 3),
+            "seconds": self.seconds(),
             "stage_seconds": self.stage_seconds,
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,

@@ -1,10 +1,13 @@
 """The stages of a training, one after the other."""
 
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 
 import transformers
 
 from mimicry.common.children import signal_noted, stop_signals_held
+from mimicry.common.claims import Claim
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import Adapter
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
@@ -26,19 +29,29 @@ from mimicry.tuning.outcome import refuse_changed_images
 
 
 def train_adapter(job: Job) -> Adapter | None:
-    """Train the adapter of `job` and publish it in its output folder; return it in the main process."""
-    setup = Setup.prepare(job)
-    record = RunRecord(setup)
-    adapter = _train(setup, record)
-    # Nothing holds the transformer any more.
-    free_memory(setup.device)
-    decode_samples(setup, record)
+    """Train the adapter of `job` and publish it in its output folder, which nobody else may work in.
+
+    Returns:
+        The adapter, in the main process.
+    """
+    with ExitStack() as stack:
+        checkpoint_asked = stack.enter_context(signal_noted(signal.SIGUSR1))
+        setup = Setup.prepare(job)
+        claim = None
+        with setup.processes.failing_together():
+            if setup.processes.is_main:
+                claim = stack.enter_context(Claim.take(job.output_dir))
+        record = RunRecord(setup, claim)
+        adapter = _train(setup, record, checkpoint_asked)
+        # Nothing holds the transformer any more.
+        free_memory(setup.device)
+        decode_samples(setup, record)
     return adapter
 
 
-def _train(setup: Setup, record: RunRecord) -> Adapter | None:
+def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]) -> Adapter | None:
     processes = setup.processes
-    with processes.as_one(record.watched()), signal_noted(signal.SIGUSR1) as checkpoint_asked:
+    with processes.as_one(record.watched()):
         for warning in setup.captions.warnings if setup.captions else ():
             record.warn(warning)
         with record.stage("encode"):
@@ -69,7 +82,7 @@ def _train(setup: Setup, record: RunRecord) -> Adapter | None:
                 say(f"training {setup.step_count - record.steps} steps on {setup.device}")
                 loop.run(checkpoint_asked, validation.draw_after)
             evaluation.evaluate_at(setup.step_count)
-            with stop_signals_held():
+            with stop_signals_held(), nullcontext() if record.claim is None else record.claim.kept():
                 return _save(setup, loop, record) if processes.is_main else None
 
 

@@ -165,8 +165,7 @@ class TestStopSignals:
 
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, "save_file", signalled)
-            with pytest.raises(AssertionError, match="SIGINT"):
-                stopped(studio, tmp_path, 2)
+            stopped(studio, tmp_path, 2)
         train(studio, tmp_path, *RUN)
         assert training_run(tmp_path)["resumed_from"] == 2
         assert_same_end(tmp_path, whole)
