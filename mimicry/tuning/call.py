@@ -66,9 +66,7 @@ class Call:
             require_paired=parameters["require_paired"],
             captions=config.captions,
         )
-        names = (
-            "push_to_hub hub_namespace base_model_id train_script stall_minutes quarantine_unpaired".split()
-        )
+        names = "push_to_hub hub_namespace base_model_id train_script stall_minutes quarantine_unpaired wait".split()
         return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
 
     def show(self, *, verbose: bool) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,15 +22,13 @@ from mimicry.common.images import ImageRecord
 from mimicry.common.scrubbing import scrub
 from mimicry.common.text import printable
 from mimicry.tuning.adapter import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
-from mimicry.tuning.captions import image_records
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
 from mimicry.tuning.hf_diffusers.sd3.reports import Reports
+from mimicry.tuning.hf_diffusers.sd3.run_facts import describe_setup, peak_memory_bytes
 from mimicry.tuning.numerics import numerics_differences, sister_differences, told
-from mimicry.tuning.provenance import OWN_TRAINER, describe_run
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
 # and at least MINIMUM count: single losses differ by a factor of two or three with the timesteps drawn.
@@ -81,7 +78,7 @@ class RunRecord:
         """
         output_dir = self.setup.job.output_dir
         self.resumed: Checkpoint | None = None
-        self._known = self._describe()
+        self._known = describe_setup(self.setup)
         self.checkpoints = Checkpoints(
             output_dir=output_dir,
             recipe=self._known["recipe"],
@@ -190,7 +187,7 @@ class RunRecord:
             "lr": learning_rate,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "seconds": round(seconds, 4),
-            "peak_memory_bytes": self._peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.setup.device),
         }
         self._append_metrics(line)
 
@@ -345,7 +342,7 @@ class RunRecord:
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,
             "loss_spikes": self.loss_spikes,
-            "peak_memory_bytes": self._peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.setup.device),
             "eval_loss": self._eval_loss(),
         }
 
@@ -354,54 +351,3 @@ class RunRecord:
             return self.eval_facts
         end = self.eval_losses.get(self.setup.step_count)
         return {"start": self.eval_losses.get(0), "end": end, **self.eval_facts}
-
-    def _describe(self) -> dict[str, Any]:
-        setup = self.setup
-        known = describe_run(
-            setup.job.config,
-            setup.model,
-            trainer=OWN_TRAINER,
-            command=setup.job.command,
-            notes=setup.job.notes,
-        )
-        eval_dir, caption_dir = setup.job.eval_data_dir, setup.job.caption_data_dir
-        known["paths"] |= {
-            "instance_data_dir": str(setup.job.instance_data_dir.absolute()),
-            "output_dir": str(setup.job.output_dir.absolute()),
-            "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
-            "caption_data_dir": None if caption_dir is None else str(caption_dir.absolute()),
-        }
-        known["images"] = image_records(setup.images, setup.captions)
-        # Class images that are still to be generated are added once they are there.
-        if setup.class_images is not None and not setup.class_images.missing():
-            known["class_images"] = setup.class_images.record()
-        return known | {"numerics": self._numerics(known["versions"]), "memory": {}, "other_numerics": {}}
-
-    def _numerics(self, versions: dict[str, Any]) -> dict[str, Any]:
-        """Return what may change the last bits of a result without being part of the recipe."""
-        config, cuda = self.setup.job.config, self.setup.device.type == "cuda"
-        libraries = ["diffusers", "transformers", "peft", "accelerate", "numpy", "pillow"]
-        if config.quantize_base != "none" or config.use_8bit_adam:
-            libraries.append("bitsandbytes")
-        return {
-            "device": torch.cuda.get_device_name(self.setup.device) if cuda else "cpu",
-            "cuda": torch.version.cuda if cuda else None,
-            "threads": None if cuda else torch.get_num_threads(),
-            "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
-            "attention_backend": ", ".join(attention_names(config, self.setup.device)) or "default",
-            "compile": config.compile_blocks,
-            "quantisation": None if config.quantize_base == "none" else config.quantize_base,
-            "deterministic": config.deterministic,
-            "tf32": config.allow_tf32,
-            "torch": torch.__version__,
-            **{library: versions[library] for library in libraries},
-        }
-
-    def _peak_memory_bytes(self) -> int:
-        """Return the peak so far: of the GPU's memory when there is one, else of this process."""
-        if self.setup.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.setup.device))
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if os.uname().sysname == "Darwin" else peak * 1024)
