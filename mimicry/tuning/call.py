@@ -30,6 +30,17 @@ from mimicry.tuning.selection import Selection
 from mimicry.tuning.uploads import find_debts, pay
 from mimicry.tuning.verify import bad_images_of, conditions_on_disk, verify
 
+# The parameters of the command that are fields of a call as they are.
+_AS_TYPED = (
+    "push_to_hub",
+    "hub_namespace",
+    "base_model_id",
+    "train_script",
+    "stall_minutes",
+    "quarantine_unpaired",
+    "wait",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
@@ -66,8 +77,9 @@ class Call:
             require_paired=parameters["require_paired"],
             captions=config.captions,
         )
-        names = "push_to_hub hub_namespace base_model_id train_script stall_minutes quarantine_unpaired wait".split()
-        return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
+        return cls(
+            config=config, stack=stack, request=request, **{name: parameters[name] for name in _AS_TYPED}
+        )
 
     def show(self, *, verbose: bool) -> int:
         """Print the plan, and what would forbid it; write nothing."""
