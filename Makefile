@@ -27,7 +27,7 @@ demo: .venv/.installed
 		--steps 20 --guidance 3 --contact-sheet $(DEMO)/contact_sheet.png
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -2,10 +2,12 @@
 
     .venv/bin/python -m benchmarks.start_up [--artists 1000] [--images 20] [--output FILE]
 
-Draws a tree of small image files in a temporary folder and reports the median of several runs, in seconds.
+Draws a tree of small image files in a temporary folder and reports the median of several runs in seconds,
+and the most memory that one of them took.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -28,17 +30,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
     asked = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         data_root = Path(folder) / "style_mimicry"
         _make_tree(StudyTree(data_root), asked.artists, asked.images)
         dry_run = ["--dry-run", "--data-root", str(data_root), "--no-push-to-hub"]
-        figures = {
-            "apply_tuning --help [s]": _median_seconds(["--help"], asked.runs),
-            f"apply_tuning --dry-run, {asked.artists} artists of {asked.images} images [s]": _median_seconds(
-                dry_run, asked.runs
-            ),
-        }
-    report("start_up", figures, asked.output, runs=asked.runs)
+        figures = {}
+        what = f"apply_tuning --dry-run, {asked.artists} artists of {asked.images} images"
+        for name, words in (("apply_tuning --help", ["--help"]), (what, dry_run)):
+            seconds, cpu_seconds, peak_bytes = _measure(words, asked.runs)
+            figures[f"{name} [s]"] = seconds
+            figures[f"{name}, of which computing [s]"] = cpu_seconds
+            figures[f"{name}, peak memory [MB]"] = peak_bytes / 1e6
+    report("start_up", figures, asked.output, runs=asked.runs, load_average_before=load)
 
 
 def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
@@ -50,17 +54,23 @@ def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
             (folder / f"{image:02}.jpg").write_bytes(b"not looked at by a dry run")
 
 
-def _median_seconds(words: list[str], runs: int) -> float:
-    times = []
+def _measure(words: list[str], runs: int) -> tuple[float, float, int]:
+    """Return the medians of the seconds that the program takes and computes, and its peak memory in bytes."""
+    times, cpu_times, peaks = [], [], []
     for _ in range(runs):
         begin = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "mimicry.tuning.apply_tuning", *words],
-            check=True,
-            stdout=subprocess.DEVNULL,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mimicry.tuning.apply_tuning", *words], stdout=subprocess.DEVNULL
         )
+        # Unlike wait(), it tells what the process took.
+        _, status, usage = os.wait4(process.pid, 0)
         times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        cpu_times.append(usage.ru_utime + usage.ru_stime)
+        peaks.append(usage.ru_maxrss * 1024)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise SystemExit(f"exit code {process.returncode}")
+    return statistics.median(times), statistics.median(cpu_times), max(peaks)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""Where the wall time of one tiny artist goes: launcher, imports, encoding, training, saving.
+"""Where the wall time of one tiny artist goes: launcher, imports, encoding, training, saving; and of a pilot.
 
     .venv/bin/python -m benchmarks.tiny_artist [--demo data/demo] [--steps 20] [--output FILE]
 
 Runs the wrapper's exact command on the demo study (`make demo`, or `mimicry-demo DIR`) and notes when the
-trainer prints which line. The first run warms the disk and is not counted; figures are medians in seconds.
+trainer prints which line; then times `apply_tuning --pilot`, three artists, on a copy of the study's original
+art. The first run of each warms the disk and is not counted; figures are medians in seconds.
 """
 
 import argparse
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
@@ -44,6 +50,8 @@ def main() -> None:
     images = tree.images_of(tree.original_art, artist)
     runs = [_parts(config, images) for _ in range(asked.runs + 1)][1:]
     figures = {f"{part} [s]": statistics.median(run[part] for run in runs) for part in runs[0]}
+    pilots = [_pilot_seconds(config, tree) for _ in range(asked.runs + 1)][1:]
+    figures["apply_tuning --pilot, three artists [s]"] = statistics.median(pilots)
     report("tiny_artist", figures, asked.output, runs=asked.runs, steps=asked.steps)
 
 
@@ -56,6 +64,32 @@ def _parts(config: TuningConfig, images: Path) -> dict[str, float]:
         at = run.when(words.format(steps=config.max_train_steps))
         seconds[part], last = at - last, at
     return {**seconds, "exit": run.seconds - last, "in all": run.seconds}
+
+
+def _pilot_seconds(config: TuningConfig, tree: StudyTree) -> float:
+    """Train the pilot by the ordinary apply_tuning and return the seconds that it took.
+
+    Raises:
+        SystemExit: not all of three artists were trained; the message is what it printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        study = StudyTree(Path(folder))
+        shutil.copytree(tree.original_art, study.original_art)
+        command = [
+            *(sys.executable, "-m", "mimicry.tuning.apply_tuning", "--pilot", "--no-push-to-hub"),
+            *("--data-root", folder, "--resolution", str(config.resolution)),
+            *("--pretrained-model-name-or-path", config.pretrained_model_name_or_path),
+            *("--max-train-steps", str(config.max_train_steps)),
+        ]
+        begin = time.perf_counter()
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | {"XDG_CACHE_HOME": folder}
+        )
+        seconds = time.perf_counter() - begin
+        adapters = list(study.data_root.rglob("pytorch_lora_weights.safetensors"))
+        if done.returncode != 0 or len(adapters) != 3:
+            raise SystemExit(done.stdout + done.stderr)
+    return seconds
 
 
 if __name__ == "__main__":

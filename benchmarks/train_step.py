@@ -154,7 +154,7 @@ class Step:
             prediction = self.transformer(
                 hidden_states=noisy.bfloat16(),
                 encoder_hidden_states=self.sequence,
-                pooled_projections=self.pooled if self.table is None else self.table.rows([500]),
+                pooled_projections=self.pooled if self.table is None else self.table.rows([500], [0]),
                 timestep=torch.full((1,), 500.0, device=self.device),
                 return_dict=False,
             )[0]

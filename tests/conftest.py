@@ -19,6 +19,14 @@ def _no_files_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_hub() -> Iterator[None]:
+    """Let programs that are started find no Hub, unless a test gives them one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def true_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `mimicry-demo` draws: style_mimicry/ and the trained tiny_sd3/. Tests must not change it."""

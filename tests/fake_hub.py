@@ -21,6 +21,7 @@ class Repository:
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[list[str]] = field(default_factory=list)
+    renamed_to: str | None = None
 
     @property
     def head(self) -> str:
@@ -40,27 +41,45 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back; an object or list as JSON."""
+    """What goes back; an object or list as JSON, bytes as they are."""
 
     content: Any
     status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+# Instead of an answer: the connection is cut, before the request was done or after.
+CUT = Answer("cut")
+CUT_AFTER = Answer("cut after")
 
 
 class FakeHub:
     """The server, as a context manager. What it got is in `repositories`, `blobs` and `requests`.
 
-    `faults` maps a stage (whoami, create, info, validate, preupload, lfs, put, commit) to the answer to give
-    there; a stage in `hanging` is never answered, and `hung` is set once a client waits there. With
-    `creates_public` every new repository is public, whatever was asked.
+    `faults` maps a stage (whoami, list, create, info, resolve, validate, preupload, lfs, put, commit) to the
+    answer to give there, and `passing` to answers that are given once each; `before` holds what is done
+    before an answer. A stage in `hanging` is never answered, and `hung` is set once a client waits there.
+    With `creates_public` every new repository is public, whatever was asked, else those of `public_names`;
+    names in `taken` belong to what is no model. `account` is what whoami tells.
     """
 
     def __init__(self, user: str = "lab") -> None:
         self.user = user
         self.creates_public = False
+        self.public_names: set[str] = set()
+        self.taken: set[str] = set()
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: dict[str, Answer] = {}
+        self.passing: dict[str, list[Answer]] = {}
+        self.before: dict[str, Callable[[], None]] = {}
+        self.account: dict[str, Any] = {
+            "name": user,
+            "type": "user",
+            "orgs": [{"name": "institute", "roleInOrg": "write"}],
+            "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "write"}},
+        }
         self.hanging: set[str] = set()
         self.hung = threading.Event()
         self.closing = threading.Event()
@@ -101,20 +120,29 @@ class FakeHub:
         if stage in self.hanging:
             self.hung.set()
             self.closing.wait()
-        if stage in self.faults:
-            return self.faults[stage]
+        if stage in self.before:
+            self.before[stage]()
+        passing = self.passing.get(stage)
+        fault = passing.pop(0) if passing else self.faults.get(stage)
+        if fault is not None and fault is not CUT_AFTER:
+            return fault
         if stage != "put" and not authorized:
             return Answer({"error": "Invalid credentials in Authorization header"}, 401)
-        return respond()
+        answer = respond()
+        return answer if fault is None else fault
 
     def _route(self, request: Request) -> tuple[str, Callable[[], Answer]]:
         match [request.method, *request.path.strip("/").split("/")]:
             case ["GET", "api", "whoami-v2"]:
-                return "whoami", lambda: Answer({"name": self.user, "type": "user"})
+                return "whoami", lambda: Answer(self.account)
             case ["POST", "api", "repos", "create"]:
                 return "create", lambda: self._create(json.loads(request.body))
             case ["POST", "api", "validate-yaml"]:
                 return "validate", lambda: Answer({"errors": [], "warnings": []})
+            case ["GET", "api", "models"]:
+                return "list", self._list
+            case ["GET" | "HEAD", owner, name, "resolve", _, file]:
+                return "resolve", lambda: self._resolve(f"{owner}/{name}", file)
             case ["GET", "api", "models", owner, name, *_]:
                 return "info", lambda: self._info(f"{owner}/{name}")
             case ["POST", "api", "models", owner, name, "preupload", "main"]:
@@ -132,16 +160,36 @@ class FakeHub:
         url = {"url": f"{self.endpoint}/{repository_id}"}
         if repository_id in self.repositories:
             return Answer(url | {"error": "You already created this model repo"}, 409)
+        if repository_id in self.taken:
+            return Answer(url | {"error": "This name is taken"}, 409)
         # Clients before 1.0 say `private`, later ones `visibility`.
         private = asked.get("private") is True or asked.get("visibility") == "private"
-        self.repositories[repository_id] = Repository(private=private and not self.creates_public)
+        self.repositories[repository_id] = Repository(
+            private=private and not self.creates_public and repository_id not in self.public_names
+        )
         return Answer(url)
 
     def _info(self, repository_id: str) -> Answer:
         repository = self.repositories.get(repository_id)
         if repository is None:
             return Answer({"error": "Repository not found"}, 404)
-        return Answer({"id": repository_id, "private": repository.private, "sha": repository.head})
+        return Answer(self._described(repository_id, repository))
+
+    def _described(self, repository_id: str, repository: Repository) -> dict[str, Any]:
+        siblings = [{"rfilename": name} for name in sorted({".gitattributes", *repository.files})]
+        about = {"private": repository.private, "sha": repository.head, "siblings": siblings}
+        return about | {"id": repository.renamed_to or repository_id}
+
+    def _list(self) -> Answer:
+        return Answer([self._described(*item) for item in self.repositories.items()])
+
+    def _resolve(self, repository_id: str, name: str) -> Answer:
+        repository = self.repositories[repository_id]
+        if name not in repository.files:
+            return Answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+        content = repository.files[name]
+        headers = {"ETag": f'"{_oid(content, large=False)}"', "X-Repo-Commit": repository.head}
+        return Answer(content, 200, headers)
 
     def _preupload(self, repository_id: str, asked: dict[str, Any]) -> Answer:
         files = self.repositories[repository_id].files
@@ -175,6 +223,9 @@ class FakeHub:
     def _commit(self, repository_id: str, body: bytes) -> Answer:
         repository = self.repositories[repository_id]
         entries = [json.loads(line) for line in body.splitlines()]
+        (header,) = (entry["value"] for entry in entries if entry["key"] == "header")
+        if header.get("parentCommit", repository.head) != repository.head:
+            return Answer({"error": "A commit has happened since. Please refresh and try again."}, 412)
         files = {e["value"]["path"]: b64decode(e["value"]["content"]) for e in entries if e["key"] == "file"}
         files |= {e["value"]["path"]: self.blobs[e["value"]["oid"]] for e in entries if e["key"] == "lfsFile"}
         repository.files |= files
@@ -204,14 +255,20 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             request = Request(self.command, urlsplit(self.path).path, str(self.headers), self._body())
             hub.requests.append(request)
             answer = hub.answer(request, self.headers.get("Authorization") == f"Bearer {TOKEN}")
-            content = json.dumps(answer.content).encode()
+            if answer in (CUT, CUT_AFTER):
+                self.close_connection = True
+                return
+            whole = isinstance(answer.content, bytes)
+            content = answer.content if whole else json.dumps(answer.content).encode()
             self.send_response(answer.status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+            for name, value in (headers | answer.headers).items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = _respond  # noqa: N815 - the base class wants these names
+        do_GET = do_HEAD = do_POST = do_PUT = _respond  # noqa: N815 - the base class wants these names
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":

@@ -18,6 +18,7 @@ DEMO = "mimicry.demo"
 SAMPLING = "mimicry.sampling"
 PROGRAMS = {
     f"{TUNING}.apply_tuning",
+    f"{TUNING}.hub_check",
     f"{TUNING}.hub_upload",
     f"{STACK}.local_dreambooth_lora_sd3_wrapper",
     f"{STACK}.run_tuning",

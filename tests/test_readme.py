@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from mimicry.sampling.draw_samples import draw_samples
 from mimicry.tuning import adapter
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
@@ -19,6 +20,7 @@ PROGRAMS: dict[str, click.Command] = {
     "apply_tuning": apply_tuning,
     "python mimicry/tuning/apply_tuning.py": apply_tuning,
     f"python {WRAPPER}": wrapper,
+    "mimicry-samples": draw_samples,
 }
 # What is in an adapter's folder, and not in the checkout.
 OUTPUTS = {
@@ -68,7 +70,7 @@ def test_the_table_of_hyper_parameters_is_that_of_the_code() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_option_that_is_named_exists(document: str) -> None:
-    known = options_of(apply_tuning) | options_of(wrapper) | {"--help"}
+    known = {"--help"}.union(*map(options_of, PROGRAMS.values()))
     named = set(_FLAG.findall(read(document)))
 
     assert named - known == set()

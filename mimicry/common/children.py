@@ -2,7 +2,8 @@
 
 A child is a session of its own, so that a signal reaches all of its processes and a Ctrl-C in the terminal
 reaches only us. Its standard input is a pipe that we hold and never write to: end of file tells the child
-that we are gone, however we went. Standard input is what reaches the trainer through the launcher.
+that we are gone, however we went. Standard input is what reaches the trainer through the launcher. For
+children that do not heed it, or hang, a small shell holds the end of another such pipe, and ends them.
 """
 
 import contextlib
@@ -28,6 +29,19 @@ _holds: list[None] = []
 _held: list[int] = []
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
+# One wish to stop often comes as several signals: from the system to every process, and from each parent.
+_AGAIN_SECONDS = 0.5
+# How long a child that is asked to hurry has for killing its own children, which have less in their turn.
+_HURRY_SECONDS = 2.0
+_HURRY_SECONDS_BELOW = 0.3
+# Waits for our end, then stops the group $0: it has $1 seconds for putting its things in order.
+_GUARD = """\
+read -r _
+kill -s TERM -- "-$0"
+while [ "$1" -gt 0 ] && kill -s 0 -- "-$0"; do sleep 1; set -- $(($1 - 1)); done
+kill -s KILL -- "-$0"
+"""
+_ORPHAN_SECONDS = 25
 
 
 class Interrupted(BaseException):
@@ -41,23 +55,36 @@ class Interrupted(BaseException):
 
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted`; one that was ignored at the start stays ignored."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`; what was ignored at the start stays so.
+
+    Later ones change nothing, but for a second Ctrl-C: the user does not want to wait. It raises again, or
+    kills this process where it would have to be held. SIGUSR1, which asks a trainer for a checkpoint and may
+    be sent to all processes of a job, ends nobody.
+    """
+    first: list[float] = []
 
     def raise_interrupted(number: int, frame: FrameType | None) -> None:
-        if _holds:
-            _held.append(number)
-        else:
+        now = time.monotonic()
+        if first and (number != signal.SIGINT or now - first[0] < _AGAIN_SECONDS):
+            return
+        if _holds and first:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        first.append(now)
+        if not _holds:
             raise Interrupted(number)
+        _held.append(number)
 
-    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    taken = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
-    for number in taken:
-        signal.signal(number, raise_interrupted)
+    previous = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if previous[number] is not signal.SIG_IGN:
+            signal.signal(number, raise_interrupted)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, previous[number])
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         _held.clear()
 
 
@@ -73,6 +100,16 @@ def stop_signals_held() -> Iterator[None]:
         number = _held[0]
         _held.clear()
         raise Interrupted(number)
+
+
+def held_signal() -> int | None:
+    """Return the stop signal that came first of those that are held back; None when none came."""
+    return _held[0] if _held else None
+
+
+def drop_held_signals() -> None:
+    """Forget the stop signals that are held back: they are being followed already."""
+    _held.clear()
 
 
 @contextmanager
@@ -105,6 +142,13 @@ class Child:
             env={**environment, PARENT_PIPE: "1"},
             start_new_session=True,
         )
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, str(self._process.pid), str(_ORPHAN_SECONDS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -121,18 +165,32 @@ class Child:
         """Send the signal to the child's whole group, and SIGKILL to what still lives after the grace.
 
         A child that has ended may have left others of its group behind: they have the same grace.
+
+        Raises:
+            Interrupted: a stop signal came meanwhile; nothing of the child is left all the same.
         """
         self._signal_group(number)
-        # A second stop signal means that the user does not want to wait.
-        with contextlib.suppress(Interrupted):
+        try:
             # The launcher dies of the signal at once, while the trainer puts its records in order.
             self._wait_for_group(grace_seconds)
+        except Interrupted as hurry:
+            self._signal_group(hurry.number)
+            with contextlib.suppress(Interrupted):
+                self._wait_for_group(_HURRY_SECONDS_BELOW if has_parent() else _HURRY_SECONDS)
+            raise
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         self._signal_group(signal.SIGKILL)
         self._process.wait()
         # What comes next may need the memory that a killed process still holds for a moment.
         self._wait_for_group(_KILL_SECONDS)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._guard.kill()
+        self._guard.wait()
+        for process in (self._process, self._guard):
+            if process.stdin is not None:
+                process.stdin.close()
 
     def _signal_group(self, number: int) -> bool:
         """Send the signal to all members; False when there is none. The group outlives its leader."""
@@ -181,15 +239,18 @@ def running_child(
 
     A stop signal that ends the body is passed on to the child first.
     """
-    child = Child(words, output=output, environment=environment)
+    child: Child | None = None
     number = int(signal.SIGTERM)
     try:
+        with stop_signals_held():
+            child = Child(words, output=output, environment=environment)
         yield child
     except Interrupted as stop:
         number = stop.number
         raise
     finally:
-        child.stop(number, grace_seconds)
+        if child is not None:
+            child.stop(number, grace_seconds)
 
 
 def has_parent() -> bool:
@@ -214,9 +275,21 @@ def watch_parent(when_gone: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
-def stop_with_parent() -> None:
-    """Treat the loss of the parent as a SIGTERM to this process."""
-    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+def stop_with_parent(kill_after_seconds: float | None = None) -> None:
+    """Treat the loss of the parent as a SIGTERM to this process.
+
+    Args:
+        kill_after_seconds: after so long, end it in any case: a process that waits for another one within a
+            library does not see its signals.
+    """
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if kill_after_seconds is not None:
+            time.sleep(kill_after_seconds)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_parent(stop)
 
 
 def last_lines(path: Path, count: int, offset: int = 0) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a program takes from its environment: the variables of `.env`, and the Hub token."""
+"""What a program takes from its environment: `.env`, the Hub token, folders of caches, other processes."""
 
 import os
 from pathlib import Path
@@ -30,6 +30,23 @@ def load_environment(start: Path | None = None) -> None:
         ) from error
 
 
+def process_index() -> int:
+    """Return which of the processes that train together this is, from 0, by the launcher's word."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """Return how many processes train together, by the launcher's word."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def hub_token() -> str | None:
     """Return the Hub token from HF_TOKEN, or None when that is missing or blank."""
     return os.environ.get("HF_TOKEN", "").strip() or None
+
+
+def cache_folder(name: str) -> Path:
+    """Return this user's folder for what can be made anew, by the rules of the XDG base directories."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
+    return Path(root, "mimicry", name)

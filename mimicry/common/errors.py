@@ -5,15 +5,22 @@ MimicryError            exit 1   base class; carries every problem found, not on
 ├── BatchFault          exit 2   nothing can be trained: token, base model, disk, device
 ├── AdapterBroken       exit 1   files that claim to be an adapter and are none
 ├── TrainingFailed      exit 1   one artist's training ended without an adapter
+├── ClaimedElsewhere    exit 1   another process works in the folder
+├── ClaimLost           exit 1   another process has taken the folder over
 └── UploadFailed        exit 1   the adapter is complete, its copy on the Hub is not
 
 A problem is one string that names the value, what is allowed, and what to type next. Only the programs
 turn these into messages and exit codes (`report`).
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+
+from mimicry.common.scrubbing import scrub
+from mimicry.common.text import message_lines
 
 
 class MimicryError(Exception):
@@ -49,6 +56,14 @@ class TrainingFailed(MimicryError):
     """The training of one artist ended without a complete adapter."""
 
 
+class ClaimedElsewhere(MimicryError):
+    """Another process works in the folder: see `mimicry.common.claims`."""
+
+
+class ClaimLost(MimicryError):
+    """The folder that this process worked in is no longer its own."""
+
+
 class UploadFailed(MimicryError):
     """A complete adapter did not reach the Hub."""
 
@@ -79,9 +94,27 @@ class Problems:
 
 def report(error: MimicryError) -> int:
     """Print every problem of `error` to standard error and return the exit code that goes with it."""
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+    # Standard error may be a log on the very disk that is full.
+    with suppress(OSError):
+        for problem in error.problems:
+            print(f"error: {message_lines(scrub(problem))}", file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def disk_fault(error: BaseException) -> str:
+    """Say what to do when `error` means that the disk takes no more; empty for any other error.
+
+    Libraries that are not written in Python raise errors of their own, whose text has the number.
+    """
+    known = {errno.ENOSPC: "is full", errno.EDQUOT: "has no room left for you", errno.EROFS: "is read-only"}
+    for number, state in known.items():
+        if getattr(error, "errno", None) == number or f"os error {number})" in str(error):
+            where = getattr(error, "filename", None)
+            return (
+                f"the disk {f'of {where} ' if where else ''}{state}; see `df -h`, make room, and type the "
+                f"same command again: it takes up where it stopped"
+            )
+    return ""
 
 
 def run_reporting_errors(program: Callable[[], int]) -> int:
@@ -90,6 +123,11 @@ def run_reporting_errors(program: Callable[[], int]) -> int:
         return program()
     except MimicryError as error:
         return report(error)
+    except OSError as error:
+        fault = disk_fault(error)
+        if not fault:
+            raise
+        return report(MimicryError(fault))
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:

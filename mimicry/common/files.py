@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.scrubbing import without_token
+
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -28,8 +30,9 @@ def json_bytes(text: str) -> bytes:
     """Return the JSON `text` as the bytes of a file, in UTF-8 and with a newline at the end.
 
     A name that is no UTF-8 comes as lone surrogates; as \\udc.. they stay JSON that every program can read.
+    The Hub token, which an error of some library may quote, is left out.
     """
-    return (text + "\n").encode("utf-8", "backslashreplace")
+    return (without_token(text) + "\n").encode("utf-8", "backslashreplace")
 
 
 def sha256_text(text: str) -> str:

@@ -3,8 +3,8 @@
 import os
 import unicodedata
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -13,6 +13,11 @@ from mimicry.common.files import is_folder, sha256_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# A scan of 13,000 pixels a side is still taken; decoding it needs half a gigabyte.
+MAX_PIXELS = 180_000_000
+MIN_SIDE = 8
+# What the suffixes stand for, whatever that of a file: no other reader of Pillow's sees an unknown file.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "DIB")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -70,6 +75,16 @@ class ImageFolder:
             )
         return None
 
+    def without(self, stems: Collection[str]) -> "ImageFolder":
+        """Return the same folder with the images of these stems left out."""
+        if not stems:
+            return self
+        return replace(self, names=tuple(name for name in self.names if stem_of(name) not in stems))
+
+    def changed_since(self, records: Sequence[ImageRecord]) -> list[str]:
+        """Return the names of `records` whose files are not the same any more, or not there."""
+        return [record["name"] for record in records if not _is_same(self.path / record["name"], record)]
+
     def records(self) -> list[ImageRecord]:
         """Read every file and return its name, size in bytes and sha256."""
         return [
@@ -78,42 +93,85 @@ class ImageFolder:
         ]
 
 
+def _is_same(path: Path, record: ImageRecord) -> bool:
+    try:
+        return path.stat().st_size == record["size"] and sha256_file(path) == record["sha256"]
+    except OSError:
+        return False
+
+
 def stem_of(name: str) -> str:
     """Return the file name without its suffix, accents composed: equal for every copy of a painting."""
     return unicodedata.normalize("NFC", os.path.splitext(name)[0])  # noqa: PTH122 - a name, not a path
 
 
 def read_rgb(path: Path) -> "Image":
-    """Read an image as RGB, turned as its EXIF data says.
+    """Read an image as RGB, turned as its EXIF data says; of several frames or pages the first.
+
+    What is transparent becomes white, and not the colour that some program has left beneath.
 
     Raises:
-        OSError: the file cannot be read as an image; the message names it.
+        OSError: the file cannot be read as an image; the message names it. `errno` is set when it could not
+            be read at all, which says nothing about the image.
     """
     from PIL import Image, ImageOps
 
+    # Its own limit warns of scans that are large and sound, and has a message of its own.
+    Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}x{image.height}"
+                raise ValueError(f"{size} is more than {MAX_PIXELS} pixels; scale it down")  # noqa: TRY301
             if image.mode.startswith(("I", "F")):  # Pillow would turn nearly all of it white
                 raise ValueError(f"{image.mode} is more than 8 bits a channel; save it with 8")  # noqa: TRY301
             turned: Image.Image = ImageOps.exif_transpose(image) or image
-            return turned.convert("RGB")
+            return _on_white(turned)
     # A damaged file brings any kind of error out of Pillow's readers, TypeError included.
     except Exception as error:
-        raise OSError(f"{path} cannot be read as an image: {error}") from error
+        raise _unreadable(path, error) from error
 
 
-def unreadable_images(folder: ImageFolder) -> list[str]:
-    """Decode every image of `folder`, several at a time, and return a message for each that is unreadable."""
-    with ThreadPoolExecutor() as pool:
-        return [problem for problem in pool.map(_unreadable, folder.paths) if problem]
+def check_image(path: Path) -> None:
+    """Decode an image, and see that there is something to learn from.
+
+    Raises:
+        OSError: as for `read_rgb`; or it is too small.
+    """
+    width, height = read_rgb(path).size
+    if min(width, height) < MIN_SIDE:
+        raise OSError(
+            f"{path} cannot be trained on: {width}x{height} pixels, where each side needs {MIN_SIDE}"
+        )
 
 
-def _unreadable(path: Path) -> str:
-    try:
-        read_rgb(path)
-    except OSError as error:
-        return str(error)
-    return ""
+def _on_white(image: "Image") -> "Image":
+    from PIL import Image
+
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema() != (255, 255):
+            return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, error: Exception) -> OSError:
+    what = f"{path} cannot be read as an image"
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = (
+            f"it is a link to {path.readlink()}, and nothing is there" if _dangles(path) else error.strerror
+        )
+        return OSError(error.errno, f"{what}: {reason}")
+    if type(error).__name__ == "UnidentifiedImageError":
+        size = path.stat().st_size
+        kinds = ", ".join(_FORMATS[:5])
+        reason = f"its {size} bytes are none of {kinds}" if size else "it is empty"
+        return OSError(f"{what}: {reason}")
+    return OSError(f"{what}: {error}")
+
+
+def _dangles(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

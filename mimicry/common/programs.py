@@ -9,18 +9,20 @@ import click
 from mimicry.common.children import Interrupted, stop_signals_raise
 from mimicry.common.environment import load_environment
 from mimicry.common.errors import run_reporting_errors
+from mimicry.common.scrubbing import scrubbed_output
 
 
 def run_command(command: click.Command, words: Sequence[str] | None = None) -> int:
     """Run `command` on `words`, or on the command line, and return its exit code; no traceback.
 
-    Variables of a `.env` are taken first; names that the terminal cannot show are escaped.
+    Variables of a `.env` are taken first; names that the terminal cannot show are escaped, and the Hub token
+    is not printed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with stop_signals_raise():
+        with stop_signals_raise(), scrubbed_output():
             return run_reporting_errors(lambda: _run(command, words))
     except click.ClickException as error:
         error.show()

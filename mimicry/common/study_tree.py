@@ -74,6 +74,20 @@ class StudyTree:
     def tracker(self) -> Path:
         return self.data_root / "progress" / "progress_tracker.json"
 
+    @property
+    def quarantine(self) -> Path:
+        return self.data_root / "progress" / "quarantine.json"
+
+    def image_roots(self) -> list[Path]:
+        """Return the root of the images of every condition that there is, original art first."""
+        countered = []
+        for name in folders_in(self.robust_samples):
+            root = self.robust_samples / name
+            protections = self._protections_in(root)
+            countered += [root / protection for protection in protections] or [root]
+        protected = [self.protected_art / name for name in folders_in(self.protected_art)]
+        return [self.original_art, *protected, *countered]
+
     def images_of(self, root: Path, artist: Artist) -> Path:
         """Return an artist's folder of images below `root`, which is original_art or a source's root."""
         return root / artist.split / artist.style / artist.name
@@ -122,9 +136,7 @@ class StudyTree:
         root = _existing(
             self.robust_samples / condition.countermeasure, f"samples countered by {condition.countermeasure}"
         )
-        # A protection's name is never a split, so a folder that bears one says which layout this is.
-        protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
-        present = [name for name in folders_in(root) if name in protections]
+        present = self._protections_in(root)
         if condition.protection in present:
             return Source(root / condition.protection, names_protection=True)
         if present:
@@ -139,6 +151,12 @@ class StudyTree:
                 f"or lay them out as {root / NONE}/SPLIT/STYLE/ARTIST"
             )
         return Source(root, names_protection=False)
+
+    def _protections_in(self, root: Path) -> list[str]:
+        """Return the protections that the samples in `root` are laid out by; none in the other layout."""
+        # A protection's name is never a split, so a folder that bears one says which layout this is.
+        protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
+        return [name for name in folders_in(root) if name in protections]
 
     def _check_names(self, condition: Condition) -> None:
         problems = [

@@ -5,7 +5,9 @@ are written last, so that their name is the sign of completion.
 """
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINING_RUN = "training_run.json"
 METRICS = "metrics.jsonl"
 TRAIN_LOG = "train.log"
+# The status in training_run.json of a training that was refused: nothing went wrong, and nothing was done.
+BLOCKED = "blocked"
 SAMPLES = "samples"
+# Within a checkpoint of our own trainer.
+CHECKPOINT_FACTS = "checkpoint.json"
 _OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, SAMPLES)
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
+# Files and folders that are written, or on their way out. In a folder that nobody works in they are litter.
+_TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
 
 KEY_PREFIX = "transformer."
 # The modules that get a LoRA, by the end of their names: the attention projections of each joint block.
@@ -150,6 +158,39 @@ def check_adapter(output_dir: Path, rank: int | None) -> Adapter:
     return adapter
 
 
+def config_fault(output_dir: Path) -> str:
+    """Say what is wrong with the adapter_config.json beside a complete adapter of ours; empty when nothing.
+
+    All that it says follows from the weights and from training_run.json: see `write_config`.
+    """
+    expected = _expected_config(output_dir)
+    try:
+        found = read_json(output_dir / ADAPTER_CONFIG)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError, RecursionError):
+        found = "no JSON"
+    if expected is None or found == expected:
+        return ""
+    return f"{ADAPTER_CONFIG} " + ("is missing" if found is None else "is not the one that was written")
+
+
+def write_config(output_dir: Path) -> None:
+    """Write the adapter_config.json of a complete adapter of ours again."""
+    write_json(output_dir / ADAPTER_CONFIG, _expected_config(output_dir))
+
+
+def _expected_config(output_dir: Path) -> dict[str, Any] | None:
+    """Return what the adapter_config.json of a complete adapter should hold; None when it is not ours."""
+    run = read_training_run(output_dir) or {}
+    paths = run.get("paths")
+    if not isinstance(paths, dict) or "pretrained_model_name_or_path" not in paths or "options" not in run:
+        return None
+    _, modules, rank = check_header(output_dir / WEIGHTS, None)
+    adapter = Adapter(rank=rank, modules=modules, sha256="")
+    return adapter.config(paths["pretrained_model_name_or_path"], run["options"])
+
+
 def publish(source: Path, output_dir: Path, training_run: dict[str, Any], base_model: str | None) -> Adapter:
     """Check new weights and put them, with their two JSON files, into `output_dir`; the weights come last.
 
@@ -224,6 +265,28 @@ def checkpoint_names(output_dir: Path) -> list[str]:
         return []
     steps = sorted((int(match[1]) for match in matches if match is not None), reverse=True)
     return [f"checkpoint-{step}" for step in steps]
+
+
+def litter(output_dir: Path) -> list[str]:
+    """Return the names of what killed processes were writing in `output_dir`."""
+    try:
+        return [path.name for path in output_dir.iterdir() if _TEMPORARY.match(path.name)]
+    except OSError:
+        return []
+
+
+def spent_checkpoints(output_dir: Path) -> list[str]:
+    """Return the names of our trainer's checkpoints beside the adapter that came of them."""
+    names = checkpoint_names(output_dir) if (output_dir / WEIGHTS).exists() else []
+    return [name for name in names if (output_dir / name / CHECKPOINT_FACTS).exists()]
+
+
+def remove(output_dir: Path, names: Sequence[str]) -> None:
+    """Remove files and folders of `output_dir`, as far as that can be done. For who has claimed it."""
+    for name in names:
+        path = output_dir / name
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def set_adapter_aside(output_dir: Path, reason: str) -> Path | None:

@@ -25,6 +25,7 @@ from mimicry.common.study_tree import (
 )
 from mimicry.tuning.call import Call
 from mimicry.tuning.config import OPTIONS
+from mimicry.tuning.hub_preflight import refuse_names
 from mimicry.tuning.options import (
     handed_on_options,
     hyper_parameter_options,
@@ -40,6 +41,15 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
     "hub_namespace": "--hub-namespace",
     "base_model_id": "--base-model-id",
     "train_script": "--train-script",
+}
+
+_NOT_WITH_UPLOAD_ONLY = {
+    "push_to_hub": "--no-push-to-hub",
+    "overwrite": "--overwrite",
+    "as_json": "--json",
+    "verbose": "--verbose",
+    "verify": "--verify",
+    "quarantine_unpaired": "--quarantine-unpaired",
 }
 
 
@@ -65,6 +75,27 @@ _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
     is_flag=True,
     help="Block an artist whose images are not those of original_art by name.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Train nothing: check every value of each adapter, of all conditions unless one is named, and "
+    "decode the images.",
+)
+@click.option(
+    "--quarantine-unpaired",
+    is_flag=True,
+    help="Leave an image that is bad in one condition out of all; without it, its artist is blocked.",
+)
+@click.option(
+    "--upload-only",
+    is_flag=True,
+    help="Train nothing: upload every complete adapter that is not on the Hub yet.",
+)
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    help="At the end, wait for artists that other calls are training, and train those that they leave.",
+)
 @handed_on_options
 @hyper_parameter_options
 @click.pass_context
@@ -81,13 +112,25 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         stack = Stack.find(parameters["stack"])
         _refuse_useless_options(context, stack)
     with problems:
+        refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
+    with problems:
         condition = Condition(parameters["protection"], parameters["countermeasure"])
-        StudyTree(parameters["data_root"]).source(condition)
+        if not parameters["verify"]:
+            StudyTree(parameters["data_root"]).source(condition)
     problems.raise_any()
     call = Call.make(config, stack, condition, parameters)
+    if parameters["verify"]:
+        named = any(_given(context, name) for name in ("protection", "countermeasure"))
+        return call.verify(condition if named else None)
+    if parameters["upload_only"]:
+        return call.show_uploads() if parameters["dry_run"] else call.upload()
     if not parameters["dry_run"]:
         return call.train(verbose=parameters["verbose"])
     return call.show_json() if parameters["as_json"] else call.show(verbose=parameters["verbose"])
+
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
@@ -95,13 +138,25 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
     given = [
         flag
         for name, flag in _HANDED_ON.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        and (name, context.params[name]) != ("push_to_hub", False)
+        if _given(context, name) and (name, context.params[name]) != ("push_to_hub", False)
     ]
     problems = []
-    if context.params["as_json"] and not context.params["dry_run"]:
-        problems.append("--json shows a plan and goes with --dry-run; type both")
-    if given and not stack.takes_options:
+    if context.params["as_json"] and (context.params["verify"] or not context.params["dry_run"]):
+        problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
+    if context.params["verify"] and context.params["overwrite"]:
+        problems.append("--verify trains nothing, so --overwrite would have no effect; leave one of them out")
+    if context.params["quarantine_unpaired"] and (context.params["dry_run"] or context.params["verify"]):
+        problems.append(
+            "--quarantine-unpaired goes with training: it decodes the images and records which are left out; "
+            "type --verify alone to see which are bad"
+        )
+    if context.params["upload_only"]:
+        problems += [
+            f"--upload-only uploads and trains nothing, which does not go with {flag}; leave one of them out"
+            for name, flag in _NOT_WITH_UPLOAD_ONLY.items()
+            if context.params[name] == (name != "push_to_hub")
+        ]
+    if given and not stack.takes_options and not context.params["upload_only"]:
         problems.append(
             f"stack {stack.name} takes no options, so {', '.join(given)} would have no effect; leave it out, "
             f"or put {{options}} into the command of {stack.folder / RUNNER_CONFIG}"

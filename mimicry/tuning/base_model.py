@@ -83,6 +83,12 @@ class BaseModel:
                 f"base model {self.folder} is no Stable Diffusion 3 pipeline in the diffusers layout: it has "
                 f"no {', '.join(missing)}; name another with --pretrained-model-name-or-path"
             ]
+        pickled = [name for name in COMPONENTS if _is_pickled(self.folder / name)]
+        if pickled:
+            return [
+                f"base model {self.folder} has weights of {', '.join(pickled)} as pickles only, which can "
+                f"run any program when they are read; save it with safe_serialization=True"
+            ]
         try:
             vae, transformer = self.config_of("vae"), self.config_of("transformer")
             step = 2 ** (len(vae["block_out_channels"]) - 1) * int(transformer["patch_size"])
@@ -188,6 +194,14 @@ def _has_files(component: Path) -> bool:
     }
     present = {path.name for path in component.glob("*.safetensors")}
     return bool(present) and shards <= present
+
+
+def _is_pickled(component: Path) -> bool:
+    """Return whether a component has weights, and none that can be read without running what is in them."""
+    names = [path.name for path in component.iterdir()] if component.is_dir() else []
+    return any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names) and not any(
+        name.endswith(".safetensors") for name in names
+    )
 
 
 def _file_facts(path: Path) -> list[int | str]:

@@ -39,6 +39,7 @@ def complete_bookmark(tree: StudyTree, output_dir: Path) -> dict[str, Any]:
         "steps": run.get("steps"),
         "loss": run.get("mean_loss"),
         "eval_loss": run.get("eval_loss"),
+        "other_numerics": run.get("other_numerics") or None,
         "resumed_from": run.get("resumed_from"),
         "hub": run.get("hub"),
         "log": log_path(tree, output_dir) if (output_dir / TRAIN_LOG).exists() else None,

@@ -9,21 +9,37 @@ from typing import Any
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
-from mimicry.common.images import unreadable_images
+from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.tuning import report
 from mimicry.tuning.batch import Batch, LocalExecutor
 from mimicry.tuning.bookmarks import open_tracker
+from mimicry.tuning.captions import Captions
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.existing import Asked
-from mimicry.tuning.hub import colliding_names, repository_name
+from mimicry.tuning.existing import Asked, Existing, judge_existing
+from mimicry.tuning.hub import UploadJob, colliding_names, repository_name, token_problems
+from mimicry.tuning.hub_preflight import hub_problems
+from mimicry.tuning.image_check import check_images, quarantine_bad_images
 from mimicry.tuning.options import option_words
 from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.selection import Selection
+from mimicry.tuning.uploads import find_debts, pay
+from mimicry.tuning.verify import bad_images_of, conditions_on_disk, verify
+
+# The parameters of the command that are fields of a call as they are.
+_AS_TYPED = (
+    "push_to_hub",
+    "hub_namespace",
+    "base_model_id",
+    "train_script",
+    "stall_minutes",
+    "quarantine_unpaired",
+    "wait",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +54,8 @@ class Call:
     base_model_id: str | None
     train_script: Path | None
     stall_minutes: float
+    quarantine_unpaired: bool
+    wait: bool
 
     @classmethod
     def make(
@@ -57,9 +75,11 @@ class Call:
             overwrite=parameters["overwrite"],
             min_samples_per_artist=parameters["min_samples_per_artist"],
             require_paired=parameters["require_paired"],
+            captions=config.captions,
         )
-        names = ("push_to_hub", "hub_namespace", "base_model_id", "train_script", "stall_minutes")
-        return cls(config=config, stack=stack, request=request, **{name: parameters[name] for name in names})
+        return cls(
+            config=config, stack=stack, request=request, **{name: parameters[name] for name in _AS_TYPED}
+        )
 
     def show(self, *, verbose: bool) -> int:
         """Print the plan, and what would forbid it; write nothing."""
@@ -71,6 +91,26 @@ class Call:
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
 
+    def verify(self, condition: Condition | None) -> int:
+        """Check adapters and images in full, print what was found, and return the exit code; write nothing.
+
+        Args:
+            condition: None for all that there are.
+        """
+        request = self.request
+        conditions = conditions_on_disk(request.tree, self.stack.name) if condition is None else [condition]
+        verdicts = verify(
+            request.tree,
+            self.stack.name,
+            conditions,
+            request.selection,
+            self._asked(),
+            captioned=request.captions,
+        )
+        bad = bad_images_of(request.tree, condition, request.selection)
+        print(report.verdict_table(verdicts, bad))
+        return 1 if bad or any(verdict.is_broken for verdict in verdicts) else 0
+
     def show_json(self) -> int:
         """Print the plan for programs; write nothing."""
         plan = self._plan(full=False)
@@ -81,9 +121,12 @@ class Call:
         """Train what the plan says and return the exit code.
 
         Raises:
-            BatchFault: nothing can be trained; nothing was written.
+            BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
-        plan = _without_unreadable(self._plan(full=True))
+        plan = self._plan(full=True)
+        if self.quarantine_unpaired and quarantine_bad_images(plan, print):
+            plan = self._plan(full=True)
+        plan = check_images(plan)
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
@@ -97,8 +140,13 @@ class Call:
             tracker=open_tracker(plan.request.tree),
             display=BatchDisplay(len(step_counts), max(step_counts, default=0)),
             step_count=self.config.step_count,
+            judge=self._judge,
+            wait=self.wait,
         )
         try:
+            if self._uploads:
+                debts = find_debts(plan, self._upload_job, every=False)
+                batch.results += pay(plan, debts, batch.tracker, batch.display.say)
             batch.run()
         except Interrupted:
             print("\ninterrupted; the same command takes up where it stopped", file=sys.stderr)
@@ -106,8 +154,33 @@ class Call:
         finally:
             batch.display.close()
             print(report.summary(plan, batch.results), flush=True)
-        all_well = all(result.outcome == "trained" and not result.owed for result in batch.results)
+        well = {"trained", "skipped", "uploaded"}
+        all_well = all(result.outcome in well and not result.owed for result in batch.results)
         return 0 if all_well and not plan.of(Action.BLOCKED) else 1
+
+    def show_uploads(self) -> int:
+        """Print what would be uploaded; write nothing, ask nobody."""
+        print(
+            report.upload_table(find_debts(self._plan(full=False), self._upload_job, every=True, full=False))
+        )
+        return 0
+
+    def upload(self) -> int:
+        """Upload every whole adapter that is not on the Hub yet, train nothing, and return the exit code.
+
+        Raises:
+            BatchFault: nothing can be uploaded.
+        """
+        plan = self._plan(full=True)
+        debts = find_debts(plan, self._upload_job, every=True)
+        owed = [(str(debt.target.artist), debt.job.repository) for debt in debts if debt.owed]
+        problems = [*(token_problems() if owed else []), *colliding_names(owed)]
+        if problems:
+            raise BatchFault(*problems)
+        print(report.upload_table(debts), flush=True)
+        results = pay(plan, debts, open_tracker(plan.request.tree), print)
+        print(report.upload_summary(results), flush=True)
+        return 0 if all(result.outcome == "uploaded" for result in results) else 1
 
     def command(self, target: Target) -> list[str]:
         """Return the exact command that trains `target`."""
@@ -127,6 +200,9 @@ class Call:
             words.append(f"--eval-data-dir={target.eval_dir}")
         if self.config.validation_prompt is not None:
             words.append(f"--base-samples-dir={self.request.tree.base_samples(self.stack.name)}")
+        if target.caption_dir is not None:
+            words.append(f"--caption-data-dir={target.caption_dir}")
+        words += [f"--leave-out={stem}" for stem in target.left_out]
         words += [f"--note={warning}" for warning in target.warnings]
         return self.stack.words(target.images.path, target.output_dir, words)
 
@@ -136,23 +212,50 @@ class Call:
         return self.push_to_hub and self.stack.takes_options
 
     def _repository(self, target: Target) -> str | None:
-        if not self._uploads:
-            return None
-        condition = self.request.condition
-        return repository_name(condition.protection, condition.countermeasure, target.artist.name)
+        return self._upload_job(target).repository if self._uploads else None
+
+    def _upload_job(self, target: Target) -> UploadJob:
+        condition, artist = self.request.condition, target.artist
+        return UploadJob(
+            folder=target.output_dir,
+            repository=repository_name(condition.protection, condition.countermeasure, artist.name),
+            protection=condition.protection,
+            countermeasure=condition.countermeasure,
+            artist=artist.name,
+            split=artist.split,
+            style=artist.style,
+            namespace=self.hub_namespace,
+            base_model_id=self.base_model_id,
+        )
 
     def _plan(self, *, full: bool) -> Plan:
+        bookmarks = open_tracker(self.request.tree).bookmarks()
+        plan = make_plan(self.request, self._asked(), bookmarks, full=full)
+        return plan if self.stack.takes_options else _without_left_out(plan)
+
+    def _asked(self) -> Asked:
         if self.stack.takes_options:
-            asked = Asked.of(self.config, trainer_identity(self.train_script))
-        else:
-            asked = Asked(rank=None, recipe=None)
-        return make_plan(self.request, asked, open_tracker(self.request.tree).bookmarks(), full=full)
+            return Asked.of(self.config, trainer_identity(self.train_script))
+        return Asked(rank=None, recipe=None)
+
+    def _judge(self, target: Target) -> Existing:
+        """Look again at what lies in the folder of a target, in full."""
+        captions = None
+        if self.request.captions:
+            original = None if target.caption_dir is None else ImageFolder.read(target.caption_dir)
+            captions = Captions.read(
+                target.images, None if original is None else original.without(target.left_out)
+            )
+        return judge_existing(target.output_dir, self._asked(), target.images, captions=captions, full=True)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
-        targets = plan.of(Action.TRAIN)
+        # One that another call is training now may be left to us.
+        targets = [*plan.of(Action.TRAIN), *plan.of(Action.CLAIMED)]
         if not targets:
             return []
+        uploads = [(self._upload_job(target), target.images.path) for target in targets]
+        ask_hub = network and self._uploads and not token_problems()
         named = [(str(target.artist), self._repository(target)) for target in plan.targets]
         return [
             *batch_problems(
@@ -163,15 +266,19 @@ class Call:
                 network=network,
             ),
             *colliding_names((artist, name) for artist, name in named if name is not None),
+            *(hub_problems(uploads) if ask_hub else []),
         ]
 
 
-def _without_unreadable(plan: Plan) -> Plan:
-    """Decode every image that is to be trained on, and block the artists of those that cannot be read."""
-    targets = []
-    for target in plan.targets:
-        unreadable = unreadable_images(target.images) if target.action is Action.TRAIN else []
-        if unreadable:
-            target = replace(target, action=Action.BLOCKED, reason="; ".join(unreadable), warnings=())
-        targets.append(target)
+def _without_left_out(plan: Plan) -> Plan:
+    """Block the artists of whose images some are left out, which a stack without options does not hear of."""
+    reason = (
+        "some of its images are left out of all conditions, which cannot be told to a stack without options"
+    )
+    targets = [
+        replace(target, action=Action.BLOCKED, reason=reason, warnings=())
+        if target.left_out and target.action is Action.TRAIN
+        else target
+        for target in plan.targets
+    ]
     return replace(plan, targets=tuple(targets))

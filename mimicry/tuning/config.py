@@ -11,9 +11,11 @@ from mimicry.common.errors import UsageError
 from mimicry.tuning.declarations import declare, declared_options
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+GENERATION_PRECISIONS = ("no", "fp32", "fp16", "bf16")
 ATTENTION_BACKENDS = ("auto", "flash", "cudnn", "efficient", "math")
 WEIGHTING_SCHEMES = ("logit_normal", "sigma_sqrt", "mode", "cosmap")
 OPTIMIZERS = ("AdamW", "prodigy")
+QUANTIZATIONS = ("none", "nf4", "int8")
 LR_SCHEDULERS = (
     "constant",
     "constant_with_warmup",
@@ -260,6 +262,26 @@ class TuningConfig:
         in_recipe=False,
     )
 
+    # Several processes, a quantised base, and what sister adapters must have in common.
+    num_processes: int = declare(
+        1,
+        "Processes that train an adapter together, one GPU each; each takes so many samples a step.",
+        minimum=1,
+        maximum=64,
+        for_launcher=True,
+    )
+    quantize_base: str = declare(
+        "none",
+        "Keep the frozen transformer in 4 (nf4) or 8 (int8) bits, by bitsandbytes, for small GPUs.",
+        choices=QUANTIZATIONS,
+    )
+    require_same_numerics: bool = declare(
+        False,
+        "Refuse to train where the artist's adapters of other conditions were made on another device, with "
+        "other kernels or versions of libraries; by default that is a warning.",
+        in_recipe=False,
+    )
+
     # Validation images, and where metrics go beside metrics.jsonl.
     validation_prompt: str | None = declare(
         None, "Prompt to draw images of as training goes on, into samples/; by default none.", in_recipe=False
@@ -288,6 +310,36 @@ class TuningConfig:
         "logs", "Folder of what --report-to writes, relative to the adapter's.", in_recipe=False
     )
 
+    # Captions.
+    captions: bool = declare(
+        False,
+        "Take each image's prompt from STEM.txt beside it, or from metadata.jsonl in its folder.",
+    )
+
+    # Prior preservation: class images are trained on too, so that the class keeps its look.
+    with_prior_preservation: bool = declare(
+        False, "Train on class images as well; needs --class-prompt and --class-data-dir."
+    )
+    class_data_dir: str | None = declare(
+        None,
+        "Folder of class images, one for the whole study; those that are missing are generated.",
+        in_recipe=False,
+    )
+    class_prompt: str | None = declare(None, "Prompt of class images, such as 'a painting'.")
+    prior_loss_weight: float = declare(
+        1.0, "Weight of the loss on class images.", minimum=0, maximum=1_000_000
+    )
+    num_class_images: int = declare(100, "Class images to train on.", minimum=1, maximum=99_999)
+    sample_batch_size: int = declare(
+        4, "Class images that are generated at a time.", minimum=1, maximum=256, in_recipe=False
+    )
+    prior_generation_precision: str | None = declare(
+        None,
+        "Precision in which class images are generated; by default that of --mixed-precision.",
+        choices=GENERATION_PRECISIONS,
+        in_recipe=False,
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS:
             value = getattr(self, option.name)
@@ -299,15 +351,36 @@ class TuningConfig:
                 spelt = {choice.casefold(): choice for choice in option.facts.choices}
                 object.__setattr__(self, option.name, spelt.get(value.casefold(), value))
         problems = [problem for option in OPTIONS if (problem := option.problem(getattr(self, option.name)))]
+        problems += self._prior_problems()
         if problems:
             raise UsageError(*problems)
 
-    def step_count(self, image_count: int, process_count: int = 1) -> int:
+    @property
+    def samples_per_step(self) -> int:
+        """The samples of one optimizer step, over all processes, class samples not counted."""
+        return self.num_processes * self.gradient_accumulation_steps * self.train_batch_size
+
+    def _prior_problems(self) -> list[str]:
+        """Return which options of prior preservation are missing, or are there for nothing."""
+        together = {"--class-prompt": self.class_prompt, "--class-data-dir": self.class_data_dir}
+        if self.with_prior_preservation:
+            return [
+                f"--with-prior-preservation needs {flag}; type it too, or --no-with-prior-preservation"
+                for flag, value in together.items()
+                if value is None
+            ]
+        return [
+            f"{flag} is {value!r} and has no effect without --with-prior-preservation; type both or none"
+            for flag, value in together.items()
+            if value is not None
+        ]
+
+    def step_count(self, image_count: int) -> int:
         """Return the optimizer steps of a training on so many images; the last epoch is finished."""
         if self.num_train_epochs is None:
             return self.max_train_steps
         samples = self.num_train_epochs * image_count * self.repeats
-        return math.ceil(samples / (process_count * self.gradient_accumulation_steps * self.train_batch_size))
+        return math.ceil(samples / self.samples_per_step)
 
 
 OPTIONS = declared_options(TuningConfig)

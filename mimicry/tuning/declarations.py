@@ -14,7 +14,8 @@ class Facts:
     `choices` may be spelt in any case. `takes_word` is for booleans that the diffusers example declares with
     a value: the trainer's flag takes true or false, and has the option's own default.
     `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
-    images only. `rationale` is the README's reason for the default; only the main options have one.
+    images only. `for_launcher` is for what the launcher is told instead of the trainer, which learns it from
+    its environment. `rationale` is the README's reason for the default; only the main options have one.
     """
 
     help: str
@@ -24,6 +25,7 @@ class Facts:
     choices: tuple[str, ...] = ()
     takes_word: bool = False
     in_recipe: bool = True
+    for_launcher: bool = False
     rationale: str = ""
 
 

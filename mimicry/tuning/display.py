@@ -2,9 +2,14 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+from mimicry.common.image_checks import Progress
+from mimicry.common.text import message_lines, printable
 
 # Between two lines about the steps of one artist, when there is no terminal.
 _PLAIN_SECONDS = 60.0
@@ -19,12 +24,12 @@ class StepDisplay:
     """The steps of one artist with the loss: a bar, or a line a minute."""
 
     def __init__(self, label: str, total: int, position: int = 0) -> None:
-        self._label = label
+        self._label = printable(label)
         self._total = total
         self._spoken = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if is_terminal():
-            self._bar = tqdm(total=total, desc=label, unit="step", position=position, leave=False)
+            self._bar = tqdm(total=total, desc=self._label, unit="step", position=position, leave=False)
 
     def step(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl; one of an evaluation has no loss of a step."""
@@ -68,7 +73,8 @@ class BatchDisplay:
             self._show(0)
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bars."""
+        """Print a line, or a message of several, without tearing the bars."""
+        text = message_lines(text)
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
         else:
@@ -96,6 +102,25 @@ class BatchDisplay:
         if self._bar is not None:
             self._bar.set_description_str(f"artists {self._done}/{self._artist_count}", refresh=False)
             self._bar.update(self._done * self._steps_each + step - self._bar.n)
+
+
+@contextmanager
+def checking_bar() -> Iterator[Progress]:
+    """Yield what shows how many images were checked, of how many: a bar in a terminal."""
+    bar: tqdm[Any] | None = None
+
+    def show(done: int, count: int) -> None:
+        nonlocal bar
+        if bar is None and is_terminal():
+            bar = tqdm(total=count, desc="checking images", unit="image", leave=False)
+        if bar is not None:
+            bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """What lies in an adapter's folder already, compared with what is asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,8 +18,13 @@ from mimicry.tuning.adapter import (
     run_weights_sha256,
 )
 from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.captions import Captions, image_records, record_differences
+from mimicry.tuning.class_images import ClassImages
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.provenance import recipe, recipe_differences
+
+# Number, size and time of change of a file; None when there is none.
+FileIdentity = tuple[int, int, int] | None
 
 
 class State(Enum):
@@ -43,23 +48,32 @@ class Existing:
 class Asked:
     """What is asked of an adapter.
 
-    Both are None when the stack takes no options.
+    `rank` and `recipe` are None when the stack takes no options, `class_images` when none are asked for.
     """
 
     rank: int | None
     recipe: Mapping[str, Any] | None
+    class_images: ClassImages | None = None
 
     @classmethod
     def of(cls, config: TuningConfig, trainer: str) -> "Asked":
         """Return what `config` asks for; reads the base model's files, not its values."""
-        return cls(config.rank, recipe(config, BaseModel.find(config), trainer))
+        return cls(config.rank, recipe(config, BaseModel.find(config), trainer), ClassImages.of(config))
 
 
-def judge_existing(output_dir: Path, asked: Asked, images: ImageFolder, *, full: bool) -> Existing:
+def judge_existing(
+    output_dir: Path,
+    asked: Asked,
+    images: ImageFolder,
+    *,
+    captions: Captions | None = None,
+    full: bool,
+) -> Existing:
     """Compare what lies in `output_dir` with what is asked for.
 
     Args:
         images: the folder it would be trained on now; names and sizes are compared, with `full` contents.
+        captions: those of `images`; None where none are asked for.
         full: read every value of the weights as well; otherwise header, sizes and training_run.json only.
     """
     if not (output_dir / WEIGHTS).exists():
@@ -69,10 +83,19 @@ def judge_existing(output_dir: Path, asked: Asked, images: ImageFolder, *, full:
         _check(output_dir, run, asked, full=full)
     except AdapterBroken as error:
         return Existing(State.BROKEN, str(error))
-    differences = [] if run is None else _differences(run, asked, images, full=full)
+    differences = [] if run is None else _differences(run, asked, images, captions, full=full)
     if differences:
         return Existing(State.STALE, ", ".join(differences))
     return Existing(State.COMPLETE, "" if run is not None else "made by another tool")
+
+
+def weights_identity(output_dir: Path) -> FileIdentity:
+    """Return what tells the weights in `output_dir` from those that another training puts there."""
+    try:
+        stat = (output_dir / WEIGHTS).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool) -> None:
@@ -86,22 +109,32 @@ def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, ful
         raise AdapterBroken(f"{output_dir / TRAINING_RUN} is about a training that did not end")
 
 
-def _differences(run: Mapping[str, Any], asked: Asked, images: ImageFolder, *, full: bool) -> list[str]:
+def _differences(
+    run: Mapping[str, Any], asked: Asked, images: ImageFolder, captions: Captions | None, *, full: bool
+) -> list[str]:
     words = []
     recorded = run.get("recipe")
     if asked.recipe is not None and isinstance(recorded, dict):
         words += recipe_differences(recorded, asked.recipe)
     known = run.get("images")
-    if isinstance(known, list) and not _same_images(known, images, full=full):
-        words.append("other images")
+    if isinstance(known, list):
+        try:
+            words += record_differences(known, image_records(images, captions, hashed=full))
+        except OSError:
+            words.append("other images")
+    if asked.class_images is not None and _other_class_images(run, asked.class_images, full=full):
+        words.append("other class images")
     return words
 
 
-def _same_images(known: Sequence[Mapping[str, Any]], images: ImageFolder, *, full: bool) -> bool:
+def _other_class_images(run: Mapping[str, Any], asked: ClassImages, *, full: bool) -> bool:
+    known = run.get("class_images")
+    # Those that are to be generated are known to nobody yet.
+    if not isinstance(known, dict) or asked.missing():
+        return False
     try:
         if full:
-            return list(known) == images.records()
-        now = [(path.name, path.stat().st_size) for path in images.paths]
+            return known != asked.record()
+        return bool(known.get("listing_sha256") != asked.listing_sha256())
     except OSError:
-        return False
-    return [(image.get("name"), image.get("size")) for image in known] == now
+        return True

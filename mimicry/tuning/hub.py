@@ -1,34 +1,27 @@
-"""The Hub from this side: repository names, the check before training, and the upload as a watched child.
+"""The Hub from this side: names of repositories, and the upload of one adapter by a child process."""
 
-The client can hang for ever on a dead connection, so an upload is a process of its own (hub_upload.py) that
-is killed when it falls silent. It talks back in lines of JSON: {"stage": text} for each step it begins, then
-{"result": {...}} or {"problem": text}. It gets the token through its environment, never through arguments.
-"""
-
-import json
-import os
 import re
-import selectors
-import signal
-import subprocess
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mimicry.common.environment import hub_token
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import sha256_text
+from mimicry.common.scrubbing import scrub
+from mimicry.tuning.hub_child import WAITS, run_child
+from mimicry.tuning.hub_errors import TOKENS
 
 MAX_NAME_LENGTH = 96
+# The id of a model, owner/name.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 _HASH_LENGTH = 8
 # The client sends a file without a word: silence is allowed for as long as a slow line takes.
 _SLOWEST_BYTES_PER_SECOND = 50_000
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +29,8 @@ class UploadJob:
     """One complete adapter on its way to the Hub.
 
     `repository` is a name or namespace/name; a bare name goes under `namespace`, or else under the token's
-    own user. `base_model_id` is the Hub id to publish in place of a base model that is a local folder.
+    own user. `split` and `style` tell artists of one name apart. `base_model_id` is the Hub id to publish in
+    place of a base model that is a local folder.
     """
 
     folder: Path
@@ -44,6 +38,8 @@ class UploadJob:
     protection: str
     countermeasure: str
     artist: str
+    split: str | None = None
+    style: str | None = None
     namespace: str | None = None
     base_model_id: str | None = None
 
@@ -97,23 +93,23 @@ def token_problems() -> list[str]:
         return []
     return [
         "HF_TOKEN is not set, and trained adapters are to be uploaded to the Hub: make a token with write "
-        "access at https://huggingface.co/settings/tokens and set HF_TOKEN in the environment or in a file "
-        ".env (.env.example shows it), or switch uploads off with --no-push-to-hub"
+        f"access at {TOKENS} and set HF_TOKEN in the environment or in a file .env (.env.example shows it), "
+        "or switch uploads off with --no-push-to-hub"
     ]
 
 
-def scrub(text: str) -> str:
-    """Return `text` with the token, and whatever looks like one, replaced by hf_***."""
-    token = hub_token()
-    if token is not None:
-        text = text.replace(token, "hf_***")
-    return _TOKEN.sub("hf_***", text)
-
-
-def upload_adapter(job: UploadJob, *, stall_seconds: float = 300, python: str = sys.executable) -> Uploaded:
+def upload_adapter(
+    job: UploadJob,
+    *,
+    stall_seconds: float = 300,
+    waits: Sequence[float] = WAITS,
+    python: str = sys.executable,
+) -> Uploaded:
     """Upload the final files of `job.folder` to a private repository, in one commit, and say where they are.
 
-    `stall_seconds` is how long the upload may be silent, beyond the time that sending the weights takes.
+    Args:
+        stall_seconds: how long the upload may be silent, beyond the time that sending the weights takes.
+        waits: seconds before each repetition of a request that failed by what may pass.
 
     Raises:
         UploadFailed: nothing was committed, as far as is known; the message holds no token.
@@ -124,99 +120,19 @@ def upload_adapter(job: UploadJob, *, stall_seconds: float = 300, python: str = 
 
     weights = job.folder / WEIGHTS
     weight_bytes = weights.stat().st_size if weights.is_file() else 0
-    heard = _run_child(job, stall_seconds + weight_bytes / _SLOWEST_BYTES_PER_SECOND, python)
-    if heard.result is not None:
-        return heard.result
+    heard = run_child(
+        "mimicry.tuning.hub_upload",
+        asdict(job) | {"folder": str(job.folder)},
+        silence_seconds=stall_seconds + weight_bytes / _SLOWEST_BYTES_PER_SECOND,
+        waits=waits,
+        python=python,
+    )
+    if heard.problem is None:
+        return Uploaded(**heard.result)
     raise UploadFailed(
         scrub(
             f"{job.repository} was not uploaded: {heard.problem}; the adapter in {job.folder} is complete "
-            "all the same: run local_dreambooth_lora_sd3_wrapper.py on it again to upload it; "
+            "all the same: the next call of the same command uploads it, as apply_tuning --upload-only does; "
             "--no-push-to-hub switches uploads off"
         )
     )
-
-
-@dataclass
-class _Heard:
-    """What the child has said so far."""
-
-    stage: str = "starting"
-    problem: str | None = None
-    result: Uploaded | None = None
-
-    def take(self, line: bytes) -> None:
-        """Note what one line of the child's standard output says; what is no event is passed over."""
-        with suppress(ValueError):
-            event = json.loads(line)
-            if not isinstance(event, dict):
-                return
-            self.stage = event.get("stage", self.stage)
-            self.problem = event.get("problem", self.problem)
-            if "result" in event:
-                # The Hub has a hand in these texts too.
-                self.result = Uploaded(**{key: scrub(text) for key, text in event["result"].items()})
-
-
-def _run_child(job: UploadJob, silence_seconds: float, python: str) -> _Heard:
-    """Run hub_upload.py on `job` until it ends or is silent too long; its group is gone when this returns."""
-    process = subprocess.Popen(
-        # -P: no module is taken from the working directory.
-        [python, "-P", "-m", "mimicry.tuning.hub_upload"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=_child_environment(),
-        start_new_session=True,
-        bufsize=0,
-    )
-    with process:
-        assert process.stdin is not None
-        try:
-            # Standard input stays open: its end tells the child that this process is gone.
-            with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(asdict(job) | {"folder": str(job.folder)}).encode() + b"\n")
-                process.stdin.flush()
-            return _listen(process, silence_seconds)
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-
-
-def _listen(process: subprocess.Popen[bytes], silence_seconds: float) -> _Heard:
-    assert process.stdout is not None
-    assert process.stderr is not None
-    heard, said, diagnostics = _Heard(), b"", b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        selector.register(process.stderr, selectors.EVENT_READ)
-        while selector.get_map():
-            ready = selector.select(silence_seconds)
-            if not ready:
-                stalled = f"no sign of life for {silence_seconds:.0f} s while {heard.stage}; it was ended"
-                heard.problem = heard.problem or stalled
-                return heard
-            for key, _ in ready:
-                chunk = os.read(key.fd, 1 << 16)
-                if not chunk:
-                    selector.unregister(key.fileobj)
-                elif key.fileobj is process.stderr:
-                    diagnostics = (diagnostics + chunk)[-4000:]
-                else:
-                    *lines, said = (said + chunk).split(b"\n")
-                    for line in lines:
-                        heard.take(line)
-    if heard.problem is None and heard.result is None:
-        last_words = " ".join(diagnostics.decode(errors="replace").split())[-1000:]
-        heard.problem = f"the upload ended while {heard.stage}, saying: {last_words or 'nothing'}"
-    return heard
-
-
-def _child_environment() -> dict[str, str]:
-    # The child must find this package also when it runs from a checkout that was never installed.
-    root = str(Path(__file__).resolve().parents[2])
-    search_path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    token = hub_token()
-    assert token is not None
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return os.environ | quiet | {"HF_TOKEN": token, "PYTHONPATH": search_path}

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.errors import UploadFailed
-from mimicry.common.files import read_json
-from mimicry.tuning.adapter import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS
-from mimicry.tuning.hub import UploadJob, scrub
+from mimicry.common.errors import AdapterBroken, UploadFailed
+from mimicry.common.files import read_json, sha256_file
+from mimicry.common.scrubbing import scrub
+from mimicry.tuning.adapter import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS, run_weights_sha256
+from mimicry.tuning.hub import HUB_ID, UploadJob
+from mimicry.tuning.hub_identity import MADE_FOR, made_for
 from mimicry.tuning.model_card import model_card
 from mimicry.tuning.safetensors_file import SafetensorsFile
 
@@ -31,7 +33,6 @@ _MACHINE_PATH = re.compile(
     r"|(?<!\w)[A-Za-z]:[\\/](?!/)"
     r"|\\\\\w"
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,10 @@ def hub_files(job: UploadJob) -> HubFiles:
     """Read the adapter in `job.folder` and return what goes to the Hub.
 
     Raises:
-        AdapterBroken: the weights cannot be read.
+        AdapterBroken: the weights cannot be read, or are not those that training_run.json is about.
         UploadFailed: another file is missing or broken, or the weights' header names a path or a token.
     """
-    if job.base_model_id is not None and not _HUB_ID.fullmatch(job.base_model_id):
+    if job.base_model_id is not None and not HUB_ID.fullmatch(job.base_model_id):
         raise UploadFailed(
             f"--base-model-id {job.base_model_id!r} is no model id of the Hub: it must be owner/name, "
             "as stabilityai/stable-diffusion-3.5-large"
@@ -57,10 +58,14 @@ def hub_files(job: UploadJob) -> HubFiles:
     _check_header(job.folder / WEIGHTS)
     run = _read_object(job.folder / TRAINING_RUN)
     adapter = _read_object(job.folder / ADAPTER_CONFIG)
+    expected = run_weights_sha256(run)
+    if expected is not None and sha256_file(job.folder / WEIGHTS) != expected:
+        raise AdapterBroken(f"{job.folder / WEIGHTS} is not the file whose sha256 stands in {TRAINING_RUN}")
     used = _used_base_model(run, adapter)
     base_model = used if is_hub_model(used) else job.base_model_id
     local_names = {str(name): base_model for name in (used, adapter.get("base_model_name_or_path")) if name}
     run = sanitised(run, local_names)
+    run[MADE_FOR] = made_for(job.protection, job.countermeasure, job.artist, job.split, job.style)
     adapter = sanitised(adapter, local_names) | {"base_model_name_or_path": base_model}
     texts = {
         ADAPTER_CONFIG: _json_text(adapter),
@@ -75,7 +80,7 @@ def hub_files(job: UploadJob) -> HubFiles:
 
 def is_hub_model(name: str | None) -> bool:
     """Say whether `name` means a model on the Hub rather than a folder of this machine."""
-    return name is not None and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    return name is not None and HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def names_machine(text: str) -> bool:

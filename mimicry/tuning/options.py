@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 import click
 
+from mimicry.common.errors import UsageError
 from mimicry.common.study_tree import DEFAULT_DATA_ROOT
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
 from mimicry.tuning.runner_common import DEFAULT_STACK
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+TRAINER_OPTIONS = tuple(option for option in OPTIONS if not option.facts.for_launcher)
 
 
 def hyper_parameter_options(command: Command) -> Command:
@@ -140,9 +142,16 @@ def take_config(parameters: dict[str, Any]) -> TuningConfig:
     """Remove the hyper-parameters from a command's `parameters` and return them, checked.
 
     Raises:
-        UsageError: values out of bounds, all of them.
+        UsageError: values out of bounds, all of them; or one that the --train-script cannot take.
     """
-    return TuningConfig(**{option.name: parameters.pop(option.name) for option in OPTIONS})
+    config = TuningConfig(**{option.name: parameters.pop(option.name) for option in OPTIONS})
+    script = parameters.get("train_script")
+    if config.captions and script is not None:
+        raise UsageError(
+            f"--captions: {script.name} takes one prompt for all images of a folder; leave --captions or "
+            f"--train-script out"
+        )
+    return config
 
 
 def option_words(config: TuningConfig) -> list[str]:
@@ -163,11 +172,13 @@ def option_words(config: TuningConfig) -> list[str]:
 def trainer_flags(config: TuningConfig) -> dict[str, list[str]]:
     """Return the words for each flag of the trainer, by option name; a boolean that is off has none.
 
+    What the launcher is told is no flag of the trainer.
+
     A boolean that takes a word is "True", or empty for false: a script that declares it with type=bool, as
     the diffusers example does, takes every other word for true.
     """
     flags = {}
-    for option in OPTIONS:
+    for option in TRAINER_OPTIONS:
         value = getattr(config, option.name)
         if option.facts.takes_word:
             flags[option.name] = [f"{option.trainer_flag}={value or ''}"]
@@ -184,7 +195,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     A boolean is off unless given; one that takes a word has its default, and is on when given without.
     """
     group = parser.add_argument_group("hyper-parameters")
-    for option in OPTIONS:
+    for option in TRAINER_OPTIONS:
         facts = option.facts
         text = facts.help.replace("%", "%%")
         if facts.takes_word:
@@ -210,9 +221,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def config_from_flags(values: Mapping[str, Any]) -> TuningConfig:
-    """Return the configuration that the parsed trainer flags in `values` stand for."""
-    return TuningConfig(**{option.name: values[option.name] for option in OPTIONS})
+def config_from_flags(values: Mapping[str, Any], **told: Any) -> TuningConfig:
+    """Return the configuration for the parsed trainer flags in `values`, and what the launcher was `told`."""
+    return TuningConfig(**{option.name: values[option.name] for option in TRAINER_OPTIONS}, **told)
 
 
 def readme_table() -> str:

@@ -1,13 +1,20 @@
 """How a training ended, told from what it left: the exit code alone says little (see design.md)."""
 
+import errno
+import shutil
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.children import last_lines
-from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
+from mimicry.common.images import ImageFolder, ImageRecord
+from mimicry.common.scrubbing import mask_token
 from mimicry.tuning.adapter import (
+    BLOCKED,
     TRAIN_LOG,
     TRAINING_RUN,
     WEIGHTS,
@@ -15,6 +22,9 @@ from mimicry.tuning.adapter import (
     read_training_run,
     set_adapter_aside,
 )
+
+# With less than this on the disk, a training cannot even say that it failed.
+_ROOM_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Attempt:
 
     def failure(self, code: int) -> str | None:
         """Return why there is no complete adapter after this attempt; None when there is one."""
+        mask_token(self.output_dir / TRAIN_LOG)
         run = self._own_run()
         if (self.output_dir / WEIGHTS).exists():
             try:
@@ -51,11 +62,36 @@ class Attempt:
             return None
         if run.get("error"):
             return str(run["error"])
+        if shutil.disk_usage(self.output_dir).free < _ROOM_BYTES:
+            # Nobody could write down what went wrong.
+            return disk_fault(OSError(errno.ENOSPC, "", str(self.output_dir)))
+        if run.get("status") == "running":
+            return (
+                "the trainer was killed and had no time to say why; when memory is short the system does "
+                "that: see `dmesg | tail`"
+            )
         lines = self.log_lines(200)
         errors = [line for line in lines if line.startswith("error: ")]
         if errors:
             return errors[-1].removeprefix("error: ")
         return f"exit code {code} and no adapter" + (f": {lines[-1]}" if lines else "")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether this attempt was refused: see `failure` for the reason."""
+        return self._own_run().get("status") == BLOCKED
+
+    def stopped_by(self) -> int | None:
+        """Return the number of the signal that stopped the trainer; None when it did not end that way."""
+        run = self._own_run()
+        if run.get("status") != "interrupted":
+            return None
+        return signal.Signals.__members__.get(str(run.get("error")).removeprefix("stopped by "))
+
+    def steps(self) -> int:
+        """Return the optimizer steps that the trainer says it took; 0 where it says nothing."""
+        steps = self._own_run().get("steps")
+        return steps if isinstance(steps, int) else 0
 
     def log_lines(self, count: int) -> list[str]:
         """Return the last lines that this attempt wrote to the log."""
@@ -70,3 +106,20 @@ class Attempt:
             return read_training_run(self.output_dir) or {}
         except (OSError, AdapterBroken):
             return {}
+
+
+def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
+    """Make sure that the images are still those that a training began with.
+
+    Raises:
+        TrainingFailed: some were changed or removed, so that nobody knows what it was trained on.
+    """
+    changed = images.changed_since(records)
+    if changed:
+        shown = ", ".join(map(repr, changed[:3])) + (
+            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        )
+        raise TrainingFailed(
+            f"images were changed while it was trained on them: {shown}; nothing is published, and the same "
+            f"command trains on what is there now"
+        )

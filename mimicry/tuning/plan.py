@@ -1,18 +1,21 @@
 """What a call of apply_tuning would do with each artist: read from the tree, without changing anything."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.claims import claimed_by
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.images import ImageFolder
+from mimicry.common.quarantine import left_out
 from mimicry.common.study_tree import Artist, Condition, Source, StudyTree, folders_in
 from mimicry.tuning.adapter import WEIGHTS, read_training_run
-from mimicry.tuning.existing import Asked, Existing, State, judge_existing
+from mimicry.tuning.captions import Captions
+from mimicry.tuning.existing import Asked, Existing, FileIdentity, State, judge_existing, weights_identity
 from mimicry.tuning.selection import Selection
 
 # The number of images that the default hyper-parameters are meant for.
@@ -27,6 +30,7 @@ class Action(Enum):
     TRAIN = "train"
     COMPLETE = "complete"
     STALE = "stale"
+    CLAIMED = "claimed"
     BLOCKED = "blocked"
 
 
@@ -41,6 +45,7 @@ class Request:
     overwrite: bool = False
     min_samples_per_artist: int = 1
     require_paired: bool = False
+    captions: bool = False
 
     def key(self, artist: Artist) -> str:
         """Return the artist's key in the tracker."""
@@ -52,7 +57,10 @@ class Request:
 class Target:
     """One artist in a plan.
 
-    `eval_dir` holds the artist's original art, where there is some: what every condition is measured on.
+    `weights` tells the file of weights that was there from any other. `eval_dir` holds the artist's original
+    art, where there is some: what every condition is measured on. `caption_dir` is the same folder where
+    captions are asked for: they hold for every condition. `left_out` are the stems in quarantine; `images` is
+    without them.
     """
 
     artist: Artist
@@ -62,7 +70,10 @@ class Target:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     existing: State = State.ABSENT
+    weights: FileIdentity = None
     eval_dir: Path | None = None
+    caption_dir: Path | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,22 +132,32 @@ class _Planner:
         self._bookmarks = bookmarks
         self._full = full
         self._read = cache(ImageFolder.read)
+        self._left_out = left_out(request.tree)
 
     def original(self, artist: Artist) -> ImageFolder:
         tree = self._request.tree
-        return self._read(tree.images_of(tree.original_art, artist))
+        images = self._read(tree.images_of(tree.original_art, artist))
+        return images.without(self._left_out.get(str(artist), ()))
 
     def target(self, artist: Artist) -> Target:
         request = self._request
-        images = self._read(request.tree.images_of(self._source.root, artist))
+        stems = self._left_out.get(str(artist), frozenset[str]())
+        images = self._read(request.tree.images_of(self._source.root, artist)).without(stems)
         output_dir = request.tree.output_dir(request.stack, request.condition, artist)
         original = self.original(artist)
         unpaired = _unpaired(images, original)
+        captions = Captions.read(images, original) if request.captions else None
         action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
+        if not reason and captions is not None:
+            reason = "; ".join(captions.problems)
         if not reason:
-            found = judge_existing(output_dir, self._asked, images, full=self._full)
+            found = judge_existing(output_dir, self._asked, images, captions=captions, full=self._full)
             existing = found.state
             action, reason = _action(request, found, self._bookmarks.get(request.key(artist), {}))
+        weights = weights_identity(output_dir)
+        holder = claimed_by(output_dir) if action is Action.TRAIN else ""
+        if holder:
+            action, reason = Action.CLAIMED, holder
         if action is Action.TRAIN and not self._source.names_protection:
             twin = _trained_on_same_images(request, artist, images)
             if twin is not None:
@@ -148,9 +169,12 @@ class _Planner:
             output_dir=output_dir,
             action=action,
             reason=reason,
-            warnings=_warnings(images, unpaired) if action is Action.TRAIN else (),
+            warnings=_warnings(images, unpaired, captions, stems) if action is Action.TRAIN else (),
             existing=existing,
+            weights=weights,
             eval_dir=original.path if original.problem() is None else None,
+            caption_dir=original.path if captions is not None and original.problem() is None else None,
+            left_out=tuple(sorted(stems)),
         )
 
 
@@ -179,6 +203,8 @@ def _why_blocked(request: Request, images: ImageFolder, unpaired: str) -> str:
 
 def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
     """Return in what the stems of two folders differ, in words; empty when in nothing."""
+    if images.names == original.names:  # the common case, ten thousand times
+        return ""
     here, there = set(images.stems), set(original.stems)
     if here == there:
         return ""
@@ -195,12 +221,18 @@ def _some(stems: set[str]) -> str:
     return ", ".join(map(repr, shown)) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")
 
 
-def _warnings(images: ImageFolder, unpaired: str) -> tuple[str, ...]:
+def _warnings(
+    images: ImageFolder, unpaired: str, captions: Captions | None, stems: Set[str]
+) -> tuple[str, ...]:
     warnings = []
     if len(images.names) < USUAL_IMAGE_COUNT:
         warnings.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
     if unpaired:
         warnings.append(f"unpaired: {unpaired}")
+    if captions is not None:
+        warnings += captions.warnings
+    if stems:
+        warnings.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, sorted(stems)))}")
     return tuple(warnings)
 
 

@@ -1,17 +1,24 @@
 """What is checked before the first GPU second, for the whole batch. No torch."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 
+from mimicry.common.image_checks import bad_images
+from mimicry.common.images import ImageFolder
 from mimicry.tuning.base_model import BaseModel, access_problem
+from mimicry.tuning.class_images import ClassImages, generation_settings
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hub import token_problems
+from mimicry.tuning.hub_errors import repeated
 from mimicry.tuning.reporting import report_problems
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)
 _LOG_BYTES = 4 << 20
+# Seconds before the Hub is asked again for a base model that it could not tell of.
+_WAITS = (1.0, 2.0)
 
 
 def batch_problems(
@@ -25,7 +32,7 @@ def batch_problems(
     """Return everything that forbids training `artist_count` adapters below `output_root`.
 
     `config` is None for a stack that takes no options: its base model is its own affair. Without `network`,
-    a base model that is not on this machine is not looked for on the Hub.
+    a base model that is not on this machine is not looked for on the Hub, and class images are not decoded.
     """
     model = None if config is None else BaseModel.find(config)
     if config is None:
@@ -38,7 +45,20 @@ def batch_problems(
         *(token_problems() if uploads else []),
         *([] if config is None else report_problems(config)),
         *model_problems,
+        *_package_problems(config),
+        *([] if config is None else _class_problems(config, model, readable=network)),
         *_disk_problems(model, config, output_root, artist_count),
+    ]
+
+
+def _package_problems(config: TuningConfig | None) -> list[str]:
+    if config is None or config.quantize_base == "none":
+        return []
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    return [
+        f"--quantize-base {config.quantize_base} needs bitsandbytes, which is not installed; type "
+        f"pip install bitsandbytes, or leave --quantize-base out"
     ]
 
 
@@ -54,20 +74,40 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
     if HF_HUB_OFFLINE:
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
     try:
-        HfApi().auth_check(name)
+        repeated(lambda: HfApi().auth_check(name), _WAITS, lambda _: None)
     # The client lets errors of its HTTP library through, which is another one in each of its versions.
     except Exception as error:
         return [access_problem(name, error)]
     return []
 
 
+def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: bool) -> list[str]:
+    class_images = ClassImages.of(config)
+    if class_images is None:
+        return []
+    problems = class_images.problems(None if model is None else generation_settings(config, model))
+    if readable and not problems:
+        problems = [image.problem for image in bad_images([ImageFolder.read(class_images.folder)])]
+    if class_images.missing() and not os.access(_existing_part(class_images.folder), os.W_OK):
+        problems.append(
+            f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"
+        )
+    return problems
+
+
+def _existing_part(folder: Path) -> Path:
+    """Return the nearest folder above that is there; below it the others can be made."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def _disk_problems(
     model: BaseModel | None, config: TuningConfig | None, output_root: Path, artist_count: int
 ) -> list[str]:
     needed = needed_bytes(model, config, artist_count)
-    folder = output_root.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = _existing_part(output_root)
     problems = []
     if not os.access(folder, os.W_OK):
         problems.append(f"{folder} is not writable; name another tree with --data-root")

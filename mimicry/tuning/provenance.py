@@ -16,7 +16,10 @@ from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import OPTIONS, RESUME_LATEST, RESUME_NONE, TuningConfig
 
 OWN_TRAINER = "mimicry"
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors")
+_LIBRARIES = (
+    *("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors"),
+    "bitsandbytes",
+)
 
 
 def trainer_identity(train_script: Path | None) -> str:
@@ -57,7 +60,7 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing.
 
-    An option that did not exist yet when the recipe was recorded counts as its default, which is what was done.
+    An option that did not exist yet when the recipe was recorded counts as its default: what was done.
     """
     known, new = recorded.get("options"), asked["options"]
     defaults = {option.name: option.default for option in OPTIONS}
@@ -99,6 +102,7 @@ def describe_run(
             "cache_dir": None,
             "prompt_cache_dir": None,
             "logging_dir": None,
+            "class_data_dir": None,
             "resume_from_checkpoint": resume if resume in (RESUME_LATEST, RESUME_NONE) else None,
         },
         "base_model": {"name": base_model.name, "revision": base_model.revision, **base_model.identity()},
@@ -109,6 +113,7 @@ def describe_run(
             "cache_dir": config.cache_dir,
             "prompt_cache_dir": config.prompt_cache_dir,
             "logging_dir": config.logging_dir,
+            "class_data_dir": config.class_data_dir,
         },
         "host": {"name": socket.gethostname(), "platform": platform.platform()},
         "versions": versions(),

@@ -1,13 +1,17 @@
 """The tables that apply_tuning prints, and the plan as JSON."""
 
-import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mimicry.common.image_checks import BadImage
+from mimicry.common.text import printable, shell_line
 from mimicry.tuning.adapter import TRAIN_LOG
 from mimicry.tuning.batch import Result
 from mimicry.tuning.display import duration
 from mimicry.tuning.plan import Action, Plan, Target
+from mimicry.tuning.uploads import Debt
+from mimicry.tuning.verify import Verdict
 
 
 def plan_table(plan: Plan) -> str:
@@ -63,13 +67,19 @@ def plan_json(
 
 def commands(plan: Plan, command: Callable[[Target], list[str]]) -> str:
     """Return the exact commands of all targets to be trained, as a shell takes them."""
-    return "\n".join(shlex.join(command(target)) for target in plan.of(Action.TRAIN))
+    return "\n".join(shell_line(command(target)) for target in plan.of(Action.TRAIN))
 
 
 def summary(plan: Plan, results: Sequence[Result]) -> str:
     """Return what became of every target of the plan, as a table, with a line of counts."""
     done = {result.target.artist: result for result in results}
-    rows, counts = [], dict.fromkeys(("trained", "skipped", "failed", "interrupted", "blocked", "left"), 0)
+    rows, counts = (
+        [],
+        dict.fromkeys(
+            "trained uploaded owed skipped failed interrupted claimed blocked left".split(),
+            0,
+        ),
+    )
     for target in plan.targets:
         outcome, row = _summary_row(target, done.get(target.artist))
         counts[outcome] += 1
@@ -82,12 +92,17 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
     artist = str(target.artist)
     if result is not None:
         remarks = [result.error.split("\n")[0], f"upload owed: {result.owed}" if result.owed else ""]
-        remarks += [result.evaluation, *target.warnings, f"log: {target.output_dir / TRAIN_LOG}"]
+        remarks += [
+            result.evaluation,
+            result.numerics,
+            *target.warnings,
+            f"log: {target.output_dir / TRAIN_LOG}",
+        ]
         loss = "" if result.loss is None else f"{result.loss:.4f}"
         remark = "; ".join(filter(None, remarks))
         return result.outcome, (artist, result.outcome, duration(result.seconds), loss, remark)
-    if target.action is Action.BLOCKED:
-        return "blocked", (artist, "blocked", "", "", target.reason)
+    if target.action in (Action.BLOCKED, Action.CLAIMED):
+        return target.action.value, (artist, target.action.value, "", "", target.reason)
     if target.action is Action.TRAIN:
         return "left", (artist, "left", "", "", "not begun")
     return "skipped", (
@@ -99,18 +114,44 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str,
     )
 
 
+def upload_table(debts: Sequence[Debt]) -> str:
+    """Return the whole adapters of a plan with what `--upload-only` does about each."""
+    rows = [
+        (
+            str(debt.target.artist),
+            debt.job.repository,
+            "upload" if debt.owed else "leave",
+            debt.reason.split("\n")[0],
+        )
+        for debt in debts
+    ]
+    count = sum(debt.owed for debt in debts)
+    counts = f"{count} to upload, {len(debts) - count} to leave"
+    return f"{text_table(('artist', 'repository', 'state', 'reason'), rows)}\n{counts}"
+
+
+def upload_summary(results: Sequence[Result]) -> str:
+    """Return how many uploads went well, and how many are still owed."""
+    count = sum(result.outcome == "uploaded" for result in results)
+    return f"{count} uploaded, {len(results) - count} owed"
+
+
+def verdict_table(verdicts: Sequence[Verdict], bad: Sequence[BadImage]) -> str:
+    """Return what was found in the folders of adapters as a table, bad images, and a line of counts."""
+    rows = [(str(each.condition), str(each.artist), each.state, each.reason) for each in verdicts]
+    counted = Counter(each.state for each in verdicts)
+    counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no adapter is there"
+    table = text_table(("condition", "artist", "state", "reason"), rows)
+    return "\n".join(
+        (table, *(printable(image.problem) for image in bad), f"{counts}; {len(bad)} bad images")
+    )
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned columns; what cannot be printed is escaped, the last column is not padded."""
-    lines = [header, *([_printable(cell) for cell in row] for row in rows)]
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
-    )
-
-
-def _printable(text: str) -> str:
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in text
     )

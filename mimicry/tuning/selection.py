@@ -1,7 +1,8 @@
 """Which artists of the study a call is about: the filters, the pilot, and names that match nothing."""
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mimicry.common.errors import UsageError, nearest
 from mimicry.common.study_tree import Artist
@@ -26,6 +27,9 @@ class Selection:
         Raises:
             UsageError: a name that matches no artist, every such name; or nothing is left.
         """
+        asked = self._as_on_disk(known)
+        if asked != self:
+            return asked.choose(known, has_enough_images)
         problems = [
             *_unmatched("--split", self.splits, {artist.split for artist in known}),
             *_unmatched("--style", self.styles, {artist.style for artist in known}),
@@ -38,6 +42,15 @@ class Selection:
         if not chosen:
             raise UsageError(self._nothing_left(candidates))
         return chosen
+
+    def _as_on_disk(self, known: Sequence[Artist]) -> "Selection":
+        """Return the same filters with names as the folders spell them: an accent has two forms."""
+        return replace(
+            self,
+            splits=_spelt(self.splits, {artist.split for artist in known}),
+            styles=_spelt(self.styles, {artist.style for artist in known}),
+            artists=_spelt(self.artists, {artist.name for artist in known}),
+        )
 
     def _lets_through(self, artist: Artist) -> bool:
         return (
@@ -52,6 +65,14 @@ class Selection:
         what = "--pilot picks" if self.pilot else "there is"
         shown = ", ".join(map(str, candidates[:12])) or "nobody"
         return f"no artist is left by the filters together; {what} {shown}; leave one of the filters out"
+
+
+def _spelt(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
+    """Return `names` with each that is unknown, but known in another normal form, in that form."""
+    others = {unicodedata.normalize("NFC", name): name for name in sorted(known)}
+    return tuple(
+        name if name in known else others.get(unicodedata.normalize("NFC", name), name) for name in names
+    )
 
 
 def _pilots(known: Iterable[Artist], has_enough_images: Callable[[Artist], bool]) -> list[Artist]:

@@ -3,9 +3,6 @@
 import ctypes
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,45 +17,8 @@ from mimicry.common.children import (
     last_lines,
     running_child,
     stop_signals_raise,
-    watch_parent,
 )
-
-DEADLINE_SECONDS = 20.0
-# Written beside its name first: a file that is there holds all it should.
-TELL = """
-import os, signal, sys, time
-def tell(name, text=""):
-    with open(name + ".tmp", "w") as file:
-        file.write(str(text))
-    os.rename(name + ".tmp", name)
-"""
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_SECONDS
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
-def told(path: Path) -> str:
-    wait_until(path.exists)
-    return path.read_text()
-
-
-def python(folder: Path, code: str) -> list[str]:
-    script = folder / f"script{len(list(folder.glob('script*')))}.py"
-    script.write_text(TELL + textwrap.dedent(code))
-    return [sys.executable, "-S", str(script)]
-
-
-def is_running(pid: int) -> bool:
-    """Return whether the process lives; a zombie that nobody buries does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+from tests.common.child_scripts import DEADLINE_SECONDS, is_running, python, told, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -256,9 +216,9 @@ class TestRunningChild:
             raise Interrupted(number)
         assert told(tmp_path / "got") == str(int(number))
 
-    def test_a_second_signal_ends_the_grace(self, tmp_path: Path) -> None:
+    def test_a_second_ctrl_c_ends_the_grace(self, tmp_path: Path) -> None:
         words = python(
-            tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); tell('ready'); time.sleep(60)"
+            tmp_path, "signal.signal(signal.SIGINT, signal.SIG_IGN); tell('ready'); time.sleep(60)"
         )
         with (
             stop_signals_raise(),
@@ -266,10 +226,25 @@ class TestRunningChild:
             running_child(words, output=None, environment=os.environ, grace_seconds=10_000) as child,
         ):
             told(tmp_path / "ready")
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
+            os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
         assert child.wait(0) == -signal.SIGKILL
+
+    def test_a_signal_during_the_grace_is_not_lost(self, tmp_path: Path) -> None:
+        words = python(
+            tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); tell('ready'); time.sleep(60)"
+        )
+        with (
+            stop_signals_raise(),
+            pytest.raises(Interrupted) as caught,
+            running_child(words, output=None, environment=os.environ, grace_seconds=10_000) as child,
+        ):
+            told(tmp_path / "ready")
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGHUP)).start()
+            raise RuntimeError("a stall")
+        assert caught.value.number == signal.SIGHUP
+        assert child.wait(0) == -signal.SIGHUP
 
 
 class TestStopSignals:
@@ -296,69 +271,6 @@ class TestStopSignals:
 
     def test_are_no_error_that_a_careless_except_would_swallow(self) -> None:
         assert not issubclass(Interrupted, Exception)
-
-
-class TestParent:
-    WATCHER = """
-        from mimicry.common.children import stop_with_parent
-        def stop(number, frame):
-            tell("stopped by", number)
-            os._exit(0)
-        signal.signal(signal.SIGTERM, stop)
-        stop_with_parent()
-        tell("watcher", os.getpid())
-        time.sleep(60)
-    """
-
-    def test_its_sigkill_is_noticed_through_a_launcher(self, tmp_path: Path) -> None:
-        """Parent, launcher, watcher: only standard input goes all the way."""
-        watcher = python(tmp_path, self.WATCHER)
-        launcher = python(tmp_path, f"import subprocess; subprocess.run({watcher!r})")
-        parent = python(
-            tmp_path,
-            f"""
-            from mimicry.common.children import Child
-            child = Child({launcher!r}, output=None, environment=os.environ)
-            time.sleep(60)
-            """,
-        )
-        path = os.pathsep.join(filter(None, sys.path))
-        with subprocess.Popen(parent, env={**os.environ, "PYTHONPATH": path}) as process:
-            pid = int(told(tmp_path / "watcher"))
-            assert is_running(pid)
-            process.kill()
-        assert told(tmp_path / "stopped by") == str(int(signal.SIGTERM))
-        wait_until(lambda: not is_running(pid))
-
-    def test_without_a_parents_pipe_nothing_is_watched(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        """Standard input of a program started by hand may end at once: </dev/null."""
-        monkeypatch.delenv(PARENT_PIPE, raising=False)
-        words = python(tmp_path, self.WATCHER.replace("time.sleep(60)", "time.sleep(0.3); tell('lived')"))
-        path = os.pathsep.join(filter(None, sys.path))
-        environment = {**os.environ, "PYTHONPATH": path}
-        subprocess.run(words, stdin=subprocess.DEVNULL, env=environment, check=True, timeout=DEADLINE_SECONDS)
-        assert (tmp_path / "lived").exists()
-        assert not (tmp_path / "stopped by").exists()
-
-    def test_bytes_on_the_pipe_are_no_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ends = os.pipe()
-        saved = os.dup(0)
-        gone: list[bool] = []
-        os.dup2(ends[0], 0)
-        try:
-            monkeypatch.setenv(PARENT_PIPE, "1")
-            os.write(ends[1], b"x" * 3000)
-            watch_parent(lambda: gone.append(True))
-            time.sleep(0.1)
-            assert gone == []
-            os.close(ends[1])
-            wait_until(lambda: gone == [True])
-        finally:
-            os.dup2(saved, 0)
-            os.close(saved)
-            os.close(ends[0])
 
 
 class TestLastLines:

@@ -1,12 +1,17 @@
+import errno
+
 import pytest
 
 from mimicry.common.errors import (
     AdapterBroken,
     BatchFault,
+    ClaimedElsewhere,
+    ClaimLost,
     MimicryError,
     TrainingFailed,
     UploadFailed,
     UsageError,
+    disk_fault,
     nearest,
     report,
     run_reporting_errors,
@@ -18,6 +23,8 @@ EXIT_CODES = {
     BatchFault: 2,
     AdapterBroken: 1,
     TrainingFailed: 1,
+    ClaimedElsewhere: 1,
+    ClaimLost: 1,
     UploadFailed: 1,
 }
 
@@ -75,3 +82,34 @@ def test_nearest_cuts_a_long_list_short() -> None:
     assert "artist_11" in phrase
     assert "artist_12" not in phrase
     assert phrase.endswith(", ...")
+
+
+class TestDiskFault:
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (OSError(errno.ENOSPC, "", "/data/x"), "the disk of /data/x is full"),
+            (OSError(errno.EDQUOT, ""), "the disk has no room left for you"),
+            (OSError(errno.EROFS, "", "/data"), "the disk of /data is read-only"),
+            (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        ],
+    )
+    def test_says_which_disk_and_what_to_do(self, error: Exception, words: str) -> None:
+        assert disk_fault(error).startswith(f"{words}; see `df -h`, make room, and type the same command")
+
+    def test_other_errors_are_none(self) -> None:
+        assert disk_fault(OSError(errno.ENOENT, "")) == disk_fault(KeyError("x")) == ""
+
+    def test_a_program_ends_with_words(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def fill() -> int:
+            raise OSError(errno.ENOSPC, "", "/data")
+
+        assert run_reporting_errors(fill) == 1
+        assert capsys.readouterr().err.startswith("error: the disk of /data is full")
+
+    def test_other_faults_of_the_system_are_not_hidden(self) -> None:
+        def fail() -> int:
+            raise OSError(errno.EIO, "")
+
+        with pytest.raises(OSError, match=str(errno.EIO)):
+            run_reporting_errors(fail)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicry.common.images import IMAGE_SUFFIXES, ImageFolder, read_rgb, stem_of, unreadable_images
+from mimicry.common import images
+from mimicry.common.image_checks import bad_images
+from mimicry.common.images import IMAGE_SUFFIXES, ImageFolder, read_rgb, stem_of
 from tests.hostile_names import over_hostile_names
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
@@ -24,7 +26,11 @@ def touch(folder: Path, *names: str) -> ImageFolder:
     return ImageFolder.read(folder)
 
 
-def paint(path: Path, size: tuple[int, int] = (5, 3)) -> Path:
+def problems_of(folder: ImageFolder) -> list[str]:
+    return [bad.problem for bad in bad_images([folder])]
+
+
+def paint(path: Path, size: tuple[int, int] = (13, 11)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3) * 5
     Image.fromarray(pixels).save(path)
@@ -51,7 +57,7 @@ class TestListing:
         (tmp_path / "art" / "c.png").symlink_to("c.png")
         folder = ImageFolder.read(tmp_path / "art")
         assert folder.names == ("a.png", "b.png", "c.png")
-        problems = unreadable_images(folder)
+        problems = problems_of(folder)
         assert len(problems) == 2
         assert all(name in problem for name, problem in zip(("b.png", "c.png"), problems, strict=True))
 
@@ -84,14 +90,14 @@ class TestListing:
         folder = ImageFolder.read(tmp_path / hostile_name)
         assert folder.names == ("a.png",)
         assert folder.problem() is None
-        assert unreadable_images(folder) == []
+        assert problems_of(folder) == []
 
     def test_names_that_are_no_utf8(self, tmp_path: Path) -> None:
         name = os.fsdecode(b"caf\xe9.png")
         paint(tmp_path / "a.png").rename(tmp_path / name)
         folder = ImageFolder.read(tmp_path)
         assert folder.names == (name,)
-        assert unreadable_images(folder) == []
+        assert problems_of(folder) == []
 
 
 def test_stem_of() -> None:
@@ -169,15 +175,15 @@ class TestReadRgb:
         folder = ImageFolder.read(tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of some of them, before it gives up
-            problems = unreadable_images(folder)
+            problems = problems_of(folder)
         assert len(problems) == len(folder.names) == 4
         for path, problem in zip(folder.paths, problems, strict=True):
             assert problem.startswith(f"{path} cannot be read as an image: ")
 
     def test_too_many_pixels(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         paint(tmp_path / "x.png", (64, 64))
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        with pytest.raises(OSError, match=r"x\.png cannot be read"):
+        monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+        with pytest.raises(OSError, match=r"x\.png cannot be read as an image: 64x64 is more than"):
             read_rgb(tmp_path / "x.png")
 
     @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

@@ -1,10 +1,13 @@
 """Fixtures for the tests of this room."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session, constants
 
 from mimicry.common.study_tree import StudyTree
+from tests.fake_hub import FakeHub
 from tests.tuning.quick_studio import QuickStudio, write_quick_stack
 from tests.tuning.small_study import share_samples, write_study
 
@@ -33,3 +36,21 @@ def tree(tmp_path: Path) -> StudyTree:
 @pytest.fixture
 def shared_samples(tree: StudyTree) -> StudyTree:
     return share_samples(tree)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub on loopback, which children of this process talk to."""
+    with FakeHub() as fake:
+        for name, value in (fake.environment() | {"HF_HOME": str(tmp_path / "hf_home")}).items():
+            monkeypatch.setenv(name, value)
+        yield fake
+
+
+@pytest.fixture
+def hub_client_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the client in this process talk to a Hub: it reads the variables only when it is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield
+    close_session()

@@ -86,7 +86,7 @@ def asked_for(config: TuningConfig = CONFIG, base: BaseModel = BASE, **options: 
 
 
 def write_adapter(
-    output_dir: Path, images: Path, config: TuningConfig = CONFIG, base: BaseModel = BASE, **fields: Any
+    output_dir: Path, images: Path, /, config: TuningConfig = CONFIG, base: BaseModel = BASE, **fields: Any
 ) -> Path:
     """Write a complete adapter, as if trained on `images`; `fields` go into its training_run.json."""
     run = {

@@ -10,6 +10,7 @@ from mimicry.common.study_tree import Artist
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.options import option_words
 from mimicry.tuning.runner_common import Stack
+from tests.fake_hub import FakeHub
 from tests.tuning.quick_studio import (
     QuickStudio,
     run_by_path,
@@ -33,7 +34,7 @@ def test_help_by_path_from_another_folder_names_every_option(tmp_path: Path) -> 
     others = (
         "data-root stack protection countermeasure split style artist pilot overwrite dry-run json verbose "
         "push-to-hub no-push-to-hub hub-namespace base-model-id min-samples-per-artist require-paired "
-        "train-script stall-minutes help"
+        "train-script stall-minutes upload-only verify quarantine-unpaired help"
     )
     for flag in [*(f"--{name}" for name in others.split()), *(option.flag for option in OPTIONS)]:
         assert flag in done.stdout
@@ -114,18 +115,19 @@ def test_json_is_the_plan_and_nothing_else(quick_studio: QuickStudio) -> None:
 
     plan = json.loads(ended.out)
     assert (ended.code, ended.err) == (0, "")
-    assert plan["counts"] == {"train": 3, "complete": 0, "stale": 0, "blocked": 0}
+    assert plan["counts"] == {"train": 3, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0}
     assert [target["artist"] for target in plan["targets"]] == [DORA.name, CLARA.name, hostile.name]
     assert plan["targets"][1]["repository"] == "sd35-lora-none-none-Clara_Dunn"
     assert f"--hub-model-id={plan['targets'][2]['repository']}" in plan["targets"][2]["command"]
     assert listing(quick_studio.folder) == before
 
 
-def test_json_goes_with_a_dry_run_only(quick_studio: QuickStudio) -> None:
-    ended = quick_studio.tune("--json")
+@pytest.mark.parametrize("words", [["--json"], ["--json", "--dry-run", "--verify"]], ids=" ".join)
+def test_json_goes_with_a_dry_run_only(words: list[str], quick_studio: QuickStudio) -> None:
+    ended = quick_studio.tune(*words)
 
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "error: --json shows a plan and goes with --dry-run; type both\n"
+    assert ended.err == "error: --json shows a plan and goes with --dry-run alone; type --dry-run --json\n"
     assert quick_studio.trained() == []
 
 
@@ -197,9 +199,8 @@ def test_the_suggested_resolution_is_taken(quick_studio: QuickStudio) -> None:
 
 
 def test_two_artists_of_one_repository_are_refused_when_both_are_uploaded(
-    quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
+    quick_studio: QuickStudio, fake_hub: FakeHub
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
     write_images(
         quick_studio.tree.images_of(
             quick_studio.tree.original_art, Artist("historical", "cubism", "anna_berg")

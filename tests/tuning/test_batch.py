@@ -1,130 +1,48 @@
 """Batches: order, bookmarks, what a failure stops. The trainings are staged by a fake executor."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mimicry.common.children import Interrupted
-from mimicry.common.errors import TrainingFailed
-from mimicry.common.study_tree import Artist, StudyTree
+from mimicry.common.study_tree import StudyTree
 from mimicry.tuning.adapter import TRAIN_LOG, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.batch import Batch, OnStep
 from mimicry.tuning.bookmarks import open_tracker
-from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.plan import OVERWRITTEN, Action, Plan, Target
+from mimicry.tuning.plan import OVERWRITTEN, Action, Target
 from tests.tuning.small_study import (
     ANNA,
     BORIS,
     CLARA,
     DORA,
     EVERYBODY,
-    ORIGINAL,
     STEMS,
     bookmarks_in,
     plan_of,
     put_adapter,
-    write_adapter,
     write_study,
 )
-
-Ending = Callable[[Target, OnStep], int]
-
-
-def succeed(target: Target, on_step: OnStep) -> int:
-    for step in (1, 2):
-        on_step({"step": step, "loss": 0.5})
-    write_adapter(target.output_dir, target.images.path)
-    return 0
-
-
-def fail(message: str) -> Ending:
-    """Take a step, say `message` in the log, and leave no adapter."""
-
-    def ending(target: Target, on_step: OnStep) -> int:
-        on_step({"step": 1, "loss": 0.5})
-        with (target.output_dir / TRAIN_LOG).open("a") as log:
-            log.write(f"reading\nerror: {message}\n")
-        return 1
-
-    return ending
-
-
-def stall(target: Target, on_step: OnStep) -> int:
-    raise TrainingFailed("no step for 30 minutes")
-
-
-def be_stopped(target: Target, on_step: OnStep) -> int:
-    on_step({"step": 7, "loss": 0.5})
-    raise Interrupted(15)
-
-
-def leave_broken(target: Target, on_step: OnStep) -> int:
-    (target.output_dir / WEIGHTS).write_bytes(b"torn")
-    return 0
-
-
-def owe_upload(target: Target, on_step: OnStep) -> int:
-    hub = {"owed": "sd35-lora-x", "error": "the Hub is away"}
-    write_adapter(target.output_dir, target.images.path, hub=hub)
-    return 1
-
-
-@dataclass
-class StagedExecutor:
-    """Ends each training as `endings` says by artist, else well; notes the order and the bookmarks before."""
-
-    tree: StudyTree
-    endings: dict[Artist, Ending] = field(default_factory=dict)
-    trained: list[Artist] = field(default_factory=list)
-    bookmarks_before: list[dict[str, dict[str, Any]]] = field(default_factory=list)
-
-    def command(self, target: Target) -> list[str]:
-        return ["train", str(target.artist)]
-
-    def train(self, target: Target, on_step: OnStep) -> int:
-        self.trained.append(target.artist)
-        self.bookmarks_before.append(bookmarks_in(self.tree))
-        return self.endings.get(target.artist, succeed)(target, on_step)
+from tests.tuning.staged_batch import (
+    Ending,
+    be_stopped,
+    fail,
+    leave_broken,
+    make_batch,
+    mark_of,
+    outcomes,
+    output,
+    owe_upload,
+    stall,
+    statuses,
+    succeed,
+)
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> StudyTree:
     return write_study(tmp_path / "study")
-
-
-def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple[Batch, StagedExecutor]:
-    tree = plan.request.tree
-    executor = StagedExecutor(tree, endings or {})
-    batch = Batch(
-        plan=plan,
-        executor=executor,
-        tracker=open_tracker(tree),
-        display=BatchDisplay(len(plan.of(Action.TRAIN)), 2),
-        step_count=lambda _: 2,
-    )
-    return batch, executor
-
-
-def statuses(tree: StudyTree) -> list[str]:
-    """Return the status of each artist's bookmark for the original art, in the order of a plan."""
-    marks = bookmarks_in(tree)
-    return [str(marks[f"none/none/{artist}"]["status"]) for artist in EVERYBODY]
-
-
-def mark_of(tree: StudyTree, artist: Artist = ANNA) -> dict[str, Any]:
-    return bookmarks_in(tree)[f"none/none/{artist}"]
-
-
-def output(tree: StudyTree, artist: Artist = ANNA) -> Path:
-    return tree.output_dir("hf_diffusers", ORIGINAL, artist)
-
-
-def outcomes(batch: Batch) -> list[str]:
-    return [result.outcome for result in batch.results]
 
 
 def test_all_are_trained_in_the_order_of_the_plan_and_marked_complete(
@@ -334,7 +252,7 @@ def test_bookmarks_say_pending_before_anything_is_set_aside(
         seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
         return set_adapter_aside(folder, reason)
 
-    monkeypatch.setattr("mimicry.tuning.batch.set_adapter_aside", recording)
+    monkeypatch.setattr("mimicry.tuning.sharing.set_adapter_aside", recording)
     make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
 
     assert seen == [("pending", OVERWRITTEN)]

@@ -6,7 +6,7 @@ from mimicry.common.study_tree import StudyTree
 from mimicry.tuning.batch import OnStep
 from mimicry.tuning.plan import Target
 from tests.tuning.small_study import ANNA, BORIS, plan_of, write_adapter
-from tests.tuning.test_batch import fail, make_batch, mark_of
+from tests.tuning.staged_batch import fail, make_batch, mark_of
 
 
 def succeed_evaluated(target: Target, on_step: OnStep) -> int:

@@ -42,6 +42,7 @@ def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
         "steps": 500,
         "loss": 0.25,
         "eval_loss": EVALUATED,
+        "other_numerics": None,
         "resumed_from": None,
         "hub": HUB,
         "log": f"models/lora/hf_diffusers/mist__none/{ANNA}/train.log",

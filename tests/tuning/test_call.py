@@ -41,6 +41,8 @@ _TYPED: dict[str, Any] = {
     "base_model_id": None,
     "train_script": None,
     "stall_minutes": 30.0,
+    "quarantine_unpaired": False,
+    "wait": True,
 }
 REPOSITORY = "sd35-lora-none-none-Anna_Berg"
 

@@ -8,6 +8,7 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.config import OPTIONS, TuningConfig
+from tests.tuning.companions import PRIOR, with_companions
 
 # As the user's own text has them.
 STUDY_DEFAULTS = {
@@ -116,8 +117,26 @@ def test_types_are_exact(name: str, value: Any) -> None:
 @pytest.mark.parametrize("option", TEXTS, ids=lambda option: option.name)
 @pytest.mark.parametrize("value", ["", "  \n", "null\0byte"], ids=["empty", "blank", "nul"])
 def test_text_is_not_blank(option: Any, value: str) -> None:
-    (problem,) = problems_of(**{option.name: value})
+    (problem,) = problems_of(**with_companions(**{option.name: value}))
     assert problem.startswith(option.flag)
+
+
+class TestPriorPreservation:
+    def test_what_it_needs_is_named_all_at_once(self) -> None:
+        prompt, folder = problems_of(with_prior_preservation=True)
+        assert prompt.startswith("--with-prior-preservation needs --class-prompt; type it too")
+        assert folder.startswith("--with-prior-preservation needs --class-data-dir; type it too")
+        assert problems_of(**PRIOR | {"class_prompt": None}) == (prompt,)
+
+    def test_what_would_have_no_effect_is_refused(self) -> None:
+        prompt, folder = problems_of(
+            class_prompt="a painting", class_data_dir="x", with_prior_preservation=False
+        )
+        assert prompt.startswith("--class-prompt is 'a painting' and has no effect without --with-prior-")
+        assert folder.startswith("--class-data-dir is 'x' and has no effect")
+
+    def test_all_three_together_are_right(self) -> None:
+        assert TuningConfig(**PRIOR).prior_loss_weight == 1.0
 
 
 def test_a_wrong_choice_names_the_choices() -> None:
@@ -131,21 +150,21 @@ def test_a_choice_in_another_case_is_the_same_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "images", "processes", "count"),
+    ("values", "images", "count"),
     [
-        ({}, 20, 1, 500),
-        ({"max_train_steps": 7, "repeats": 3}, 20, 2, 7),
-        ({"num_train_epochs": 100}, 20, 1, 500),
-        ({"num_train_epochs": 1}, 20, 1, 5),
-        ({"num_train_epochs": 1}, 21, 1, 6),
-        ({"num_train_epochs": 1}, 1, 1, 1),
-        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 1, 6),
-        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 4, 2),
-        ({"num_train_epochs": 10, "max_train_steps": 3, "gradient_accumulation_steps": 1}, 7, 1, 70),
+        ({}, 20, 500),
+        ({"max_train_steps": 7, "repeats": 3, "num_processes": 2}, 20, 7),
+        ({"num_train_epochs": 100}, 20, 500),
+        ({"num_train_epochs": 1}, 20, 5),
+        ({"num_train_epochs": 1}, 21, 6),
+        ({"num_train_epochs": 1}, 1, 1),
+        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5}, 20, 6),
+        ({"num_train_epochs": 2, "repeats": 3, "train_batch_size": 5, "num_processes": 4}, 20, 2),
+        ({"num_train_epochs": 10, "max_train_steps": 3, "gradient_accumulation_steps": 1}, 7, 70),
     ],
 )
-def test_epochs_become_steps(values: dict[str, Any], images: int, processes: int, count: int) -> None:
-    assert TuningConfig(**values).step_count(images, processes) == count
+def test_epochs_become_steps(values: dict[str, Any], images: int, count: int) -> None:
+    assert TuningConfig(**values).step_count(images) == count
 
 
 def test_whole_numbers_for_a_float_are_the_same_config() -> None:

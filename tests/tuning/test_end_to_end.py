@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import mimicry
 from mimicry.common.study_tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapter import ADAPTER_CONFIG, METRICS, TRAIN_LOG, TRAINING_RUN, WEIGHTS
-from tests.fake_hub import TOKEN, FakeHub, Repository
+from tests.fake_hub import TOKEN, FakeHub
 from tests.tuning.hf_diffusers.studio import (
     DEADLINE_SECONDS,
     SECRET,
@@ -116,8 +116,8 @@ def pilot(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pilot:
     chain = copy_study(demo_dir, folder)
     models = chain.tree.data_root / "models"
     with FakeHub() as hub:
-        # One of the two repositories is there already, for all the world to see: it must not get anything.
-        hub.repositories[f"lab/{OTTO_REPOSITORY}"] = Repository(private=False)
+        # One of the two repositories will be there for all the world to see: it must not get anything.
+        hub.public_names.add(f"lab/{OTTO_REPOSITORY}")
         original = chain.tune(
             chain.words("--pilot", "--push-to-hub", "--data-root=a study"),
             **hub.environment(),
@@ -296,4 +296,4 @@ def test_a_killed_apply_tuning_takes_wrapper_launcher_and_trainer_along(chain: C
         time.sleep(0.1)
     assert bookmarks_in(chain.tree)[f"none/none/{OTTO}"]["status"] == "pending"
     plan: dict[str, Any] = json.loads(chain.tune([*words, "--dry-run", "--json"]).stdout)
-    assert plan["counts"] == {"train": 1, "complete": 0, "stale": 0, "blocked": 0}
+    assert plan["counts"] == {"train": 1, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0}

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from mimicry.tuning.hub import colliding_names, repository_name, scrub, token_problems
+from mimicry.tuning.hub import colliding_names, repository_name, token_problems
 
 HOSTILE_NAMES = [
     "two words",
@@ -92,13 +92,6 @@ def test_missing_token_is_one_problem_with_the_next_step(monkeypatch: pytest.Mon
     assert all(word in problem for word in ("HF_TOKEN", ".env", "--no-push-to-hub"))
     monkeypatch.setenv("HF_TOKEN", "hf_something")
     assert token_problems() == []
-
-
-def test_scrub_takes_the_token_and_its_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "odd.token")
-    other = "hf_" + "abcdEFGH" * 4
-    text = scrub(f"Bearer odd.token, then {other}; hf_diffusers and hf_xet are no tokens")
-    assert text == "Bearer hf_***, then hf_***; hf_diffusers and hf_xet are no tokens"
 
 
 def test_importing_hub_imports_nothing_slow() -> None:

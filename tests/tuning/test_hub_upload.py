@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from tests.tuning.test_hub_files import job, write_adapter
 
 NAME = "sd35-lora-mist-none-Anna"
 FILES = ["README.md", "adapter_config.json", "pytorch_lora_weights.safetensors", "training_run.json"]
-
-
-@pytest.fixture
-def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    with FakeHub() as fake:
-        for name, value in (fake.environment() | {"HF_HOME": str(tmp_path / "hf_home")}).items():
-            monkeypatch.setenv(name, value)
-        yield fake
 
 
 @pytest.fixture
@@ -132,13 +123,16 @@ def test_token_in_the_commit_of_the_hub_is_scrubbed(fake_hub: FakeHub, tmp_path:
 def test_other_refusals_name_the_status(fake_hub: FakeHub, tmp_path: Path, stage: str, status: int) -> None:
     fake_hub.faults[stage] = Answer({"error": "no"}, status)
     with pytest.raises(UploadFailed, match=f"answered with status {status}"):
-        upload_adapter(job(write_adapter(tmp_path / "adapter")))
+        upload_adapter(job(write_adapter(tmp_path / "adapter")), waits=(0, 0))
+    assert [request.method for request in fake_hub.requests].count(
+        "POST" if stage == "create" else "PUT"
+    ) == (3 if stage == "create" else 1)
 
 
 def test_hub_out_of_reach(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(UploadFailed, match="check the network"):
-        upload_adapter(job(write_adapter(tmp_path / "adapter")))
+        upload_adapter(job(write_adapter(tmp_path / "adapter")), waits=(0,))
 
 
 def test_broken_adapter_never_reaches_the_hub(fake_hub: FakeHub, tmp_path: Path) -> None:

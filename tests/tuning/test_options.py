@@ -15,6 +15,7 @@ from mimicry.common.errors import UsageError
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
 from mimicry.tuning.options import (
+    TRAINER_OPTIONS,
     add_trainer_flags,
     config_from_flags,
     hyper_parameter_options,
@@ -24,6 +25,7 @@ from mimicry.tuning.options import (
     trainer_flags,
 )
 from tests.hostile_names import HOSTILE_NAMES
+from tests.tuning.companions import with_companions
 
 # The table of the user's own text, in its order.
 STUDY_TABLE = [
@@ -58,11 +60,11 @@ def through_click(words: list[str]) -> TuningConfig:
     return result
 
 
-def through_argparse(words: list[str]) -> TuningConfig:
-    """Parse `words` as the trainer does."""
+def through_argparse(words: list[str], num_processes: int = 1) -> TuningConfig:
+    """Parse `words` as the trainer does; what the launcher is told does not come with them."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_trainer_flags(parser)
-    return config_from_flags(vars(parser.parse_args(words)))
+    return config_from_flags(vars(parser.parse_args(words)), num_processes=num_processes)
 
 
 def flag_words(config: TuningConfig) -> list[str]:
@@ -88,7 +90,9 @@ def other_value(option: Option, random: Random) -> Any:
 
 def some_configs() -> list[TuningConfig]:
     random = Random(20)
-    alone = [TuningConfig(**{option.name: other_value(option, random)}) for option in OPTIONS]
+    alone = [
+        TuningConfig(**with_companions(**{option.name: other_value(option, random)})) for option in OPTIONS
+    ]
     together = [
         TuningConfig(**{option.name: other_value(option, random) for option in OPTIONS}) for _ in range(20)
     ]
@@ -98,7 +102,7 @@ def some_configs() -> list[TuningConfig]:
 @pytest.mark.parametrize("config", some_configs(), ids=lambda config: None)
 def test_round_trips(config: TuningConfig) -> None:
     assert through_click(option_words(config)) == config
-    assert through_argparse(flag_words(config)) == config
+    assert through_argparse(flag_words(config), config.num_processes) == config
 
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=ascii)
@@ -127,6 +131,9 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
         "--num-train-epochs",
         "--checkpointed-blocks",
         "--validation-prompt",
+        "--class-data-dir",
+        "--class-prompt",
+        "--prior-generation-precision",
     }
     off = {option.flag for option in OPTIONS if option.default is False}
     assert {"--random-flip", "--scale-lr"} <= off
@@ -172,10 +179,16 @@ def test_help_names_every_option_and_default() -> None:
     trainer_text = " ".join(parser.format_help().split())
     for option in OPTIONS:
         assert f"{option.flag} " in text or f"{option.flag} / " in text
-        assert f"{option.trainer_flag} " in trainer_text
+        assert (f"{option.trainer_flag} " in trainer_text) == (option in TRAINER_OPTIONS)
         assert option.facts.help.split(".")[0][:20] in text
     assert "[default: a painting in the style of sks]" in text
     assert "[default: a painting in the style of sks]" in trainer_text
+
+
+def test_the_launcher_is_told_what_is_no_flag_of_the_trainer() -> None:
+    assert [option.name for option in OPTIONS if option not in TRAINER_OPTIONS] == ["num_processes"]
+    assert not [word for word in flag_words(TuningConfig(num_processes=2)) if "num_processes" in word]
+    assert "--num-processes=2" in option_words(TuningConfig(num_processes=2))
 
 
 WORDED = [option.name for option in OPTIONS if option.facts.takes_word]

@@ -1,6 +1,8 @@
 """How an attempt ended, told from what it left and not from its exit code."""
 
 import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,27 @@ def test_a_file_where_the_folder_belongs_is_a_failure(tmp_path: Path) -> None:
 
     with pytest.raises(TrainingFailed, match="adapter cannot be made: File exists"):
         Attempt.begin(tmp_path / "adapter")
+
+
+def test_a_trainer_that_had_no_time_to_say_why(folder: Path) -> None:
+    attempt = Attempt.begin(folder)
+    write_json(folder / TRAINING_RUN, {"status": "running", "steps": 3})
+    assert "was killed and had no time to say why" in str(attempt.failure(1))
+    assert attempt.stopped_by() is None
+    assert attempt.steps() == 3
+
+
+def test_a_trainer_that_was_stopped(folder: Path) -> None:
+    attempt = Attempt.begin(folder)
+    assert attempt.stopped_by() is None
+    write_json(folder / TRAINING_RUN, {"status": "interrupted", "error": "stopped by SIGHUP"})
+    assert attempt.failure(1) == "stopped by SIGHUP"
+    assert attempt.stopped_by() == signal.SIGHUP
+
+
+def test_a_full_disk_on_which_nothing_could_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = Attempt.begin(folder)
+    write_json(folder / TRAINING_RUN, {"status": "running"})
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    assert f"the disk of {folder} is full" in str(attempt.failure(1))

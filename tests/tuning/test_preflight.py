@@ -1,8 +1,12 @@
 """What is refused before the first GPU second; the Hub is a socket on this machine."""
 
+import dataclasses
+import importlib.util
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +14,13 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from mimicry.tuning import preflight
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.preflight import batch_problems, needed_bytes
+from tests.tuning.companions import PRIOR
 from tests.tuning.model_files import make_cached_model, make_model
+from tests.tuning.small_study import write_images
 
 
 class Disk(NamedTuple):
@@ -44,6 +51,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(preflight, "_WAITS", (0.0,))
 
 
 class TestBatchProblems:
@@ -71,6 +79,20 @@ class TestBatchProblems:
         monkeypatch.setenv("HF_TOKEN", "hf_x")
         assert batch_problems(config, tmp_path, 1, uploads=True) == []
 
+    @pytest.mark.parametrize("installed", [False, True])
+    def test_a_quantised_base_needs_its_library(
+        self, installed: bool, config: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = ModuleSpec("bitsandbytes", None) if installed else None
+        monkeypatch.setattr(importlib.util, "find_spec", {"bitsandbytes": found}.get)
+        missing = (
+            "--quantize-base nf4 needs bitsandbytes, which is not installed; type pip install bitsandbytes, "
+            "or leave --quantize-base out"
+        )
+        quantised = dataclasses.replace(config, quantize_base="nf4")
+        assert batch_problems(quantised, tmp_path, 1, uploads=False) == ([] if installed else [missing])
+        assert batch_problems(config, tmp_path, 1, uploads=False) == []
+
     def test_a_stack_without_options_has_a_model_of_its_own(self, tmp_path: Path) -> None:
         assert batch_problems(None, tmp_path, 1, uploads=False) == []
 
@@ -79,6 +101,44 @@ class TestBatchProblems:
         config = TuningConfig(pretrained_model_name_or_path=name, cache_dir=str(tmp_path))
         (problem,) = batch_problems(config, tmp_path, 1, uploads=False)
         assert problem == f"--pretrained-model-name-or-path {name}: there is no such folder"
+
+
+class TestClassImages:
+    @pytest.fixture
+    def prior(self, config: TuningConfig, tmp_path: Path) -> TuningConfig:
+        folder = str(tmp_path / "class")
+        return replace(config, **PRIOR | {"class_data_dir": folder, "num_class_images": 2})
+
+    def problems(self, prior: TuningConfig, tmp_path: Path, **how: bool) -> list[str]:
+        return batch_problems(prior, tmp_path / "out", 1, uploads=False, **how)
+
+    def test_a_folder_that_is_still_to_be_made(self, prior: TuningConfig, tmp_path: Path) -> None:
+        assert self.problems(prior, tmp_path) == []
+        assert not (tmp_path / "class").exists()
+
+    def test_an_unreadable_one_is_named(self, prior: TuningConfig, tmp_path: Path) -> None:
+        write_images(tmp_path / "class", ["a", "b"])
+        assert self.problems(prior, tmp_path) == []
+        (tmp_path / "class" / "a.png").write_bytes(b"torn")
+        (problem,) = self.problems(prior, tmp_path)
+        assert f"{tmp_path / 'class' / 'a.png'} cannot be read as an image" in problem
+        assert self.problems(prior, tmp_path, network=False) == []
+
+    def test_a_folder_that_must_be_written(
+        self, prior: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mimicry.tuning.preflight.os.access", lambda path, mode: path != tmp_path)
+        (problem,) = (text for text in self.problems(prior, tmp_path) if "class" in text)
+        assert "has too few images and is not writable" in problem
+        write_images(tmp_path / "class", ["a", "b"])
+        assert not [text for text in self.problems(prior, tmp_path) if "class" in text]
+
+    def test_a_model_that_is_not_here_yet(self, prior: TuningConfig, tmp_path: Path) -> None:
+        write_images(tmp_path / "class", ["a", "b"])
+        (tmp_path / "class" / "class_images.json").write_text('{"prompt": "other"}')
+        remote = replace(prior, pretrained_model_name_or_path="lab/not-here")
+        assert self.problems(remote, tmp_path, network=False) == []
+        assert len(self.problems(prior, tmp_path)) == 1
 
 
 class TestDisk:

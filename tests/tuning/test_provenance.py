@@ -23,6 +23,7 @@ from mimicry.tuning.provenance import (
     trainer_identity,
     versions,
 )
+from tests.tuning.companions import PRIOR, with_companions
 
 # What does not define the adapter: where things lie, and how the same result is reached.
 NOT_IN_RECIPE: dict[str, Any] = {
@@ -48,6 +49,10 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "checkpointed_blocks": 3,
     "compile_blocks": True,
     "attention_backend": "math",
+    "require_same_numerics": True,
+    "class_data_dir": "/somewhere",
+    "sample_batch_size": 8,
+    "prior_generation_precision": "fp32",
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
 
@@ -74,7 +79,9 @@ def another(option: Any) -> Any:
 def test_what_the_hash_covers(option: Any) -> None:
     value = NOT_IN_RECIPE[option.name] if option.name in NOT_IN_RECIPE else another(option)
     assert value != option.default
-    assert (hash_of(**{option.name: value}) == hash_of()) == (option.name in NOT_IN_RECIPE)
+    plain = PRIOR if option.name in ("class_prompt", "class_data_dir") else {}
+    changed = with_companions(**{option.name: value})
+    assert (hash_of(**changed) == hash_of(**plain)) == (option.name in NOT_IN_RECIPE)
 
 
 def test_the_hash_covers_model_and_trainer() -> None:
@@ -131,6 +138,7 @@ class TestLocalModel:
             cache_dir=str(tmp_path / "cache"),
             prompt_cache_dir=str(tmp_path / "prompts"),
             logging_dir=str(tmp_path / "logs"),
+            **PRIOR | {"class_data_dir": str(tmp_path / "class")},
         )
         model = BaseModel.find(config)
         assert model is not None
@@ -144,6 +152,7 @@ class TestLocalModel:
             "cache_dir": str(tmp_path / "cache"),
             "prompt_cache_dir": str(tmp_path / "prompts"),
             "logging_dir": str(tmp_path / "logs"),
+            "class_data_dir": str(tmp_path / "class"),
         }
         assert run.pop("host")["name"]
         text = json.dumps(run)

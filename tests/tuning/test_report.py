@@ -1,7 +1,6 @@
 """Tables and JSON: what people and programs get to see of a plan and of its end."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from mimicry.tuning.batch import Result
 from mimicry.tuning.plan import Action, Plan, Target
 from mimicry.tuning.report import commands, plan_json, plan_table, summary, text_table
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
+from tests.shells import shell_words
 from tests.tuning.small_study import (
     ANNA,
     BORIS,
@@ -113,7 +113,7 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "protection": "mist",
         "countermeasure": "none",
         "source": str(tree.protected_art / "mist"),
-        "counts": {"train": 1, "complete": 1, "stale": 1, "blocked": 1},
+        "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1},
     }
     assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
     assert targets[0] == {
@@ -139,10 +139,10 @@ def test_commands_are_what_a_shell_takes(tmp_path: Path) -> None:
         write_images(tree.images_of(tree.original_art, Artist("a", "b", name)), ["1"])
     plan = plan_of(tree)
 
-    words = shlex.split(commands(plan, command))
+    lines = commands(plan, command).splitlines()
 
     assert len(plan.of(Action.TRAIN)) == len(HOSTILE_NAMES) - 2  # two are hidden
-    assert words == [word for target in plan.targets for word in command(target)]
+    assert [shell_words(line) for line in lines] == [command(target) for target in plan.targets]
 
 
 def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.config import OPTIONS, REPORT_NONE, TuningConfig
-from mimicry.tuning.options import trainer_flags
+from mimicry.tuning.config import REPORT_NONE, TuningConfig
+from mimicry.tuning.options import TRAINER_OPTIONS, trainer_flags
 from mimicry.tuning.provenance import trainer_identity
 
 _FOLDER = Path(__file__).resolve().parent
@@ -69,6 +69,7 @@ class TrainScript:
         notes: Sequence[str],
         eval_dir: Path | None = None,
         base_samples_dir: Path | None = None,
+        caption_dir: Path | None = None,
     ) -> list[str]:
         """Return the script's arguments; a flag that it does not know is left out."""
         flags = {
@@ -78,6 +79,7 @@ class TrainScript:
             "base_samples_dir": []
             if base_samples_dir is None
             else [f"--base_samples_dir={base_samples_dir}"],
+            "caption_data_dir": [] if caption_dir is None else [f"--caption_data_dir={caption_dir}"],
             "note": [f"--note={note}" for note in notes],
             **trainer_flags(config),
         }
@@ -91,7 +93,7 @@ class TrainScript:
             return []
         dropped = [
             option.flag
-            for option in OPTIONS
+            for option in TRAINER_OPTIONS
             if not self._knows(option.name) and getattr(config, option.name) != option.default
         ]
         found = [f"{self.path.name} does not know {flag}, which is left out" for flag in dropped]
@@ -106,7 +108,7 @@ class TrainScript:
         return self.known_flags is None or name in self.known_flags
 
 
-def launch_words(script: TrainScript, script_words: Sequence[str], mixed_precision: str) -> list[str]:
+def launch_words(script: TrainScript, script_words: Sequence[str], config: TuningConfig) -> list[str]:
     """Return the whole command: accelerate with every choice made, then the script and its arguments."""
     return [
         sys.executable,
@@ -114,24 +116,25 @@ def launch_words(script: TrainScript, script_words: Sequence[str], mixed_precisi
         "accelerate.commands.launch",
         "--quiet",  # without a traceback of its own under that of a script that failed
         f"--config_file={_ACCELERATE_CONFIG}",
-        "--num_processes=1",
+        # It stands for several processes, on the CPU too; any free port, since others may train beside us.
+        *(["--multi_gpu", "--main_process_port=0"] if config.num_processes > 1 else []),
+        f"--num_processes={config.num_processes}",
         "--num_machines=1",
         "--dynamo_backend=no",
-        f"--mixed_precision={mixed_precision}",
-        f"--num_cpu_threads_per_process={cpu_threads()}",
+        f"--mixed_precision={config.mixed_precision}",
+        f"--num_cpu_threads_per_process={cpu_threads(config.num_processes)}",
         str(script.path),
         *script_words,
     ]
 
 
-def cpu_threads() -> int:
-    """Return OMP_NUM_THREADS when it is set, else the number of processors that we may use."""
+def cpu_threads(process_count: int = 1) -> int:
+    """Return OMP_NUM_THREADS when it is set, else a process's share of the processors that we may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ours // process_count)
 
 
 def _declared_flags(tree: ast.AST) -> list[str]:

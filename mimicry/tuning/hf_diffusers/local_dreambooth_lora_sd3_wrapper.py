@@ -3,8 +3,8 @@
 python local_dreambooth_lora_sd3_wrapper.py --input-dir IMAGES --output-dir ADAPTER [options]
 """
 
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 import click
 
-from mimicry.common.children import stop_with_parent
+from mimicry.common.children import has_parent, stop_with_parent
+from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
-from mimicry.common.images import ImageFolder, unreadable_images
+from mimicry.common.image_checks import bad_images
+from mimicry.common.images import ImageFolder
 from mimicry.common.programs import run_command
 from mimicry.common.study_tree import parse_output_dir
+from mimicry.common.text import printable, shell_line
 from mimicry.tuning.adapter import set_adapter_aside
+from mimicry.tuning.captions import Captions
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from mimicry.tuning.hub import UploadJob, repository_name
+from mimicry.tuning.hub_preflight import hub_problems, refuse_names
 from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.publishing import upload_and_record
@@ -41,9 +46,15 @@ from mimicry.tuning.publishing import upload_and_record
     type=click.Path(path_type=Path),
     help="Folder of what the base model draws of validation prompts, for many artists.",
 )
+@click.option(
+    "--caption-data-dir",
+    type=click.Path(path_type=Path),
+    help="With --captions: folder of the original art, whose captions hold for images without any.",
+)
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
+@click.option("--leave-out", multiple=True, help="Leave out the images of this stem; may be repeated.")
 @click.option("--note", multiple=True, help="A warning to keep in training_run.json; may be repeated.")
 @handed_on_options
 @hyper_parameter_options
@@ -52,57 +63,78 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
 
     A complete adapter is left as it is, unless --overwrite is given.
     """
-    images = ImageFolder.read(input_dir)
+    left_out = parameters["leave_out"]
+    images = ImageFolder.read(input_dir).without(left_out)
     problems = Problems()
     with problems:
         config = take_config(parameters)
     with problems:
-        script = _script(parameters["train_script"])
+        script = _script(parameters["train_script"], left_out)
     with problems:
         upload = _upload_job(output_dir, parameters)
     with problems:
-        _refuse_names("--input-dir", images)
-    eval_dir = parameters["eval_data_dir"]
+        names = {"--hub-model-id": parameters["hub_model_id"], "--hub-namespace": parameters["hub_namespace"]}
+        refuse_names(names, parameters["base_model_id"])
     with problems:
-        if eval_dir is not None:
-            _refuse_names("--eval-data-dir", ImageFolder.read(eval_dir))
+        _refuse_names("--input-dir", images)
+    eval_dir, caption_dir = parameters["eval_data_dir"], parameters["caption_data_dir"]
+    for option, folder in (("--eval-data-dir", eval_dir), ("--caption-data-dir", caption_dir)):
+        with problems:
+            if folder is not None:
+                _refuse_names(option, ImageFolder.read(folder).without(left_out))
     problems.raise_any()
+    original = None if caption_dir is None else ImageFolder.read(caption_dir).without(left_out)
+    captions = Captions.read(images, original) if config.captions else None
     job = ArtistJob(
         config=config,
         input_dir=input_dir,
         output_dir=output_dir,
         script=script,
         notes=parameters["note"],
+        leave_out=left_out,
         stall_seconds=60 * parameters["stall_minutes"],
         eval_dir=eval_dir,
         base_samples_dir=parameters["base_samples_dir"],
+        caption_dir=caption_dir,
     )
     if dry_run:
-        print(shlex.join(job.command()))
+        print(shell_line(job.command()))
         return 0
-    unreadable = unreadable_images(images)
-    if unreadable:
-        raise MimicryError(*unreadable)
+    bad = [*(image.problem for image in bad_images([images])), *(captions.problems if captions else ())]
+    if bad:
+        raise MimicryError(*bad)
     faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
+    if (
+        upload is not None and not faults and not has_parent()
+    ):  # apply_tuning has asked for all of its artists
+        faults = hub_problems([(upload, input_dir)])
     if faults:
         raise BatchFault(*faults)
-    existing = judge_existing(output_dir, Asked.of(config, script.identity), images, full=True)
-    if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
-        _report_kept(output_dir, existing)
-    else:
-        for warning in script.warnings(config):
-            print(f"warning: {warning}", file=sys.stderr)
-        if existing.state is not State.ABSENT:
-            set_adapter_aside(output_dir, existing.state.value)
-        train_artist(job)
-        print(f"complete: {output_dir}")
-    if upload is not None:
-        print(f"uploaded: {upload_and_record(upload).url}")
+    asked = Asked.of(config, script.identity)
+    with Claim.take(output_dir) as claim:
+        existing = judge_existing(output_dir, asked, images, captions=captions, full=True)
+        if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
+            _report_kept(output_dir, existing)
+        else:
+            for warning in script.warnings(config):
+                print(f"warning: {printable(warning)}", file=sys.stderr)
+            if existing.state is not State.ABSENT:
+                set_adapter_aside(output_dir, existing.state.value)
+            train_artist(job, claim)
+            print(printable(f"complete: {output_dir}"))
+        if upload is not None:
+            print(f"uploaded: {upload_and_record(upload).url}")
     return 0
 
 
-def _script(path: Path | None) -> TrainScript:
-    return TrainScript.own() if path is None else TrainScript.read(path)
+def _script(path: Path | None, left_out: Sequence[str]) -> TrainScript:
+    script = TrainScript.own() if path is None else TrainScript.read(path)
+    if left_out and not script.is_own:
+        raise UsageError(
+            f"--leave-out {left_out[0]}: {script.path.name} takes every image of the folder; move the image "
+            f"away, or train without --train-script"
+        )
+    return script
 
 
 def _refuse_names(option: str, images: ImageFolder) -> None:
@@ -122,22 +154,26 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
             f"the repository on the Hub; type --hub-model-id NAME or --no-push-to-hub"
         )
     protection, countermeasure, artist = "unknown", "unknown", output_dir.absolute().name
+    place: dict[str, str] = {}
     if meaning is not None:
         protection, countermeasure = meaning[0].protection, meaning[0].countermeasure
         artist = meaning[1].name
+        place = {"split": meaning[1].split, "style": meaning[1].style}
     return UploadJob(
         folder=output_dir,
         repository=parameters["hub_model_id"] or repository_name(protection, countermeasure, artist),
         protection=protection,
         countermeasure=countermeasure,
         artist=artist,
+        **place,
         namespace=parameters["hub_namespace"],
         base_model_id=parameters["base_model_id"],
     )
 
 
 def _report_kept(output_dir: Path, existing: Existing) -> None:
-    print(f"{existing.state.value}: {output_dir}" + (f" ({existing.reason})" if existing.reason else ""))
+    reason = f" ({existing.reason})" if existing.reason else ""
+    print(printable(f"{existing.state.value}: {output_dir}{reason}"))
     if existing.state is State.STALE:
         print("it is kept; type --overwrite to train it again")
 

@@ -1,22 +1,26 @@
 """Training one artist through accelerate: launch, watch, verify."""
 
 import os
-import shlex
 import shutil
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mimicry.common.children import has_parent, running_child
-from mimicry.common.errors import AdapterBroken, TrainingFailed
+from mimicry.common.children import Interrupted, has_parent, running_child
+from mimicry.common.claims import Claim
+from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
-from mimicry.common.images import ImageFolder
+from mimicry.common.images import ImageFolder, ImageRecord
+from mimicry.common.scrubbing import mask_token
+from mimicry.common.text import shell_line
 from mimicry.tuning import base_model
 from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
+from mimicry.tuning.class_images import ClassImages
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.display import StepDisplay, is_terminal
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
-from mimicry.tuning.outcome import Attempt
+from mimicry.tuning.outcome import Attempt, refuse_changed_images
 from mimicry.tuning.provenance import describe_run
 from mimicry.tuning.watching import MetricsReader, StallGuard, follow
 
@@ -31,7 +35,8 @@ class ArtistJob:
     """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record.
 
     `eval_dir` holds the images that the loss is measured on before and after, `base_samples_dir` what the
-    base model draws of validation prompts.
+    base model draws of validation prompts, `caption_dir` the original art, whose captions hold for images
+    without any. Images whose stems are in `leave_out` are not used at all.
     """
 
     config: TuningConfig
@@ -42,6 +47,13 @@ class ArtistJob:
     stall_seconds: float
     eval_dir: Path | None = None
     base_samples_dir: Path | None = None
+    caption_dir: Path | None = None
+    leave_out: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> ImageFolder:
+        """The images that are trained on."""
+        return ImageFolder.read(self.input_dir).without(self.leave_out)
 
     @property
     def trainer_output_dir(self) -> Path:
@@ -51,7 +63,7 @@ class ArtistJob:
     @property
     def step_count(self) -> int:
         """The optimizer steps of the training."""
-        return self.config.step_count(len(ImageFolder.read(self.input_dir).names))
+        return self.config.step_count(len(self.images.names))
 
     def command(self) -> list[str]:
         """Return the exact command that trains this artist."""
@@ -66,15 +78,22 @@ class ArtistJob:
             self.notes,
             self.eval_dir,
             self.base_samples_dir,
+            self.caption_dir,
         )
-        return launch_words(self.script, words, self.config.mixed_precision)
+        words += [f"--leave_out={stem}" for stem in self.leave_out]
+        return launch_words(self.script, words, self.config)
 
 
-def train_artist(job: ArtistJob) -> None:
+def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     """Train the artist; when this returns, a verified adapter lies in the output folder.
+
+    Args:
+        claim: that of the output folder, which the trainer joins.
 
     Raises:
         TrainingFailed: there is none; the message says why and where the log is.
+        Interrupted: somebody has sent a stop signal to the trainer.
+        ClaimLost: another process has taken the folder over.
     """
     attempt = Attempt.begin(job.output_dir)
     # What a script that was stopped has left must not be taken for the result of this one.
@@ -82,24 +101,34 @@ def train_artist(job: ArtistJob) -> None:
     others = [] if job.script.is_own else checkpoint_names(job.output_dir)
     set_aside(job.output_dir, [_FOREIGN_OUTPUT, *others], "unfinished")
     started_at = utc_now()
+    images = [] if job.script.is_own else job.images.records()
     try:
-        code = _run(job)
+        code = _run(job, {} if claim is None else claim.variable())
         if not job.script.is_own:
-            _publish_foreign(job, started_at)
+            with nullcontext() if claim is None else claim.kept():
+                _publish_foreign(job, started_at, images)
     except AdapterBroken as error:
         raise TrainingFailed(*error.problems) from error
+    except OSError as error:
+        raise TrainingFailed(disk_fault(error) or f"{job.output_dir}: {error.strerror}") from error
+    if claim is not None:
+        claim.check()
     failure = attempt.failure(code)
+    stopped_by = attempt.stopped_by()
+    if failure is not None and stopped_by is not None:
+        raise Interrupted(stopped_by)
     if failure is not None:
         raise TrainingFailed(failure + _log_excerpt(job, attempt))
 
 
-def _run(job: ArtistJob) -> int:
+def _run(job: ArtistJob, variable: Mapping[str, str]) -> int:
     log = job.output_dir / TRAIN_LOG
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **variable}
     with ExitStack() as stack:
+        stack.callback(mask_token, log)
         output = stack.enter_context(log.open("ab"))
         command = job.command()
-        output.write(f"--- {utc_now()} {shlex.join(command)}\n".encode("utf-8", "replace"))
+        output.write(f"--- {utc_now()} {shell_line(command)}\n".encode("utf-8", "replace"))
         output.flush()
         metrics = MetricsReader(job.trainer_output_dir / METRICS)
         child = stack.enter_context(
@@ -114,11 +143,15 @@ def _run(job: ArtistJob) -> int:
         return follow(child, metrics, display.step if display else _ignore, guard)
 
 
-def _publish_foreign(job: ArtistJob, started_at: str) -> None:
-    """Move what somebody else's script has saved to its final place, with the records that it lacks."""
+def _publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord]) -> None:
+    """Move what somebody else's script has saved to its final place, with the records that it lacks.
+
+    Our own trainer looks by itself whether its images are still those that it began with.
+    """
     saved = job.trainer_output_dir / WEIGHTS
     if not saved.exists():
         return
+    refuse_changed_images(job.images, images)
     record = describe_run(
         job.config,
         base_model.resolve(job.config),
@@ -128,13 +161,16 @@ def _publish_foreign(job: ArtistJob, started_at: str) -> None:
     )
     record["paths"] |= {"instance_data_dir": str(job.input_dir), "output_dir": str(job.output_dir)}
     record |= {
-        "images": ImageFolder.read(job.input_dir).records(),
+        "images": images,
         "status": "complete",
         "started_at": started_at,
         "finished_at": utc_now(),
         "steps": job.step_count,
         "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
     }
+    class_images = ClassImages.of(job.config)
+    if class_images is not None and not class_images.missing():
+        record["class_images"] = class_images.record()
     publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)
 

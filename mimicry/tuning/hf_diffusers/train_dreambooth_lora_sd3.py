@@ -1,6 +1,7 @@
 """Train one DreamBooth LoRA adapter of a Stable Diffusion 3 model.
 
     accelerate launch train_dreambooth_lora_sd3.py --instance_data_dir DIR --output_dir DIR [flags]
+    accelerate launch --multi_gpu --num_processes N train_dreambooth_lora_sd3.py ...
 
 The command line is that of the diffusers example of the same name. What follows is done in stages, each of
 which frees what it needed: the text encoders, then the VAE, then the transformer.
@@ -8,6 +9,8 @@ which frees what it needed: the text encoders, then the VAE, then the transforme
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
@@ -15,20 +18,38 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 from mimicry import __version__
 from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
-from mimicry.common.environment import load_environment
-from mimicry.common.errors import run_reporting_errors
+from mimicry.common.environment import load_environment, process_count, process_index
+from mimicry.common.errors import MimicryError, run_reporting_errors
+from mimicry.common.scrubbing import scrubbed_output
+
+# Several processes end within ten seconds of a stop signal, unless one waits for another that is gone.
+_KILL_SECONDS = 15.0
+# The main process meets the same error in the meantime; the end of another might stop it before it says so.
+_SILENT_SECONDS = 20.0
 
 
 def main() -> int:
     """Train, and return the exit code."""
-    print(f"mimicry {__version__}, {Path(__file__).name}", flush=True)
-    stop_with_parent()
+    alone, speaks = process_count() == 1, process_index() == 0
+    if speaks:
+        print(f"mimicry {__version__}, {Path(__file__).name}", flush=True)
+    stop_with_parent(None if alone else _KILL_SECONDS)
     try:
-        with stop_signals_raise():
-            return run_reporting_errors(train)
+        with stop_signals_raise(), scrubbed_output():
+            return run_reporting_errors(train) if speaks else _run_silently(train)
     except Interrupted as stop:
-        print(f"stopped by {stop}", file=sys.stderr)
+        if speaks:
+            print(f"stopped by {stop}", file=sys.stderr)
         return stop.exit_code
+
+
+def _run_silently(program: Callable[[], int]) -> int:
+    """Run `program`; an error before the processes have joined is that of all: the main one reports it."""
+    try:
+        return program()
+    except MimicryError as error:
+        time.sleep(_SILENT_SECONDS)
+        return error.exit_code
 
 
 def train() -> int:
@@ -36,10 +57,13 @@ def train() -> int:
     load_environment()
     # It warns that torchvision is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from accelerate import PartialState
+
     from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
     train_adapter(parse_job())
+    PartialState().destroy_process_group()
     return 0
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.config import OPTIONS, TuningConfig
+from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT, TrainScript, cpu_threads, launch_words
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from mimicry.tuning.options import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import KNOWN, write_stand_in
 
@@ -30,7 +31,7 @@ class TestOwnScript:
             *("instance_data_dir", "output_dir"),
             *(
                 option.name
-                for option in OPTIONS
+                for option in TRAINER_OPTIONS
                 if (value := getattr(config, option.name)) is not None and value is not False
             ),
         ]
@@ -50,10 +51,10 @@ class TestOwnScript:
         assert job.config == config
         assert job.instance_data_dir == Path(hostile_name)
         assert job.notes == (hostile_name, "another note")
-        assert (job.eval_data_dir, job.base_samples_dir) == (None, None)
-        words = TrainScript.own().words(config, IN, OUT, [], Path(hostile_name), Path(hostile_name))
-        job = parse_job(words)
-        assert (job.eval_data_dir, job.base_samples_dir) == (Path(hostile_name), Path(hostile_name))
+        assert (job.eval_data_dir, job.base_samples_dir, job.caption_data_dir) == (None, None, None)
+        folders = [Path(hostile_name), Path(f"{hostile_name}2"), Path(f"{hostile_name}3")]
+        job = parse_job(TrainScript.own().words(config, IN, OUT, [], *folders))
+        assert [job.eval_data_dir, job.base_samples_dir, job.caption_data_dir] == folders
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()
@@ -100,6 +101,11 @@ class TestForeignScript:
             "train_dreambooth_lora_sd3.py does not know --seed, which is left out",
             "train_dreambooth_lora_sd3.py does not know --random-flip, which is left out",
         ]
+
+    def test_the_number_of_processes_is_the_launchers_affair(self, foreign: TrainScript) -> None:
+        config = TuningConfig(cache_latents=False, num_processes=2)
+        assert not [word for word in foreign.words(config, IN, OUT, []) if "num_processes" in word]
+        assert foreign.warnings(config) == []
 
     def test_it_is_never_told_to_resume(self, tmp_path: Path) -> None:
         path = tmp_path / "script.py"
@@ -157,7 +163,9 @@ class TestForeignScript:
 class TestLaunch:
     def test_every_choice_of_the_launcher_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        words = launch_words(TrainScript.own(), ["--rank=4", "--", "x y"], "fp16")
+        words = launch_words(
+            TrainScript.own(), ["--rank=4", "--", "x y"], TuningConfig(mixed_precision="fp16")
+        )
         config = next(word for word in words if word.startswith("--config_file="))
         assert words == [
             *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", config),
@@ -166,6 +174,16 @@ class TestLaunch:
             *(str(OWN_SCRIPT), "--rank=4", "--", "x y"),
         ]
         assert Path(config.partition("=")[2]).is_file()
+
+    def test_several_processes_share_the_processors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+        words = launch_words(TrainScript.own(), [], TuningConfig(num_processes=3))
+        assert words[5:8] == ["--multi_gpu", "--main_process_port=0", "--num_processes=3"]
+        assert "--num_cpu_threads_per_process=2" in words
+        assert cpu_threads(9) == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        assert cpu_threads(3) == 7
 
     @pytest.mark.parametrize("asked", ["", "0", "-2", "many", "²"])
     def test_a_senseless_thread_count_is_that_of_the_processors(

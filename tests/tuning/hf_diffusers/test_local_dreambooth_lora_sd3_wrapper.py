@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 
+from mimicry.common.claims import Claim
 from mimicry.tuning.adapter import check_adapter
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
+from tests.fake_hub import FakeHub
 from tests.tuning.hf_diffusers.conftest import Tuned
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in
 from tests.tuning.hf_diffusers.studio import (
@@ -22,6 +24,7 @@ from tests.tuning.hf_diffusers.studio import (
     Studio,
     await_step,
     end,
+    environment,
     processes_naming,
     run,
     start,
@@ -209,6 +212,41 @@ class TestRefusal:
         )
         assert "--train-script nowhere.py cannot be read" in error
 
+    def test_names_for_the_hub_and_images_to_leave_out_are_checked(
+        self, studio: Studio, tmp_path: Path
+    ) -> None:
+        script = write_stand_in(tmp_path)
+        errors = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir=out", f"--train-script={script}", "--leave-out=x"),
+            *(f"--hub-model-id={'n' * 97}", "--hub-namespace=Musée", "--base-model-id=/home/x"),
+        )
+        assert len(errors) == 4
+        for words in (
+            "--leave-out x: train_dreambooth_lora_sd3.py takes every image",
+            "its 97 characters are too many",
+            "--hub-namespace 'Musée' is no name on the Hub",
+            "--base-model-id '/home/x' is no model id",
+        ):
+            assert sum(words in error for error in errors) == 1, words
+
+    def test_a_hub_that_refuses_is_a_fault_before_training(self, studio: Studio, tmp_path: Path) -> None:
+        with FakeHub() as hub:
+            hub.account["auth"]["accessToken"]["role"] = "read"
+            before = tree(tmp_path)
+            outcome = run(
+                WRAPPER,
+                [
+                    *("--input-dir", studio.images, "--output-dir=out", "--hub-model-id=x"),
+                    *(f"--pretrained-model-name-or-path={studio.base_model}", "--resolution=32"),
+                ],
+                cwd=tmp_path,
+                env=environment(**hub.environment()),
+            )
+        assert outcome.returncode == 2, outcome.stderr
+        assert "the token in HF_TOKEN may only read" in outcome.stderr
+        assert tree(tmp_path) == before
+
 
 def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path: Path) -> None:
     shutil.copytree(studio.images, tmp_path / "O'Keeffe; {x}")
@@ -217,8 +255,8 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
         WRAPPER,
         [
             *("--input-dir", "O'Keeffe; {x}", "--output-dir", "out dir", "--no-push-to-hub", "--dry-run"),
-            "--eval-data-dir=O'Keeffe; {x}",
-            "--base-samples-dir=base {x}",
+            *("--eval-data-dir=O'Keeffe; {x}", "--base-samples-dir=base {x}"),
+            *("--captions", "--caption-data-dir=O'Keeffe; {x}"),
         ],
         cwd=tmp_path,
     )
@@ -232,6 +270,42 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     assert "--output_dir=out dir" in words
     assert "--eval_data_dir=O'Keeffe; {x}" in words
     assert "--base_samples_dir=base {x}" in words
+    assert "--caption_data_dir=O'Keeffe; {x}" in words
+    assert "--captions" in words
+
+
+def test_captions_that_cannot_be_used_are_named_all_at_once(studio: Studio, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(studio.images, images)
+    stems = sorted(path.stem for path in images.iterdir())
+    (images / f"{stems[0]}.txt").write_bytes(b"\xff")
+    (images / f"{stems[1]}.txt").write_text(" ")
+    words = ["--input-dir=images", "--output-dir=out", "--no-push-to-hub", "--captions"]
+    outcome = run(WRAPPER, words, cwd=tmp_path)
+    assert outcome.returncode == 1
+    errors = outcome.stderr.splitlines()
+    assert [line.partition(" is ")[0] for line in errors] == [
+        f"error: images/{stems[0]}.txt",
+        f"error: the caption images/{stems[1]}.txt",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(studio: Studio, tmp_path: Path) -> None:
+    with Claim.take_anew(tmp_path / "out"):
+        outcome = run(
+            WRAPPER,
+            [
+                *("--input-dir", studio.images, "--output-dir", tmp_path / "out", "--no-push-to-hub"),
+                *("--pretrained-model-name-or-path", studio.base_model, "--resolution=32"),
+            ],
+            cwd=tmp_path,
+        )
+    assert outcome.returncode == 1
+    (error,) = outcome.stderr.splitlines()
+    assert f"out is in training by pid {os.getpid()} on" in error
+    assert "wait for it, or end it, and type the same command again" in error
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @needs_proc

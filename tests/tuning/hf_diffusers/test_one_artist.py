@@ -1,7 +1,9 @@
 """One artist through a script that is not ours: what it leaves is verified before it counts."""
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights
-from tests.tuning.hf_diffusers.studio import Studio, training_run
+from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 COMPLETE = ["adapter_config.json", WEIGHTS, "train.log", "training_run.json"]
@@ -28,7 +30,7 @@ COMPLETE = ["adapter_config.json", WEIGHTS, "train.log", "training_run.json"]
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start the script itself: the launcher takes seconds, and the wrapper's own test has it."""
 
-    def launch_words(script: TrainScript, words: Sequence[str], mixed_precision: str) -> list[str]:
+    def launch_words(script: TrainScript, words: Sequence[str], config: TuningConfig) -> list[str]:
         return [sys.executable, str(script.path), *words]
 
     monkeypatch.setattr(one_artist, "launch_words", launch_words)
@@ -193,3 +195,34 @@ def test_a_checkpoint_of_our_own_trainer_is_set_aside(studio: Studio, tmp_path: 
     assert names(job.output_dir) == COMPLETE
     (aside,) = (job.output_dir / "set_aside").iterdir()
     assert (aside / "checkpoint-100" / "checkpoint.json").read_text() == "{}"
+
+
+def test_images_that_were_changed_meanwhile_make_no_adapter(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Path(shutil.copytree(studio.images, tmp_path / "images"))
+    job = replace(make_job(studio, tmp_path), input_dir=images)
+    real = one_artist._run
+
+    def run(job: ArtistJob, variable: Mapping[str, str]) -> int:
+        code = real(job, variable)
+        sorted(images.iterdir())[0].write_bytes(b"other")
+        return code
+
+    monkeypatch.setattr(one_artist, "_run", run)
+    with pytest.raises(TrainingFailed, match="images were changed while it was trained on them"):
+        train_artist(job)
+    assert not (job.output_dir / WEIGHTS).exists()
+
+
+def test_a_script_that_prints_the_token_leaves_none_in_the_log(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    job = make_job(studio, tmp_path)
+    with job.script.path.open("a") as script:
+        script.write("print('the token is', os.environ['HF_TOKEN'])\n")
+    train_artist(job)
+    log = (job.output_dir / "train.log").read_text()
+    assert f"the token is {'*' * len(SECRET)}\n" in log
+    assert SECRET not in log

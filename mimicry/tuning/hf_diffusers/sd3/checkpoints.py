@@ -23,13 +23,14 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
-from mimicry.tuning.adapter import METRICS, checkpoint_names
+from mimicry.tuning.adapter import CHECKPOINT_FACTS as FACTS
+from mimicry.tuning.adapter import METRICS, checkpoint_names, litter, remove
+from mimicry.tuning.captions import record_differences
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.provenance import recipe_differences
 
 ADAPTER = "adapter.safetensors"
 STATE = "state.safetensors"
-FACTS = "checkpoint.json"
 _SCHEMA = 1
 _PARTS = (ADAPTER, STATE, METRICS)
 # A tensor within a state stands in STATE; in FACTS there is its name instead, under this key.
@@ -117,6 +118,7 @@ class Checkpoints:
     recipe: Mapping[str, Any]
     images: list[dict[str, Any]]
     limit: int
+    class_images: Mapping[str, Any] | None = None
 
     def choose(self, wanted: str) -> tuple[Checkpoint | None, dict[str, str]]:
         """Return the checkpoint to go on from, and why those in its way are not used, by name.
@@ -150,8 +152,7 @@ class Checkpoints:
     def clear_way(self, unused: Mapping[str, str]) -> None:
         """Set the checkpoints `unused` aside, and remove what killed processes have left half-written."""
         set_aside(self.output_dir, list(unused), "unused")
-        for leftover in self.output_dir.glob(".checkpoint-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove(self.output_dir, litter(self.output_dir))
 
     def save(
         self,
@@ -187,6 +188,7 @@ class Checkpoints:
                 "step": step,
                 "recipe": self.recipe,
                 "images": self.images,
+                "class_images": self.class_images,
                 **facts,
                 "states": states,
                 "sha256": {name: sha256_file(temporary / name) for name in _PARTS},
@@ -232,7 +234,9 @@ class Checkpoints:
         if not words and recorded != self.recipe:
             words.append("another recipe")
         if checkpoint.facts["images"] != self.images:
-            words.append("other images")
+            words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
+        if checkpoint.facts.get("class_images") != self.class_images:
+            words.append("other class images")
         return f"it belongs to another run: {', '.join(words)}" if words else ""
 
 

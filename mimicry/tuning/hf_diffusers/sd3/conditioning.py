@@ -8,6 +8,7 @@ never part of the model. Results are the same to the last bit.
 
 import functools
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,22 @@ from diffusers.models.normalization import (
 from safetensors import safe_open
 from torch import Tensor
 
+from mimicry.common.errors import TrainingFailed
+from mimicry.tuning.hf_diffusers.sd3.host_memory import host_memory_problem
+
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
 _EMBEDDING = "time_text_embed"
+# What the table replaces, by the names of the parts that hold it.
+REPLACED = (_EMBEDDING, "norm1", "norm1_context", "norm_out")
 _EMBEDDING_LAYERS = tuple(
     f"{_EMBEDDING}.{part}.linear_{number}"
     for part in ("timestep_embedder", "text_embedder")
     for number in (1, 2)
 )
+
+_REPLACED_BIAS = re.compile(r"(^norm_out|\.norm1(_context)?)\.linear\.bias$")
+# So many conditions go through a layer before they leave the device: with captions there may be many.
+_CHUNK = 256
 
 # A timestep, as its row in the sigma table, and a prompt, as its row among the pooled prompts.
 Condition = tuple[int, int]
@@ -105,6 +115,10 @@ class WeightFiles:
         with safe_open(single, framework="pt") as file:
             return cls(dict.fromkeys(file.keys(), single))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        with safe_open(self.files[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         with safe_open(self.files[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name).to(device, dtype)
@@ -123,14 +137,13 @@ class ConditioningTable:
     place_of: Mapping[Condition, int]
     device: torch.device
 
-    def rows(self, timestep_indices: Sequence[int], prompt_indices: Sequence[int] | None = None) -> Tensor:
+    def rows(self, timestep_indices: Sequence[int], prompt_indices: Sequence[int]) -> Tensor:
         """Return the rows for a batch, of shape (B, R), on the device.
 
         Args:
             timestep_indices: rows of the sigma table, one for each sample of the batch.
-            prompt_indices: rows of the pooled prompts; by default the first prompt for all.
+            prompt_indices: rows of the pooled prompts, likewise.
         """
-        prompt_indices = prompt_indices or [0] * len(timestep_indices)
         places = [
             self.place_of[condition] for condition in zip(timestep_indices, prompt_indices, strict=True)
         ]
@@ -147,6 +160,11 @@ class ConditioningTable:
         return self.rows_NSR.nbytes
 
 
+def row_width(weights: WeightFiles) -> int:
+    """Return R, the numbers in a row of the table for a transformer of these weights; reads headers only."""
+    return sum(weights.shape(name)[0] for name in weights.files if _REPLACED_BIAS.search(name))
+
+
 @torch.no_grad()
 def compute_table(
     transformer: TabledTransformer,
@@ -160,11 +178,15 @@ def compute_table(
     """Compute the rows of `conditions`, under the caller's autocast.
 
     Each condition is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise
-    than one among several. Only one linear layer's weights are in memory at a time.
+    than one among several. What else is in the batch does not matter, as a test shows. Only one linear
+    layer's weights are in memory at a time.
 
     Args:
         timesteps_T: what the transformer is told for each row of the sigma table, fp32.
         pooled_NP: the pooled prompts, on the training's device and in its precision.
+
+    Raises:
+        TrainingFailed: rows depend on their place in the batch, and so many do not fit into host memory.
     """
     device, dtype = pooled_NP.device, pooled_NP.dtype
     embed = _read_embedding(transformer, weights, device, dtype)
@@ -183,21 +205,35 @@ def compute_table(
     rows_NSR = _host_memory((len(order), 1, width), dtype, device)
     for name, layer in layers.items():
         weight, bias = (weights.read(f"{name}.{part}", device, dtype) for part in ("weight", "bias"))
-        part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in activations])
-        if rows_NSR.shape[1] == 1:
-            if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
-                part_NBC = part_NBC[:, :1]
-            else:
-                known_N1R = rows_NSR
-                rows_NSR = _host_memory((len(order), batch_size, width), dtype, device)
-                rows_NSR.copy_(known_N1R.expand_as(rows_NSR))
         start = int(layer.columns[0])
-        rows_NSR[:, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
+        for first in range(0, len(order), _CHUNK):
+            chunk = activations[first : first + _CHUNK]
+            part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
+            if rows_NSR.shape[1] == 1:
+                if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
+                    part_NBC = part_NBC[:, :1]
+                else:
+                    rows_NSR = _with_slots(rows_NSR, batch_size, device)
+            columns = slice(start, start + part_NBC.shape[-1])
+            rows_NSR[first : first + _CHUNK, :, columns] = part_NBC.cpu()
     return ConditioningTable(
         rows_NSR=rows_NSR,
         place_of={condition: place for place, condition in enumerate(order)},
         device=device,
     )
+
+
+def _with_slots(rows_N1R: Tensor, slot_count: int, device: torch.device) -> Tensor:
+    """Return the same rows for each place of a batch."""
+    problem = host_memory_problem(rows_N1R.nbytes * slot_count)
+    if problem is not None:
+        raise TrainingFailed(
+            f"the conditioning table depends on the place in the batch here, and would take {problem}; type "
+            f"--no-conditioning-table"
+        )
+    count, _, width = rows_N1R.shape
+    rows_NSR = _host_memory((count, slot_count, width), rows_N1R.dtype, device)
+    return rows_NSR.copy_(rows_N1R.expand_as(rows_NSR))
 
 
 def trained_conditioning(block_count: int, targets: Collection[str]) -> list[str]:

@@ -7,12 +7,15 @@ is a counter-based generator with the same stream everywhere, where torch.randn 
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+# The kind of samples that show class images, of prior preservation.
+CLASS = "class_"
 
 
 def generator(seed: int, purpose: str, index: int, name: str) -> np.random.Generator:
@@ -47,51 +50,72 @@ class View:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of the run: its index in the whole run, the image it shows, and how."""
+    """One sample of the run: its index in the whole run, the image it shows, and how.
+
+    `kind` is that of its plan.
+    """
 
     index: int
     image: int
     stem: str
     view: View
+    kind: str = ""
+
+    def purpose(self, name: str) -> str:
+        """Return the purpose that `name` is drawn for: samples of different kinds draw apart."""
+        return self.kind + name
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Which image each sample of the run shows: every image `repeats` times in each epoch, in a new order."""
+    """Which image each sample of the run shows: every image `repeats` times in each epoch, in a new order.
+
+    `kind` is empty for the images that a style is learned from, and `CLASS` for class images: it goes into
+    the purpose of all that is drawn.
+    """
 
     seed: int
     stems: tuple[str, ...]
     center_crop: bool
     random_flip: bool
     repeats: int = 1
+    kind: str = ""
 
     def sample(self, index: int) -> Sample:
         """Return sample number `index` of the run, counted from 0 over all epochs."""
         epoch, place = divmod(index, len(self.stems) * self.repeats)
-        image = _epoch_order(self.seed, epoch, self.stems, self.repeats)[place]
+        image = _epoch_order(self.seed, f"{self.kind}order", epoch, self.stems, self.repeats)[place]
         stem = self.stems[image]
-        return Sample(index=index, image=image, stem=stem, view=self._view(index, stem))
+        return Sample(index=index, image=image, stem=stem, view=self._view(index, stem), kind=self.kind)
 
-    def distinct_views(self, sample_count: int) -> Iterator[Sample]:
-        """Return samples that show all that the first `sample_count` samples show, not much more often."""
+    def distinct_views(self, indices: Iterable[int]) -> Iterator[Sample]:
+        """Return samples that show all that the samples of `indices` show, each view of an image once."""
         fixed = self.center_crop and not self.random_flip
-        count = min(sample_count, len(self.stems) * self.repeats) if fixed else sample_count
-        return (self.sample(index) for index in range(count))
+        seen: set[tuple[int, View]] = set()
+        for index in indices:
+            sample = self.sample(index)
+            if (sample.image, sample.view) not in seen:
+                seen.add((sample.image, sample.view))
+                yield sample
+            if fixed and len(seen) == len(self.stems):
+                return
 
     def _view(self, index: int, stem: str) -> View:
         across = down = 0.5
         if not self.center_crop:
-            across, down = generator(self.seed, "crop", index, stem).random(2).tolist()
-        flipped = self.random_flip and bool(generator(self.seed, "flip", index, stem).random() < 0.5)
+            across, down = generator(self.seed, f"{self.kind}crop", index, stem).random(2).tolist()
+        flipped = self.random_flip and bool(
+            generator(self.seed, f"{self.kind}flip", index, stem).random() < 0.5
+        )
         return View(across=across, down=down, flipped=flipped)
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, stems: Sequence[str], repeats: int) -> list[int]:
+def _epoch_order(seed: int, purpose: str, epoch: int, stems: Sequence[str], repeats: int) -> list[int]:
     # Each stem draws its own places, so that two sets that differ in one image agree on the others' order.
     places = [
         (place, image)
         for image, stem in enumerate(stems)
-        for place in generator(seed, "order", epoch, stem).random(repeats).tolist()
+        for place in generator(seed, purpose, epoch, stem).random(repeats).tolist()
     ]
     return [image for _, image in sorted(places)]

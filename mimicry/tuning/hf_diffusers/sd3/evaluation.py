@@ -21,14 +21,18 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
-from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop, load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 
 # More images make no better yardstick, and cost time in each of many short runs.
 _MOST_IMAGES = 20
 _CENTRE = draws.View()
+# Every image is evaluated with the instance prompt, whatever its caption.
+_PROMPT = 0
 
 
 def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
@@ -37,9 +41,10 @@ def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
     return [(2 * part + 1) * level_count // (2 * count) for part in range(count)]
 
 
-def eval_levels(setup: Setup) -> list[int]:
-    """Return the rows of the sigma table that the evaluation of a run is at."""
-    return eval_timestep_indices(setup.job.config, len(load_sigmas(setup).timesteps))
+def eval_conditions(setup: Setup) -> set[Condition]:
+    """Return what the evaluation of a run asks of the transformer."""
+    levels = eval_timestep_indices(setup.job.config, len(load_sigmas(setup).timesteps))
+    return {(level, _PROMPT) for level in levels}
 
 
 def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
@@ -53,7 +58,7 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if job.eval_data_dir is None:
         _skip(record, "no --eval_data_dir was given")
         return None
-    folder = ImageFolder.read(job.eval_data_dir)
+    folder = ImageFolder.read(job.eval_data_dir).without(job.leave_out)
     problem = folder.problem()
     if problem is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)
@@ -92,10 +97,9 @@ class Evaluation:
         self._loop = loop
         self._latents = latents
         self._record = record
-        self._table = loop.sigmas
         self._points: list[tuple[Path, str, int]] = []
         if images is not None:
-            timesteps = self._table.timesteps
+            timesteps = loop.batches.sigmas.timesteps
             levels = eval_timestep_indices(loop.setup.job.config, len(timesteps))
             files = zip(images.paths, images.stems, strict=True)
             self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
@@ -117,13 +121,11 @@ class Evaluation:
         with self._record.stage("evaluate"):
             loss = self._loss()
         if not math.isfinite(loss):
-            raise TrainingFailed(
-                f"the evaluation loss of step {step} is {loss}: "
-                + (
-                    "training diverged; type a smaller --learning-rate"
-                    if step
-                    else "the base model is broken"
-                )
+            reason = (
+                "training diverged; type a smaller --learning-rate" if step else "the base model is broken"
+            )
+            raise self._loop.setup.processes.agreed(
+                TrainingFailed(f"the evaluation loss of step {step} is {loss}: {reason}")
             )
         self._record.add_eval(step, loss)
         say(f"evaluation at step {step}: loss {loss:.4f}")
@@ -133,16 +135,21 @@ class Evaluation:
         transformer = self._loop.transformer
         was_training = transformer.training
         transformer.eval()  # no dropout
+        processes, setup = self._loop.setup.processes, self._loop.setup
+        # Each process fills in its part, and zeros change no sum: the values are those of a lone process.
+        errors = torch.zeros(len(self._points), device=setup.device)
         try:
-            size = self._loop.setup.job.config.train_batch_size
-            errors = [
-                self._errors(self._points[first : first + size], size)
-                for first in range(0, len(self._points), size)
-            ]
+            size = setup.forward_batch_size
+            for first in processes.share(range(0, len(self._points), size)):
+                processes.meet(None)
+                if first is not None:
+                    errors[first : first + size] = self._errors(self._points[first : first + size], size)
         finally:
             transformer.train(was_training)
+        processes.meet(None)
+        processes.add_up([errors])
         # One transfer from the device, and a sum without rounding.
-        values = torch.cat(errors).tolist()
+        values = errors.tolist()
         return math.fsum(values) / len(values)
 
     def _errors(self, points: Sequence[tuple[Path, str, int]], size: int) -> Tensor:
@@ -150,22 +157,18 @@ class Evaluation:
 
         A batch that is not full is filled up with its last point: the transformer sees one size only.
         """
-        setup, table = self._loop.setup, self._table
+        seed = self._loop.setup.job.config.seed
         latents, noise = [], []
         for path, stem, level in points:
             latents.append(self._latents.draw(path, _CENTRE, "eval_vae", level, stem))
             shape = tuple(latents[-1].shape)
-            values = draws.normal(setup.job.config.seed, "eval_noise", level, stem, shape)
-            noise.append(torch.from_numpy(values))
+            noise.append(torch.from_numpy(draws.normal(seed, "eval_noise", level, stem, shape)))
         rows = [min(row, len(points) - 1) for row in range(size)]
-        levels = [points[row][2] for row in rows]
-        batch = Batch(
-            latents_BCHW=torch.stack(latents)[rows].to(setup.device),
-            noise_BCHW=torch.stack(noise)[rows].to(setup.device),
-            sigmas_B=table.sigmas[levels].to(setup.device),
-            timesteps_B=table.timesteps[levels].to(setup.device),
-            samples=(),
-            timestep_indices=tuple(levels),
+        batch = self._loop.batches.make(
+            latents=[latents[row] for row in rows],
+            noise=[noise[row] for row in rows],
+            timestep_indices=[points[row][2] for row in rows],
+            prompt_indices=[_PROMPT] * size,
         )
         velocity_BCHW = self._loop.predict(batch).float()
         target_BCHW = batch.noise_BCHW - batch.latents_BCHW

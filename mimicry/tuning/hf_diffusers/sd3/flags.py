@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mimicry.common.environment import process_count
 from mimicry.common.errors import UsageError, nearest
-from mimicry.tuning.config import OPTIONS
 from mimicry.tuning.hf_diffusers.sd3.job import Job
-from mimicry.tuning.options import add_trainer_flags, config_from_flags
+from mimicry.tuning.options import TRAINER_OPTIONS, add_trainer_flags, config_from_flags
 
 # What the diffusers example understands and this trainer never will, with the reason.
 _FROM_FOLDERS = "images come from a folder, named by --instance_data_dir"
@@ -26,14 +26,7 @@ OUT_OF_SCOPE = {
     "text_encoder_lr": _TRANSFORMER_ONLY,
     "adam_weight_decay_text_encoder": _TRANSFORMER_ONLY,
 }
-_FOLDERS = ("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir")
-# What it will understand one day.
-NOT_YET = frozenset(
-    """
-    with_prior_preservation class_data_dir class_prompt prior_loss_weight num_class_images
-    sample_batch_size prior_generation_precision
-    """.split()
-)
+_FOLDERS = ("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir", "caption_data_dir")
 
 
 def parse_job(words: Sequence[str] | None = None) -> Job:
@@ -50,7 +43,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         if getattr(parsed, name) is None:
             problems.append(f"--{name} is missing; it takes a folder")
     try:
-        config = config_from_flags(vars(parsed))
+        config = config_from_flags(vars(parsed), num_processes=process_count())
     except UsageError as error:
         raise UsageError(*problems, *error.problems) from error
     if problems:
@@ -63,6 +56,8 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
         command=(Path(sys.argv[0]).name, *words),
         eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
         base_samples_dir=None if parsed.base_samples_dir is None else Path(parsed.base_samples_dir),
+        caption_data_dir=None if parsed.caption_data_dir is None else Path(parsed.caption_data_dir),
+        leave_out=tuple(parsed.leave_out),
     )
 
 
@@ -86,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Folder of what the base model draws of validation prompts, for many artists; by default each "
         "has them in its own samples/.",
+    )
+    parser.add_argument(
+        "--caption_data_dir",
+        metavar="DIR",
+        help="With --captions: folder of the original art, whose captions hold for images without any.",
+    )
+    parser.add_argument(
+        "--leave_out",
+        action="append",
+        default=[],
+        metavar="STEM",
+        help="Leave out the images of this stem, of all these folders.",
     )
     parser.add_argument(
         "--local_rank",
@@ -123,7 +130,7 @@ def _unknown_problems(words: Sequence[str]) -> list[str]:
 def _unknown_flag_problem(name: str) -> str:
     if name in OUT_OF_SCOPE:
         return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
-    if name in NOT_YET:
-        return f"--{name} is not supported yet; leave it out, or train with another script (--train-script)"
-    known = [*_FOLDERS, *(option.name for option in OPTIONS)]
+    if name == "num_processes":
+        return f"--{name} is told to the launcher: accelerate launch --multi_gpu --{name} ..."
+    known = [*_FOLDERS, "leave_out", *(option.name for option in TRAINER_OPTIONS)]
     return f"--{name} is no flag of this trainer; {nearest(name, known)}"

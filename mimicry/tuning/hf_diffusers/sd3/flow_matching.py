@@ -28,7 +28,7 @@ class SigmaTable:
 
 def draw_timestep_index(config: TuningConfig, sample: draws.Sample, level_count: int) -> int:
     """Return the row of the sigma table for `sample`, drawn by the weighting scheme (section 3.1)."""
-    generator = draws.generator(config.seed, "timestep", sample.index, sample.stem)
+    generator = draws.generator(config.seed, sample.purpose("timestep"), sample.index, sample.stem)
     if config.weighting_scheme == "logit_normal":
         logit = config.logit_mean + config.logit_std * float(generator.standard_normal())
         place = 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))

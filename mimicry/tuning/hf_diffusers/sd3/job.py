@@ -1,7 +1,8 @@
 """What one call of the trainer is asked to do, and what it found to do it with."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,11 +12,16 @@ from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.captions import Captions
+from mimicry.tuning.class_images import ClassImages, generation_precision, generation_settings
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan
+from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, SamplePlan
 from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
+from mimicry.tuning.hf_diffusers.sd3.processes import GROUP_OPTIONS, Processes
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptPlan
+from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization
 from mimicry.tuning.hf_diffusers.sd3.reports import tracker_arguments
 from mimicry.tuning.reporting import report_problems
 
@@ -27,7 +33,9 @@ class Job:
     """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
 
     `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
-    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study.
+    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study;
+    `caption_data_dir` the original art, whose captions hold for images without any. Images whose stems are
+    in `leave_out` are not used at all.
     """
 
     config: TuningConfig
@@ -37,17 +45,32 @@ class Job:
     command: tuple[str, ...]
     eval_data_dir: Path | None = None
     base_samples_dir: Path | None = None
+    caption_data_dir: Path | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A job together with what was found for it: device, base model, images and the order of samples."""
+    """A job together with what was found for it: device, base model, images and the order of samples.
+
+    `captions` is None where none are asked for, `class_images` without prior preservation. `plans` are the
+    orders of samples: of the images that the style is learned from, then of class images, if there are any.
+    """
 
     job: Job
     accelerator: Accelerator
+    processes: Processes
     model: BaseModel
     images: ImageFolder
-    samples: SamplePlan
+    captions: Captions | None
+    class_images: ClassImages | None
+    prompts: PromptPlan
+    plans: tuple[SamplePlan, ...]
+
+    @property
+    def samples(self) -> SamplePlan:
+        """The order of the images that the style is learned from."""
+        return self.plans[0]
 
     @property
     def device(self) -> torch.device:
@@ -62,60 +85,125 @@ class Setup:
     @property
     def step_count(self) -> int:
         """The optimizer steps of the whole run."""
-        return self.job.config.step_count(len(self.images.names), self.accelerator.num_processes)
+        return self.job.config.step_count(len(self.images.names))
 
     @property
-    def samples_per_step(self) -> int:
-        """The samples of one optimizer step."""
-        config = self.job.config
-        return config.gradient_accumulation_steps * config.train_batch_size
+    def forward_batch_size(self) -> int:
+        """The samples of one forward pass; with prior preservation half of them show class images."""
+        return self.job.config.train_batch_size * len(self.plans)
 
     @property
     def sample_count(self) -> int:
-        """The samples of the whole run."""
-        return self.step_count * self.samples_per_step
+        """The samples of the whole run, over all processes."""
+        return self.step_count * self.job.config.samples_per_step
+
+    def first_sample(self, batch: int) -> int:
+        """Return the index of the first sample of this process's batch of that number, counted from 0.
+
+        The processes take turns, batch by batch: together they go through the samples as one would.
+        """
+        return (batch * self.processes.count + self.processes.index) * self.job.config.train_batch_size
+
+    def own_samples(self) -> Iterator[int]:
+        """Return the indices of the samples of the whole run that this process computes, in order."""
+        config = self.job.config
+        for batch in range(self.step_count * config.gradient_accumulation_steps):
+            first = self.first_sample(batch)
+            yield from range(first, first + config.train_batch_size)
 
     @classmethod
     def prepare(cls, job: Job) -> "Setup":
         """Find everything that the job needs.
 
         Raises:
-            UsageError: several processes, a precision or kernel that the device does not have, an optimizer
-                or a tracker whose library is missing, or layers or blocks that the model does not have.
-            TrainingFailed: the images cannot be used.
+            UsageError: a precision or kernel that the device does not have, more processes than GPUs, a
+                library that is missing, layers or blocks that the model does not have, or a folder of class
+                images that cannot be used.
+            TrainingFailed: the images or their captions cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
-        images = _usable_images(job.instance_data_dir)
         accelerator = _accelerator(job.config, job.output_dir)
-        model = base_model.resolve(job.config)
-        problems = model.problems(job.config.resolution)
+        processes = Processes.of(accelerator)
+        with processes.failing_together():
+            return cls._find(job, accelerator, processes)
+
+    @classmethod
+    def _find(cls, job: Job, accelerator: Accelerator, processes: Processes) -> "Setup":
+        config = job.config
+        images = _usable_images(job.instance_data_dir, job.leave_out)
+        captions = _usable_captions(job, images)
+        problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
+        if problems:
+            raise UsageError(*problems)
+        model = base_model.resolve(config)
+        problems = model.problems(config.resolution)
         if problems:
             raise BatchFault(*problems)
-        check_optimizer(job.config, accelerator.num_processes)
-        check_modules(model, job.config)
+        check_optimizer(config)
+        check_quantization(config, accelerator.device)
+        check_modules(model, config)
+        class_images = _usable_class_images(config, model)
         samples = SamplePlan(
-            seed=job.config.seed,
+            seed=config.seed,
             stems=tuple(images.stems),
-            center_crop=job.config.center_crop,
-            random_flip=job.config.random_flip,
-            repeats=job.config.repeats,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip,
+            repeats=config.repeats,
         )
-        return cls(job=job, accelerator=accelerator, model=model, images=images, samples=samples)
+        plans = [samples]
+        if class_images is not None:
+            stems = tuple(class_images.images.stems)
+            plans.append(replace(samples, stems=stems, repeats=1, kind=CLASS))
+        texts = [None] * len(images.names) if captions is None else captions.texts
+        return cls(
+            job=job,
+            accelerator=accelerator,
+            processes=processes,
+            model=model,
+            images=images,
+            captions=captions,
+            class_images=class_images,
+            prompts=PromptPlan.make(config.instance_prompt, texts, config.class_prompt),
+            plans=tuple(plans),
+        )
 
 
-def _usable_images(folder: Path) -> ImageFolder:
-    images = ImageFolder.read(folder)
+def _usable_images(folder: Path, leave_out: tuple[str, ...]) -> ImageFolder:
+    images = ImageFolder.read(folder).without(leave_out)
     problem = images.problem()
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")
     return images
 
 
+def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
+    if not job.config.captions:
+        return None
+    original = None
+    if job.caption_data_dir is not None:
+        original = ImageFolder.read(job.caption_data_dir).without(job.leave_out)
+        problem = original.problem()
+        if problem is not None:
+            raise TrainingFailed(f"--caption_data_dir: {problem}")
+    captions = Captions.read(images, original)
+    if captions.problems:
+        raise TrainingFailed(*captions.problems)
+    return captions
+
+
+def _usable_class_images(config: TuningConfig, model: BaseModel) -> ClassImages | None:
+    class_images = ClassImages.of(config)
+    if class_images is None:
+        return None
+    problems = class_images.problems(generation_settings(config, model))
+    if generation_precision(config) == "fp16" and not torch.cuda.is_available():
+        problems.append("--prior_generation_precision fp16 needs a GPU; on the CPU type bf16 or fp32")
+    if problems:
+        raise UsageError(*problems)
+    return class_images
+
+
 def _accelerator(config: TuningConfig, output_dir: Path) -> Accelerator:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "several processes are not supported yet; type accelerate launch --num_processes 1 ..."
-        )
     if config.deterministic:
         # cuBLAS reads this when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -131,11 +219,19 @@ def _accelerator(config: TuningConfig, output_dir: Path) -> Accelerator:
             f"--mixed_precision bf16 needs an Ampere GPU or a newer one, and this is a "
             f"{torch.cuda.get_device_name()}; type --mixed_precision fp16"
         )
+    if cuda and config.num_processes > torch.cuda.device_count():
+        raise UsageError(
+            f"--num_processes {config.num_processes} needs as many GPUs, and there are "
+            f"{torch.cuda.device_count()}; type --num_processes {torch.cuda.device_count()}, and a larger "
+            f"--gradient_accumulation_steps for the same samples a step"
+        )
     problems = report_problems(config)
     if problems:
         raise UsageError(*problems)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, **tracker_arguments(config, output_dir))
-    problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
-    if problems:
-        raise UsageError(*problems)
-    return accelerator
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        # Accelerate joins processes without GPUs only when it is told that the CPU is meant.
+        cpu=config.num_processes > 1 and not cuda,
+        kwargs_handlers=[GROUP_OPTIONS],
+        **tracker_arguments(config, output_dir),
+    )

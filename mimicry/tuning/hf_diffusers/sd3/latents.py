@@ -44,9 +44,14 @@ class LatentSource:
     """
 
     def __init__(
-        self, model: BaseModel, images: Sequence[Path], config: TuningConfig, device: torch.device
+        self,
+        model: BaseModel,
+        images: Sequence[Path],
+        config: TuningConfig,
+        device: torch.device,
+        class_images: Sequence[Path] = (),
     ) -> None:
-        self._images = images
+        self._images = {"": images, draws.CLASS: class_images}
         self._resolution = config.resolution
         self._seed = config.seed
         self._device = device
@@ -55,7 +60,10 @@ class LatentSource:
         # too coarse for what everything else is trained on.
         self._vae: AutoencoderKL | None = (
             AutoencoderKL.from_pretrained(
-                model.folder / "vae", variant=config.variant, torch_dtype=torch.float32
+                model.folder / "vae",
+                variant=config.variant,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
             )
             .to(device)
             .eval()
@@ -66,7 +74,7 @@ class LatentSource:
     def cache(self, samples: Iterable[draws.Sample]) -> None:
         """Encode what `samples` show, each distinct view of an image once, then let the VAE go."""
         for sample in samples:
-            self.hold(self._images[sample.image], sample.view)
+            self.hold(self._path(sample), sample.view)
         self._vae = None
 
     def hold(self, image: Path, view: draws.View) -> None:
@@ -78,7 +86,8 @@ class LatentSource:
 
     def latents(self, sample: draws.Sample) -> Tensor:
         """Return the latents of `sample`, of shape (C, H, W) in fp32 on the CPU, shifted and scaled."""
-        return self.draw(self._images[sample.image], sample.view, "vae", sample.index, sample.stem)
+        path, purpose = self._path(sample), sample.purpose("vae")
+        return self.draw(path, sample.view, purpose, sample.index, sample.stem)
 
     def draw(self, image: Path, view: draws.View, purpose: str, index: int, stem: str) -> Tensor:
         """Return latents as `latents` does: drawn for `purpose`, `index` and `stem` from a view of a file."""
@@ -87,6 +96,9 @@ class LatentSource:
         mean_CHW, deviation_CHW = mean_CHW.cpu(), deviation_CHW.cpu()
         noise_CHW = torch.from_numpy(draws.normal(self._seed, purpose, index, stem, tuple(mean_CHW.shape)))
         return (mean_CHW + deviation_CHW * noise_CHW - self._shift) * self._scale
+
+    def _path(self, sample: draws.Sample) -> Path:
+        return self._images[sample.kind][sample.image]
 
     @torch.no_grad()
     def _encode(self, image: Path, view: draws.View) -> Posterior:

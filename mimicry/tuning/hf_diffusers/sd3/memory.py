@@ -1,5 +1,6 @@
 """As little checkpointing as the device's memory allows; the number of blocks changes no result."""
 
+import gc
 from typing import Any
 
 import torch
@@ -13,10 +14,15 @@ from mimicry.tuning.hf_diffusers.sd3.job import Setup
 # GiB with all 38 blocks checkpointed, 16.4 with none, and 12.6 with none where blocks are compiled.
 _KEPT_BLOCK = 41
 _KEPT_COMPILED_BLOCK = 31
+# In int8 a linear layer keeps its input for the backward pass, by bitsandbytes' code: that of each of the
+# four projections and of both layers of the feed-forward part, of which the second is four times as wide.
+_KEPT_INT8_INPUTS = 2 * (4 + 1 + 4)
 _BLOCK_INPUT = 2
 _AROUND_BLOCKS = 65
-# For each fp32 parameter of the adapter: its gradient, two moments, and what the update holds meanwhile.
+# For each fp32 parameter of the adapter: its gradient, two moments, and what the update holds meanwhile;
+# with several processes the copy in which gradients are added up.
 _TRAINED_PARAMETER = 16
+_SHARED_PARAMETER = 4
 # For workspaces of kernels and for memory that is free in pieces only.
 _RESERVE = 1 << 30
 
@@ -29,6 +35,8 @@ def choose_checkpointed_blocks(
     block_count: int,
     trained_parameters: int,
     compiled: bool,
+    keeps_inputs: bool = False,
+    shared: bool = False,
 ) -> int:
     """Return how many of `block_count` blocks must be checkpointed to fit into `free_bytes`.
 
@@ -38,11 +46,14 @@ def choose_checkpointed_blocks(
     Args:
         stream_values: batch x tokens, of image and prompt, x width of the transformer.
         value_bytes: bytes of a value in training precision.
+        keeps_inputs: the base is in int8.
+        shared: several processes train together.
     """
     scale = stream_values * value_bytes // 2
-    fixed = _RESERVE + _TRAINED_PARAMETER * trained_parameters
+    fixed = _RESERVE + (_TRAINED_PARAMETER + shared * _SHARED_PARAMETER) * trained_parameters
     fixed += (_AROUND_BLOCKS + _BLOCK_INPUT * block_count) * scale
-    a_block = (_KEPT_COMPILED_BLOCK if compiled else _KEPT_BLOCK) * scale
+    kept = (_KEPT_COMPILED_BLOCK if compiled else _KEPT_BLOCK) + keeps_inputs * _KEPT_INT8_INPUTS
+    a_block = kept * scale
     return block_count - max(0, min(block_count, (free_bytes - fixed) // a_block))
 
 
@@ -63,7 +74,7 @@ def checkpoint_blocks(setup: Setup, transformer: SD3Transformer2DModel, sequence
     else:
         count = choose_checkpointed_blocks(
             free_device_bytes(setup.device),
-            stream_values=config.train_batch_size
+            stream_values=setup.forward_batch_size
             * (_image_tokens(setup) + sequence_length)
             * transformer.inner_dim,
             value_bytes=setup.dtype.itemsize,
@@ -72,6 +83,8 @@ def checkpoint_blocks(setup: Setup, transformer: SD3Transformer2DModel, sequence
                 value.numel() for value in transformer.parameters() if value.requires_grad
             ),
             compiled=config.compile_blocks,
+            keeps_inputs=config.quantize_base == "int8",
+            shared=config.num_processes > 1,
         )
     checkpoint_first(transformer, count)
     return count
@@ -97,6 +110,13 @@ def free_device_bytes(device: torch.device) -> int:
         limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
         free = min(free, limit - reserved)
     return int(free) + reserved - int(torch.cuda.memory_allocated(device))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _image_tokens(setup: Setup) -> int:

@@ -20,7 +20,7 @@ _POLYNOMIAL_END = 1e-7
 _LOW_FOR_PRODIGY = 0.1
 
 
-def check_optimizer(config: TuningConfig, process_count: int = 1) -> None:
+def check_optimizer(config: TuningConfig) -> None:
     """Check that the optimizer and the schedule that `config` asks for can be made.
 
     Raises:
@@ -39,7 +39,7 @@ def check_optimizer(config: TuningConfig, process_count: int = 1) -> None:
                 f"{flag} needs {package}, which cannot be imported ({error}); type "
                 f"pip install {package}, or leave {flag} out"
             )
-    rate = learning_rate(config, process_count)
+    rate = learning_rate(config)
     if config.lr_scheduler == "polynomial" and rate <= _POLYNOMIAL_END:
         problems.append(
             f"--lr-scheduler polynomial ends at a learning rate of {_POLYNOMIAL_END:g} and would begin at "
@@ -49,9 +49,9 @@ def check_optimizer(config: TuningConfig, process_count: int = 1) -> None:
         raise UsageError(*problems)
 
 
-def optimizer_warnings(config: TuningConfig, process_count: int = 1) -> list[str]:
+def optimizer_warnings(config: TuningConfig) -> list[str]:
     """Return what is allowed and most likely not meant."""
-    rate = learning_rate(config, process_count)
+    rate = learning_rate(config)
     if config.optimizer == "prodigy" and rate <= _LOW_FOR_PRODIGY:
         return [
             f"with --optimizer prodigy a learning rate of {rate:g} hardly trains; 1 is usual, "
@@ -60,28 +60,26 @@ def optimizer_warnings(config: TuningConfig, process_count: int = 1) -> list[str
     return []
 
 
-def learning_rate(config: TuningConfig, process_count: int = 1) -> float:
+def learning_rate(config: TuningConfig) -> float:
     """Return the learning rate before any schedule; with scale_lr it grows with the samples of a step."""
     if not config.scale_lr:
         return config.learning_rate
-    samples = config.gradient_accumulation_steps * config.train_batch_size * process_count
-    return config.learning_rate * samples
+    return config.learning_rate * config.samples_per_step
 
 
 def make_optimizer(
     config: TuningConfig,
     parameters: Iterable[torch.nn.Parameter],
     device: torch.device,
-    process_count: int = 1,
 ) -> Optimizer:
     """Return the optimizer of `parameters`, which lie on `device`.
 
     Raises:
         UsageError: see `check_optimizer`.
     """
-    check_optimizer(config, process_count)
+    check_optimizer(config)
     common: dict[str, Any] = {
-        "lr": learning_rate(config, process_count),
+        "lr": learning_rate(config),
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.adam_weight_decay,
         "eps": config.adam_epsilon,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import transformers
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mimicry.common.environment import cache_folder
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders, warn_of_cut_prompts
 from mimicry.tuning.hf_diffusers.sd3.records import say
 
 TEXT_COMPONENTS = (
@@ -48,23 +49,33 @@ class CachedEncoders:
         return cls(encoders, default_folder() if folder is None else Path(os.path.expanduser(folder)))  # noqa: PTH111 - lets the home of nobody be
 
     def encode(self, prompt: str, max_sequence_length: int) -> PromptEmbeds:
-        """Return the embeddings of `prompt`, on the CPU; see `TextEncoders.encode`."""
-        facts = self._facts(prompt, max_sequence_length)
-        path = self.folder / f"{sha256_text(canonical_json(facts))}.safetensors"
-        entry = self._read(path, facts)
-        if entry is None:
-            say(f"encoding the prompt {prompt!r}")
-            warnings: list[str] = []
-            embeds = replace(self.encoders, warn=warnings.append).encode(prompt, max_sequence_length)
-            self._write(path, facts, embeds, warnings)
-        else:
-            embeds, warnings = entry
-        for warning in warnings:
-            self.encoders.warn(warning)
+        """Return the embeddings of one prompt; see `encode_all`."""
+        return self.encode_all([prompt], max_sequence_length)[0]
+
+    def encode_all(self, prompts: Sequence[str], max_sequence_length: int) -> list[PromptEmbeds]:
+        """Return the embeddings of `prompts`, on the CPU; see `TextEncoders.encode_all`.
+
+        Encoders are read only for those prompts that are not in the folder.
+        """
+        facts = self._facts(max_sequence_length)
+        keys = [_Key.of(facts | {"prompt": prompt}) for prompt in prompts]
+        found = {key.name: self._read(key) for key in keys}
+        known = [entry for entry in found.values() if entry is not None]
+        if known:
+            say(f"prompt embeddings from the cache, {_size(known)}")
+        missing = [key for key in dict.fromkeys(keys) if found[key.name] is None]
+        if missing:
+            texts = [key.facts["prompt"] for key in missing]
+            say(f"encoding the prompt {texts[0]!r}" if len(texts) == 1 else f"encoding {len(texts)} prompts")
+            made = replace(self.encoders, warn=_leave).encode_all(texts, max_sequence_length)
+            found |= {key.name: embeds for key, embeds in zip(missing, made, strict=True)}
+            self._write(missing, made)
+        embeds = [entry for key in keys if (entry := found[key.name]) is not None]
+        warn_of_cut_prompts(prompts, embeds, self.encoders.warn)
         return embeds
 
-    def _facts(self, prompt: str, max_sequence_length: int) -> dict[str, Any]:
-        """Return all that the embeddings depend on, to their last bits."""
+    def _facts(self, max_sequence_length: int) -> dict[str, Any]:
+        """Return all that embeddings depend on, to their last bits, beside the prompt."""
         encoders = self.encoders
         model, cuda = encoders.model, encoders.device.type == "cuda"
         has_t5 = (model.folder / "text_encoder_3").is_dir()
@@ -72,7 +83,6 @@ class CachedEncoders:
             "schema": _SCHEMA,
             "model": model.identity(TEXT_COMPONENTS),
             "variant": encoders.variant,
-            "prompt": prompt,
             "max_sequence_length": max_sequence_length,
             "precision": str(encoders.dtype),
             # Without T5 there are zeros, as wide as the transformer expects.
@@ -83,27 +93,23 @@ class CachedEncoders:
             "transformers": transformers.__version__,
         }
 
-    def _read(self, path: Path, facts: dict[str, Any]) -> tuple[PromptEmbeds, list[str]] | None:
-        """Return embeddings and warnings; None when there are none, or none that can be trusted."""
+    def _read(self, key: "_Key") -> PromptEmbeds | None:
+        """Return embeddings; None when there are none, or none that can be trusted."""
         try:
-            content = path.read_bytes()
+            content = (self.folder / key.name).read_bytes()
         except OSError:
             return None
         try:
-            entry = _parsed(content, facts)
+            return _parsed(content, key.facts)
         # A damaged file brings any kind of error out of its readers.
         except Exception as error:
             say(f"cached prompt embeddings are broken and made anew: {error}")
             return None
-        say(f"prompt embeddings from the cache, {_size(content)}")
-        return entry
 
-    def _write(
-        self, path: Path, facts: dict[str, Any], embeds: PromptEmbeds, warnings: Sequence[str]
-    ) -> None:
-        content = _content(facts, embeds, warnings)
+    def _write(self, keys: Sequence["_Key"], made: Sequence[PromptEmbeds]) -> None:
         try:
-            write_bytes(path, content)
+            for key, embeds in zip(keys, made, strict=True):
+                write_bytes(self.folder / key.name, _content(key.facts, embeds))
         except OSError as error:
             # The warning goes where no path of this machine belongs.
             say(f"prompt cache: {error}")
@@ -112,25 +118,35 @@ class CachedEncoders:
                 f"name another with --prompt-cache-dir"
             )
             return
-        say(f"prompt embeddings cached, {_size(content)}")
+        say(f"prompt embeddings cached, {_size(made)}")
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What embeddings depend on, and the name of their file that follows from it."""
+
+    facts: dict[str, Any] = field(hash=False, compare=False)
+    name: str
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "_Key":
+        return cls(facts, f"{sha256_text(canonical_json(facts))}.safetensors")
 
 
 def default_folder() -> Path:
-    """Return the user's folder for prompt embeddings, by the rules of the XDG base directories."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
-    return Path(root, "mimicry", "prompts")
+    """Return the user's folder for prompt embeddings."""
+    return cache_folder("prompts")
 
 
-def _content(facts: dict[str, Any], embeds: PromptEmbeds, warnings: Sequence[str]) -> bytes:
+def _content(facts: dict[str, Any], embeds: PromptEmbeds) -> bytes:
     tensors = {"sequence": embeds.sequence_1LD.contiguous(), "pooled": embeds.pooled_1P.contiguous()}
     # One entry, since the order of several is by chance and equal embeddings make equal files.
-    kept = {"facts": facts, "warnings": list(warnings), "sha256": _digest(tensors)}
+    kept = {"facts": facts, "warnings": list(embeds.warnings), "sha256": _digest(tensors)}
     content: bytes = save(tensors, {_METADATA: json.dumps(kept, sort_keys=True)})
     return content
 
 
-def _parsed(content: bytes, facts: dict[str, Any]) -> tuple[PromptEmbeds, list[str]]:
+def _parsed(content: bytes, facts: dict[str, Any]) -> PromptEmbeds:
     """Return what `_content` was made of.
 
     Raises:
@@ -143,7 +159,7 @@ def _parsed(content: bytes, facts: dict[str, Any]) -> tuple[PromptEmbeds, list[s
         raise ValueError("made of something else")
     if kept["sha256"] != _digest(tensors):
         raise ValueError("its sum differs")
-    return PromptEmbeds(tensors["sequence"], tensors["pooled"]), [str(text) for text in kept["warnings"]]
+    return PromptEmbeds(tensors["sequence"], tensors["pooled"], tuple(map(str, kept["warnings"])))
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -154,5 +170,11 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _size(content: bytes) -> str:
-    return f"{len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{len(content) / 1e3:.0f} kB"
+def _size(embeds: Sequence[PromptEmbeds]) -> str:
+    count = sum(one.sequence_1LD.nbytes + one.pooled_1P.nbytes for one in embeds)
+    size = f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
+    return size if len(embeds) == 1 else f"{len(embeds)} prompts, {size}"
+
+
+def _leave(warning: str) -> None:
+    """Take no notice: the one who asked is told of all prompts together."""

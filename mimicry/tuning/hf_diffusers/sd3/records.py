@@ -2,28 +2,33 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
-from mimicry.common.errors import MimicryError, TrainingFailed
+from mimicry.common.claims import Claim
+from mimicry.common.environment import process_index
+from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
 from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
-from mimicry.tuning.adapter import METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.common.images import ImageRecord
+from mimicry.common.scrubbing import scrub
+from mimicry.common.text import printable
+from mimicry.tuning.adapter import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.sd3.draws import Sample
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
 from mimicry.tuning.hf_diffusers.sd3.reports import Reports
-from mimicry.tuning.provenance import OWN_TRAINER, describe_run
+from mimicry.tuning.hf_diffusers.sd3.run_facts import describe_setup, peak_memory_bytes
+from mimicry.tuning.numerics import numerics_differences, sister_differences, told
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
 # and at least MINIMUM count: single losses differ by a factor of two or three with the timesteps drawn.
@@ -33,15 +38,23 @@ SPIKE_MINIMUM = 10
 
 
 def say(text: str) -> None:
-    """Print a line for people at once; under the wrapper it goes to train.log."""
-    print(text, flush=True)
+    """Print a line for people at once, in the main process; under the wrapper it goes to train.log."""
+    # A training does not end because its log does: the disk may be full, or a reader gone.
+    if process_index() == 0:
+        with suppress(OSError):
+            print(printable(text), flush=True)
 
 
 @dataclass
 class RunRecord:
-    """The record of one run, from its first line to its end."""
+    """The record of one run, from its first line to its end.
+
+    Of several processes the main one alone writes; the others keep the same record to themselves.
+    """
 
     setup: Setup
+    # What lets us write into the folder: looked at each time, since another process may have taken it over.
+    claim: Claim | None = None
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -52,6 +65,8 @@ class RunRecord:
     loss_spikes: list[dict[str, float]] = field(default_factory=list)
     # The adapter is published: whatever comes now does not change that.
     complete: bool = False
+    # What the processes before a resumption took, up to the checkpoint.
+    former_seconds: float = 0.0
     _draws: str = ""
     _new_draws: list[list[Any]] = field(default_factory=list)
 
@@ -61,42 +76,82 @@ class RunRecord:
         Raises:
             UsageError: the checkpoint that was asked for does not fit.
         """
-        config, output_dir = self.setup.job.config, self.setup.job.output_dir
-        self._known = self._describe()
+        output_dir = self.setup.job.output_dir
+        self.resumed: Checkpoint | None = None
+        self._known = describe_setup(self.setup)
         self.checkpoints = Checkpoints(
             output_dir=output_dir,
             recipe=self._known["recipe"],
             images=self._known["images"],
-            limit=config.checkpoints_total_limit,
+            class_images=self._known.get("class_images"),
+            limit=self.setup.job.config.checkpoints_total_limit,
         )
+        self._writes = self.setup.processes.is_main
+        self.resumed = self.setup.processes.decided_by_main(self._clear_way)
+        if self.resumed is not None:
+            self._take_up(self.resumed)
+        elif self._writes:
+            set_aside(output_dir, [SAMPLES], "unfinished")
+            (output_dir / METRICS).write_bytes(b"")
+        self._report_id = self._chosen_report_id()
+        self.reports = Reports(self.setup.accelerator, self.warn)
+        if self._writes:
+            options = self._known["recipe"]["options"]
+            self.reports.begin(output_dir, options, run_id=self._report_id, steps=self.steps)
+        self._write("running")
+
+    def _clear_way(self) -> Checkpoint | None:
+        """Choose the checkpoint to go on from, and set aside what is in the way."""
+        config, output_dir = self.setup.job.config, self.setup.job.output_dir
         complete = (output_dir / WEIGHTS).exists()
+        self._compare_sisters(complete)
         # Where an adapter is complete, it is to be trained anew, not from what its training has left.
         latest = config.resume_from_checkpoint == RESUME_LATEST
         wanted = RESUME_NONE if complete and latest else config.resume_from_checkpoint
-        self.resumed, unused = self.checkpoints.choose(wanted)
+        resumed, unused = self.checkpoints.choose(wanted)
         output_dir.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clear_way(unused)
         for name, reason in unused.items():
             self.warn(f"not resumed from {name}: {reason}; it is set aside")
         if complete:
             aside = set_adapter_aside(output_dir, "replaced")
-            if aside is not None and self.resumed is not None and not self.resumed.folder.exists():
-                self.resumed = replace(self.resumed, folder=aside / self.resumed.folder.name)
-        if self.resumed is None:
-            set_aside(output_dir, [SAMPLES], "unfinished")
-            (output_dir / METRICS).write_bytes(b"")
-        else:
-            self._take_up(self.resumed)
-        self._report_id = self._chosen_report_id()
-        self.reports = Reports(self.setup.accelerator, self.warn)
-        options = self._known["recipe"]["options"]
-        self.reports.begin(output_dir, options, run_id=self._report_id, steps=self.steps)
-        self._write("running")
+            if aside is not None and resumed is not None and not resumed.folder.exists():
+                resumed = replace(resumed, folder=aside / resumed.folder.name)
+        return resumed
+
+    def _compare_sisters(self, complete: bool) -> None:
+        """Warn where the artist's other adapters were made by other numerics, or refuse to train."""
+        numerics, recipe = self._known["numerics"], self._known["recipe"]
+        found = sister_differences(self.setup.job.output_dir, recipe, numerics)
+        self._known["other_numerics"] = found
+        if not found:
+            return
+        if not self.setup.job.config.require_same_numerics:
+            self.warn(told(found))
+            return
+        problem = (
+            f"{told(found)}, and --require-same-numerics is given; train this one as those were, those again "
+            f"with --overwrite, or leave it out"
+        )
+        if not complete:
+            self.setup.job.output_dir.mkdir(parents=True, exist_ok=True)
+            self._write(BLOCKED, error=problem)
+        raise TrainingFailed(problem)
+
+    @property
+    def images(self) -> list[ImageRecord]:
+        """The images as they were at the start of the run."""
+        records: list[ImageRecord] = self._known["images"]
+        return records
 
     @property
     def steps(self) -> int:
         """The optimizer steps that were taken so far, those before a resumption included."""
         return len(self.losses)
+
+    def seconds(self) -> float:
+        """Return the seconds that the run took so far, in all processes that took part in it."""
+        return round(self.former_seconds + time.monotonic() - self.started, 3)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -112,9 +167,9 @@ class RunRecord:
             self._known["warnings"].append(text)
             say(f"warning: {text}")
 
-    def add_numerics(self, **facts: Any) -> None:
-        """Keep in training_run.json what was found only after the start of the run."""
-        self._known["numerics"] |= facts
+    def add_memory(self, **facts: Any) -> None:
+        """Keep in training_run.json how memory is saved, which changes no bit of the adapter."""
+        self._known["memory"] |= facts
 
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
@@ -132,7 +187,7 @@ class RunRecord:
             "lr": learning_rate,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "seconds": round(seconds, 4),
-            "peak_memory_bytes": self._peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.setup.device),
         }
         self._append_metrics(line)
 
@@ -141,31 +196,43 @@ class RunRecord:
         self.eval_losses[step] = loss
         self._append_metrics({"step": step, "eval_loss": loss})
 
+    def add_class_images(self) -> None:
+        """Keep in training_run.json, and in checkpoints, which class images were generated."""
+        if self.setup.class_images is not None and "class_images" not in self._known:
+            facts = self.setup.class_images.record()
+            self._known["class_images"] = facts
+            self.checkpoints = replace(self.checkpoints, class_images=facts)
+
     def add_draw(self, sample: Sample, timestep_index: int) -> None:
         """Take a sample into the hash of all draws, which is equal for equal sequences of samples.
 
         It counts once its optimizer step was taken.
         """
         view = sample.view
+        kind = [sample.kind] if sample.kind else []
         self._new_draws.append(
-            [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index]
+            [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index, *kind]
         )
 
     def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:
         """Write a checkpoint of the present step; one that cannot be written is a warning."""
-        if not self.losses:
+        if not self.losses or not self._writes:
             return
+        self._check_claim()
         facts = {
             "recipe_hash": self._known["recipe_hash"],
             "numerics": self._known["numerics"],
             "draws": self._draws,
             "loss_spikes": self.loss_spikes,
             "report_id": self._report_id,
+            "started_at": self.started_at,
+            "seconds": self.seconds(),
         }
         try:
             self.checkpoints.save(self.steps, parameters, parts, facts)
-        except OSError as error:
-            self.warn(f"checkpoint-{self.steps} could not be written: {error.strerror}")
+        except (OSError, SafetensorError) as error:
+            reason = disk_fault(error) or str(getattr(error, "strerror", None) or error)
+            self.warn(f"checkpoint-{self.steps} could not be written: {reason}")
         else:
             say(f"checkpoint-{self.steps} is there")
 
@@ -185,6 +252,8 @@ class RunRecord:
         except Interrupted as stop:
             self._write_end("interrupted", f"stopped by {stop}")
             raise
+        except ClaimLost:
+            raise
         except MimicryError as error:
             self._write_end("failed", str(error))
             raise
@@ -196,12 +265,22 @@ class RunRecord:
             self._write_end("failed", message)
             raise TrainingFailed(message) from error
         except Exception as error:
-            self._write_end("failed", f"{type(error).__name__}: {error}".strip())
+            fault = disk_fault(error)
+            self._write_end("failed", fault or f"{type(error).__name__}: {error}".strip())
+            if fault:
+                raise TrainingFailed(fault) from error
             raise
         finally:
             self.reports.close()
 
+    def _check_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
+
     def _append_metrics(self, line: dict[str, Any]) -> None:
+        if not self._writes:
+            return
+        self._check_claim()
         with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self.reports.add(line)
@@ -214,19 +293,17 @@ class RunRecord:
     def _take_up(self, checkpoint: Checkpoint) -> None:
         """Go on with the record of the run that wrote `checkpoint`, as it was then."""
         metrics = checkpoint.metrics()
-        write_bytes(self.setup.job.output_dir / METRICS, metrics)
+        if self._writes:
+            write_bytes(self.setup.job.output_dir / METRICS, metrics)
         lines = [json.loads(line) for line in metrics.splitlines()]
         self.losses = [line["loss"] for line in lines if "loss" in line]
         self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
         self.loss_spikes = list(checkpoint.facts["loss_spikes"])
         self._draws = checkpoint.facts["draws"]
+        self.started_at = checkpoint.facts.get("started_at", self.started_at)
+        self.former_seconds = checkpoint.facts.get("seconds", 0.0)
         say(f"resuming after step {self.steps}")
-        former, present = checkpoint.facts["numerics"], self._known["numerics"]
-        changed = [
-            f"{name} {former.get(name)!r} -> {value!r}"
-            for name, value in present.items()
-            if former.get(name) != value
-        ]
+        changed = numerics_differences(checkpoint.facts["numerics"], self._known["numerics"])
         if changed:
             self.warn(f"resumed with other numerics, so the last bits may differ: {', '.join(changed)}")
 
@@ -239,30 +316,33 @@ class RunRecord:
 
     def _close_draws(self) -> None:
         """Take the draws of the steps that were taken into the hash, a chain that can be taken up again."""
-        end = self.steps * self.setup.samples_per_step
+        end = self.steps * self.setup.job.config.samples_per_step
         taken = [facts for facts in self._new_draws if facts[0] < end]
         self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
         self._draws = sha256_text(self._draws + canonical_json(taken))
 
     def _write_end(self, status: str, error: str) -> None:
         if not self.complete:
-            with stop_signals_held():
-                self._write(status, error=error)
+            # What has ended the run may be in the way of this, too: it is what is to be told.
+            with stop_signals_held(), suppress(OSError):
+                self._write(status, error=scrub(error))
 
     def _write(self, status: str, **more: Any) -> None:
-        write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
+        if self._writes:
+            self._check_claim()
+            write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
 
     def _content(self, status: str) -> dict[str, Any]:
         return self._known | {
             "status": status,
             "started_at": self.started_at,
             "finished_at": None if status == "running" else utc_now(),
-            "seconds": round(time.monotonic() - self.started, 3),
+            "seconds": self.seconds(),
             "stage_seconds": self.stage_seconds,
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,
             "loss_spikes": self.loss_spikes,
-            "peak_memory_bytes": self._peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.setup.device),
             "eval_loss": self._eval_loss(),
         }
 
@@ -271,46 +351,3 @@ class RunRecord:
             return self.eval_facts
         end = self.eval_losses.get(self.setup.step_count)
         return {"start": self.eval_losses.get(0), "end": end, **self.eval_facts}
-
-    def _describe(self) -> dict[str, Any]:
-        setup = self.setup
-        known = describe_run(
-            setup.job.config,
-            setup.model,
-            trainer=OWN_TRAINER,
-            command=setup.job.command,
-            notes=setup.job.notes,
-        )
-        eval_dir = setup.job.eval_data_dir
-        known["paths"] |= {
-            "instance_data_dir": str(setup.job.instance_data_dir.absolute()),
-            "output_dir": str(setup.job.output_dir.absolute()),
-            "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
-        }
-        return known | {"images": setup.images.records(), "numerics": self._numerics()}
-
-    def _numerics(self) -> dict[str, Any]:
-        """Return what may change the last bits of a result without being part of the recipe."""
-        cuda = self.setup.device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(self.setup.device) if cuda else "cpu",
-            "cuda": torch.version.cuda if cuda else None,
-            "threads": None if cuda else torch.get_num_threads(),
-            "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
-            "attention_backend": ", ".join(attention_names(self.setup.job.config, self.setup.device))
-            or "default",
-            "compile": self.setup.job.config.compile_blocks,
-            "quantisation": None,
-            "deterministic": self.setup.job.config.deterministic,
-            "tf32": self.setup.job.config.allow_tf32,
-            "torch": torch.__version__,
-        }
-
-    def _peak_memory_bytes(self) -> int:
-        """Return the peak so far: of the GPU's memory when there is one, else of this process."""
-        if self.setup.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.setup.device))
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if os.uname().sysname == "Darwin" else peak * 1024)

@@ -2,24 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, Prompts, load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Stateful
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import (
-    SigmaTable,
-    add_noise,
-    draw_timestep_index,
-    flow_loss,
-)
+from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
+from mimicry.tuning.hf_diffusers.sd3.flow_matching import add_noise, draw_timestep_index, flow_loss
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import compile_blocks
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
@@ -35,30 +31,6 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import make_table
 _REPORTS = 20
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The samples of one forward pass, all in fp32 on the device.
-
-    `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
-    what the transformer is told of them. `samples` and `timestep_indices`, rows of the sigma table, say what
-    was drawn for them.
-    """
-
-    latents_BCHW: Tensor
-    noise_BCHW: Tensor
-    sigmas_B: Tensor
-    timesteps_B: Tensor
-    samples: tuple[draws.Sample, ...]
-    timestep_indices: tuple[int, ...]
-
-
-def load_sigmas(setup: Setup) -> SigmaTable:
-    """Read the noise levels of the model's scheduler, without the final zero."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(setup.model.folder / "scheduler")
-    timesteps = scheduler.timesteps.float()
-    return SigmaTable(timesteps=timesteps, sigmas=scheduler.sigmas[: len(timesteps)].float())
-
-
 class Loop:
     """One adapter in training: the transformer with its LoRA, its optimizer, and where samples come from."""
 
@@ -66,15 +38,16 @@ class Loop:
         self,
         setup: Setup,
         transformer: SD3Transformer2DModel,
-        prompt: PromptEmbeds,
+        prompts: Sequence[PromptEmbeds],
         latents: LatentSource,
         record: RunRecord,
-        extra_timesteps: Collection[int] = (),
+        conditions: Collection[Condition] | None = None,
     ) -> None:
         """Put the adapter on, and compute the conditioning table where there is to be one.
 
         Args:
-            extra_timesteps: rows of the sigma table that are asked for beside those that training draws.
+            prompts: those of `setup.prompts`, in their order, and after them any that others ask for.
+            conditions: all that is asked of the transformer; by default what training asks.
         """
         config = setup.job.config
         self.setup = setup
@@ -82,28 +55,25 @@ class Loop:
         self.parameters = add_adapter(transformer, config)
         self._latents = latents
         self._record = record
-        self.sigmas = load_sigmas(setup)
-        count = config.train_batch_size
-        prompt = prompt.to(setup.device, setup.dtype)
-        self._sequence_BLD = prompt.sequence_1LD.expand(count, -1, -1)
-        self._pooled_BP = prompt.pooled_1P.expand(count, -1)
+        self.batches = BatchMaker(
+            setup.device, load_sigmas(setup), Prompts(prompts, setup.device, setup.dtype)
+        )
         self._table = make_table(
             setup,
             transformer,
-            timesteps_T=self.sigmas.timesteps,
-            pooled_NP=prompt.pooled_1P,
-            extra_timesteps=extra_timesteps,
+            timesteps_T=self.batches.sigmas.timesteps,
+            pooled_NP=self.batches.prompts.pooled_NP.to(setup.device),
+            conditions=conditions,
         )
-        self._fit_to_device(prompt.sequence_1LD.shape[1])
-        process_count = setup.accelerator.num_processes
-        for warning in optimizer_warnings(config, process_count):
+        self._fit_to_device(self.batches.prompts.token_count)
+        for warning in optimizer_warnings(config):
             record.warn(warning)
-        optimizer = make_optimizer(config, self.parameters.values(), setup.device, process_count)
+        optimizer = make_optimizer(config, self.parameters.values(), setup.device)
         # Not prepared by accelerate, which would count a step once for each process.
         self.scheduler = make_scheduler(config, optimizer, setup.step_count)
         self.optimizer = setup.accelerator.prepare(optimizer)
-        self._batches = Prefetch(
-            lambda number: self.make_batch(number * count),
+        self._coming = Prefetch(
+            lambda number: self.make_batch(setup.first_sample(number)),
             setup.step_count * config.gradient_accumulation_steps,
             config.dataloader_num_workers,
         )
@@ -112,9 +82,7 @@ class Loop:
         checkpointed = checkpoint_blocks(self.setup, self.transformer, sequence_length)
         if self.setup.job.config.compile_blocks:
             compile_blocks(self.transformer)
-        self._record.add_numerics(
-            conditioning_table=self._table is not None, checkpointed_blocks=checkpointed
-        )
+        self._record.add_memory(conditioning_table=self._table is not None, checkpointed_blocks=checkpointed)
         if checkpointed:
             say(f"checkpointing {checkpointed} of {len(self.transformer.transformer_blocks)} blocks")
 
@@ -134,7 +102,7 @@ class Loop:
         """
         step_count = self.setup.step_count
         self.transformer.train()
-        with closing(self._batches):
+        with closing(self._coming):
             for step in range(self._record.steps + 1, step_count + 1):
                 loss, _ = self.take_step(step)
                 # The last one would be removed at once.
@@ -148,22 +116,15 @@ class Loop:
     def take_step(self, step: int) -> tuple[float, float]:
         """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient.
 
-        A stop signal finds the step either not taken or taken and recorded.
+        A stop signal finds the step either not taken or taken and recorded, in all processes alike.
         """
         config, accelerator = self.setup.job.config, self.setup.accelerator
         begin = time.monotonic()
         learning_rate = float(self.scheduler.get_last_lr()[0])
-        losses = []
-        for micro_step in range(config.gradient_accumulation_steps):
-            batch = self._batches.get((step - 1) * config.gradient_accumulation_steps + micro_step)
-            for sample, level in zip(batch.samples, batch.timestep_indices, strict=True):
-                self._record.add_draw(sample, level)
-            loss = self.batch_loss(batch)
-            accelerator.backward(loss / config.gradient_accumulation_steps)
-            losses.append(loss.detach())
+        loss = self._accumulate(step)
         grad_norm = accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
         # One transfer from the device for the whole step.
-        loss_value, norm_value = torch.stack([torch.stack(losses).mean(), grad_norm]).tolist()
+        loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
         self._refuse_divergence(step, loss_value, norm_value)
         with stop_signals_held():
             self.optimizer.step()
@@ -172,6 +133,31 @@ class Loop:
             seconds = time.monotonic() - begin
             self._record.add_step(step, loss_value, learning_rate, norm_value, seconds)
         return loss_value, norm_value
+
+    def _accumulate(self, step: int) -> Tensor:
+        """Leave the gradient of optimizer step `step` with the parameters; return its mean loss, in fp32.
+
+        Each process goes through its own batches; then loss and gradient are those of all of them.
+        """
+        processes, count = self.setup.processes, self.setup.job.config.gradient_accumulation_steps
+        losses: list[Tensor] = []
+        drawn: list[tuple[draws.Sample, int]] = []
+        for micro_step in range(count):
+            if processes.stop_asked:
+                break
+            batch = self._coming.get((step - 1) * count + micro_step)
+            drawn += zip(batch.samples, batch.timestep_indices, strict=True)
+            loss = self.batch_loss(batch)
+            self.setup.accelerator.backward(loss / (count * processes.count))
+            losses.append(loss.detach())
+        # Before gradients are added up: nobody waits in a kernel for a process that is gone.
+        met = processes.meet(drawn)
+        for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
+            self._record.add_draw(sample, level)
+        mean_loss = torch.stack(losses).mean() / processes.count
+        gradients = (value.grad for value in self.parameters.values())
+        processes.add_up([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
+        return mean_loss
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the state that `checkpoint` holds."""
@@ -202,8 +188,10 @@ class Loop:
         name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
         if math.isfinite(value) or (name == "gradient" and self._finds_scale()):
             return
-        raise TrainingFailed(
-            f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+        raise self.setup.processes.agreed(
+            TrainingFailed(
+                f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+            )
         )
 
     def _finds_scale(self) -> bool:
@@ -213,31 +201,33 @@ class Loop:
         return scaler is not None and scaler.get_scale() >= 1
 
     def make_batch(self, first: int) -> Batch:
-        """Draw the samples number `first` and following, as many as a batch has; on any thread."""
-        config, device = self.setup.job.config, self.setup.device
+        """Draw the samples of index `first` and following, as many as a batch has; on any thread.
+
+        With prior preservation as many class samples come after them.
+        """
+        setup, config = self.setup, self.setup.job.config
         indices = range(first, first + config.train_batch_size)
-        samples = tuple(self.setup.samples.sample(index) for index in indices)
-        latents, noise, levels = [], [], []
+        samples = tuple(plan.sample(index) for plan in setup.plans for index in indices)
+        latents, noise = [], []
         for sample in samples:
-            latents_CHW = self._latents.latents(sample)
-            shape = tuple(latents_CHW.shape)
-            latents.append(latents_CHW)
-            noise.append(
-                torch.from_numpy(draws.normal(config.seed, "noise", sample.index, sample.stem, shape))
-            )
-            levels.append(draw_timestep_index(config, sample, len(self.sigmas.timesteps)))
-        return Batch(
-            latents_BCHW=_send(torch.stack(latents), device),
-            noise_BCHW=_send(torch.stack(noise), device),
-            sigmas_B=_send(self.sigmas.sigmas[levels], device),
-            timesteps_B=_send(self.sigmas.timesteps[levels], device),
+            latents.append(self._latents.latents(sample))
+            shape = tuple(latents[-1].shape)
+            values = draws.normal(config.seed, sample.purpose("noise"), sample.index, sample.stem, shape)
+            noise.append(torch.from_numpy(values))
+        level_count = len(self.batches.sigmas.timesteps)
+        return self.batches.make(
+            latents,
+            noise,
+            timestep_indices=[draw_timestep_index(config, sample, level_count) for sample in samples],
+            prompt_indices=[setup.prompts.index_of(sample) for sample in samples],
             samples=samples,
-            timestep_indices=tuple(levels),
         )
 
     def _conditioning(self, batch: Batch) -> Tensor:
-        """Return what the transformer takes as pooled projections: rows of the table, or the prompt."""
-        return self._pooled_BP if self._table is None else self._table.rows(batch.timestep_indices)
+        """Return what the transformer takes as pooled projections: rows of the table, or the prompts."""
+        if self._table is None:
+            return batch.pooled_BP
+        return self._table.rows(batch.timestep_indices, batch.prompt_indices)
 
     def predict(self, batch: Batch) -> Tensor:
         """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
@@ -245,7 +235,7 @@ class Loop:
         with self.setup.accelerator.autocast():
             prediction_BCHW: Tensor = self.transformer(
                 hidden_states=noisy_BCHW.to(self.setup.dtype),
-                encoder_hidden_states=self._sequence_BLD,
+                encoder_hidden_states=batch.sequence_BLD,
                 pooled_projections=self._conditioning(batch),
                 timestep=batch.timesteps_B,
                 return_dict=False,
@@ -253,24 +243,30 @@ class Loop:
         return prediction_BCHW
 
     def batch_loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch, a scalar in fp32."""
+        """Return the loss of a batch, a scalar in fp32.
+
+        It is the mean over the samples of the style; with prior preservation (Ruiz et al. 2023, DreamBooth,
+        arXiv:2208.12242, section 3.3), plus prior_loss_weight times the mean over the class samples.
+        """
         config = self.setup.job.config
         if config.lora_dropout:
             # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
             # the generator's state.
             torch.manual_seed(draws.dropout_seed(config.seed, batch.samples[0].index))
+        prediction_BCHW = self.predict(batch)
+        if not config.with_prior_preservation:
+            return self._mean_loss(prediction_BCHW, batch, slice(None))
+        count = config.train_batch_size
+        loss = self._mean_loss(prediction_BCHW, batch, slice(count))
+        return loss + config.prior_loss_weight * self._mean_loss(prediction_BCHW, batch, slice(count, None))
+
+    def _mean_loss(self, prediction_BCHW: Tensor, batch: Batch, rows: slice) -> Tensor:
+        config = self.setup.job.config
         return flow_loss(
-            self.predict(batch),
-            batch.latents_BCHW,
-            batch.noise_BCHW,
-            batch.sigmas_B,
+            prediction_BCHW[rows],
+            batch.latents_BCHW[rows],
+            batch.noise_BCHW[rows],
+            batch.sigmas_B[rows],
             scheme=config.weighting_scheme,
             precondition_outputs=bool(config.precondition_outputs),
         )
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """Move `values` to the device without waiting for the work that it has already been given."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

@@ -3,57 +3,95 @@
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
+from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.conditioning import (
     Condition,
     ConditioningTable,
     TabledTransformer,
     WeightFiles,
     compute_table,
+    row_width,
     trained_conditioning,
 )
 from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
+from mimicry.tuning.hf_diffusers.sd3.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
+from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
 from mimicry.tuning.hf_diffusers.sd3.records import say
 
 
-def load_transformer(setup: Setup) -> SD3Transformer2DModel:
-    """Read the transformer in the training precision, tensor by tensor onto the device.
+def trained_conditions(setup: Setup) -> set[Condition]:
+    """Return what this process's training asks of the transformer: timesteps and prompts drawn together."""
+    config, level_count = setup.job.config, len(load_sigmas(setup).timesteps)
+    samples = (plan.sample(index) for index in setup.own_samples() for plan in setup.plans)
+    return {
+        (draw_timestep_index(config, sample, level_count), setup.prompts.index_of(sample))
+        for sample in samples
+    }
+
+
+def load_transformer(setup: Setup, conditions: Collection[Condition] | None = None) -> SD3Transformer2DModel:
+    """Read the transformer in the training precision, or quantised.
 
     Where a conditioning table can take their place, a third of the weights is not read (see `conditioning`).
+
+    Args:
+        conditions: all that the run will ask of it; by default what training asks.
     """
-    kind: Any = SD3Transformer2DModel
+    tabled = False
     if setup.job.config.conditioning_table:
-        obstacle = table_obstacle(setup, named_layers(setup.job.config))
-        if obstacle is None:
-            kind = TabledTransformer
-        else:
+        conditions = trained_conditions(setup) if conditions is None else conditions
+        obstacle = table_obstacle(setup, named_layers(setup.job.config), len(conditions))
+        tabled = obstacle is None
+        if not tabled:
             say(f"no conditioning table: {obstacle}")
-    return kind.from_pretrained(
+    return read_transformer(setup, setup.dtype, tabled=tabled)
+
+
+def read_transformer(setup: Setup, dtype: torch.dtype, *, tabled: bool) -> SD3Transformer2DModel:
+    """Read the base model's transformer, tensor by tensor onto the device; `tabled` for use with a table."""
+    config = setup.job.config
+    kind: Any = TabledTransformer if tabled else SD3Transformer2DModel
+    transformer: SD3Transformer2DModel = kind.from_pretrained(
         setup.model.folder / "transformer",
-        variant=setup.job.config.variant,
-        torch_dtype=setup.dtype,
+        variant=config.variant,
+        torch_dtype=dtype,
+        use_safetensors=True,
         low_cpu_mem_usage=True,
         # Without it, all weights would be in host memory before the first of them is moved.
         device_map={"": setup.device},
+        **loading_arguments(config, setup.dtype),
     )
+    if config.quantize_base != "none":
+        round_inputs(transformer, setup.dtype)
+    return transformer
 
 
-def table_obstacle(setup: Setup, targets: Collection[str]) -> str | None:
+def table_obstacle(setup: Setup, targets: Collection[str], condition_count: int) -> str | None:
     """Return why a conditioning table would be wrong or impossible, or None.
 
     Args:
         targets: the layers that the adapter trains, as peft takes them.
+        condition_count: the rows that the table would have.
     """
     trained = trained_conditioning(int(setup.model.config_of("transformer")["num_layers"]), targets)
     if trained:
         return f"the adapter trains {', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}"
-    if WeightFiles.find(setup.model.folder / "transformer", setup.job.config.variant) is None:
+    weights = transformer_weights(setup)
+    if weights is None:
         return f"the weights in {setup.model.folder / 'transformer'} are no safetensors files"
-    return None
+    problem = host_memory_problem(condition_count * row_width(weights) * setup.dtype.itemsize)
+    return problem and f"with {condition_count} pairs of timestep and prompt it would take {problem}"
+
+
+def transformer_weights(setup: Setup) -> WeightFiles | None:
+    """Return the files of the transformer's weights; None where they are no safetensors files."""
+    return WeightFiles.find(setup.model.folder / "transformer", setup.job.config.variant)
 
 
 def make_table(
@@ -62,32 +100,26 @@ def make_table(
     *,
     timesteps_T: Tensor,
     pooled_NP: Tensor,
-    extra_timesteps: Collection[int] = (),
+    conditions: Collection[Condition] | None = None,
 ) -> ConditioningTable | None:
     """Compute the rows that the run will need; None for a transformer that computes them itself.
 
     Args:
         timesteps_T: what the transformer is told for each row of the sigma table, fp32.
-        pooled_NP: the pooled prompts, of which training uses the first, on the device.
-        extra_timesteps: rows of the sigma table that are needed beside those that training draws.
+        pooled_NP: the pooled prompts, on the device.
+        conditions: rows of `timesteps_T` and of `pooled_NP` that go together; by default those of training.
     """
-    config = setup.job.config
-    weights = WeightFiles.find(setup.model.folder / "transformer", config.variant)
+    weights = transformer_weights(setup)
     if not isinstance(transformer, TabledTransformer) or weights is None:
         return None
-    levels = {
-        draw_timestep_index(config, setup.samples.sample(index), len(timesteps_T))
-        for index in range(setup.sample_count)
-    }
-    conditions: set[Condition] = {(level, 0) for level in levels.union(extra_timesteps)}
     with setup.accelerator.autocast():
         table = compute_table(
             transformer,
             weights,
             timesteps_T=timesteps_T,
             pooled_NP=pooled_NP,
-            conditions=conditions,
-            batch_size=config.train_batch_size,
+            conditions=trained_conditions(setup) if conditions is None else conditions,
+            batch_size=setup.forward_batch_size,
         )
-    say(f"conditioning table: {len(conditions)} rows, {table.byte_count / 2**20:.1f} MiB of host memory")
+    say(f"conditioning table: {len(table.place_of)} rows, {table.byte_count / 2**20:.1f} MiB of host memory")
     return table

@@ -22,7 +22,6 @@ from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.tuning.adapter import SAMPLES
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
@@ -53,23 +52,12 @@ class Shown:
     negative: PromptEmbeds
 
 
-def encode_validation(setup: Setup, cached: CachedEncoders) -> Shown | None:
-    """Return what is to be shown; None without a validation prompt."""
-    config = setup.job.config
-    if config.validation_prompt is None:
-        return None
-    return Shown(
-        cached.encode(config.validation_prompt, config.max_sequence_length),
-        cached.encode(NEGATIVE_PROMPT, config.max_sequence_length),
-    )
-
-
 def is_due(setup: Setup, step: int) -> bool:
     """Return whether images are drawn after `step`: the one that ends so many epochs, and the last one."""
     config = setup.job.config
     period = config.validation_epochs * config.repeats * len(setup.images.names)
-    samples = step * setup.samples_per_step
-    ends_period = samples // period > (samples - setup.samples_per_step) // period
+    samples = step * config.samples_per_step
+    ends_period = samples // period > (samples - config.samples_per_step) // period
     return step > 0 and (ends_period or step == setup.step_count)
 
 

@@ -23,7 +23,9 @@ def make_job(studio: Studio, output_dir: Path, *flags: str, images: Path | None 
 
 def train(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Adapter:
     """Train in this process, from the flags to the published adapter."""
-    return train_adapter(make_job(studio, output_dir, *flags, images=images))
+    adapter = train_adapter(make_job(studio, output_dir, *flags, images=images))
+    assert adapter is not None
+    return adapter
 
 
 def make_loop(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Loop:
@@ -31,9 +33,10 @@ def make_loop(studio: Studio, output_dir: Path, *flags: str, images: Path | None
     setup = Setup.prepare(make_job(studio, output_dir, *flags, images=images))
     config = setup.job.config
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, warn=print)
-    prompt = encoders.encode(config.instance_prompt, config.max_sequence_length)
-    latents = LatentSource(setup.model, setup.images.paths, config, setup.device)
-    return Loop(setup, load_transformer(setup), prompt, latents, RunRecord(setup))
+    prompts = encoders.encode_all(setup.prompts.texts, config.max_sequence_length)
+    class_paths = [] if setup.class_images is None else setup.class_images.images.paths
+    latents = LatentSource(setup.model, setup.images.paths, config, setup.device, class_paths)
+    return Loop(setup, load_transformer(setup), prompts, latents, RunRecord(setup))
 
 
 def draw_lora_b(parameters: dict[str, torch.nn.Parameter]) -> None:

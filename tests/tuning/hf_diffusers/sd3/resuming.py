@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mimicry.common.children import Interrupted, stop_signals_raise
-from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from mimicry.common.errors import UsageError
 from mimicry.tuning.adapter import checkpoint_names
 from mimicry.tuning.hf_diffusers.sd3 import checkpoints
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, NotWholeError
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
 from tests.tuning.hf_diffusers.sd3.resuming import (
     RUN,

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
+from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.adapter import TARGET_MODULES
+from mimicry.tuning.hf_diffusers.sd3 import conditioning
 from mimicry.tuning.hf_diffusers.sd3.conditioning import (
     Condition,
     ConditioningTable,
     TabledTransformer,
     WeightFiles,
     compute_table,
+    row_width,
     trained_conditioning,
 )
 from tests.tuning.hf_diffusers.sd3.wide import CPU, POOLED_WIDTH, TIMESTEPS, Passes, write_transformer
@@ -60,9 +63,18 @@ def some_prompts(count: int) -> Tensor:
     return torch.randn(count, POOLED_WIDTH, generator=torch.Generator().manual_seed(2)).bfloat16()
 
 
-@pytest.mark.parametrize("levels", [[700], [3, 999], [250, 0, 250, 777]], ids=len)
-def test_output_loss_and_gradients_keep_every_bit_at_the_real_width(levels: list[int], wide: Path) -> None:
-    passes = Passes(wide, levels)
+@pytest.mark.parametrize(
+    ("levels", "prompts"),
+    [
+        *(([700], [0]), ([3, 999], [0, 0]), ([250, 0, 250, 777], [0, 0, 0, 0])),
+        *(([3, 999], [0, 1]), ([250, 0, 250, 250], [2, 1, 0, 1])),
+    ],
+    ids=["1", "2", "4", "2 prompts", "3 prompts"],
+)
+def test_output_loss_and_gradients_keep_every_bit_at_the_real_width(
+    levels: list[int], prompts: list[int], wide: Path
+) -> None:
+    passes = Passes(wide, levels, prompts)
     plain, tabled = passes.untabled(), passes.tabled()
     assert plain.keys() == tabled.keys()
     assert len(plain) > 30
@@ -81,12 +93,27 @@ def test_another_timestep_or_prompt_is_another_row(batch_size: int, narrow: Path
     table = make_table(narrow, conditions, batch_size, prompts)
     rows = table.rows([5, 6, 5, 6], [0, 0, 1, 1])
     assert len({tuple(row.tolist()) for row in rows}) == 4
-    assert torch.equal(table.rows([6, 5]), table.rows([6, 5], [0, 0]))
-    assert torch.equal(table.rows([6, 5])[0], rows[1])
+    assert torch.equal(table.rows([6, 5], [0, 0])[0], rows[1])
     second = make_table(narrow, {(5, 0)}, batch_size, prompts[1:])
-    assert torch.equal(second.rows([5])[0], rows[2])
+    assert torch.equal(second.rows([5], [0])[0], rows[2])
     with pytest.raises(KeyError):
-        table.rows([7])
+        table.rows([7], [0])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_how_many_go_through_a_layer_at_a_time_changes_nothing(
+    chunk: int, narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions = {(level, prompt) for level in (5, 6, 9) for prompt in (0, 1)}
+    whole = make_table(narrow, conditions, 2, some_prompts(2))
+    monkeypatch.setattr(conditioning, "_CHUNK", chunk)
+    assert torch.equal(make_table(narrow, conditions, 2, some_prompts(2)).rows_NSR, whole.rows_NSR)
+
+
+def test_the_width_of_a_row_is_known_from_the_headers(narrow: Path) -> None:
+    weights = WeightFiles.find(narrow, None)
+    assert weights is not None
+    assert row_width(weights) == make_table(narrow, {(5, 0)}, 1, some_prompts(1)).rows_NSR.shape[-1]
 
 
 def test_rows_are_kept_apart_where_the_place_in_a_batch_matters(
@@ -106,8 +133,13 @@ def test_rows_are_kept_apart_where_the_place_in_a_batch_matters(
     apart = make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1))
     assert (even.rows_NSR.shape[1], apart.rows_NSR.shape[1]) == (1, 2)
     assert apart.byte_count == 2 * even.byte_count
-    assert torch.equal(even.rows([9, 5])[0], apart.rows([9, 5])[0])
-    moved = (even.rows([9, 5])[1] != apart.rows([9, 5])[1]).nonzero().flatten()
+    assert torch.equal(even.rows([9, 5], [0, 0])[0], apart.rows([9, 5], [0, 0])[0])
+    monkeypatch.setattr(conditioning, "_CHUNK", 1)
+    assert torch.equal(make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1)).rows_NSR, apart.rows_NSR)
+    monkeypatch.setattr(conditioning, "host_memory_problem", lambda count: f"{count} bytes, too many")
+    with pytest.raises(TrainingFailed, match=rf"{apart.byte_count} bytes.*--no-conditioning-table"):
+        make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1))
+    moved = (even.rows([9, 5], [0, 0])[1] != apart.rows([9, 5], [0, 0])[1]).nonzero().flatten()
     # norm_out and the last block's norm1_context: scale and shift each.
     assert 0 < len(moved) <= 4 * NARROW
     assert torch.equal(moved, moved.sort().values)
@@ -130,7 +162,8 @@ def test_weights_are_found_however_they_are_filed(
     assert len(list(tmp_path.glob("*.safetensors"))) > (2 if "max_shard_size" in options else 0)
     conditions: set[Condition] = {(5, 0)}
     ours = make_table(tmp_path, conditions, 1, some_prompts(1), variant)
-    assert torch.equal(ours.rows([5]), make_table(narrow, conditions, 1, some_prompts(1)).rows([5]))
+    theirs = make_table(narrow, conditions, 1, some_prompts(1))
+    assert torch.equal(ours.rows([5], [0]), theirs.rows([5], [0]))
 
 
 def test_other_formats_are_not_found(narrow: Path, tmp_path: Path) -> None:
@@ -166,5 +199,5 @@ def test_targets_are_understood_as_peft_does(narrow: Path) -> None:
 
 def test_rows_lie_on_the_device_asked_for(narrow: Path) -> None:
     table = make_table(narrow, {(5, 0)}, 1, some_prompts(1))
-    assert table.rows([5]).device == table.device == CPU
-    assert table.rows([5]).dtype == torch.bfloat16
+    assert table.rows([5], [0]).device == table.device == CPU
+    assert table.rows([5], [0]).dtype == torch.bfloat16

@@ -2,10 +2,11 @@
 
 import hashlib
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from mimicry.tuning.hf_diffusers.sd3.draws import SamplePlan, View, dropout_seed, generator, normal
+from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, SamplePlan, View, dropout_seed, generator, normal
 from tests.hostile_names import over_hostile_names
 
 STEMS = ("01_hills", "02_house", "03_tree", "04_boat", "05_sun")
@@ -26,14 +27,16 @@ GOLDEN_NORMAL = {
 GOLDEN_DROPOUT_SEED = 6741774730302394804
 GOLDEN_ORDER = "8f0f3827a346c2949cd93eec9ba8c6d0"
 GOLDEN_VIEWS = "2ccb7b285a15449dca9376e3c9ef2d9d"
+GOLDEN_CLASS_ORDER = "2fbe1b23f332e24dd634d98737fe82b7"
+GOLDEN_CLASS_VIEWS = "f147332aa7f379c6c9f303d79793ff4b"
 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, repeats: int = 1, **how: bool) -> SamplePlan:
-    views = {"center_crop": False, "random_flip": True}
+def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, repeats: int = 1, **how: Any) -> SamplePlan:
+    views: dict[str, Any] = {"center_crop": False, "random_flip": True}
     return SamplePlan(seed=seed, stems=stems, **(views | how), repeats=repeats)
 
 
@@ -54,6 +57,16 @@ def test_the_plan_of_samples_is_golden() -> None:
     samples = [plan().sample(index) for index in range(15)]
     assert digest("".join(sample.stem for sample in samples).encode()) == GOLDEN_ORDER
     assert digest("".join(str(sample.view) for sample in samples).encode()) == GOLDEN_VIEWS
+
+
+def test_the_plan_of_class_samples_is_golden_and_of_its_own() -> None:
+    samples = [plan(kind=CLASS).sample(index) for index in range(15)]
+    assert digest("".join(sample.stem for sample in samples).encode()) == GOLDEN_CLASS_ORDER
+    assert digest("".join(str(sample.view) for sample in samples).encode()) == GOLDEN_CLASS_VIEWS
+    assert [samples[0].purpose(name) for name in ("vae", "noise", "timestep")] == [
+        *("class_vae", "class_noise", "class_timestep")
+    ]
+    assert plan().sample(0).purpose("noise") == "noise"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +188,7 @@ class TestRepeats:
 
     def test_fixed_views_are_all_listed(self) -> None:
         samples = plan(repeats=3, center_crop=True, random_flip=False)
-        listed = {sample.image for sample in samples.distinct_views(1000)}
+        listed = {sample.image for sample in samples.distinct_views(range(1000))}
         assert listed == set(range(len(STEMS)))
 
 
@@ -194,10 +207,10 @@ def test_distinct_views_show_all_that_the_samples_show(
     samples = plan(center_crop=center_crop, random_flip=random_flip, repeats=repeats)
     shown = {(sample.image, sample.view) for sample in (samples.sample(index) for index in range(50))}
 
-    assert {(sample.image, sample.view) for sample in samples.distinct_views(50)} == shown
+    assert {(sample.image, sample.view) for sample in samples.distinct_views(range(50))} == shown
 
 
 def test_fixed_views_are_listed_once() -> None:
     samples = plan(center_crop=True, random_flip=False)
 
-    assert len(list(samples.distinct_views(4_000_000))) == len(STEMS)
+    assert len(list(samples.distinct_views(range(4_000_000)))) == len(STEMS)

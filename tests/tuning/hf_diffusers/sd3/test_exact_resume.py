@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from mimicry.common.children import Interrupted, stop_signals_raise
 from mimicry.tuning.adapter import checkpoint_names
 from mimicry.tuning.hf_diffusers.sd3 import checkpoints
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import (
     RUN,
@@ -164,8 +165,7 @@ class TestStopSignals:
 
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, "save_file", signalled)
-            with pytest.raises(AssertionError, match="SIGINT"):
-                stopped(studio, tmp_path, 2)
+            stopped(studio, tmp_path, 2)
         train(studio, tmp_path, *RUN)
         assert training_run(tmp_path)["resumed_from"] == 2
         assert_same_end(tmp_path, whole)

@@ -9,8 +9,9 @@ import pytest
 import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.tuning.config import OPTIONS, TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.flags import NOT_YET, OUT_OF_SCOPE, parse_job
+from mimicry.tuning.hf_diffusers.sd3.flags import OUT_OF_SCOPE, parse_job
 from mimicry.tuning.hf_diffusers.sd3.job import Job
+from mimicry.tuning.options import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
 
 # The interface of the example, as of August 2026: a flag that is in none of our lists was forgotten.
@@ -29,11 +30,12 @@ EXAMPLE_FLAGS = """
     logging_dir report_to allow_tf32 cache_latents upcast_before_saving mixed_precision local_rank
 """.split()
 OUR_OWN = {
-    *("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir", "local_rank"),
-    *(option.name for option in OPTIONS),
+    *("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir", "caption_data_dir"),
+    *("local_rank", *(option.name for option in TRAINER_OPTIONS)),
 }
 NEEDED = ("--instance_data_dir=images", "--output_dir=adapter")
 BOOLEANS = [option.name for option in OPTIONS if option.type is bool and not option.facts.takes_word]
+COMPANIONS = {"with_prior_preservation": ("--class_prompt=art", "--class_data_dir=class")}
 
 
 def parse(*words: str) -> Job:
@@ -56,7 +58,7 @@ def test_defaults_are_those_of_the_study_and_booleans_are_off() -> None:
 @pytest.mark.parametrize("name", BOOLEANS)
 @pytest.mark.parametrize("spell", [str, lambda name: name.replace("_", "-")], ids=["_", "-"])
 def test_a_boolean_is_on_when_given(name: str, spell: type[str]) -> None:
-    config = parse(f"--{spell(name)}").config
+    config = parse(f"--{spell(name)}", *COMPANIONS.get(name, ())).config
     assert [other for other in BOOLEANS if getattr(config, other)] == [name]
 
 
@@ -67,7 +69,8 @@ def test_a_boolean_takes_no_value(name: str, capsys: pytest.CaptureFixture[str])
         parse(f"--{name}=False")
     assert stop.value.code == 2
     assert f"--{name}" in capsys.readouterr().err
-    assert problems(*NEEDED, f"--{name}", "False") == ["'False' belongs to no flag"]
+    words = [*NEEDED, *COMPANIONS.get(name, ()), f"--{name}", "False"]
+    assert problems(*words) == ["'False' belongs to no flag"]
 
 
 def test_a_boolean_of_the_example_that_takes_a_word_is_taken_by_it() -> None:
@@ -134,26 +137,34 @@ def test_abbreviations_are_not_guessed() -> None:
 def test_every_flag_of_the_example_has_its_place_and_one_only() -> None:
     assert len(EXAMPLE_FLAGS) == len(set(EXAMPLE_FLAGS)) == 75
     for name in EXAMPLE_FLAGS:
-        assert [name in names for names in (OUR_OWN, OUT_OF_SCOPE, NOT_YET)].count(True) == 1, name
-    assert set(OUT_OF_SCOPE) | NOT_YET <= set(EXAMPLE_FLAGS)
+        assert [name in names for names in (OUR_OWN, OUT_OF_SCOPE)].count(True) == 1, name
+    assert set(OUT_OF_SCOPE) <= set(EXAMPLE_FLAGS)
 
 
-@pytest.mark.parametrize("name", sorted({*OUT_OF_SCOPE, *NOT_YET}))
+@pytest.mark.parametrize("name", sorted(OUT_OF_SCOPE))
 @pytest.mark.parametrize("value", [[], ["some value"]], ids=["alone", "with value"])
 def test_a_flag_of_the_example_that_we_refuse_is_explained_once(name: str, value: list[str]) -> None:
     (problem,) = problems(*NEEDED, f"--{name.replace('_', '-')}", *value, "--rank=4")
     assert problem.startswith(f"--{name} ")
-    assert OUT_OF_SCOPE.get(name, "not supported yet") in problem
+    assert OUT_OF_SCOPE[name] in problem
+
+
+def test_the_number_of_processes_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse("--local-rank", "3").config.num_processes == 1
+    (problem,) = problems(*NEEDED, "--num-processes=2")
+    assert problem.startswith("--num_processes is told to the launcher: accelerate launch --multi_gpu ")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert parse().config.num_processes == 4
 
 
 def test_all_problems_come_at_once() -> None:
     found = problems(
-        *("--push_to_hub", "--class_prompt=a", "--leaning-rate=1", "--rank=0", "stray"),
+        *("--push_to_hub", "--leaning-rate=1", "--rank=0", "stray"),
         *("--resolution=1", "--learning_rate=nan"),
     )
-    assert len(found) == 9
+    assert len(found) == 8
     for part in (
-        *("--push_to_hub is no flag", "--class_prompt is not supported yet"),
+        *("--push_to_hub is no flag",),
         *("did you mean 'learning_rate'", "'stray' belongs to no flag"),
         *("--instance_data_dir is missing", "--output_dir is missing"),
         *("--rank is 0", "--resolution is 1", "--learning-rate is nan"),

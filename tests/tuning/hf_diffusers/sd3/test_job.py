@@ -1,5 +1,6 @@
 """What a job finds before it begins: images in order, a device that can, a model that fits."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.processes import Processes
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import make_job
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -64,12 +66,28 @@ def test_a_resolution_that_the_model_does_not_take_names_the_nearest(studio: Stu
         prepare(studio, tmp_path, "--resolution=37")
 
 
-def test_several_processes_are_refused(
+def test_more_processes_than_gpus_are_refused(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--num_processes 1"):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"--num_processes 3 .* there are 2; type --num_processes 2"):
         prepare(studio, tmp_path)
+
+
+def test_each_of_several_processes_has_its_turn(studio: Studio, tmp_path: Path) -> None:
+    setup = prepare(studio, tmp_path, "--train_batch_size=2", "--max_train_steps=2")
+    config = dataclasses.replace(setup.job.config, num_processes=3)
+    own = [
+        list(
+            dataclasses.replace(
+                setup, job=dataclasses.replace(setup.job, config=config), processes=Processes(3, index)
+            ).own_samples()
+        )
+        for index in range(3)
+    ]
+    assert own == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
 @pytest.fixture

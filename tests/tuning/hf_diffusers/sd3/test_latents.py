@@ -39,9 +39,10 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray((127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8))
 
 
-def plan(count: int, **how: bool) -> SamplePlan:
+def plan(count: int, **how: Any) -> SamplePlan:
     stems = tuple(f"image {number}" for number in range(count))
-    return SamplePlan(seed=42, stems=stems, **({"center_crop": True, "random_flip": False} | how))
+    views: dict[str, Any] = {"center_crop": True, "random_flip": False}
+    return SamplePlan(seed=42, stems=stems, **(views | how))
 
 
 @pytest.fixture

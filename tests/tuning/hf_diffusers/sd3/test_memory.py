@@ -122,7 +122,7 @@ def test_it_is_logged_and_recorded(
     train(studio, tmp_path / "all", *flags)
     assert "checkpointing 3 of 3 blocks" in capsys.readouterr().out
     runs = [training_run(tmp_path / name) for name in ("two", "all")]
-    assert [run["numerics"]["checkpointed_blocks"] for run in runs] == [2, 3]
+    assert [run["memory"]["checkpointed_blocks"] for run in runs] == [2, 3]
     assert runs[0]["recipe_hash"] == runs[1]["recipe_hash"]
     assert (tmp_path / "two" / WEIGHTS).read_bytes() == (tmp_path / "all" / WEIGHTS).read_bytes()
 
@@ -149,6 +149,8 @@ def test_on_a_gpu_free_memory_decides(
         "block_count": 3,
         "trained_parameters": sum(value.numel() for value in loop.parameters.values()),
         "compiled": False,
+        "keeps_inputs": False,
+        "shared": False,
     }
 
 

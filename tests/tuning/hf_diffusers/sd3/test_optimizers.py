@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -190,10 +191,11 @@ class TestLearningRate:
         scaled = TuningConfig(
             learning_rate=1e-4, train_batch_size=3, gradient_accumulation_steps=5, scale_lr=True
         )
-        assert learning_rate(config, 2) == 1e-4
+        assert learning_rate(replace(config, num_processes=2)) == 1e-4
         assert learning_rate(scaled) == pytest.approx(15e-4)
-        assert learning_rate(scaled, 2) == pytest.approx(30e-4)
-        assert make_optimizer(scaled, parameters(), CPU, 2).param_groups[0]["lr"] == pytest.approx(30e-4)
+        doubled = replace(scaled, num_processes=2)
+        assert learning_rate(doubled) == pytest.approx(30e-4)
+        assert make_optimizer(doubled, parameters(), CPU).param_groups[0]["lr"] == pytest.approx(30e-4)
 
     def test_prodigy_is_warned_of_below_a_tenth(self) -> None:
         assert optimizer_warnings(TuningConfig(optimizer="prodigy", learning_rate=1.0)) == []

@@ -80,6 +80,33 @@ def test_the_second_time_no_component_is_read_and_no_bit_differs(
     assert_equal(second, expected)
 
 
+def test_of_many_prompts_only_those_that_are_new_are_encoded(
+    studio: Studio, prompt_cache: Path, read_components: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    warnings: list[str] = []
+    cached = CachedEncoders(encoders_of(studio.base_model, warnings), prompt_cache)
+    expected = [cached.encode(prompt, 77) for prompt in (PROMPT, LONG)]
+    read_components.clear()
+    warnings.clear()
+    capsys.readouterr()
+
+    found = cached.encode_all([LONG, "a boat", PROMPT, "a tree", "a boat"], 77)
+
+    assert sorted(read_components) == sorted(TEXT_COMPONENTS)
+    assert len(cached_files(prompt_cache)) == 4
+    for ours, theirs in ((found[0], expected[1]), (found[2], expected[0]), (found[1], found[4])):
+        assert_equal(ours, theirs)
+    assert not torch.equal(found[1].pooled_1P, found[3].pooled_1P)
+    assert [warning.split()[0] for warning in warnings] == ["CLIP", "CLIP", "T5"]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(",")[0] for line in said] == [
+        "prompt embeddings from the cache, 2 prompts",
+        "",
+        "prompt embeddings cached, 2 prompts",
+    ]
+    assert said[1] == "encoding 2 prompts"
+
+
 @over_hostile_names
 def test_any_prompt_is_cached(hostile_name: str, studio: Studio, prompt_cache: Path) -> None:
     cached = CachedEncoders(encoders_of(studio.base_model), prompt_cache)
@@ -101,13 +128,13 @@ def test_any_prompt_is_cached(hostile_name: str, studio: Studio, prompt_cache: P
 def test_whatever_else_is_asked_for_is_something_else(
     other: Callable[[TextEncoders], tuple[TextEncoders, str, int]], studio: Studio, prompt_cache: Path
 ) -> None:
-    def fake(encoders: TextEncoders, prompt: str, length: int) -> PromptEmbeds:
-        number = float(len(prompt) + length)
-        return PromptEmbeds(torch.full((1, 1, 1), number), torch.full((1, 1), number))
+    def fake(encoders: TextEncoders, prompts: list[str], length: int) -> list[PromptEmbeds]:
+        number = float(len(prompts[0]) + length)
+        return [PromptEmbeds(torch.full((1, 1, 1), number), torch.full((1, 1), number))]
 
     encoders = encoders_of(studio.base_model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextEncoders, "encode", fake)
+        patch.setattr(TextEncoders, "encode_all", fake)
         for asked, prompt, length in ((encoders, PROMPT, 77), other(encoders)):
             CachedEncoders(asked, prompt_cache).encode(prompt, length)
     assert len(cached_files(prompt_cache)) == 2
@@ -121,7 +148,7 @@ class TestBaseModel:
             path.unlink()
         with pytest.MonkeyPatch.context() as patch:
             embeds = PromptEmbeds(torch.zeros(1, 1, 1), torch.zeros(1, 1))
-            patch.setattr(TextEncoders, "encode", lambda *_: embeds)
+            patch.setattr(TextEncoders, "encode_all", lambda *_: [embeds])
             CachedEncoders(encoders, folder).encode(PROMPT, 77)
         (path,) = cached_files(folder)
         return path.name
@@ -242,7 +269,7 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 
 torch.set_num_threads(1)
 embeds = PromptEmbeds(torch.arange(300_000.0).view(1, 3000, 100), torch.arange(50.0).view(1, 50))
-TextEncoders.encode = lambda *_: embeds
+TextEncoders.encode_all = lambda *_: [embeds]
 encoders = TextEncoders(BaseModel(Path(sys.argv[1])), None, torch.device("cpu"), torch.float32, print)
 cached = CachedEncoders(encoders, Path(sys.argv[2]))
 while not Path(sys.argv[3]).exists():

@@ -11,7 +11,8 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, Sample, View
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, PromptPlan, TextEncoders
 from tests.tuning.hf_diffusers.studio import Studio
 
 PROMPT = "a painting in the style of sks"
@@ -22,6 +23,10 @@ def encode(
     folder: Path, prompt: str, *, length: int = 77, dtype: torch.dtype = torch.float32
 ) -> PromptEmbeds:
     return TextEncoders(BaseModel(folder=folder), None, CPU, dtype, warn=print).encode(prompt, length)
+
+
+def encoders_for(folder: Path, warnings: list[str]) -> TextEncoders:
+    return TextEncoders(BaseModel(folder=folder), None, CPU, torch.float32, warnings.append)
 
 
 def reference(folder: Path, prompt: str, length: int, **components: None) -> tuple[torch.Tensor, ...]:
@@ -115,9 +120,57 @@ def test_one_encoder_is_alive_at_a_time_and_none_in_the_end(
     assert alive == []
 
 
+def test_many_prompts_are_what_each_is_alone_and_read_each_encoder_once(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [PROMPT, "a photograph", "of a very long description " * 40, PROMPT]
+    alone = [encode(studio.base_model, prompt) for prompt in prompts]
+    read: list[str] = []
+    original = TextEncoders._read
+
+    def watched(encoders: TextEncoders, kind: Any, name: str) -> Any:
+        read.append(name)
+        return original(encoders, kind, name)
+
+    monkeypatch.setattr(TextEncoders, "_read", watched)
+    together = encoders_for(studio.base_model, []).encode_all(prompts, 77)
+    assert read == ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.sequence_1LD, other.sequence_1LD)
+        assert torch.equal(one.pooled_1P, other.pooled_1P)
+        assert one.warnings == other.warnings
+
+
+def test_of_many_prompts_that_are_cut_the_first_are_named(studio: Studio) -> None:
+    warnings: list[str] = []
+    long = [f"number {number}, " + "a very long description " * 40 for number in range(5)]
+    encoders_for(studio.base_model, warnings).encode_all([PROMPT, *long], 77)
+    assert len(warnings) == 3 * 3 + 1
+    assert warnings[0].startswith("CLIP reads the first 77 of the prompt's ")
+    assert warnings[0].endswith(" tokens: 'number 0, a very long description a very long description a ...'")
+    assert warnings[-1] == "2 more prompts are longer than an encoder reads"
+
+
+class TestPlan:
+    def test_each_image_has_its_caption_or_the_instance_prompt(self) -> None:
+        plan = PromptPlan.make(PROMPT, ["a tree", None, "a tree"], None)
+        assert plan.texts == (PROMPT, "a tree")
+        assert [plan.index_of(Sample(9, image, "", View())) for image in range(3)] == [1, 0, 1]
+
+    def test_class_samples_have_the_class_prompt(self) -> None:
+        plan = PromptPlan.make(PROMPT, ["a tree", None], "a painting")
+        assert plan.texts == (PROMPT, "a tree", "a painting")
+        assert plan.index_of(Sample(9, 1, "", View(), CLASS)) == 2
+        assert plan.index_of(Sample(9, 1, "", View())) == 0
+
+    def test_the_instance_prompt_comes_first_and_equal_prompts_once(self) -> None:
+        assert PromptPlan.make(PROMPT, ["a"], "a").texts == (PROMPT, "a")
+        assert PromptPlan.make(PROMPT, [PROMPT], PROMPT).texts == (PROMPT,)
+
+
 def test_a_prompt_that_is_cut_is_warned_of(studio: Studio) -> None:
     warnings: list[str] = []
-    encoders = TextEncoders(BaseModel(folder=studio.base_model), None, CPU, torch.float32, warnings.append)
+    encoders = encoders_for(studio.base_model, warnings)
 
     encoders.encode(PROMPT, 77)
     assert warnings == []

@@ -15,6 +15,7 @@ from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
 from mimicry.tuning.config import OPTIONS
 from mimicry.tuning.hf_diffusers.sd3 import training
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 
@@ -68,8 +69,8 @@ class TestTrainingRun:
         assert set(run) == set(
             """
             schema recipe recipe_hash options base_model command paths host versions warnings images
-            numerics status started_at finished_at seconds stage_seconds steps resumed_from loss_spikes
-            peak_memory_bytes final_loss mean_loss draws_sha256 weights eval_loss
+            numerics memory other_numerics status started_at finished_at seconds stage_seconds steps
+            resumed_from loss_spikes peak_memory_bytes final_loss mean_loss draws_sha256 weights eval_loss
             """.split()
         )
         assert run["schema"] == 1
@@ -115,6 +116,10 @@ class TestTrainingRun:
         assert run["numerics"]["device"] == "cpu"
         assert run["numerics"]["threads"] == 1
         assert run["numerics"]["torch"] == torch.__version__
+        assert run["numerics"]["pillow"] == run["versions"]["pillow"]
+        # What changes no bit stands elsewhere: sisters with another GPU's memory are the same.
+        assert set(run["memory"]) == {"conditioning_table", "checkpointed_blocks"}
+        assert not set(run["memory"]) & set(run["numerics"])
 
     def test_warnings_and_command_are_kept(self, run: dict[str, Any]) -> None:
         assert run["warnings"] == ["19 images only", "twice"]
@@ -141,7 +146,7 @@ def test_while_it_runs_the_record_says_so(
     seen: list[dict[str, Any]] = []
     make_batch = training.Loop.make_batch
 
-    def look(loop: training.Loop, first: int) -> training.Batch:
+    def look(loop: training.Loop, first: int) -> Batch:
         seen.append(training_run(tmp_path))
         return make_batch(loop, first)
 

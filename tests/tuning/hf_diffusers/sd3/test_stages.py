@@ -16,9 +16,10 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.existing import Asked, State, judge_existing
 from mimicry.tuning.hf_diffusers.sd3 import draws, training
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
-from mimicry.tuning.hf_diffusers.sd3.training import Batch, Loop
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 

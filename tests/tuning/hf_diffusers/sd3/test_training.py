@@ -1,156 +1,26 @@
-"""The loop against a plain computation: no peft, no accelerate, no formula of ours."""
+"""The loop against a plain computation, and what must not change its numbers."""
 
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.images import read_rgb
 from mimicry.tuning.config import WEIGHTING_SCHEMES
-from mimicry.tuning.hf_diffusers.sd3.draws import normal
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
-from mimicry.tuning.hf_diffusers.sd3.latents import cut, to_pixels
-from mimicry.tuning.hf_diffusers.sd3.training import Loop, load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop
+from tests.tuning.hf_diffusers.sd3.plain import (
+    STEADY,
+    PlainTraining,
+    assert_close,
+    assert_trains_alike,
+    loop_and_plain,
+    plain_sigma,
+)
 from tests.tuning.hf_diffusers.studio import Studio
-
-SHIFT = 3.0
-# AdamW divides by the gradient itself: a large epsilon keeps rounding errors from becoming steps.
-STEADY = ("--adam_epsilon=0.001", "--learning_rate=0.01", "--adam_weight_decay=0.1")
-
-
-def plain_sigma(index: int) -> float:
-    """Return the noise level of a row: thousandths, highest first, shifted towards the noise."""
-    even = (1000 - index) / 1000
-    return SHIFT * even / (1 + (SHIFT - 1) * even)
-
-
-def plain_weight(scheme: str, sigma: float) -> float:
-    return {
-        "sigma_sqrt": 1 / sigma**2,
-        "cosmap": 2 / (math.pi * (1 - 2 * sigma + 2 * sigma * sigma)),
-    }.get(scheme, 1.0)
-
-
-@dataclass
-class PlainTraining:
-    """The same training, written down as it would be in a text book: W + B A, one sample at a time."""
-
-    loop: Loop
-    studio: Studio
-    lora: dict[str, Tensor] = field(init=False)
-    first_moments: dict[str, Tensor] = field(init=False)
-    second_moments: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        folder = self.studio.base_model
-        self.config = self.loop.setup.job.config
-        self.transformer: Any = SD3Transformer2DModel.from_pretrained(folder / "transformer").train()
-        self.vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
-        self.frozen = {name: value.detach() for name, value in self.transformer.named_parameters()}
-        with torch.no_grad():
-            self.prompt, _, self.pooled, _ = StableDiffusion3Pipeline.from_pretrained(folder).encode_prompt(
-                self.config.instance_prompt,
-                prompt_2=None,
-                prompt_3=None,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.config.max_sequence_length,
-            )
-        self.lora = {
-            name: value.detach().clone().requires_grad_() for name, value in self.loop.parameters.items()
-        }
-        self.first_moments = {name: torch.zeros_like(value) for name, value in self.lora.items()}
-        self.second_moments = {name: torch.zeros_like(value) for name, value in self.lora.items()}
-
-    def gradients(self, step: int) -> tuple[float, dict[str, Tensor]]:
-        """Return the loss of a step, and the gradient of its mean over all samples of the step."""
-        count = self.config.train_batch_size * self.config.gradient_accumulation_steps
-        losses = [self.sample_loss(index) for index in range((step - 1) * count, step * count)]
-        loss = torch.stack(losses).mean()
-        gradients = torch.autograd.grad(loss, list(self.lora.values()))
-        return float(loss.detach()), dict(zip(self.lora, gradients, strict=True))
-
-    def sample_loss(self, index: int) -> Tensor:
-        """Return the loss of one sample; image and level are those that the plan has for it."""
-        config = self.config
-        sample = self.loop.setup.samples.sample(index)
-        path = sorted(self.studio.images.iterdir())[sample.image]
-        with torch.no_grad():
-            posterior = self.vae.encode(
-                to_pixels(cut(read_rgb(path), sample.view, config.resolution))
-            ).latent_dist
-        drawn = posterior.mean + posterior.std * self.draw("vae", index, sample.stem, posterior.mean)
-        clean = (drawn - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-        noise = self.draw("noise", index, sample.stem, clean)
-        sigma = plain_sigma(draw_timestep_index(config, sample, 1000))
-        noisy = (1 - sigma) * clean + sigma * noise
-        velocity = torch.func.functional_call(
-            self.transformer,
-            self.adapted_weights(),
-            kwargs={
-                "hidden_states": noisy,
-                "encoder_hidden_states": self.prompt,
-                "pooled_projections": self.pooled,
-                "timestep": torch.tensor([1000 * sigma]),
-                "return_dict": False,
-            },
-        )[0]
-        error = velocity - (noise - clean)
-        if config.precondition_outputs:
-            error = (velocity * -sigma + noisy) - clean
-        loss: Tensor = plain_weight(config.weighting_scheme, sigma) * (error**2).mean()
-        return loss
-
-    def adapted_weights(self) -> dict[str, Tensor]:
-        weights = dict(self.frozen)
-        for name in self.lora:
-            if name.endswith(".lora_A.default.weight"):
-                module = name.removesuffix(".lora_A.default.weight")
-                up, down = self.lora[f"{module}.lora_B.default.weight"], self.lora[name]
-                weights[f"{module}.weight"] = self.frozen[f"{module}.weight"] + up @ down
-        return weights
-
-    def draw(self, purpose: str, index: int, stem: str, like: Tensor) -> Tensor:
-        return torch.from_numpy(normal(self.config.seed, purpose, index, stem, tuple(like.shape[1:])))[None]
-
-    def take_step(self, step: int) -> tuple[float, float]:
-        """Take a step of AdamW (Loshchilov and Hutter 2019) with clipped gradients."""
-        config = self.config
-        loss, gradients = self.gradients(step)
-        norm = math.sqrt(sum(float((value**2).sum()) for value in gradients.values()))
-        for name, value in self.lora.items():
-            gradient = gradients[name] * min(1.0, config.max_grad_norm / norm)
-            first, second = self.first_moments[name], self.second_moments[name]
-            first.mul_(config.adam_beta1).add_((1 - config.adam_beta1) * gradient)
-            second.mul_(config.adam_beta2).add_((1 - config.adam_beta2) * gradient**2)
-            mean = first / (1 - config.adam_beta1**step)
-            spread = (second / (1 - config.adam_beta2**step)).sqrt()
-            decayed = value.detach() * (1 - config.learning_rate * config.adam_weight_decay)
-            moved = decayed - config.learning_rate * mean / (spread + config.adam_epsilon)
-            self.lora[name] = moved.requires_grad_()
-        return loss, norm
-
-
-def loop_and_plain(studio: Studio, folder: Path, *flags: str) -> tuple[Loop, PlainTraining]:
-    loop = make_loop(studio, folder, "--center_crop", *flags)
-    draw_lora_b(loop.parameters)
-    loop.transformer.train()
-    return loop, PlainTraining(loop, studio)
-
-
-def assert_close(ours: dict[str, Any], plain: dict[str, Tensor]) -> None:
-    assert set(ours) == set(plain)
-    for name, expected in plain.items():
-        value = expected.detach()
-        scale = float(value.abs().max())
-        torch.testing.assert_close(ours[name], value, atol=3e-5 * scale, rtol=1e-3, msg=name)
-
 
 BATCHES = [(1, 1), (2, 2)]
 GRID = [(scheme, precondition, BATCHES[0]) for scheme in WEIGHTING_SCHEMES for precondition in (0, 1)]
@@ -171,24 +41,12 @@ def test_gradients_and_steps_are_those_of_the_plain_training(
         "--max_grad_norm=0.05",
         *STEADY,
     )
-    for first in range(0, batch[0] * batch[1], batch[0]):
-        torch.autograd.backward(loop.batch_loss(loop.make_batch(first)) / batch[1])
-    gradients = {name: value.grad for name, value in loop.parameters.items()}
-    assert_close(gradients, plain.gradients(1)[1])
-    loop.optimizer.zero_grad()
-
-    for step in (1, 2):
-        loss, norm = loop.take_step(step)
-        plain_loss, plain_norm = plain.take_step(step)
-        assert loss == pytest.approx(plain_loss, rel=1e-4)
-        assert norm == pytest.approx(plain_norm, rel=1e-3)
-        assert norm > 0.05  # so that clipping was at work
-        assert_close(loop.parameters, plain.lora)
+    assert_trains_alike(loop, plain)
 
 
 def test_the_first_step_from_the_untouched_beginning(studio: Studio, tmp_path: Path) -> None:
     loop = make_loop(studio, tmp_path, "--center_crop", *STEADY)
-    plain = PlainTraining(loop, studio)
+    plain = PlainTraining(loop, studio, studio.images)
     assert loop.take_step(1)[0] == pytest.approx(plain.take_step(1)[0], rel=1e-4)
     assert_close(loop.parameters, plain.lora)
 

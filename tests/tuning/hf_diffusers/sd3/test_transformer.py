@@ -1,5 +1,6 @@
 """How the transformer is read, and that a run with a conditioning table is the run without."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from mimicry.tuning.hf_diffusers.sd3 import host_memory
+from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.training import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, make_table
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, make_table, trained_conditions
 from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -38,8 +40,8 @@ def test_the_table_changes_no_byte_of_the_adapter(
     first, second = (training_run(tmp_path / name) for name in ("without", "with"))
     assert first["recipe_hash"] == second["recipe_hash"]
     assert first["final_loss"] == second["final_loss"]
-    assert first["numerics"]["conditioning_table"] is False
-    assert second["numerics"]["conditioning_table"] is True
+    assert first["memory"]["conditioning_table"] is False
+    assert second["memory"]["conditioning_table"] is True
 
 
 def test_a_layer_that_the_adapter_trains_is_not_replaced(
@@ -70,19 +72,52 @@ def test_weights_in_another_format_are_not_replaced(
     assert (tmp_path / "bin" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
 
 
+def test_a_table_that_the_host_cannot_hold_is_not_made(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--conditioning_table", "--max_train_steps=2", "--mixed_precision=bf16")
+    train(studio, tmp_path / "with", *flags)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "conditioning table" in line)
+    assert re.fullmatch(r"conditioning table: 2 rows, \d\.\d MiB of host memory", said)
+    asked: list[int] = []
+
+    def free() -> int:
+        asked.append(0)
+        return 20_000
+
+    monkeypatch.setattr(host_memory, "free_host_bytes", free)
+    train(studio, tmp_path / "without", *flags)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "conditioning table" in line)
+    assert said == (
+        "no conditioning table: with 2 pairs of timestep and prompt it would take 0.0 GiB, more than half of "
+        "the 0.0 GiB of free host memory"
+    )
+    assert len(asked) == 1
+    assert (tmp_path / "with" / WEIGHTS).read_bytes() == (tmp_path / "without" / WEIGHTS).read_bytes()
+    assert training_run(tmp_path / "without")["numerics"]["conditioning_table"] is False
+
+
 def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studio, tmp_path: Path) -> None:
     setup = Setup.prepare(make_job(studio, tmp_path, "--conditioning_table", "--train_batch_size=2"))
     model: Any = load_transformer(setup)
     timesteps = load_sigmas(setup).timesteps
     pooled = torch.zeros(1, model.config.pooled_projection_dim)
-    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled)
-    more = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, extra_timesteps=[0, 999, 999])
+    trained = trained_conditions(setup)
+    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, conditions=trained)
+    more = make_table(
+        setup,
+        model,
+        timesteps_T=timesteps,
+        pooled_NP=pooled,
+        conditions=[*trained, (0, 0), (999, 0), (999, 0)],
+    )
     assert own is not None
     assert more is not None
     assert 1 < len(own.place_of) <= 4  # two steps of two samples
+    assert {prompt for _, prompt in trained} == {0}
     assert set(more.place_of) == {*own.place_of, (0, 0), (999, 0)}
     for level, _ in own.place_of:
-        assert torch.equal(more.rows([level, 0])[0], own.rows([level])[0])
+        assert torch.equal(more.rows([level, 0], [0, 0])[0], own.rows([level], [0])[0])
 
 
 @pytest.mark.parametrize("flags", [(), ("--conditioning_table",)], ids=["whole", "tabled"])

@@ -46,17 +46,20 @@ def write_transformer(folder: Path, *, width: int, block_count: int, dual: Seque
 class Passes:
     """The same batch through the transformer in `folder`, with and without a table."""
 
-    def __init__(self, folder: Path, levels: Sequence[int]) -> None:
+    def __init__(self, folder: Path, levels: Sequence[int], prompts: Sequence[int] | None = None) -> None:
+        """Make a batch at these rows of `TIMESTEPS`, with these prompts, by default all with one."""
         generator = torch.Generator().manual_seed(9)
         count = len(levels)
         self.folder, self.levels = folder, levels
+        self.prompts = list(prompts or [0] * count)
         self.latents = torch.randn(count, 16, 8, 8, generator=generator).bfloat16()
-        self.sequence = torch.randn(1, 12, 128, generator=generator).bfloat16().expand(count, -1, -1)
-        self.pooled = torch.randn(1, POOLED_WIDTH, generator=generator).bfloat16()
+        number = max(self.prompts) + 1
+        self.sequence = torch.randn(number, 12, 128, generator=generator).bfloat16()[self.prompts]
+        self.pooled = torch.randn(number, POOLED_WIDTH, generator=generator).bfloat16()
 
     def untabled(self) -> dict[str, Tensor]:
         model: Any = SD3Transformer2DModel.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
-        return self._run(model, self.pooled.expand(len(self.levels), -1))
+        return self._run(model, self.pooled[self.prompts])
 
     def tabled(self) -> dict[str, Tensor]:
         model: Any = TabledTransformer.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
@@ -68,10 +71,10 @@ class Passes:
                 weights,
                 timesteps_T=TIMESTEPS,
                 pooled_NP=self.pooled,
-                conditions={(level, 0) for level in self.levels},
+                conditions=set(zip(self.levels, self.prompts, strict=True)),
                 batch_size=len(self.levels),
             )
-        return self._run(model, table.rows(self.levels))
+        return self._run(model, table.rows(self.levels, self.prompts))
 
     def _run(self, model: Any, pooled_projections: Tensor) -> dict[str, Tensor]:
         """Return output, loss and the gradients of an adapter that is no longer at its beginning."""

@@ -1,0 +1,80 @@
+"""Several calls of apply_tuning at once on one tree: is each artist trained once, and how long does it take?
+
+    .venv/bin/python -m benchmarks.orchestrators [--calls 8] [--artists 24] [--demo data/demo] [--output FILE]
+
+The artists have a few paintings of the demo study each, the trainings are as short as can be. Ends with exit
+code 1 if an artist was trained twice or not at all, or a call ended with another exit code than 0.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.results_file import add_output_option, report
+from benchmarks.tiny_pilot import TinyPilot, start_pilot
+from mimicry.common.files import read_json
+from mimicry.common.study_tree import Artist, StudyTree
+from mimicry.tuning.adapter import TRAIN_LOG
+from mimicry.tuning.bookmarks import STEP
+
+_DEADLINE_SECONDS = 3600.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, default=Path("data/demo"), help="Of `make demo`.")
+    parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--artists", type=int, default=24)
+    add_output_option(parser)
+    asked = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="orchestrators-") as name:
+        folder = Path(name)
+        pilot = TinyPilot.copied(asked.demo, folder)
+        tree = _multiplied(pilot, folder, asked.artists)
+        begin = time.monotonic()
+        # Every artist is the pilot of a style of its own.
+        calls = [start_pilot(pilot, folder) for _ in range(asked.calls)]
+        codes = [call.wait(_DEADLINE_SECONDS) for call in calls]
+        seconds = time.monotonic() - begin
+        trainings = Counter(
+            (path / TRAIN_LOG).read_text("utf-8", "replace").count("\nmimicry ")
+            for path in pilot.output_dirs(tree).values()
+        )
+        marks = read_json(tree.tracker)["bookmarks"][STEP].values()
+        complete = sum(mark["status"] == "complete" for mark in marks)
+        if codes != [0] * asked.calls:
+            print((folder / "output.log").read_text("utf-8", "replace"), file=sys.stderr)
+    figures = {
+        "calls": float(asked.calls),
+        "artists": float(asked.artists),
+        "artists trained once": float(trainings[1]),
+        "bookmarks that say complete": float(complete),
+        "calls with exit code 0": float(codes.count(0)),
+        "all [s]": seconds,
+    }
+    report("orchestrators", figures, asked.output, load_average_before=load)
+    well = trainings == {1: asked.artists} and complete == asked.artists and codes == [0] * asked.calls
+    return 0 if well else 1
+
+
+def _multiplied(pilot: TinyPilot, folder: Path, count: int) -> StudyTree:
+    """Return a study in which so many artists have the paintings of the pilot's artists in turn."""
+    template, tree = StudyTree(pilot.template), StudyTree(folder / "study")
+    models = template.artists(template.original_art)
+    for number in range(count):
+        source = template.images_of(template.original_art, models[number % len(models)])
+        artist = Artist("historical", f"style_{number:02}", f"artist_{number:02}")
+        shutil.copytree(source, tree.images_of(tree.original_art, artist))
+    return tree
+
+
+if __name__ == "__main__":
+    sys.exit(main())

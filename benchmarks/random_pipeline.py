@@ -1,0 +1,223 @@
+"""A Stable Diffusion 3 pipeline of any size with random weights, written without ever being in memory whole.
+
+For what depends on sizes alone: memory and speed. What it draws is noise.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from mimicry.demo.tokenizer_files import clip_files, t5_files
+
+_SHARD_BYTES = 1 << 30
+_VOCABULARIES = {"clip": 49_408, "t5": 32_128}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of a pipeline's models. `clips` holds width, layers and heads of both CLIP encoders."""
+
+    blocks: int
+    heads: int
+    head_width: int = 64
+    clips: tuple[tuple[int, int, int], tuple[int, int, int]]
+    t5_width: int
+    t5_layers: int
+    t5_heads: int
+    vae_channels: tuple[int, ...]
+    resolution: int
+
+
+_CLIP_L, _CLIP_G = (768, 12, 12), (1280, 32, 20)
+_VAE = (128, 256, 512, 512)
+SIZES = {
+    # Stable Diffusion 3.5 Large.
+    "large": Sizes(
+        blocks=38,
+        heads=38,
+        clips=(_CLIP_L, _CLIP_G),
+        t5_width=4096,
+        t5_layers=24,
+        t5_heads=64,
+        vae_channels=_VAE,
+        resolution=1024,
+    ),
+    # Its widths, with few layers: for a machine with little memory.
+    "cut": Sizes(
+        blocks=8,
+        heads=38,
+        clips=((768, 2, 12), (1280, 2, 20)),
+        t5_width=4096,
+        t5_layers=2,
+        t5_heads=64,
+        vae_channels=_VAE,
+        resolution=128,
+    ),
+    "small": Sizes(
+        blocks=3,
+        heads=2,
+        clips=((64, 2, 2), (128, 2, 2)),
+        t5_width=256,
+        t5_layers=2,
+        t5_heads=4,
+        vae_channels=(32, 32, 64, 64),
+        resolution=128,
+    ),
+}
+
+
+def write_pipeline(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, int]:
+    """Write the pipeline in bf16 into `folder`, which must not exist; return the bytes of each model.
+
+    Args:
+        device: where the numbers are drawn.
+    """
+    folder.mkdir(parents=True)
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    for name, files in (
+        ("tokenizer", clip_files()),
+        ("tokenizer_2", clip_files(pad_token="!")),
+        ("tokenizer_3", t5_files()),
+    ):
+        (folder / name).mkdir()
+        for file, text in files.items():
+            (folder / name / file).write_text(text, encoding="utf-8")
+    written = {}
+    for name, model in _models(sizes):
+        is_ours = isinstance(model, SD3Transformer2DModel | AutoencoderKL)
+        stem = "diffusion_pytorch_model" if is_ours else "model"
+        written[name] = _write_weights(folder / name, stem, _tensors(model), device)
+        if is_ours:
+            model.save_config(folder / name)
+        else:
+            model.config.save_pretrained(folder / name)
+    return written
+
+
+def _models(sizes: Sizes) -> Iterator[tuple[str, Any]]:
+    """Yield the models by name, without numbers in them."""
+    with torch.device("meta"):
+        yield "text_encoder", _clip(*sizes.clips[0], activation="quick_gelu")
+        yield "text_encoder_2", _clip(*sizes.clips[1], activation="gelu")
+        yield (
+            "text_encoder_3",
+            T5EncoderModel(
+                T5Config(
+                    vocab_size=_VOCABULARIES["t5"],
+                    d_model=sizes.t5_width,
+                    d_kv=64,
+                    d_ff=sizes.t5_width * 5 // 2,
+                    num_layers=sizes.t5_layers,
+                    num_heads=sizes.t5_heads,
+                    feed_forward_proj="gated-gelu",
+                    is_encoder_decoder=False,
+                    use_cache=False,
+                )
+            ),
+        )
+        yield "vae", _vae(sizes)
+        yield "transformer", _transformer(sizes)
+
+
+def _clip(width: int, layers: int, heads: int, activation: str) -> Any:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=_VOCABULARIES["clip"],
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_act=activation,
+        )
+    )
+
+
+def _vae(sizes: Sizes) -> AutoencoderKL:
+    levels = len(sizes.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=sizes.vae_channels,
+        layers_per_block=2,
+        latent_channels=16,
+        norm_num_groups=32,
+        sample_size=sizes.resolution,
+        shift_factor=0.0609,
+        scaling_factor=1.5305,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _transformer(sizes: Sizes) -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=sizes.blocks,
+        num_attention_heads=sizes.heads,
+        attention_head_dim=sizes.head_width,
+        joint_attention_dim=sizes.t5_width,
+        caption_projection_dim=sizes.heads * sizes.head_width,
+        pooled_projection_dim=sum(width for width, _, _ in sizes.clips),
+        pos_embed_max_size=192,
+        qk_norm="rms_norm",
+    )
+
+
+def _tensors(model: Any) -> dict[str, torch.Size]:
+    """Return the shape of each tensor that a file of `model` has."""
+    # T5 has its embedding under two names.
+    return {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if name != "encoder.embed_tokens.weight"
+    }
+
+
+def _write_weights(folder: Path, stem: str, shapes: Mapping[str, torch.Size], device: torch.device) -> int:
+    folder.mkdir()
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, shape in shapes.items():
+        size = 2 * shape.numel()
+        if shards[-1] and held + size > _SHARD_BYTES:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    places = {}
+    for number, names in enumerate(shards, start=1):
+        file = (
+            f"{stem}.safetensors"
+            if len(shards) == 1
+            else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        save_file(
+            {name: _draw(name, shapes[name], device).cpu() for name in names}, folder / file, {"format": "pt"}
+        )
+        places.update(dict.fromkeys(names, file))
+    total = 2 * sum(shape.numel() for shape in shapes.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return total
+
+
+def _draw(name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    """Return weights that keep activations near unit scale."""
+    if len(shape) == 1:
+        value = 1.0 if name.endswith("weight") else 0.0
+        return torch.full(shape, value, dtype=torch.bfloat16, device=device)
+    spread = 0.02 if "embed" in name else shape[1:].numel() ** -0.5
+    return torch.randn(shape, dtype=torch.bfloat16, device=device) * spread

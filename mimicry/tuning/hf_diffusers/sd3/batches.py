@@ -1,0 +1,111 @@
+"""Batches: samples, each with its latents, noise, noise level and prompt, side by side on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from mimicry.tuning.hf_diffusers.sd3.draws import Sample
+from mimicry.tuning.hf_diffusers.sd3.flow_matching import SigmaTable
+from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one forward pass, on the device.
+
+    `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
+    what the transformer is told of them, all in fp32; `sequence_BLD` and `pooled_BP` are the embeddings of
+    the prompts. `samples`, `timestep_indices`, rows of the sigma table, and `prompt_indices` say what was
+    drawn for them.
+    """
+
+    latents_BCHW: Tensor
+    noise_BCHW: Tensor
+    sigmas_B: Tensor
+    timesteps_B: Tensor
+    sequence_BLD: Tensor
+    pooled_BP: Tensor
+    samples: tuple[Sample, ...]
+    timestep_indices: tuple[int, ...]
+    prompt_indices: tuple[int, ...]
+
+
+class Prompts:
+    """The embeddings of the prompts of a run, each held once.
+
+    A single prompt lies on the device. Several lie in host memory, 1.3 MB each for Stable Diffusion 3.5
+    Large, and go to the device with the batch that asks for them.
+    """
+
+    def __init__(self, embeds: Sequence[PromptEmbeds], device: torch.device, dtype: torch.dtype) -> None:
+        place = device if len(embeds) == 1 else torch.device("cpu")
+        self._device = device
+        self._sequence_NLD = torch.cat([one.sequence_1LD for one in embeds]).to(place, dtype)
+        self.pooled_NP = torch.cat([one.pooled_1P for one in embeds]).to(place, dtype)
+
+    @property
+    def token_count(self) -> int:
+        """The tokens of each prompt."""
+        return self._sequence_NLD.shape[1]
+
+    def rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return sequence, (B, L, D), and pooled, (B, P), of the prompts number `indices`, on the device."""
+        if len(self.pooled_NP) == 1:
+            count = len(indices)
+            return self._sequence_NLD.expand(count, -1, -1), self.pooled_NP.expand(count, -1)
+        chosen = list(indices)
+        return send(self._sequence_NLD[chosen], self._device), send(self.pooled_NP[chosen], self._device)
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Puts samples together to batches."""
+
+    device: torch.device
+    sigmas: SigmaTable
+    prompts: Prompts
+
+    def make(
+        self,
+        latents: Sequence[Tensor],
+        noise: Sequence[Tensor],
+        timestep_indices: Sequence[int],
+        prompt_indices: Sequence[int],
+        samples: tuple[Sample, ...] = (),
+    ) -> Batch:
+        """Return the batch of these samples; on any thread.
+
+        Args:
+            latents: one of shape (C, H, W) for each sample, on the CPU; `noise` as well.
+        """
+        levels = list(timestep_indices)
+        sequence_BLD, pooled_BP = self.prompts.rows(prompt_indices)
+        return Batch(
+            latents_BCHW=send(torch.stack(list(latents)), self.device),
+            noise_BCHW=send(torch.stack(list(noise)), self.device),
+            sigmas_B=send(self.sigmas.sigmas[levels], self.device),
+            timesteps_B=send(self.sigmas.timesteps[levels], self.device),
+            sequence_BLD=sequence_BLD,
+            pooled_BP=pooled_BP,
+            samples=samples,
+            timestep_indices=tuple(levels),
+            prompt_indices=tuple(prompt_indices),
+        )
+
+
+def load_sigmas(setup: Setup) -> SigmaTable:
+    """Read the noise levels of the model's scheduler, without the final zero."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(setup.model.folder / "scheduler")
+    timesteps = scheduler.timesteps.float()
+    return SigmaTable(timesteps=timesteps, sigmas=scheduler.sigmas[: len(timesteps)].float())
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Move `values` to the device without waiting for the work that it has already been given."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,196 @@
+"""Class images out of the base model, for prior preservation (Ruiz et al. 2023, arXiv:2208.12242).
+
+Image number k follows from the settings and from k: its noise is drawn for k, and it lies at the same place
+of a batch of the same size whichever images are missing. Latents are kept on disk until all are sampled, so
+that the transformer is gone before the VAE comes, and nothing is lost when a process is killed.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mimicry.common.errors import TrainingFailed
+from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
+from mimicry.tuning.class_images import (
+    ClassImages,
+    generated_name,
+    generation_precision,
+    generation_settings,
+)
+from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, compute_table
+from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.kernels import attention
+from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.sd3.records import say
+from mimicry.tuning.hf_diffusers.sd3.sampling import (
+    NEGATIVE,
+    PROMPT,
+    Conditioning,
+    SamplingSettings,
+    decode,
+    initial_noise,
+    latent_shape,
+    load_vae,
+    sample_latents,
+    sampling_timesteps,
+)
+from mimicry.tuning.hf_diffusers.sd3.transformer import (
+    read_transformer,
+    table_obstacle,
+    transformer_weights,
+)
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LOCK = ".class_images.lock"
+# So long a wait for another process is said again: a log that stands still looks like a fault.
+_SAID_EVERY_SECONDS = 60
+
+
+def make_class_images(setup: Setup, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
+    """Generate the class images that are missing; of several processes one does, the others wait for it.
+
+    Raises:
+        TrainingFailed: the folder cannot be written.
+    """
+    class_images = setup.class_images
+    if class_images is None:
+        return
+    try:
+        class_images.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(class_images.folder):
+            _Generation(setup, class_images).run(prompt, negative)
+    except OSError as error:
+        raise TrainingFailed(
+            f"--class_data_dir: images cannot be generated in {class_images.folder}: {error}"
+        ) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / _LOCK)
+    while True:
+        try:
+            lock.acquire(timeout=_SAID_EVERY_SECONDS)
+            break
+        except Timeout:
+            say("waiting for another process that generates class images")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Generation:
+    """The generation of the images that are missing in a folder, whose lock is held."""
+
+    def __init__(self, setup: Setup, class_images: ClassImages) -> None:
+        config = setup.job.config
+        self._setup = setup
+        self._images = class_images
+        self._settings = generation_settings(config, setup.model)
+        self._mark = sha256_text(canonical_json(self._settings))[:12]
+        self._dtype = _DTYPES[generation_precision(config)]
+        self._sampling = SamplingSettings(resolution=config.resolution)
+
+    def run(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
+        # Another process may have made them, or begun with other settings, since we looked.
+        missing = self._images.missing()
+        problems = self._images.problems(self._settings)
+        if problems:
+            raise TrainingFailed(*problems)
+        if not missing:
+            return
+        self._images.record_settings(self._settings)
+        say(f"generating {len(missing)} of {self._images.count} class images in {self._images.folder}")
+        unsampled = [index for index in missing if not self._latents_path(index).exists()]
+        if unsampled:
+            self._sample(unsampled, prompt, negative)
+            free_memory(self._setup.device)
+        self._decode(missing)
+        free_memory(self._setup.device)
+        for leftover in self._images.folder.glob(".latents-*.safetensors"):
+            leftover.unlink()
+
+    def _sample(self, indices: list[int], prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
+        """Sample the latents of `indices` and keep them on disk."""
+        setup, config = self._setup, self._setup.job.config
+        size = config.sample_batch_size
+        prompt, negative = (one.to(setup.device, self._dtype) for one in (prompt, negative))
+        scheduler = setup.model.folder / "scheduler"
+        shape = latent_shape(setup.model, config.resolution)
+        with self._autocast(), attention(config, setup.device):
+            transformer, conditioning = self._transformer(prompt, negative)
+            transformer.eval()
+            for group in sorted({index // size for index in indices}):
+                # Always a whole batch: what is made of an image depends on the shape of the computation.
+                members = range(group * size, (group + 1) * size)
+                noise_BCHW = torch.cat(
+                    [initial_noise(config.seed, "class_image", k, self._name, shape) for k in members]
+                )
+                latents_BCHW = sample_latents(
+                    transformer, scheduler, prompt, negative, noise_BCHW, self._sampling, conditioning
+                ).cpu()
+                for index, latents_CHW in zip(members, latents_BCHW, strict=True):
+                    if index in indices:
+                        self._keep(index, latents_CHW)
+                done = sum(index < members.stop for index in indices)
+                say(f"class images: {done} of {len(indices)} sampled")
+
+    @property
+    def _name(self) -> str:
+        return str(self._setup.job.config.class_prompt)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._setup.device.type, self._dtype)
+
+    def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, Conditioning | None]:
+        """Return the base model's transformer, and its conditioning where a table can take its place."""
+        setup, which = self._setup, (PROMPT, NEGATIVE)
+        timesteps_T = sampling_timesteps(setup.model.folder / "scheduler", self._sampling.steps)
+        conditions = [(step, row) for step in range(self._sampling.steps) for row in which]
+        tabled = setup.job.config.conditioning_table and not table_obstacle(setup, (), len(conditions))
+        transformer = read_transformer(setup, self._dtype, tabled=bool(tabled))
+        weights = transformer_weights(setup)
+        if not isinstance(transformer, TabledTransformer) or weights is None:
+            return transformer, None
+        table = compute_table(
+            transformer,
+            weights,
+            timesteps_T=timesteps_T,
+            pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
+            conditions=conditions,
+            batch_size=setup.job.config.sample_batch_size,
+        )
+        return transformer, lambda step, row: table.rows([step], [row])
+
+    def _decode(self, indices: list[int]) -> None:
+        setup = self._setup
+        vae = load_vae(setup.model, setup.job.config.variant, setup.device)
+        for index in indices:
+            latents = self._latents_path(index)
+            (image,) = decode(vae, load_file(latents)["latents"])
+            path = self._images.folder / generated_name(index)
+            remove_leftovers(path)
+            with atomic_path(path) as temporary:
+                image.save(temporary, "PNG")
+            latents.unlink()
+        say(f"class images: {len(indices)} made")
+
+    def _keep(self, index: int, latents_CHW: Tensor) -> None:
+        path = self._latents_path(index)
+        remove_leftovers(path)
+        with atomic_path(path) as temporary:
+            save_file({"latents": latents_CHW.unsqueeze(0).contiguous()}, temporary)
+
+    def _latents_path(self, index: int) -> Path:
+        # With other settings they would be others.
+        return self._images.folder / f".latents-{self._mark}-{index:05}.safetensors"

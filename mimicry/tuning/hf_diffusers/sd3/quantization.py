@@ -1,0 +1,78 @@
+"""A quantised base: the frozen transformer in 4 or 8 bits, by bitsandbytes, for GPUs too small for 16.
+
+The adapter is in fp32 as ever, and arithmetic in the training precision: weights are widened, or in int8
+multiplied, as they are used. What a conditioning table replaces is never quantised, so that a training is the
+same with a table and without; nor is the last layer, which the velocity comes out of.
+"""
+
+import importlib
+import logging
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from mimicry.common.errors import UsageError
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.sd3.conditioning import REPLACED
+
+_NOT_QUANTISED = (*REPLACED, "proj_out")
+
+
+def check_quantization(config: TuningConfig, device: torch.device) -> None:
+    """Check that the base can be quantised as `config` asks for.
+
+    Raises:
+        UsageError: bitsandbytes is missing, or there is no GPU; all problems at once.
+    """
+    if config.quantize_base == "none":
+        return
+    problems, flag = [], f"--quantize_base {config.quantize_base}"
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        problems.append(
+            f"{flag} needs bitsandbytes, which cannot be imported ({error}); type "
+            f"pip install bitsandbytes, or leave --quantize_base out"
+        )
+    if device.type != "cuda":
+        problems.append(f"{flag} needs a CUDA GPU, and this is a {device.type}; leave --quantize_base out")
+    if problems:
+        raise UsageError(*problems)
+
+
+def loading_arguments(config: TuningConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what `from_pretrained` is told, so that it quantises each weight as it reads it."""
+    if config.quantize_base == "none":
+        return {}
+    from diffusers import BitsAndBytesConfig
+
+    # It would say with each product that int8 takes its inputs in fp16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    skipped = list(_NOT_QUANTISED)
+    if config.quantize_base == "int8":
+        return {
+            "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
+        }
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skipped,
+        )
+    }
+
+
+def round_inputs(transformer: SD3Transformer2DModel, dtype: torch.dtype) -> None:
+    """Let quantised layers round what they are given to `dtype`, as autocast does for the others.
+
+    Without it they would hand fp32 on, and keep it for the backward pass.
+    """
+
+    def rounded(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(value.to(dtype) for value in inputs)
+
+    for layer in transformer.modules():
+        if isinstance(layer, torch.nn.Linear) and type(layer) is not torch.nn.Linear:
+            layer.register_forward_pre_hook(rounded)

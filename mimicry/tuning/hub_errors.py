@@ -1,0 +1,110 @@
+"""What the Hub's client raises: which errors pass, and what each means for whom it befalls."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+TOKENS = "https://huggingface.co/settings/tokens"
+# Too many requests, a server in trouble, or another commit that came between.
+_PASSING = frozenset({408, 412, 429, 500, 502, 503, 504})
+# The client's HTTP library, which is another one in each of its versions.
+_HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "requests", "urllib3"})
+_LONGEST_WAIT_SECONDS = 120.0
+
+
+class RepeatedInVainError(Exception):
+    """A request failed that the client has repeated by itself; the cause says how."""
+
+
+def repeated(call: Callable[[], Result], waits: Sequence[float], waiting: Callable[[str], None]) -> Result:
+    """Return what `call` returns; when it fails by what may pass, call again after each of `waits`.
+
+    huggingface_hub repeats the transfer of files by itself, but not the other requests: who am I, create,
+    tell about a repository, commit. A call must do no harm when it is repeated after its answer was lost.
+
+    Args:
+        waits: seconds; the Hub may ask for more.
+        waiting: is told about each wait.
+
+    Raises:
+        Exception: what `call` raised last.
+    """
+    for wait in waits:
+        try:
+            return call()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            seconds = max(wait, _asked_to_wait(error))
+            waiting(f"waiting {seconds:.0f} s to ask again, after {_said(error)[:200]}")
+        time.sleep(seconds)
+    return call()
+
+
+def explained(error: Exception, namespace: str | None) -> str:
+    """Return what went wrong, as one line that says what to do next."""
+    from huggingface_hub import constants
+
+    said, where = _said(error), os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    match status_of(error):
+        case 401:
+            return (
+                f"the Hub does not accept the token in HF_TOKEN, which is wrong, revoked or expired: make a "
+                f"new one at {TOKENS} ({said})"
+            )
+        case 403:
+            owner = f"to {namespace}" if namespace else "for its user"
+            return f"the token in HF_TOKEN may not write {owner}: give it write access at {TOKENS} ({said})"
+        case 429:
+            return f"{where} takes no more requests for now (status 429); try again in an hour ({said})"
+        case None if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE forbids to talk to the Hub; unset it"
+        case None:
+            return f"{where} did not answer as it should; check the network ({said})"
+        case status:
+            return f"{where} answered with status {status} ({said})"
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of the client is about; None when there was no answer."""
+    response = _response_of(error)
+    status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _response_of(error: BaseException) -> object:
+    # The client wraps errors of the file transfer in others.
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return response
+        cause = cause.__cause__
+    return None
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, RepeatedInVainError):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return status in _PASSING
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return False
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
+
+
+def _asked_to_wait(error: Exception) -> float:
+    headers = getattr(_response_of(error), "headers", {})
+    try:
+        return min(float(headers.get("Retry-After", 0)), _LONGEST_WAIT_SECONDS)
+    except ValueError:  # a date
+        return 0.0
+
+
+def _said(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, RepeatedInVainError) and error.__cause__ else error
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:600]

@@ -1,0 +1,119 @@
+"""Uploading adapters that are complete and not on the Hub yet: what is owed is paid, without training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mimicry.common.errors import AdapterBroken, MimicryError
+from mimicry.common.text import printable
+from mimicry.common.tracker import ProgressTracker
+from mimicry.tuning.adapter import TRAINING_RUN, read_training_run
+from mimicry.tuning.batch import Result
+from mimicry.tuning.bookmarks import complete_bookmark
+from mimicry.tuning.existing import Asked, State, judge_existing
+from mimicry.tuning.hub import UploadJob
+from mimicry.tuning.plan import Action, Plan, Target
+from mimicry.tuning.publishing import upload_and_record
+
+# So many failures that are alike mean that the Hub, and not an adapter, is at fault.
+_SAME_FAILURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debt:
+    """Whether a whole adapter is to be uploaded, and why, or why not, in words."""
+
+    target: Target
+    job: UploadJob
+    owed: bool
+    reason: str
+
+
+def find_debts(
+    plan: Plan, make_job: Callable[[Target], UploadJob], *, every: bool, full: bool = True
+) -> list[Debt]:
+    """Look at each whole adapter of the plan, except those that are to be trained again.
+
+    Args:
+        make_job: where the adapter of a target goes.
+        every: also those that are stale and were never to be uploaded; else of stale ones what is owed.
+        full: where nothing can be trained, check every value of the adapter; the plan has checked the others.
+    """
+    return [
+        _debt(target, make_job(target), every=every)
+        for target in plan.targets
+        if target.action is not Action.TRAIN and _state(target, full=full) in (State.COMPLETE, State.STALE)
+    ]
+
+
+def pay(
+    plan: Plan, debts: Sequence[Debt], tracker: ProgressTracker, say: Callable[[str], None]
+) -> list[Result]:
+    """Upload what is owed, one after the other, and keep book of it; return what became of each.
+
+    Raises:
+        Interrupted: a stop signal came; what was not uploaded is still owed.
+    """
+    results: list[Result] = []
+    errors: list[str] = []
+    owner: str | None = None
+    owed = [debt for debt in debts if debt.owed]
+    for number, debt in enumerate(owed, start=1):
+        artist = str(debt.target.artist)
+        if len(errors) == _SAME_FAILURES and len(set(errors)) == 1:
+            results.append(
+                Result(target=debt.target, outcome="owed", owed="not tried, as others failed alike")
+            )
+            continue
+        say(f"[{number}/{len(owed)}] {printable(artist)}: uploading to {debt.job.repository}")
+        try:
+            # Whose token this is need not be asked again for each: the Hub allows that a few times only.
+            uploaded = upload_and_record(replace(debt.job, namespace=debt.job.namespace or owner))
+        except MimicryError as error:
+            say(f"[{number}/{len(owed)}] {printable(artist)}: {error}")
+            # What differs from one to the next is where it was to go.
+            alike = str(error).replace(str(debt.job.folder), "").replace(debt.job.repository, "")
+            errors = [*errors, alike][-_SAME_FAILURES:]
+            results.append(Result(target=debt.target, outcome="owed", owed=str(error)))
+        else:
+            errors, owner = [], uploaded.repository_id.partition("/")[0]
+            say(f"[{number}/{len(owed)}] {printable(artist)}: uploaded to {uploaded.repository_id}")
+            results.append(Result(target=debt.target, outcome="uploaded"))
+        mark = complete_bookmark(plan.request.tree, debt.target.output_dir)
+        tracker.record(plan.request.key(debt.target.artist), **mark)
+    return results
+
+
+def _state(target: Target, *, full: bool) -> State:
+    # One whose images are gone or cannot be read is blocked, and its adapter as good as ever.
+    if target.action is not Action.BLOCKED:
+        return target.existing
+    return judge_existing(target.output_dir, Asked(None, None), target.images, full=full).state
+
+
+def _debt(target: Target, job: UploadJob, *, every: bool) -> Debt:
+    try:
+        run = read_training_run(target.output_dir)
+    except AdapterBroken as error:
+        return Debt(target=target, job=job, owed=False, reason=str(error))
+    if run is None:
+        return Debt(target=target, job=job, owed=False, reason=f"it has no {TRAINING_RUN}")
+    hub = run.get("hub")
+    hub = hub if isinstance(hub, dict) else {}
+    if _is_there(hub, job):
+        return Debt(target=target, job=job, owed=False, reason=f"uploaded to {hub['repository_id']}")
+    if "owed" in hub:
+        return Debt(target=target, job=job, owed=True, reason=f"owed: {hub.get('error', 'unknown')}")
+    if target.existing is State.STALE and not every:
+        return Debt(target=target, job=job, owed=False, reason="stale, and never to be uploaded")
+    return Debt(target=target, job=job, owed=True, reason="never uploaded")
+
+
+def _is_there(hub: dict[str, Any], job: UploadJob) -> bool:
+    """Return whether `hub`, of a training_run.json, tells of an upload to where `job` goes."""
+    if not hub.get("commit"):
+        return False
+    owner, _, name = str(hub.get("repository_id")).rpartition("/")
+    asked, _, wanted = job.repository.rpartition("/")
+    asked = asked or job.namespace or owner
+    return (owner.casefold(), name.casefold()) == (asked.casefold(), wanted.casefold())

@@ -1,0 +1,282 @@
+"""Claims: one process to a folder, taken over when it is gone, kept when it is not."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimicry.common import claims
+from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by, process_start
+from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError
+
+ELSEWHERE = "another-machine 0000"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "adapter of an artist"
+
+
+def write_claim(folder: Path, age_seconds: float = 0.0, **changes: Any) -> None:
+    """Write the claim of somebody else, whose last sign of life is so old."""
+    content = {"token": "theirs", "host": claims.this_host(), "since": "2026-01-01T00:00:00+00:00"}
+    holders = [{"pid": os.getppid(), "started": process_start(os.getppid())}]
+    folder.mkdir(exist_ok=True)
+    (folder / CLAIM).write_text(json.dumps({**content, "holders": holders, **changes}))
+    then = time.time() - age_seconds
+    os.utime(folder / CLAIM, (then, then))
+
+
+def ended_pid() -> int:
+    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestTaking:
+    def test_it_is_told_by_a_file_that_goes_with_it(self, folder: Path) -> None:
+        with Claim.take(folder):
+            content = json.loads((folder / CLAIM).read_text())
+            assert content["holders"] == [{"pid": os.getpid(), "started": process_start(os.getpid())}]
+            assert f"pid {os.getpid()} on " in claimed_by(folder)
+            assert names(folder) == [CLAIM]
+        assert names(folder) == []
+        assert claimed_by(folder) == ""
+
+    def test_a_second_one_is_refused_and_told_by_whom(self, folder: Path) -> None:
+        with Claim.take(folder):
+            with pytest.raises(ClaimedElsewhere, match=f"in training by pid {os.getpid()} on"):
+                Claim.take(folder)
+            assert names(folder) == [CLAIM]
+
+    def test_it_ends_with_an_error_too(self, folder: Path) -> None:
+        with pytest.raises(KeyError), Claim.take(folder):
+            raise KeyError
+        assert names(folder) == []
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(MimicryError, match=r"file/artist cannot be claimed"):
+            Claim.take(tmp_path / "file" / "artist")
+
+    def test_a_file_system_without_locks_is_told_at_once(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("mimicry.common.claims.fcntl.flock", refuse)
+        with pytest.raises(MimicryError, match="cannot be claimed for a training: No locks available"):
+            Claim.take(folder)
+        assert names(folder) == []
+
+    def test_of_many_processes_one_gets_it(self, folder: Path) -> None:
+        code = (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from mimicry.common.claims import Claim\n"
+            "from mimicry.common.errors import ClaimedElsewhere\n"
+            "try:\n"
+            "    Claim.take(Path(sys.argv[1]))\n"
+            "except ClaimedElsewhere:\n"
+            "    print('no', flush=True)\n"
+            "else:\n"
+            "    print('mine', flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        # A dead claim is in the way: all of them want to take it over.
+        write_claim(folder, holders=[{"pid": ended_pid(), "started": "1"}])
+        words = [sys.executable, "-c", code, str(folder)]
+        racers = [
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(6)
+        ]
+        try:
+            said = [racer.stdout.readline().strip() for racer in racers if racer.stdout]
+        finally:
+            for racer in racers:
+                racer.kill()
+                racer.communicate()
+        assert sorted(said) == ["mine", *["no"] * 5]
+        # They were killed: what they left blocks nobody.
+        with Claim.take(folder):
+            assert names(folder) == [CLAIM]
+
+
+class TestTakingOver:
+    def test_a_holder_that_has_ended(self, folder: Path) -> None:
+        write_claim(folder, holders=[{"pid": ended_pid(), "started": "1"}])
+        (folder / ".claim-leftover").write_text("")
+        assert claimed_by(folder) == ""
+        with Claim.take(folder):
+            assert names(folder) == [CLAIM]
+
+    def test_a_pid_that_belongs_to_another_process_by_now(self, folder: Path) -> None:
+        write_claim(folder, holders=[{"pid": os.getppid(), "started": "1"}])
+        with Claim.take(folder):
+            pass
+
+    def test_a_living_holder_keeps_it_however_silent(self, folder: Path) -> None:
+        write_claim(folder, age_seconds=100 * SILENT_SECONDS)
+        with pytest.raises(ClaimedElsewhere):
+            Claim.take(folder)
+
+    def test_one_of_several_holders_is_enough(self, folder: Path) -> None:
+        alive = {"pid": os.getppid(), "started": process_start(os.getppid())}
+        write_claim(folder, holders=[{"pid": ended_pid(), "started": "1"}, alive])
+        with pytest.raises(ClaimedElsewhere, match=f"pid {os.getppid()}"):
+            Claim.take(folder)
+
+    def test_on_another_machine_silence_decides(self, folder: Path) -> None:
+        write_claim(folder, age_seconds=SILENT_SECONDS - 30, host=ELSEWHERE)
+        with pytest.raises(ClaimedElsewhere, match="on another-machine since"):
+            Claim.take(folder)
+        write_claim(folder, age_seconds=SILENT_SECONDS + 30, host=ELSEWHERE)
+        with Claim.take(folder):
+            pass
+
+    def test_our_clock_does_not_matter(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_claim(folder, host=ELSEWHERE)
+        tomorrow = time.time() + 86400
+        monkeypatch.setattr(time, "time", lambda: tomorrow)
+        with pytest.raises(ClaimedElsewhere):
+            Claim.take(folder)
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"holders": 3}', '{"holders": [{"pid": "x"}]}', "{"])
+    def test_a_file_that_is_no_claim_has_no_holder(self, content: str, folder: Path) -> None:
+        folder.mkdir()
+        (folder / CLAIM).write_text(content)
+        with Claim.take(folder):
+            pass
+
+
+class TestHolding:
+    def test_a_child_joins_and_holds_on_when_its_parent_lets_go(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parent = Claim.take_anew(folder)
+        parent.wait_for_others(60)
+        code = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from mimicry.common.claims import Claim\n"
+            "with Claim.take(Path(sys.argv[1])) as claim:\n"
+            "    claim.check()\n"
+            "    print('joined', flush=True)\n"
+            "    sys.stdin.read()\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)],
+            env=os.environ | parent.variable(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"joined\n"
+            parent.release()
+            with pytest.raises(ClaimedElsewhere, match=f"pid {child.pid}"):
+                Claim.take(folder)
+        assert names(folder) == []
+
+    def test_who_has_joined_is_waited_for_until_its_end(self, folder: Path) -> None:
+        code = (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from mimicry.common.claims import Claim\n"
+            "Claim.take(Path(sys.argv[1])).release()\n"
+            "print('released', flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        with (
+            Claim.take_anew(folder) as claim,
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(folder)],
+                env=os.environ | claim.variable(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as child,
+        ):
+            assert child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout.readline() == b"released\n"
+            begin = time.monotonic()
+            claim.wait_for_others(0.2)
+            assert time.monotonic() - begin >= 0.2
+            child.stdin.close()
+            claim.wait_for_others(60)
+            child.wait(20)
+        assert names(folder) == []
+
+    def test_a_claim_for_another_folder_is_not_joined(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Claim.take(folder) as claim:
+            monkeypatch.setenv(*claim.variable().popitem())
+            with Claim.take(tmp_path / "another"):
+                assert names(tmp_path / "another") == [CLAIM]
+
+    def test_a_lost_one_is_noticed_and_left_alone(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        claim = Claim.take(folder)
+        claim.check()
+        write_claim(folder)
+        with pytest.raises(ClaimLost, match="is another's: in training by pid"):
+            claim.check()
+        with pytest.raises(ClaimLost), claim.kept():
+            pytest.fail("the body was run")
+        monkeypatch.setenv(*claim.variable().popitem())
+        with pytest.raises(ClaimLost):
+            Claim.take(folder)
+        claim.release()
+        assert json.loads((folder / CLAIM).read_text())["token"] == "theirs"
+
+    def test_a_removed_one_is_lost(self, folder: Path) -> None:
+        claim = Claim.take(folder)
+        (folder / CLAIM).unlink()
+        with pytest.raises(ClaimLost, match="was removed"):
+            claim.check()
+        claim.release()
+
+    def test_nobody_takes_it_over_while_it_is_kept(self, folder: Path) -> None:
+        code = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from mimicry.common import claims\n"
+            "claims.SILENT_SECONDS = -1.0\n"
+            "claims.this_host = lambda: 'elsewhere'\n"
+            "print('ready', flush=True)\n"
+            "claims.Claim.take(Path(sys.argv[1]))\n"
+            "print('mine', flush=True)\n"
+        )
+        with Claim.take(folder) as claim:
+            words = [sys.executable, "-c", code, str(folder)]
+            with subprocess.Popen(words, stdout=subprocess.PIPE) as taker:
+                assert taker.stdout is not None
+                with claim.kept():
+                    assert taker.stdout.readline() == b"ready\n"
+                    time.sleep(0.2)
+                    assert taker.poll() is None
+                    claim.check()
+                assert taker.stdout.readline() == b"mine\n"
+            with pytest.raises(ClaimLost):
+                claim.check()
+
+    def test_its_heart_beats(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
+        with Claim.take(folder):
+            os.utime(folder / CLAIM, (0, 0))
+            deadline = time.monotonic() + 20
+            while (folder / CLAIM).stat().st_mtime == 0 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert (folder / CLAIM).stat().st_mtime > 0

@@ -1,0 +1,57 @@
+"""Images that change while they are trained on, and images that are left out."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mimicry.common.errors import TrainingFailed
+from mimicry.common.images import ImageFolder
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from tests.tuning.hf_diffusers.studio import Studio, training_run
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def images(studio: Studio, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(studio.images, tmp_path / "images"))
+
+
+@pytest.mark.parametrize("change", ["altered", "removed"])
+def test_an_adapter_of_images_that_were_changed_is_not_published(
+    change: str, studio: Studio, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = sorted(images.iterdir())[1]
+    content = victim.read_bytes()
+    real = Loop.run
+
+    def run(loop: Loop, *arguments: object) -> None:
+        real(loop)
+        # One byte of the same number of them.
+        victim.write_bytes(
+            content[:-1] + bytes([content[-1] ^ 1])
+        ) if change == "altered" else victim.unlink()
+
+    monkeypatch.setattr(Loop, "run", run)
+    with pytest.raises(TrainingFailed, match=f"images were changed while .*: '{victim.name}'; nothing is"):
+        train(studio, tmp_path / "out", images=images)
+
+    assert not (tmp_path / "out" / WEIGHTS).exists()
+    assert training_run(tmp_path / "out")["status"] == "failed"
+    monkeypatch.setattr(Loop, "run", real)
+    train(studio, tmp_path / "out", images=images)
+    assert training_run(tmp_path / "out")["images"] == ImageFolder.read(images).records()
+
+
+def test_images_that_are_left_out_are_not_looked_at(studio: Studio, images: Path, tmp_path: Path) -> None:
+    victim = sorted(images.iterdir())[1]
+    victim.write_bytes(b"no image")
+    flags = (f"--leave_out={victim.stem}", "--leave_out=--never", f"--eval_data_dir={images}")
+    assert make_job(studio, tmp_path / "out", *flags).leave_out == (victim.stem, "--never")
+    train(studio, tmp_path / "out", *flags, images=images)
+
+    run = training_run(tmp_path / "out")
+    assert victim.name not in [image["name"] for image in run["images"]]
+    assert len(run["images"]) == run["eval_loss"]["images"] == len(list(images.iterdir())) - 1

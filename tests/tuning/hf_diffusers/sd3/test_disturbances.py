@@ -1,0 +1,147 @@
+"""What may happen to a training from outside: a lost claim, a full disk, a signal before the first step."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusion3Pipeline
+from safetensors import SafetensorError
+
+from mimicry.common.claims import CLAIM, Claim
+from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed
+from mimicry.tuning.adapter import Adapter, checkpoint_names
+from mimicry.tuning.hf_diffusers.sd3 import checkpoints
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
+from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from tests.tuning.hf_diffusers.sd3.parts import train
+from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, names, stopped
+from tests.tuning.hf_diffusers.studio import Studio, training_run
+
+
+def lose_claim(folder: Path) -> None:
+    """Let another process have the claim of `folder`."""
+    content = json.loads((folder / CLAIM).read_text())
+    (folder / CLAIM).write_text(json.dumps({**content, "token": "theirs"}))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+class TestClaim:
+    def test_where_another_process_works_nothing_is_touched(self, studio: Studio, tmp_path: Path) -> None:
+        with Claim.take(tmp_path), pytest.raises(ClaimedElsewhere, match="in training by pid"):
+            train(studio, tmp_path, *RUN)
+        assert names(tmp_path) == []
+
+    def test_a_training_that_has_lost_it_writes_no_more(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_batch, seen = Loop.make_batch, []
+
+        def lose(loop: Loop, first: int) -> Batch:
+            if first == 4:
+                lose_claim(tmp_path)
+                seen.append(files(tmp_path))
+            return make_batch(loop, first)
+
+        monkeypatch.setattr(Loop, "make_batch", lose)
+        with pytest.raises(ClaimLost, match="is another's"):
+            train(studio, tmp_path, *RUN)
+        assert seen == [files(tmp_path)]
+        assert checkpoint_names(tmp_path) == []
+
+    def test_it_is_looked_at_again_before_the_adapter_is_put_into_its_place(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, seen = Loop.run, []
+
+        def lose(loop: Loop, *arguments: Any) -> None:
+            run(loop, *arguments)
+            lose_claim(tmp_path)
+            seen.append(files(tmp_path))
+
+        monkeypatch.setattr(Loop, "run", lose)
+        with pytest.raises(ClaimLost):
+            train(studio, tmp_path, *RUN)
+        assert seen == [files(tmp_path)]
+        assert WEIGHTS not in seen[0]
+
+
+class TestFullDisk:
+    def test_in_the_steps(self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_batch = Loop.make_batch
+
+        def fill(loop: Loop, first: int) -> Batch:
+            if first == 4:
+                raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+            return make_batch(loop, first)
+
+        monkeypatch.setattr(Loop, "make_batch", fill)
+        with pytest.raises(TrainingFailed, match=r"the disk of metrics\.jsonl is full; see `df -h`"):
+            train(studio, tmp_path, *RUN)
+        run = training_run(tmp_path)
+        assert run["status"] == "failed"
+        assert "is full" in run["error"]
+        assert names(tmp_path) == ["metrics.jsonl", "training_run.json"]
+
+    def test_when_saving_and_the_next_run_goes_on(
+        self, studio: Studio, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any, **__: Any) -> Adapter:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StableDiffusion3Pipeline, "save_lora_weights", full)
+            with pytest.raises(TrainingFailed, match="the disk is full"):
+                train(studio, tmp_path, *RUN, "--checkpointing_steps=4")
+        assert names(tmp_path) == ["checkpoint-4", "metrics.jsonl", "training_run.json"]
+        train(studio, tmp_path, *RUN)
+        assert (tmp_path / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+    def test_a_checkpoint_that_finds_no_room_is_a_warning(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr(checkpoints, "save_file", full)
+        train(studio, tmp_path, *RUN, "--checkpointing_steps=4")
+        (warning,) = training_run(tmp_path)["warnings"]
+        assert warning.startswith("checkpoint-4 could not be written: the disk is full")
+
+
+def test_a_checkpoint_may_be_asked_for_before_the_first_step(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, make_batch, seen = CachedEncoders.encode, Loop.make_batch, []
+
+    def ask(encoders: CachedEncoders, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return encode(encoders, *arguments)
+
+    def look(loop: Loop, first: int) -> Batch:
+        seen.append(checkpoint_names(tmp_path))
+        return make_batch(loop, first)
+
+    monkeypatch.setattr(CachedEncoders, "encode", ask)
+    monkeypatch.setattr(Loop, "make_batch", look)
+    train(studio, tmp_path, *RUN)
+    assert seen[2] == ["checkpoint-1"]
+
+
+def test_seconds_and_start_are_those_of_all_processes(studio: Studio, tmp_path: Path) -> None:
+    stopped(studio, tmp_path, 2)
+    facts = json.loads((tmp_path / "checkpoint-2" / "checkpoint.json").read_text())
+    facts["seconds"] += 1000
+    facts["started_at"] = "2026-01-01T00:00:00+00:00"
+    (tmp_path / "checkpoint-2" / "checkpoint.json").write_text(json.dumps(facts))
+    train(studio, tmp_path, *RUN)
+    run = training_run(tmp_path)
+    assert 1000 < run["seconds"] < 2000
+    assert run["started_at"] == "2026-01-01T00:00:00+00:00"

@@ -1,0 +1,178 @@
+"""A quantised base: what is refused, what diffusers is asked for, and trainings with the real library."""
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from mimicry.common.errors import UsageError
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.sd3 import job
+from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
+from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization, loading_arguments, round_inputs
+from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
+from tests.tuning.hf_diffusers.sd3.resuming import WEIGHTS, metrics
+from tests.tuning.hf_diffusers.studio import Studio, training_run
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+QUANTISED = ("nf4", "int8")
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a stand-in in the place of bitsandbytes."""
+    version = importlib.metadata.version
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.50.2" if name == "bitsandbytes" else version(name)
+    )
+
+
+def problems(config: TuningConfig, device: torch.device) -> tuple[str, ...]:
+    with pytest.raises(UsageError) as caught:
+        check_quantization(config, device)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+class TestRefusal:
+    @pytest.mark.usefixtures("library")
+    def test_a_gpu_is_needed(self, kind: str) -> None:
+        config = TuningConfig(quantize_base=kind)
+        check_quantization(config, CUDA)
+        (problem,) = problems(config, CPU)
+        assert problem == (
+            f"--quantize_base {kind} needs a CUDA GPU, and this is a cpu; leave --quantize_base out"
+        )
+
+    def test_so_is_the_library(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        (missing,) = problems(TuningConfig(quantize_base=kind), CUDA)
+        assert missing.startswith(f"--quantize_base {kind} needs bitsandbytes, which cannot be imported")
+        assert "type pip install bitsandbytes, or leave --quantize_base out" in missing
+        assert len(problems(TuningConfig(quantize_base=kind), CPU)) == 2
+
+    def test_it_comes_before_anything_is_written(self, kind: str, studio: Studio, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="needs a CUDA GPU"):
+            train(studio, tmp_path / "out", f"--quantize_base={kind}")
+        assert not (tmp_path / "out").exists()
+
+
+class TestArguments:
+    def test_none_are_needed_for_16_bits(self) -> None:
+        check_quantization(TuningConfig(), CPU)
+        assert loading_arguments(TuningConfig(), torch.bfloat16) == {}
+
+    @pytest.mark.usefixtures("library")
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_nf4_computes_in_the_training_precision(self, dtype: torch.dtype) -> None:
+        asked = loading_arguments(TuningConfig(quantize_base="nf4"), dtype)["quantization_config"]
+        assert (asked.load_in_4bit, asked.bnb_4bit_quant_type) == (True, "nf4")
+        assert asked.bnb_4bit_compute_dtype == dtype
+
+    @pytest.mark.parametrize("kind", QUANTISED)
+    @pytest.mark.usefixtures("library")
+    def test_what_a_table_replaces_is_not_quantised(self, kind: str) -> None:
+        asked = loading_arguments(TuningConfig(quantize_base=kind), torch.bfloat16)["quantization_config"]
+        assert asked.load_in_8bit == (kind == "int8")
+        assert asked.llm_int8_skip_modules == [
+            *("time_text_embed", "norm1", "norm1_context", "norm_out", "proj_out")
+        ]
+
+
+def test_int8_keeps_more_for_the_backward_pass() -> None:
+    sizes: dict[str, Any] = {
+        "stream_values": 4250 * 2432,
+        "value_bytes": 2,
+        "block_count": 38,
+        "trained_parameters": 23_580_672,
+        "compiled": False,
+    }
+    free = 12 << 30
+    counts = [choose_checkpointed_blocks(free, **sizes, keeps_inputs=kept) for kept in (False, True)]
+    assert counts[0] < counts[1] < 38
+    assert choose_checkpointed_blocks(free, **sizes, shared=True) >= counts[0]
+
+
+def test_inputs_of_quantised_layers_are_rounded_and_no_others() -> None:
+    class Quantised(torch.nn.Linear):
+        """Stands in for a layer of bitsandbytes, which is a Linear of another class."""
+
+    model: Any = torch.nn.ModuleDict({"quantised": Quantised(3, 3), "plain": torch.nn.Linear(3, 3)})
+    seen: dict[str, torch.dtype] = {}
+    round_inputs(model, torch.bfloat16)
+    for name, layer in model.items():
+        layer.forward = lambda value, name=name: seen.setdefault(name, value.dtype)
+        layer(torch.zeros(1, 3))
+    assert seen == {"quantised": torch.bfloat16, "plain": torch.float32}
+
+
+class TestRealLibrary:
+    """On the CPU, where bitsandbytes can and diffusers will not: its refusal, and ours, are taken away."""
+
+    FLAGS = (
+        *("--mixed_precision=bf16", "--gradient_checkpointing", "--max_train_steps=4"),
+        *("--gradient_accumulation_steps=2", "--learning_rate=0.01"),
+    )
+
+    @pytest.fixture(autouse=True)
+    def _on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        library = pytest.importorskip("bitsandbytes")
+        from diffusers.quantizers.bitsandbytes import bnb_quantizer
+
+        make = library.nn.Linear4bit.__init__
+
+        def make_plainly(layer: Any, *words: Any, **more: Any) -> None:
+            make(layer, *words, **more)
+            # A layout for inference, which fails for widths that are no multiple of 64.
+            layer.support_avx512bf16_for_cpu = False
+
+        monkeypatch.setattr(library.nn.Linear4bit, "__init__", make_plainly)
+        for name in ("BnB4BitDiffusersQuantizer", "BnB8BitDiffusersQuantizer"):
+            quantizer = getattr(bnb_quantizer, name)
+            monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
+        monkeypatch.setattr(job, "check_quantization", lambda *_: None)
+        yield
+
+    @pytest.mark.parametrize("kind", QUANTISED)
+    def test_it_trains_the_same_with_a_table_and_without(
+        self, kind: str, studio: Studio, tmp_path: Path
+    ) -> None:
+        flags = (*self.FLAGS, f"--quantize_base={kind}")
+        train(studio, tmp_path / "plain", *self.FLAGS)
+        train(studio, tmp_path / "without", *flags)
+        train(studio, tmp_path / "with", *flags, "--conditioning_table")
+        assert (tmp_path / "with" / WEIGHTS).read_bytes() == (tmp_path / "without" / WEIGHTS).read_bytes()
+        run = training_run(tmp_path / "with")
+        assert run["numerics"]["quantisation"] == kind
+        assert run["numerics"]["bitsandbytes"] == importlib.metadata.version("bitsandbytes")
+        assert run["recipe"]["options"]["quantize_base"] == kind
+        for line, plain in zip(metrics(tmp_path / "with"), metrics(tmp_path / "plain"), strict=True):
+            assert line["loss"] != plain["loss"]
+            assert line["loss"] == pytest.approx(plain["loss"], rel=0.1)
+
+    @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4), ("int8", 8)])
+    def test_the_blocks_are_small_and_the_adapter_in_fp32(
+        self, kind: str, bits: int, studio: Studio, tmp_path: Path
+    ) -> None:
+        transformer = make_loop(studio, tmp_path, *self.FLAGS, f"--quantize_base={kind}").transformer
+        layer = transformer.transformer_blocks[0].attn.to_q
+        assert layer.base_layer.weight.nbytes * 8 == bits * layer.in_features * layer.out_features
+        assert {value.dtype for value in transformer.parameters() if value.requires_grad} == {torch.float32}
+        assert type(transformer.transformer_blocks[0].norm1.linear) is torch.nn.Linear
+        assert isinstance(transformer, diffusers.SD3Transformer2DModel)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_on_a_gpu(kind: str, studio: Studio, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    flags = ("--mixed_precision=bf16", "--conditioning_table", f"--quantize_base={kind}")
+    train(studio, tmp_path / "out", *flags)
+    assert training_run(tmp_path / "out")["numerics"]["quantisation"] == kind
