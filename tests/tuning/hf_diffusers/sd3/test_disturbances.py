@@ -119,7 +119,7 @@ class TestFullDisk:
 def test_a_checkpoint_may_be_asked_for_before_the_first_step(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, make_batch, seen = CachedEncoders.encode, Loop.make_batch, []
+    encode, make_batch, seen = CachedEncoders.encode_all, Loop.make_batch, []
 
     def ask(encoders: CachedEncoders, *arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -129,7 +129,7 @@ def test_a_checkpoint_may_be_asked_for_before_the_first_step(
         seen.append(checkpoint_names(tmp_path))
         return make_batch(loop, first)
 
-    monkeypatch.setattr(CachedEncoders, "encode", ask)
+    monkeypatch.setattr(CachedEncoders, "encode_all", ask)
     monkeypatch.setattr(Loop, "make_batch", look)
     train(studio, tmp_path, *RUN)
     assert seen[2] == ["checkpoint-1"]
