@@ -51,6 +51,7 @@ class Sampler:
             model.folder / "transformer",
             variant=config.variant,
             torch_dtype=self._dtype,
+            use_safetensors=True,
             low_cpu_mem_usage=True,
             device_map={"": self._device},
         ).eval()
@@ -111,9 +112,10 @@ class Sampler:
         config = self._config
         encoders = TextEncoders(self._model, config.variant, self._device, self._dtype, _warn)
         cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+        texts = list(dict.fromkeys(prompts))
         embeds = {
-            prompt: cached.encode(prompt, config.max_sequence_length).to(self._device, self._dtype)
-            for prompt in dict.fromkeys(prompts)
+            text: made.to(self._device, self._dtype)
+            for text, made in zip(texts, cached.encode_all(texts, config.max_sequence_length), strict=True)
         }
         gc.collect()
         if self._device.type == "cuda":

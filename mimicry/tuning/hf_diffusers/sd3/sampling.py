@@ -112,7 +112,9 @@ def sample_latents(
 
 def load_vae(model: BaseModel, variant: str | None, device: torch.device) -> AutoencoderKL:
     """Read the VAE in fp32: it is small, and 16 bits show in its images."""
-    vae = AutoencoderKL.from_pretrained(model.folder / "vae", variant=variant, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(
+        model.folder / "vae", variant=variant, torch_dtype=torch.float32, use_safetensors=True
+    )
     return vae.to(device).eval()
 
 
