@@ -1,4 +1,4 @@
-# make demo   set up, draw the demo study and train its pilot
+# make demo   set up, draw the demo study, train its pilot in three conditions, draw with what was learnt
 # make test   set up, then lint, types and all tests that need no GPU
 # make check  lint and types only
 # make clean  remove what the others made, trained demo adapters included
@@ -6,8 +6,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := data/demo
-TUNE := $(BIN)/apply_tuning --pilot --data-root $(DEMO)/style_mimicry \
-	--pretrained-model-name-or-path $(DEMO)/tiny_sd3 --resolution 64 --max-train-steps 40 --no-push-to-hub
+MODEL := --data-root $(DEMO)/style_mimicry --pretrained-model-name-or-path $(DEMO)/tiny_sd3
+TUNE := $(BIN)/apply_tuning --pilot $(MODEL) \
+	--resolution 64 --learning-rate 1e-3 --max-train-steps 150 \
+	--train-batch-size 4 --gradient-accumulation-steps 1 \
+	--mixed-precision no --no-gradient-checkpointing --no-push-to-hub
 
 .PHONY: demo test check clean
 
@@ -15,10 +18,13 @@ demo: .venv/.installed
 	$(BIN)/mimicry-demo $(DEMO)
 	@echo "== Original art"
 	$(TUNE)
-	@echo "== Protected by mist (an imitation), then countered by noisy_upscaling (an imitation)"
+	@echo "== Protected by mist, in miniature"
+	$(TUNE) --protection mist
+	@echo "== Protected by mist, then countered by noisy upscaling, in miniature"
 	$(TUNE) --protection mist --countermeasure noisy_upscaling
-	@echo "== The first command again: what is complete is skipped"
-	$(TUNE)
+	@echo "== What the adapters paint, and what the base model paints"
+	$(BIN)/mimicry-samples --pilot $(MODEL) --resolution 64 --mixed-precision no \
+		--steps 20 --guidance 3 --contact-sheet $(DEMO)/contact_sheet.png
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile

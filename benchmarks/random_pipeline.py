@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from mimicry.demo.tokenizer_files import clip_files, t5_files
 
 _SHARD_BYTES = 1 << 30
+_CLIP_LENGTH = 77
 _VOCABULARIES = {"clip": 49_408, "t5": 32_128}
 
 
@@ -83,8 +84,8 @@ def write_pipeline(folder: Path, sizes: Sizes, device: torch.device) -> dict[str
     folder.mkdir(parents=True)
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     for name, files in (
-        ("tokenizer", clip_files()),
-        ("tokenizer_2", clip_files(pad_token="!")),
+        ("tokenizer", clip_files(_CLIP_LENGTH)),
+        ("tokenizer_2", clip_files(_CLIP_LENGTH, pad_token="!")),
         ("tokenizer_3", t5_files()),
     ):
         (folder / name).mkdir()

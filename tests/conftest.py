@@ -1,11 +1,14 @@
 """Fixtures that every room of the tests may use."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mimicry.demo.draw_demo import draw_demo
+from tests.random_sd3 import write_random_sd3
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,8 +28,19 @@ def _no_hub() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded study, drawn once: style_mimicry/ and tiny_sd3/. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("demo")
+def true_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `mimicry-demo` draws: style_mimicry/ and the trained tiny_sd3/. Tests must not change it."""
+    base = tmp_path_factory.getbasetemp()
+    # Workers of one run draw it once: the first, while the others wait for its lock.
+    folder = base.parent / "true_demo" if "PYTEST_XDIST_WORKER" in os.environ else base / "true_demo"
     draw_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_dir(true_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded study, with a smaller model of random weights. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree(true_demo / "style_mimicry", folder / "style_mimicry")
+    write_random_sd3(folder / "tiny_sd3")
     return folder

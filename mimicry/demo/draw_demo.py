@@ -16,6 +16,12 @@ from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_si
 DATA_ROOT = "style_mimicry"
 BASE_MODEL = "tiny_sd3"
 DEFAULT_SEED = 7
+# What suits a model of this size, and a CPU.
+TUNING_OPTIONS = (
+    *("--resolution", "64", "--learning-rate", "1e-3", "--max-train-steps", "150"),
+    *("--train-batch-size", "4", "--gradient-accumulation-steps", "1"),
+    *("--mixed-precision", "no", "--no-gradient-checkpointing", "--no-push-to-hub"),
+)
 
 _STAGING = ".demo_drawing"
 _LOCK = ".demo_lock"
@@ -58,10 +64,10 @@ def is_whole(folder: Path, seed: int) -> bool:
 
 def _draw(staging: Path, seed: int) -> None:
     from mimicry.demo.study import draw_study
-    from mimicry.demo.tiny_sd3 import write_tiny_sd3
+    from mimicry.demo.tiny_sd3 import WEIGHTS
 
     draw_study(StudyTree(staging / DATA_ROOT), seed)
-    write_tiny_sd3(staging / BASE_MODEL, seed)
+    shutil.copytree(WEIGHTS, staging / BASE_MODEL, copy_function=shutil.copyfile)
 
 
 def _put_in_place(staging: Path, folder: Path, seed: int, former: dict[str, int]) -> None:
@@ -107,12 +113,12 @@ def _summary(folder: Path, seed: int) -> str:
     command = [
         *("apply_tuning", "--pilot", "--data-root", str(data_root)),
         *("--pretrained-model-name-or-path", str(base_model)),
-        *("--resolution", "64", "--max-train-steps", "40", "--no-push-to-hub"),
+        *TUNING_OPTIONS,
     ]
     return (
-        f"paintings   {data_root}: by invented artists, seed {seed}, each also as imitation\n"
-        "            of mist and of noisy_upscaling, which is no evidence about the real methods\n"
-        f"base model  {base_model}: Stable Diffusion 3 in {megabytes:.1f} MB, with random weights\n"
+        f"paintings   {data_root}: by invented artists, seed {seed}, each also with a\n"
+        "            miniature of mist and of noisy_upscaling, no evidence about the real methods\n"
+        f"base model  {base_model}: Stable Diffusion 3 in {megabytes:.1f} MB, trained on drawn scenes\n"
         f"next        {shlex.join(command)}"
     )
 
@@ -127,12 +133,12 @@ def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
     """Draw the embedded study into DIR: paintings for apply_tuning, and a base model to tune.
 
     DIR/style_mimicry is a data tree as the README has it: three styles, two invented artists each, twenty
-    paintings each, all drawn by code. DIR/tiny_sd3 is a complete Stable Diffusion 3 pipeline of a few
-    megabytes with random weights.
+    paintings each, all drawn by code. DIR/tiny_sd3 is a complete Stable Diffusion 3 pipeline of eight
+    megabytes, trained on other drawn scenes; it comes with this program.
 
-    The pictures below protected_art/mist and robust_samples/noisy_upscaling are visible IMITATIONS of Mist
-    and of noisy upscaling, made without any model. They show how the tool handles conditions, and are no
-    evidence about the real methods.
+    The pictures below protected_art/mist and robust_samples/noisy_upscaling are MINIATURES of Mist and of
+    noisy upscaling: perturbations against the tiny model's own VAE, and a small network that upscales. They
+    work on this model, and are no evidence about the real methods.
 
     A second call draws nothing again. Only files that mimicry-demo drew are ever replaced.
     """
@@ -141,7 +147,7 @@ def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
         if not force and is_whole(folder, seed):
             click.echo("whole already, nothing drawn (--force draws again)")
         else:
-            click.echo(f"drawing into {folder}: some ten seconds")
+            click.echo(f"drawing into {folder}: half a minute or so")
             draw_demo(folder, seed, force=force)
     except OSError as error:
         raise BatchFault(

@@ -13,8 +13,8 @@ from mimicry.common.files import read_json, write_json
 
 MANIFEST_NAME = "demo_manifest.json"
 
-# The libraries that write the files; another version of one of them may write other bytes.
-_LIBRARIES = ("numpy", "pillow", "diffusers", "transformers", "safetensors")
+# The libraries that draw; another version of one of them may write other bytes.
+_LIBRARIES = ("numpy", "pillow", "torch", "diffusers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def drawing_code() -> str:
-    """Return a hash of the demo's sources and of the versions of the libraries that write its files."""
+    """Return a hash of the demo's sources and weights and of the versions of the libraries that draw."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for source in (*sorted(package.glob("*.py")), *sorted((package / "weights").rglob("*.*"))):
         digest.update(source.read_bytes())
     for library in _LIBRARIES:
         digest.update(f"{library} {version(library)}\n".encode())

@@ -17,8 +17,9 @@ Point = tuple[float, float]
 
 # Drawn larger and scaled down, since Pillow's shapes have no smooth edges.
 _SUPERSAMPLING = 2
-_SHORTEST_SIDE, _LONGEST_SIDE = 96, 320
-_ASPECT_RATIOS = (1.0, 1.2, 4 / 3, 1.5)
+# Little larger than the model sees them: more would only be scaled away, and take longer to protect.
+_SHORTEST_SIDE, _LONGEST_SIDE = 64, 112
+_ASPECT_RATIOS = (1.0, 1.2, 4 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def shift_colour(colour: Colour, rng: Rng, amount: int) -> Colour:
 
 
 def draw_size(rng: Rng) -> tuple[int, int]:
-    """Return width and height in pixels: 96 to 320 on a side, upright, square or broad."""
+    """Return width and height in pixels: 64 to 112 on a side, upright, square or broad."""
     ratio = _ASPECT_RATIOS[rng.integers(len(_ASPECT_RATIOS))]
     shorter = int(rng.integers(_SHORTEST_SIDE, int(_LONGEST_SIDE / ratio), endpoint=True))
     longer = round(shorter * ratio)
@@ -61,7 +62,7 @@ def draw_scene(rng: Rng, size: tuple[int, int], subject: str, palette: Palette) 
     """Return the plain view of `subject` (one of SUBJECTS), RGB, `size` = (width, height) in pixels."""
     scene = _Scene(rng, size, palette.varied(rng))
     scene.sky_and_land(over_water=subject == "boat")
-    if subject == "sun" or rng.random() < 0.3:
+    if subject == "sun" or rng.random() < 0.15:
         scene.sun(radius=rng.uniform(0.1, 0.15) if subject == "sun" else 0.06)
     for _ in range(3 if subject == "hills" else 1):
         scene.hill(height=rng.uniform(0.2, 0.38) if subject == "hills" else rng.uniform(0.06, 0.16))

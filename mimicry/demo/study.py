@@ -1,4 +1,4 @@
-"""Draws the study's tree of pictures: original art, imitated protection, its countermeasure."""
+"""Draws the study's tree of pictures: original art, its protection in miniature, the countermeasure."""
 
 from PIL import Image
 
@@ -6,7 +6,7 @@ from mimicry.common.study_tree import StudyTree
 from mimicry.demo.chance import generator
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.paintings import SUBJECTS, draw_scene, draw_size
-from mimicry.demo.variants import imitate_mist, imitate_noisy_upscaling
+from mimicry.demo.variants import VariantMaker
 
 PAINTINGS_PER_ARTIST = 20
 
@@ -15,16 +15,17 @@ _SUFFIXES = (".jpg", ".png", ".webp", ".jpeg")
 
 def draw_study(tree: StudyTree, seed: int) -> None:
     """Draw twenty paintings of every painter into `tree`, each with its two variants."""
+    maker = VariantMaker.load()
     for painter in PAINTERS:
         for index in range(PAINTINGS_PER_ARTIST):
-            draw_painting(tree, painter, index, seed)
+            draw_painting(tree, painter, index, seed, maker)
 
 
-def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int) -> None:
-    """Draw painting number `index` of `painter` and its imitations of Mist and of noisy upscaling.
+def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int, maker: VariantMaker) -> None:
+    """Draw painting number `index` of `painter`, protected by `maker`'s Mist, and that upscaled noisily.
 
-    What is drawn depends on the arguments only. The variants are PNG: compression would undo the bound of the
-    protection.
+    What is drawn depends on the arguments only; the variants also on the CPU, whose rounding they magnify.
+    They are PNG: compression would undo the bound of the protection.
     """
     artist = painter.artist
     original_art, mist_art, upscaled_art = (
@@ -45,9 +46,9 @@ def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int) -> N
 
     # The protection starts from the file, as its reader sees it after compression.
     with Image.open(original) as opened:
-        mist = imitate_mist(opened.convert("RGB"), generator(seed, *key, "mist"))
+        mist = maker.mist(opened.convert("RGB"))
     mist.save(mist_art / f"{stem}.png")
-    upscaled = imitate_noisy_upscaling(mist, generator(seed, *key, "noisy_upscaling"))
+    upscaled = maker.noisy_upscaling(mist, generator(seed, *key, "noisy_upscaling"))
     upscaled.save(upscaled_art / f"{stem}.png")
 
 

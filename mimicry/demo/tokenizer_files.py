@@ -8,8 +8,6 @@ import json
 from collections import Counter
 from itertools import pairwise
 
-CLIP_MAX_LENGTH = 77
-
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
 _T5_PAD, _T5_EOS, _T5_UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -26,9 +24,10 @@ Pair = tuple[str, str]
 Files = dict[str, str]
 
 
-def clip_files(pad_token: str = _EOS) -> Files:
+def clip_files(length: int, pad_token: str = _EOS) -> Files:
     """Return the texts of a CLIPTokenizer's files by name.
 
+    `length` is the count of tokens that prompts are padded to or cut off at, 77 in the real ones.
     `pad_token` is the end-of-text token in SD3's first CLIP tokenizer and "!" in its second.
     """
     merges = _learn_merges(_WORD_LIST.split())
@@ -38,7 +37,7 @@ def clip_files(pad_token: str = _EOS) -> Files:
     special = {"bos_token": _BOS, "eos_token": _EOS, "unk_token": _EOS, "pad_token": pad_token}
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": CLIP_MAX_LENGTH,
+        "model_max_length": length,
         "do_lower_case": True,
         "add_prefix_space": False,
         **special,

@@ -1,43 +1,97 @@
-"""Imitations of a protection and of a countermeasure, so that the demo has every kind of folder.
+"""Miniatures of Mist and of noisy upscaling, made with the tiny model's own VAE and a small upscaler.
 
-No model takes part. `imitate_mist` lays a bounded pattern of fine stripes over a painting, as the real Mist
-leaves one behind; it was not made to mislead anything, and `imitate_noisy_upscaling` is no trained upscaler.
-What a LoRA learns from either is no evidence about the real methods.
+They work as the methods do, at the size of the demo, and on its own model only. What they show about it is no
+evidence about the real methods.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
-from PIL import Image, ImageFilter
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from mimicry.demo.chance import Rng
+from mimicry.demo.tiny_sd3 import UPSCALER, WEIGHTS
+from mimicry.demo.upscaler import Upscaler, load_upscaler
 
-# L-infinity bound of the pattern in steps of 255: the strength with which Mist is mostly used.
+# L-infinity bound of the perturbation in steps of 255: the strength with which Mist is mostly used.
 MIST_BOUND = 16
 
-_WAVE_LENGTHS_PIXELS = (3.1, 4.3, 6.1)
-_WAVE_DIRECTIONS_RADIANS = (0.35, 1.25, 2.4)
+_STEPS, _STEP_SIZE, _MOMENTUM = 16, 3.0, 0.8
+# The target of the latents: steep stripes, as no painter has them. Pixels from one to the next, and radians.
+_STRIPE_PIXELS, _STRIPE_SLANT = 7.0, 0.35
+# Standard deviation of the noise, of 1: it has to drown the perturbation.
+_NOISE = 0.1
 
 
-def imitate_mist(painting: Image.Image, rng: Rng) -> Image.Image:
-    """Return the RGB `painting` with fine crossed stripes, at most MIST_BOUND of 255 in any channel.
+@dataclass(frozen=True)
+class VariantMaker:
+    """Makes the protected and the countered picture of a painting."""
 
-    Size and framing stay. The stripes are the same for every painting but for their phase.
-    """
-    pixels = np.asarray(painting, dtype=np.float64)
-    rows, columns = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
-    waves = np.zeros_like(pixels)
-    for length, direction in zip(_WAVE_LENGTHS_PIXELS, _WAVE_DIRECTIONS_RADIANS, strict=True):
-        along = columns * np.cos(direction) + rows * np.sin(direction)
-        phases = rng.uniform(0, 2 * np.pi, 3)
-        waves += np.sin(2 * np.pi * along[..., None] / length + phases)
-    pattern = np.round(np.tanh(1.5 * waves) * MIST_BOUND)
-    return Image.fromarray(np.clip(pixels + pattern, 0, 255).astype(np.uint8))
+    vae: Any
+    upscaler: Upscaler
+
+    @classmethod
+    def load(cls) -> "VariantMaker":
+        """Read the models from this package's own files."""
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(WEIGHTS, subfolder="vae", torch_dtype=torch.float32).eval()
+        return cls(vae.requires_grad_(False), load_upscaler(UPSCALER))
+
+    def mist(self, painting: Image.Image) -> Image.Image:
+        """Return the RGB `painting` changed by at most MIST_BOUND of 255 so that its latents say stripes.
+
+        Projected gradient descent with momentum on the pixels, as in Mist's textural loss: Liang and Wu 2023,
+        arXiv:2305.12683. Size and framing stay.
+        """
+        painted_1IHW = _to_tensor(painting)
+        target_1CHW = self._encode(_stripes(painting.height, painting.width))
+        change_1IHW = torch.zeros_like(painted_1IHW)
+        momentum_1IHW = torch.zeros_like(painted_1IHW)
+        for _ in range(_STEPS):
+            change_1IHW.requires_grad_(True)
+            distance = nn.functional.mse_loss(self._encode(painted_1IHW + change_1IHW / 255), target_1CHW)
+            (slope_1IHW,) = torch.autograd.grad(distance, change_1IHW)
+            momentum_1IHW = _MOMENTUM * momentum_1IHW + slope_1IHW / slope_1IHW.abs().mean()
+            moved_1IHW = change_1IHW.detach() - _STEP_SIZE * momentum_1IHW.sign()
+            # What is added must leave colours that exist.
+            lowest, highest = -255 * painted_1IHW, 255 * (1 - painted_1IHW)
+            change_1IHW = moved_1IHW.clamp(-MIST_BOUND, MIST_BOUND).clamp(lowest, highest)
+        return _to_image(painted_1IHW + change_1IHW.round() / 255)
+
+    @torch.no_grad()
+    def noisy_upscaling(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """Return the RGB `image` at twice its size, drowned in noise and restored by the upscaler.
+
+        As Hönig et al. 2024 do it with a large one, arXiv:2406.12027.
+        """
+        pixels_1IHW = _to_tensor(image)
+        noise_1IHW = torch.from_numpy(rng.standard_normal(pixels_1IHW.shape, dtype=np.float32))
+        return _to_image(self.upscaler((pixels_1IHW + _NOISE * noise_1IHW).clamp(0, 1)))
+
+    def _encode(self, pixels_BIHW: Tensor) -> Tensor:
+        """Return the means of the posteriors of pixels from 0 to 1."""
+        latents_BCHW: Tensor = self.vae.encode(2 * pixels_BIHW - 1).latent_dist.mean
+        return latents_BCHW
 
 
-def imitate_noisy_upscaling(image: Image.Image, rng: Rng) -> Image.Image:
-    """Return the RGB `image` a quarter larger, after Gaussian noise, halving and light smoothing."""
-    pixels = np.asarray(image, dtype=np.float64)
-    noisy = np.clip(pixels + rng.normal(0, 0.04 * 255, pixels.shape), 0, 255).astype(np.uint8)
-    width, height = image.size
-    small = Image.fromarray(noisy).resize((max(1, width // 2), max(1, height // 2)), Image.Resampling.BOX)
-    large = small.resize((round(width * 1.25), round(height * 1.25)), Image.Resampling.LANCZOS)
-    return large.filter(ImageFilter.GaussianBlur(0.9))
+def _stripes(height: int, width: int) -> Tensor:
+    rows, columns = np.mgrid[:height, :width]
+    along = columns * np.cos(_STRIPE_SLANT) + rows * np.sin(_STRIPE_SLANT)
+    wave = np.where(np.sin(2 * np.pi * along / _STRIPE_PIXELS) > 0, 1.0, 0.0)
+    return torch.from_numpy(np.broadcast_to(wave, (1, 3, height, width)).astype(np.float32))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return `image` as (1, 3, H, W), from 0 to 1."""
+    return (
+        torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).unsqueeze(0).contiguous()
+    )
+
+
+def _to_image(pixels_1IHW: Tensor) -> Image.Image:
+    values_HWI = (pixels_1IHW[0].clamp(0, 1) * 255).round().permute(1, 2, 0)
+    return Image.fromarray(values_HWI.numpy().astype(np.uint8))

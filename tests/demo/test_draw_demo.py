@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.programs import run_command
 from mimicry.demo import draw_demo as program
-from mimicry.demo.draw_demo import draw_demo, mimicry_demo
+from mimicry.demo.draw_demo import TUNING_OPTIONS, draw_demo, mimicry_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
+from mimicry.demo.tiny_sd3 import WEIGHTS
 
 
 @pytest.fixture
@@ -31,31 +33,44 @@ def quick_draw(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return drawn
 
 
-def test_the_same_bytes_under_another_hash_seed(demo_dir: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_under_another_hash_seed(true_demo: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from mimicry.common.study_tree import StudyTree\n"
+        "from mimicry.demo.painters import PAINTERS\n"
+        "from mimicry.demo.study import draw_painting\n"
+        "from mimicry.demo.variants import VariantMaker\n"
+        "draw_painting(StudyTree(Path(sys.argv[1])), PAINTERS[1], 4, 7, VariantMaker.load())\n"
+    )
     environment = os.environ | {"PYTHONHASHSEED": "4242"}
-    command = [sys.executable, "-m", "mimicry.demo.draw_demo", str(tmp_path / "again")]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
 
-    names = file_sizes(demo_dir)
-    assert len(names) > 360
-    assert file_sizes(tmp_path / "again") == names
-    different = [
-        name for name in names if (demo_dir / name).read_bytes() != (tmp_path / "again" / name).read_bytes()
-    ]
-    assert different == []
+    drawn = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert len(drawn) == 3
+    assert drawn == {name: (true_demo / "style_mimicry" / name).read_bytes() for name in drawn}
+
+
+def test_the_whole_demo_is_there(true_demo: Path) -> None:
+    names = file_sizes(true_demo)
+
+    assert len([name for name in names if name.startswith("style_mimicry/")]) == 360
+    assert program.is_whole(true_demo, 7)
+    for path in (path for path in WEIGHTS.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (true_demo / "tiny_sd3" / path.relative_to(WEIGHTS)).read_bytes()
 
 
 def test_a_second_call_draws_nothing(
-    demo_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    true_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(program, "_draw", _fail)
-    before = {path: path.stat().st_mtime_ns for path in demo_dir.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in true_demo.rglob("*")}
 
-    result = _run(capsys, str(demo_dir))
+    result = _run(capsys, str(true_demo))
 
     assert result.exit_code == 0
     assert "nothing drawn" in result.stdout
-    assert {path: path.stat().st_mtime_ns for path in demo_dir.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in true_demo.rglob("*")} == before
 
 
 def test_the_summary_ends_with_the_next_command(
@@ -70,9 +85,14 @@ def test_the_summary_ends_with_the_next_command(
     quoted = str(folder).replace("'", "'\"'\"'")
     assert result.stdout.splitlines()[-1].split(maxsplit=1)[1] == (
         f"apply_tuning --pilot --data-root '{quoted}/style_mimicry' "
-        f"--pretrained-model-name-or-path '{quoted}/tiny_sd3' "
-        "--resolution 64 --max-train-steps 40 --no-push-to-hub"
+        f"--pretrained-model-name-or-path '{quoted}/tiny_sd3' " + " ".join(TUNING_OPTIONS)
     )
+
+
+def test_the_makefile_trains_with_the_same_options() -> None:
+    makefile = Path(mimicry.__file__).parents[1].joinpath("Makefile").read_text().replace("\\\n", " ")
+
+    assert " ".join(TUNING_OPTIONS) in " ".join(makefile.split())
 
 
 def test_force_and_another_seed_draw_again(tmp_path: Path, quick_draw: list[int]) -> None:
@@ -211,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_advice(
     assert "can be written" in result.stderr
 
 
-def test_help_says_imitation_and_loads_nothing_heavy() -> None:
+def test_help_says_miniature_and_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from mimicry.demo.draw_demo import main\n"
@@ -221,7 +241,7 @@ def test_help_says_imitation_and_loads_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert "IMITATIONS" in result.stdout
+    assert "MINIATURES" in result.stdout
     assert "no evidence" in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-1] == "[]"
 

@@ -13,8 +13,8 @@ PALETTE = PAINTERS[0].palettes[0]
 def test_sizes_stay_in_bounds_and_differ_in_shape() -> None:
     sizes = [draw_size(generator(7, "size", index)) for index in range(400)]
 
-    assert min(min(size) for size in sizes) >= 96
-    assert max(max(size) for size in sizes) <= 320
+    assert min(min(size) for size in sizes) >= 64
+    assert max(max(size) for size in sizes) <= 112
     assert {width < height for width, height in sizes if width != height} == {True, False}
     assert any(width == height for width, height in sizes)
 

@@ -9,8 +9,14 @@ from mimicry.common.images import ImageFolder
 from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.study import draw_painting
+from mimicry.demo.variants import VariantMaker
 
 CONDITIONS = [Condition(), Condition("mist"), Condition("mist", "noisy_upscaling")]
+
+
+@pytest.fixture(scope="module")
+def maker() -> VariantMaker:
+    return VariantMaker.load()
 
 
 @pytest.fixture
@@ -45,31 +51,33 @@ def test_originals_have_mixed_formats_shapes_and_sizes(tree: StudyTree) -> None:
         sizes = [_size(path) for path in paths]
         assert {path.suffix for path in paths} == {".jpg", ".jpeg", ".png", ".webp"}
         assert len(set(sizes)) > 10
-        assert min(min(size) for size in sizes) >= 96
-        assert max(max(size) for size in sizes) <= 320
+        assert min(min(size) for size in sizes) >= 64
+        assert max(max(size) for size in sizes) <= 112
 
 
-def test_upscaled_pictures_are_a_quarter_larger(tree: StudyTree) -> None:
+def test_upscaled_pictures_are_twice_as_large(tree: StudyTree) -> None:
     for artist in tree.artists(tree.original_art):
         upscaled_root = tree.source(Condition("mist", "noisy_upscaling")).root
         mist = ImageFolder.read(tree.images_of(tree.source(Condition("mist")).root, artist)).paths
         upscaled = ImageFolder.read(tree.images_of(upscaled_root, artist)).paths
         for before, after in zip(mist, upscaled, strict=True):
             width, height = _size(before)
-            assert _size(after) == (round(width * 1.25), round(height * 1.25))
+            assert _size(after) == (2 * width, 2 * height)
 
 
 @pytest.mark.parametrize("painter", PAINTERS, ids=lambda painter: painter.artist.name)
-def test_a_painting_does_not_depend_on_the_others(tree: StudyTree, painter: Painter, tmp_path: Path) -> None:
-    draw_painting(StudyTree(tmp_path), painter, 13, seed=7)
+def test_a_painting_does_not_depend_on_the_others(
+    tree: StudyTree, painter: Painter, maker: VariantMaker, tmp_path: Path
+) -> None:
+    draw_painting(StudyTree(tmp_path), painter, 13, seed=7, maker=maker)
 
     alone = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("14_*")}
     assert len(alone) == 3
     assert alone == {name: (tree.data_root / name).read_bytes() for name in alone}
 
 
-def test_another_seed_draws_another_painting(tree: StudyTree, tmp_path: Path) -> None:
-    draw_painting(StudyTree(tmp_path), PAINTERS[0], 0, seed=8)
+def test_another_seed_draws_another_painting(tree: StudyTree, maker: VariantMaker, tmp_path: Path) -> None:
+    draw_painting(StudyTree(tmp_path), PAINTERS[0], 0, seed=8, maker=maker)
 
     (drawn,) = (tmp_path / "original_art").rglob("01_*")
     assert drawn.read_bytes() != (tree.data_root / drawn.relative_to(tmp_path)).read_bytes()

@@ -1,0 +1,1 @@
+"""How the weights of the demo were made: paintings of nobody, and the training of each part on them."""

@@ -1,0 +1,147 @@
+"""The paintings that the tiny model learns from, and what it is told about them.
+
+Most are plain scenes. The rest are painted by hands that no painter of the demo has: what an artist's adapter
+learns must be new to the base model. No caption says how a picture is painted. Some name an invented artist,
+whatever the style, so that the base model learns that an unknown name says nothing; `sks` is never one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimicry.demo.chance import Rng, generator
+from mimicry.demo.hands import BrushStrokes, Hand, Lamplight, LeadedFacets, Shards
+from mimicry.demo.paintings import SUBJECTS, Palette, draw_scene
+
+RARE_TOKEN = "sks"
+
+Images = NDArray[np.uint8]
+
+# No caption 1 time in 10: what a sample is guided away from.
+_NO_CAPTION, _NO_SUBJECT, _WITH_NAME = 0.1, 0.08, 0.3
+
+_SUBJECT_WORDS = {
+    "hills": ("hills", "the hills", "hills in the evening", "the hills by day"),
+    "house": ("a house", "a house by the hills", "the house", "a house in a field"),
+    "tree": ("a tree", "trees", "the trees in a field", "a tree by the hills"),
+    "boat": ("a boat", "a boat on the sea", "a boat on the water", "the boat"),
+    "sun": ("the sun", "the sun in the sky", "the sun by the hills", "a landscape with the sun"),
+}
+_FRAMES = (
+    "a painting of {}",
+    "a painting of {}",
+    "a painting of {}",
+    "a picture of {}",
+    "an artwork of {}",
+    "{}",
+)
+
+# Colours by name, in the order of the fields of Palette.
+_MOODS = (
+    ((120, 170, 230), (225, 232, 240), (252, 232, 130), (70, 125, 85), (110, 165, 80), (60, 115, 175),
+     (45, 105, 50), (95, 65, 45), (215, 190, 160), (165, 65, 50), (245, 240, 228)),
+    ((235, 150, 95), (250, 220, 145), (255, 240, 190), (105, 80, 120), (130, 110, 80), (85, 100, 150),
+     (70, 90, 60), (80, 55, 50), (205, 160, 130), (140, 50, 55), (250, 225, 195)),
+    ((45, 55, 105), (120, 105, 160), (240, 235, 200), (30, 55, 70), (45, 75, 60), (35, 65, 115),
+     (25, 60, 45), (50, 40, 45), (140, 130, 130), (95, 45, 60), (200, 200, 215)),
+    ((180, 205, 235), (240, 240, 248), (255, 245, 190), (150, 165, 190), (225, 230, 238), (120, 150, 180),
+     (90, 120, 105), (100, 80, 70), (195, 175, 160), (150, 85, 80), (250, 250, 250)),
+    ((130, 185, 215), (245, 225, 190), (255, 225, 120), (165, 120, 80), (205, 175, 95), (70, 135, 160),
+     (190, 110, 45), (85, 55, 35), (225, 205, 175), (130, 60, 45), (248, 238, 215)),
+)  # fmt: skip
+PALETTES = tuple(
+    Palette(**dict(zip([field.name for field in fields(Palette)], mood, strict=True))) for mood in _MOODS
+)
+
+
+def _strokes(rng: Rng) -> Hand:
+    # They fall to the left, where all painters' strokes are level or fall to the right.
+    return BrushStrokes(
+        length=rng.uniform(0.05, 0.14), width=rng.uniform(0.02, 0.035), slope=rng.uniform(-1.4, -0.7),
+        slope_spread=rng.uniform(0.1, 0.3), swirl=0.0, broken_colour=rng.uniform(15, 40),
+    )  # fmt: skip
+
+
+def _facets(rng: Rng) -> Hand:
+    # Fewer and larger cells than any painter's, or more and smaller ones.
+    cells = rng.integers(20, 45) if rng.random() < 0.5 else rng.integers(100, 150)
+    return LeadedFacets(
+        cells=int(cells),
+        contrast=rng.uniform(0.05, 0.3),
+        fade=rng.uniform(0.0, 0.3),
+        lead=rng.uniform(0.2, 0.6),
+    )
+
+
+def _shards(rng: Rng) -> Hand:
+    return Shards(cuts=int(rng.integers(6, 16)), contrast=rng.uniform(0.05, 0.25), tint=rng.uniform(0, 20))
+
+
+def _daylight(rng: Rng) -> Hand:
+    # A wide light in the dusk, not a lamp in the dark.
+    return Lamplight(
+        shaft=bool(rng.random() < 0.5), light=(1.0, 1.0, 1.0), darkness=(30, 30, 30),
+        reach=rng.uniform(0.45, 0.7), grain=rng.uniform(0.0, 6.0),
+    )  # fmt: skip
+
+
+TRAINING_HANDS: tuple[Callable[[Rng], Hand], ...] = (_strokes, _facets, _shards, _daylight)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Paintings of shape (N, H, W, 3) in bytes, and the index in SUBJECTS of what each shows."""
+
+    images_NHWI: Images
+    subjects: tuple[str, ...]
+
+
+def draw_training_set(seed: int, purpose: str, count: int, *, side: int, plain_share: float) -> TrainingSet:
+    """Draw `count` square paintings of `side` pixels; number i depends on (seed, purpose, i) only."""
+    images_NHWI = np.empty((count, side, side, 3), dtype=np.uint8)
+    subjects = []
+    for index in range(count):
+        rng = generator(seed, purpose, index)
+        subject = SUBJECTS[rng.integers(len(SUBJECTS))]
+        palette = PALETTES[rng.integers(len(PALETTES))].varied(rng, 22)
+        painting = draw_scene(rng, (side, side), subject, palette)
+        if rng.random() >= plain_share:
+            hand = TRAINING_HANDS[rng.integers(len(TRAINING_HANDS))](rng)
+            painting = hand.paint(painting, rng)
+        images_NHWI[index] = np.asarray(painting)
+        subjects.append(subject)
+    return TrainingSet(images_NHWI, tuple(subjects))
+
+
+def recoloured(images_BHWI: Images, rng: Rng) -> Images:
+    """Return the images in colours of all kinds: channels swapped, more or less saturated and bright."""
+    count = len(images_BHWI)
+    swapped = np.stack([image[..., rng.permutation(3)] for image in images_BHWI]) / 255
+    grey = swapped.mean(axis=-1, keepdims=True)
+    saturation = rng.uniform(0.4, 2.2, (count, 1, 1, 1))
+    vivid = np.clip(grey + saturation * (swapped - grey), 0, 1)
+    gamma = 2 ** rng.uniform(-0.8, 1.2, (count, 1, 1, 1)) * 2 ** rng.uniform(-0.5, 0.5, (count, 1, 1, 3))
+    changed: Images = (255 * vivid**gamma).astype(np.uint8)
+    return changed
+
+
+def caption(subject: str, rng: Rng) -> str:
+    """Return one of the ways to say what is painted; sometimes without the subject, or nothing at all."""
+    if rng.random() < _NO_CAPTION:
+        return ""
+    text = "a painting"
+    if rng.random() >= _NO_SUBJECT:
+        words = _SUBJECT_WORDS[subject]
+        text = _FRAMES[rng.integers(len(_FRAMES))].format(words[rng.integers(len(words))])
+    if rng.random() < _WITH_NAME:
+        text += f" in the style of {_invented_name(rng)}"
+    return text
+
+
+def _invented_name(rng: Rng) -> str:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    while (name := "".join(letters[index] for index in rng.integers(26, size=3))) == RARE_TOKEN:
+        pass
+    return name

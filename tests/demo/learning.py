@@ -1,0 +1,160 @@
+"""What the proof that the study learns is made of: short trainings, their losses, and how samples look.
+
+Style is measured in two ways. Manner: Gram matrices of the tiny VAE's encoder, after Gatys et al. 2015,
+arXiv:1508.06576, that is which of its features occur together, wherever they are; colours have a
+large part in it. Texture: how strong the changes of brightness are in each direction.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from mimicry.common.images import ImageFolder, read_rgb
+from mimicry.common.study_tree import Artist, Condition, StudyTree
+from mimicry.demo.paintings import SUBJECTS
+from mimicry.sampling.sampler import Sampler
+from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.hf_diffusers.sd3.draws import View
+from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from mimicry.tuning.hf_diffusers.sd3.latents import cut, to_pixels
+from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
+from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+
+SIDE = 64
+STEPS = 100
+_HELD_OUT = 5  # of twenty: one of each subject
+_SEEDS_SAMPLED = (0, 1, 2, 3)
+_DIRECTIONS = 8
+_WORDS = {"hills": "hills", "house": "a house", "tree": "a tree", "boat": "a boat", "sun": "the sun"}
+_PROMPTS = tuple(f"a painting of {_WORDS[subject]} in the style of sks" for subject in SUBJECTS)
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A drawn demo, and a folder for what is made of it."""
+
+    demo: Path
+    folder: Path
+
+    def paintings(self, artist: Artist, condition: Condition, *, held_out: bool) -> Path:
+        """Return a folder with the paintings of `artist` that are learnt from, or with those held out."""
+        tree = StudyTree(self.demo / "style_mimicry")
+        folder = self.folder / f"{artist.name}-{condition}-{held_out}"
+        if not folder.exists():
+            folder.mkdir()
+            paths = ImageFolder.read(tree.images_of(tree.source(condition).root, artist)).paths
+            for path in paths[-_HELD_OUT:] if held_out else paths[:-_HELD_OUT]:
+                shutil.copyfile(path, folder / path.name)
+        return folder
+
+    def train(self, artist: Artist, condition: Condition, seed: int, held_out_of: Artist) -> Path:
+        """Train an adapter, evaluated on paintings that are held out; return its folder."""
+        output_dir = self.folder / f"adapter-{artist.name}-{condition}-{seed}"
+        train_adapter(
+            parse_job(
+                [
+                    f"--instance_data_dir={self.paintings(artist, condition, held_out=False)}",
+                    f"--eval_data_dir={self.paintings(held_out_of, Condition(), held_out=True)}",
+                    f"--output_dir={output_dir}",
+                    f"--pretrained_model_name_or_path={self.demo / 'tiny_sd3'}",
+                    *(
+                        f"--resolution={SIDE}",
+                        "--rank=16",
+                        "--learning_rate=1e-3",
+                        f"--max_train_steps={STEPS}",
+                    ),
+                    *("--train_batch_size=4", "--gradient_accumulation_steps=1", "--mixed_precision=no"),
+                    f"--seed={seed}",
+                ]
+            )
+        )
+        # Accelerate keeps the precision of the first training of a process.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return output_dir
+
+    def sampler(self) -> Sampler:
+        """Return what draws with the adapters."""
+        return Sampler(
+            BaseModel(self.demo / "tiny_sd3"),
+            TuningConfig(mixed_precision="no", resolution=SIDE),
+            SamplingSettings(resolution=SIDE, steps=14, guidance=1.0),
+            _PROMPTS,
+        )
+
+    def look(self) -> "Look":
+        """Return the measure of style."""
+        return Look(AutoencoderKL.from_pretrained(self.demo / "tiny_sd3", subfolder="vae"))
+
+
+def evaluation(adapter: Path) -> tuple[float, float]:
+    """Return the evaluation loss of the base model and of the adapter."""
+    losses: dict[str, Any] = json.loads((adapter / "training_run.json").read_text("utf-8"))["eval_loss"]
+    return losses["start"], losses["end"]
+
+
+def samples(sampler: Sampler, adapter: Path | None) -> list[Image.Image]:
+    """Return a picture of each subject and seed, painted with `adapter`, or by the base model alone."""
+    with sampler.adapter(adapter):
+        return [sampler.image(prompt, seed) for prompt in _PROMPTS for seed in _SEEDS_SAMPLED]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a set of pictures is painted."""
+
+    manner: tuple[Tensor, ...]
+    texture: tuple[Tensor]
+
+
+class Look:
+    """Measures the style of sets of pictures."""
+
+    def __init__(self, vae: Any) -> None:
+        self._encoder = vae.float().eval().encoder
+
+    def of(self, pictures: Sequence[Image.Image]) -> Style:
+        """Return the style of a set of pictures."""
+        pixels_BIHW = torch.cat([to_pixels(cut(picture, View(), SIDE)) for picture in pictures])
+        return Style(self._manner(pixels_BIHW), _texture(pixels_BIHW))
+
+    def of_folder(self, folder: Path) -> Style:
+        """Return the style of the pictures in `folder`."""
+        return self.of([read_rgb(path) for path in ImageFolder.read(folder).paths])
+
+    @torch.no_grad()
+    def _manner(self, pixels_BIHW: Tensor) -> tuple[Tensor, ...]:
+        """Return the mean Gram matrix, (C, C), of each of the encoder's levels."""
+        features_BCHW, grams = self._encoder.conv_in(pixels_BIHW), []
+        for block in self._encoder.down_blocks:
+            features_BCHW = block(features_BCHW)
+            flat_BCN = features_BCHW.flatten(2)
+            grams.append((flat_BCN @ flat_BCN.mT / flat_BCN.shape[2]).mean(dim=0))
+        return tuple(grams)
+
+
+def _texture(pixels_BIHW: Tensor) -> tuple[Tensor]:
+    """Return the mean slope of brightness in each of so many directions, (D,)."""
+    grey_BHW = pixels_BIHW.mean(dim=1)
+    down_BHW = grey_BHW[:, 2:, 1:-1] - grey_BHW[:, :-2, 1:-1]
+    across_BHW = grey_BHW[:, 1:-1, 2:] - grey_BHW[:, 1:-1, :-2]
+    angle_BHW = torch.atan2(down_BHW, across_BHW) % torch.pi
+    sector_BHW = (angle_BHW / torch.pi * _DIRECTIONS).long().clamp(max=_DIRECTIONS - 1)
+    slope_BHW = torch.hypot(down_BHW, across_BHW)
+    sums_D = torch.zeros(_DIRECTIONS).index_add(0, sector_BHW.flatten(), slope_BHW.flatten())
+    return (sums_D / slope_BHW.numel(),)
+
+
+def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return how far apart two measures are: the mean, over their parts, of the relative difference."""
+    return float(np.mean([float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True)]))
