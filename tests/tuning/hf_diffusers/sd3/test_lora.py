@@ -231,6 +231,17 @@ class TestSavedFile:
             assert torch.equal(parameters[name], value)
             assert parameters[name].dtype == torch.float32
 
+    @pytest.mark.parametrize("upcast", [False, True])
+    def test_the_live_model_keeps_its_precision(self, upcast: bool, studio: Studio, tmp_path: Path) -> None:
+        transformer = load(studio, torch.bfloat16)
+        draw_lora_b(add_adapter(transformer, config(studio)))
+        before = {name: value.dtype for name, value in transformer.named_parameters()}
+        assert set(before.values()) == {torch.bfloat16, torch.float32}
+
+        save(transformer, tmp_path, config(studio, upcast_before_saving=upcast))
+
+        assert {name: value.dtype for name, value in transformer.named_parameters()} == before
+
     def test_its_header_says_how_the_adapter_was_made(
         self, studio: Studio, tuned: Any, tmp_path: Path
     ) -> None:
