@@ -24,11 +24,10 @@ from mimicry.sampling.plan import Request, SampleSet, State, make_plan
 from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.options import options_named, selection_options, tree_options
+from mimicry.tuning.options import options_named, selection_of, selection_options, tree_options
 from mimicry.tuning.report import text_table
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
-from mimicry.tuning.selection import Selection
 
 _SHARED = (
     *("pretrained_model_name_or_path", "revision", "variant", "cache_dir"),
@@ -113,12 +112,7 @@ def _request(parameters: dict[str, Any], *, base: bool) -> Request:
         stack=stack,
         protections=parameters["protections"],
         countermeasures=parameters["countermeasures"],
-        selection=Selection(
-            splits=parameters["splits"],
-            styles=parameters["styles"],
-            artists=parameters["artists"],
-            pilot=parameters["pilot"],
-        ),
+        selection=selection_of(parameters),
         prompts=parameters["prompts"],
         seeds=parameters["seeds"],
         base=base,

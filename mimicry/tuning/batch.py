@@ -163,7 +163,7 @@ class Batch:
         said = False
         while elsewhere:
             for target in [target for target in elsewhere if not claimed_by(target.output_dir)]:
-                result = self._claim_and_train(target, str(target.artist))
+                result = self._claim_and_train(target, printable(str(target.artist)))
                 if result is not None:
                     self.results.append(result)
                     elsewhere.remove(target)
@@ -172,7 +172,7 @@ class Batch:
             if not said:
                 said = True
                 for target in elsewhere:
-                    self.display.say(f"{target.artist}: waiting, {claimed_by(target.output_dir)}")
+                    self.display.say(printable(f"{target.artist}: waiting, {claimed_by(target.output_dir)}"))
                 self.display.say("type --no-wait for not waiting until others are done")
             time.sleep(WAIT_SECONDS)
         self.results += [

@@ -21,12 +21,11 @@ from mimicry.tuning.existing import Asked, Existing, judge_existing
 from mimicry.tuning.hub import UploadJob, colliding_names, repository_name, token_problems
 from mimicry.tuning.hub_preflight import hub_problems
 from mimicry.tuning.image_check import check_images, quarantine_bad_images
-from mimicry.tuning.options import option_words
+from mimicry.tuning.options import option_words, selection_of
 from mimicry.tuning.plan import Action, Plan, Request, Target, make_plan
 from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
-from mimicry.tuning.selection import Selection
 from mimicry.tuning.uploads import find_debts, pay
 from mimicry.tuning.verify import bad_images_of, conditions_on_disk, verify
 
@@ -66,12 +65,7 @@ class Call:
             tree=StudyTree(parameters["data_root"]),
             stack=stack.name,
             condition=condition,
-            selection=Selection(
-                splits=parameters["splits"],
-                styles=parameters["styles"],
-                artists=parameters["artists"],
-                pilot=parameters["pilot"],
-            ),
+            selection=selection_of(parameters),
             overwrite=parameters["overwrite"],
             min_samples_per_artist=parameters["min_samples_per_artist"],
             require_paired=parameters["require_paired"],

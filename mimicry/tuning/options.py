@@ -12,6 +12,7 @@ from mimicry.common.study_tree import DEFAULT_DATA_ROOT
 from mimicry.tuning.config import OPTIONS, TuningConfig
 from mimicry.tuning.declarations import Option
 from mimicry.tuning.runner_common import DEFAULT_STACK
+from mimicry.tuning.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 TRAINER_OPTIONS = tuple(option for option in OPTIONS if not option.facts.for_launcher)
@@ -90,6 +91,16 @@ _HANDED_ON = (
         help="An artist fails when no step was taken for so long.",
     ),
 )
+
+
+def selection_of(parameters: Mapping[str, Any]) -> Selection:
+    """Return the filters that a command with `selection_options` was given."""
+    return Selection(
+        splits=parameters["splits"],
+        styles=parameters["styles"],
+        artists=parameters["artists"],
+        pilot=parameters["pilot"],
+    )
 
 
 def _click_option(option: Option) -> Callable[[Command], Command]:

@@ -23,15 +23,12 @@ from mimicry.tuning.class_images import (
     generation_precision,
     generation_settings,
 )
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, compute_table
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
-    NEGATIVE,
-    PROMPT,
     Conditioning,
     SamplingSettings,
     decode,
@@ -39,12 +36,11 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     load_vae,
     sample_latents,
-    sampling_timesteps,
 )
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     read_transformer,
+    sampling_conditioning,
     table_obstacle,
-    transformer_weights,
 )
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -154,23 +150,18 @@ class _Generation:
 
     def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, Conditioning | None]:
         """Return the base model's transformer, and its conditioning where a table can take its place."""
-        setup, which = self._setup, (PROMPT, NEGATIVE)
-        timesteps_T = sampling_timesteps(setup.model.folder / "scheduler", self._sampling.steps)
-        conditions = [(step, row) for step in range(self._sampling.steps) for row in which]
-        tabled = setup.job.config.conditioning_table and not table_obstacle(setup, (), len(conditions))
+        setup, steps = self._setup, self._sampling.steps
+        # A row for each step, of the prompt and of the negative prompt.
+        tabled = setup.job.config.conditioning_table and not table_obstacle(setup, (), 2 * steps)
         transformer = read_transformer(setup, self._dtype, tabled=bool(tabled))
-        weights = transformer_weights(setup)
-        if not isinstance(transformer, TabledTransformer) or weights is None:
-            return transformer, None
-        table = compute_table(
+        return transformer, sampling_conditioning(
+            setup,
             transformer,
-            weights,
-            timesteps_T=timesteps_T,
-            pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
-            conditions=conditions,
+            prompt,
+            negative,
+            steps=steps,
             batch_size=setup.job.config.sample_batch_size,
         )
-        return transformer, lambda step, row: table.rows([step], [row])
 
     def _decode(self, indices: list[int]) -> None:
         setup = self._setup

@@ -21,8 +21,10 @@ from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
 from mimicry.tuning.hf_diffusers.sd3.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
 from mimicry.tuning.hf_diffusers.sd3.records import say
+from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, Conditioning, sampling_timesteps
 
 
 def trained_conditions(setup: Setup) -> set[Condition]:
@@ -123,3 +125,30 @@ def make_table(
         )
     say(f"conditioning table: {len(table.place_of)} rows, {table.byte_count / 2**20:.1f} MiB of host memory")
     return table
+
+
+def sampling_conditioning(
+    setup: Setup,
+    transformer: SD3Transformer2DModel,
+    prompt: PromptEmbeds,
+    negative: PromptEmbeds,
+    *,
+    steps: int,
+    batch_size: int,
+) -> Conditioning | None:
+    """Return what a `TabledTransformer` takes in place of pooled prompts; None for one that computes it.
+
+    The table is one of its own, under the caller's autocast: its timesteps are not those of training.
+    """
+    weights = transformer_weights(setup)
+    if not isinstance(transformer, TabledTransformer) or weights is None:
+        return None
+    table = compute_table(
+        transformer,
+        weights,
+        timesteps_T=sampling_timesteps(setup.model.folder / "scheduler", steps),
+        pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
+        conditions=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
+        batch_size=batch_size,
+    )
+    return lambda step, which: table.rows([step], [which])

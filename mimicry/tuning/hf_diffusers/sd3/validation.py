@@ -20,14 +20,11 @@ from torch import Tensor
 
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.tuning.adapter import SAMPLES
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
-    NEGATIVE,
     NEGATIVE_PROMPT,
-    PROMPT,
     Conditioning,
     SamplingSettings,
     decode,
@@ -35,9 +32,9 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     load_vae,
     sample_latents,
-    sampling_timesteps,
 )
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_conditioning
 from mimicry.tuning.sample_files import save_sample
 
 _BASE = "base"
@@ -129,20 +126,9 @@ class Validation:
     @functools.cached_property
     def _conditioning(self) -> Conditioning | None:
         """The rows of a table of its own: other timesteps than training's, and one image at a time."""
-        setup, transformer = self._setup, self._loop.transformer
-        weights = WeightFiles.find(setup.model.folder / "transformer", setup.job.config.variant)
-        if not isinstance(transformer, TabledTransformer) or weights is None:
-            return None
-        steps = self._settings.steps
-        table = compute_table(
-            transformer,
-            weights,
-            timesteps_T=sampling_timesteps(self._scheduler_dir, steps),
-            pooled_NP=torch.cat([embeds.pooled_1P for embeds in self._embeds]),
-            conditions=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
-            batch_size=1,
+        return sampling_conditioning(
+            self._setup, self._loop.transformer, *self._embeds, steps=self._settings.steps, batch_size=1
         )
-        return lambda step, which: table.rows([step], [which])
 
 
 def decode_samples(setup: Setup, record: RunRecord) -> None:

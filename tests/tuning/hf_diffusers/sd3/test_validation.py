@@ -187,7 +187,7 @@ def nothing_finite(*arguments: Any) -> Tensor:
     ("part", "fault", "name"),
     [
         ("sample_latents", fail, "RuntimeError"),
-        ("compute_table", fail, "RuntimeError"),
+        ("sampling_conditioning", fail, "RuntimeError"),
         ("sample_latents", nothing_finite, "ValueError"),
     ],
 )
