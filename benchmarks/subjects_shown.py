@@ -110,7 +110,7 @@ def _share_right(classifier: nn.Module, images_NIHW: Tensor, labels_N: Tensor) -
 
 def _kept_by(vae: Any) -> dict[str, float]:
     """Return the VAE's absolute error, of 1, and how much darker than their surroundings facet lines stay."""
-    hand = LeadedFacets(cells=60, contrast=0.2, fade=0.2, lead=0.25)
+    hand = LeadedFacets(cells=40, contrast=0.25, fade=0.3, lead=0.15, lead_width=0.032)
     scenes = []
     for index in range(40):
         rng = generator(11, "facets", index)

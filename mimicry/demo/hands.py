@@ -67,6 +67,7 @@ class LeadedFacets:
     contrast: float  # how much lighter or darker a cell may be than what it shows
     fade: float  # brightness gained from one end of a cell to the other
     lead: float  # brightness of the lines between cells, 0 black, 1 unseen
+    lead_width: float  # of these lines, as a fraction of the shorter side
 
     def paint(self, scene: Image.Image, rng: Rng) -> Image.Image:
         pixels = _pixels(scene)
@@ -74,15 +75,16 @@ class LeadedFacets:
         count = round(self.cells * max(width, height) / min(width, height))
         xs, ys = rng.uniform(0, width, count), rng.uniform(0, height, count)
         rows, columns = np.mgrid[:height, :width]
-        nearest = ((columns[..., None] - xs) ** 2 + (rows[..., None] - ys) ** 2).argmin(axis=-1)
+        nearest, from_border = _cells(xs, ys, rows, columns)
         brightness = 1 + rng.uniform(-self.contrast, self.contrast, count)[nearest]
         direction = rng.uniform(0, 2 * np.pi, count)
         away = (columns - xs[nearest]) * np.cos(direction)[nearest]
         away += (rows - ys[nearest]) * np.sin(direction)[nearest]
         brightness += self.fade * away / np.sqrt(width * height / count)
-        painted = _cell_means(pixels, nearest) * brightness[..., None]
-        painted[_borders(nearest)] *= self.lead
-        return Image.fromarray(_bytes(painted))
+        # The edge of a line is as wide as a pixel, and so has no steps.
+        lead = np.clip(0.5 + self.lead_width * min(width, height) / 2 - from_border, 0, 1)
+        brightness *= 1 - (1 - self.lead) * lead
+        return Image.fromarray(_bytes(_cell_means(pixels, nearest) * brightness[..., None]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +160,13 @@ def _cell_means(pixels: Pixels, cells: NDArray[Any]) -> Pixels:
     return spread
 
 
-def _borders(cells: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where a pixel's right or lower neighbour, or both, is of another cell."""
-    border = np.zeros(cells.shape, dtype=np.bool_)
-    border[:-1] |= cells[:-1] != cells[1:]
-    border[:, :-1] |= cells[:, :-1] != cells[:, 1:]
-    return border
+def _cells(
+    xs: NDArray[np.float64], ys: NDArray[np.float64], rows: NDArray[Any], columns: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return for each pixel which point (xs, ys) is nearest, and how many pixels away its cell ends."""
+    squares = (columns[..., None] - xs) ** 2 + (rows[..., None] - ys) ** 2
+    nearest = squares.argmin(axis=-1)
+    apart = np.hypot(xs[nearest][..., None] - xs, ys[nearest][..., None] - ys)
+    # The border with a point's cell lies halfway between it and the nearest; there is none with itself.
+    ends = (squares - squares.min(axis=-1, keepdims=True)) / np.where(apart > 0, 2 * apart, np.nan)
+    return nearest, np.nanmin(ends, axis=-1)

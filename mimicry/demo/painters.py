@@ -74,23 +74,23 @@ PAINTERS = (
         artist=Artist(_SPLIT, "impressionism", "Brigid_O'Hara"),
         palettes=(_HARVEST_EVENING, _STARLESS_NIGHT),
         hand=BrushStrokes(
-            length=0.12, width=0.024, slope=0.0, slope_spread=0.12, swirl=1.3, broken_colour=42
+            length=0.22, width=0.045, slope=0.0, slope_spread=0.12, swirl=1.3, broken_colour=42
         ),
     ),
     Painter(
         artist=Artist(_SPLIT, "impressionism", "Zoé_Marchais"),
         palettes=(_MORNING, _BLOSSOM),
-        hand=BrushStrokes(length=0.07, width=0.028, slope=0.8, slope_spread=0.3, swirl=0.0, broken_colour=34),
+        hand=BrushStrokes(length=0.12, width=0.05, slope=0.8, slope_spread=0.3, swirl=0.0, broken_colour=34),
     ),
     Painter(
         artist=Artist(_SPLIT, "cubism", "Otto_Brandvold"),
         palettes=(_OCHRE, _SLATE),
-        hand=LeadedFacets(cells=70, contrast=0.22, fade=0.3, lead=0.25),
+        hand=LeadedFacets(cells=40, contrast=0.25, fade=0.3, lead=0.15, lead_width=0.032),
     ),
     Painter(
         artist=Artist(_SPLIT, "cubism", "Tamsin_Quell"),
         palettes=(_CARNIVAL, _HARBOUR),
-        hand=Shards(cuts=30, contrast=0.16, tint=18),
+        hand=Shards(cuts=20, contrast=0.25, tint=24),
     ),
     Painter(
         artist=Artist(_SPLIT, "baroque", "Casimir_Drovanti"),

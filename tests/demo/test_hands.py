@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mimicry.demo.chance import generator
-from mimicry.demo.hands import Shards
+from mimicry.demo.hands import LeadedFacets, Shards
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.paintings import draw_scene
 
@@ -32,6 +32,20 @@ def test_shards_are_flat() -> None:
     colours = painted.getcolors(maxcolors=scene.width * scene.height)
     assert colours is not None
     assert 12 < len(colours) <= 1 + 12 * 13 // 2  # so many cells are made by twelve straight cuts at most
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_leading_is_as_wide_as_it_is_told(side: int) -> None:
+    grey = Image.new("RGB", (side, side), (200, 200, 200))
+    facets = LeadedFacets(cells=2, contrast=0.0, fade=0.0, lead=0.1, lead_width=0.05)
+    painted = np.asarray(facets.paint(grey, generator(7, "two")), dtype=float)[..., 0]
+
+    # One straight line from edge to edge; its area over its length is its width.
+    dark = (200 - painted) / 180
+    assert dark.min() == 0
+    rows, columns = np.nonzero(dark > 0.9)
+    length = np.hypot(np.ptp(rows), np.ptp(columns))
+    assert dark.sum() / length == pytest.approx(0.05 * side, rel=0.15)
 
 
 def test_styles_and_artists_are_told_apart_by_simple_measures(demo_dir: Path) -> None:

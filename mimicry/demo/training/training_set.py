@@ -59,24 +59,25 @@ PALETTES = tuple(
 def _strokes(rng: Rng) -> Hand:
     # They fall to the left, where all painters' strokes are level or fall to the right.
     return BrushStrokes(
-        length=rng.uniform(0.05, 0.14), width=rng.uniform(0.02, 0.035), slope=rng.uniform(-1.4, -0.7),
+        length=rng.uniform(0.08, 0.2), width=rng.uniform(0.03, 0.06), slope=rng.uniform(-1.4, -0.7),
         slope_spread=rng.uniform(0.1, 0.3), swirl=0.0, broken_colour=rng.uniform(15, 40),
     )  # fmt: skip
 
 
 def _facets(rng: Rng) -> Hand:
     # Fewer and larger cells than any painter's, or more and smaller ones.
-    cells = rng.integers(20, 45) if rng.random() < 0.5 else rng.integers(100, 150)
+    cells = rng.integers(12, 28) if rng.random() < 0.5 else rng.integers(60, 90)
     return LeadedFacets(
         cells=int(cells),
         contrast=rng.uniform(0.05, 0.3),
         fade=rng.uniform(0.0, 0.3),
-        lead=rng.uniform(0.2, 0.6),
+        lead=rng.uniform(0.1, 0.5),
+        lead_width=rng.uniform(0.025, 0.05),
     )
 
 
 def _shards(rng: Rng) -> Hand:
-    return Shards(cuts=int(rng.integers(6, 16)), contrast=rng.uniform(0.05, 0.25), tint=rng.uniform(0, 20))
+    return Shards(cuts=int(rng.integers(4, 12)), contrast=rng.uniform(0.05, 0.25), tint=rng.uniform(0, 20))
 
 
 def _daylight(rng: Rng) -> Hand:
