@@ -17,14 +17,15 @@ from mimicry.demo.tiny_sd3 import new_models, write_pipeline, write_tokenizers
 from mimicry.demo.training.base import Base, base_loss, encode_paintings
 from mimicry.demo.training.loop import Budget, LossOf, Training
 from mimicry.demo.training.model_card import model_card
-from mimicry.demo.training.training_set import Images, draw_training_set
+from mimicry.demo.training.training_set import draw_training_set
 from mimicry.demo.training.upscaling import upscaler_loss
 from mimicry.demo.training.vae import as_pixels, vae_loss
 from mimicry.demo.training.vae_start import start_as_cosine_transform
 from mimicry.demo.upscaler import Upscaler, save_upscaler
 
 _VAE_PAINTINGS, _UPSCALER_PAINTINGS, _BASE_PAINTINGS = 4000, 1000, 6000
-_PARTS = {"vae": (20.0, 20_000), "upscaler": (3.0, 4_000), "base": (60.0, 20_000), "decoder": (15.0, 10_000)}
+# The minutes and steps at the most.
+_PARTS = {"vae": (28.0, 40_000), "upscaler": (4.0, 4_000), "base": (58.0, 40_000)}
 
 
 def _budget_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,9 +44,9 @@ def _budget_options(command: Callable[..., None]) -> Callable[..., None]:
 def train(folder: Path, seed: int, device: str, threads: int, **limits: float) -> None:
     """Train the demo's model and write it to DIR/tiny_sd3 and DIR/upscaler.safetensors.
 
-    The VAE comes first, then the upscaler, then the transformer with the text encoders, and at last the VAE's
-    decoder again, to which the transformer is indifferent. Each ends after its minutes or steps, whichever
-    comes first. States are saved every minute: the same command goes on where it was stopped.
+    The VAE comes first, then the upscaler, and then the transformer with the text encoders. Each ends after
+    its minutes or steps, whichever comes first. States are saved every minute: the same command goes on where
+    it was stopped.
     """
     torch.set_num_threads(1)  # the threads are the loop's
     torch.manual_seed(seed)
@@ -58,7 +59,6 @@ def train(folder: Path, seed: int, device: str, threads: int, **limits: float) -
     work.train_vae(models["vae"])
     work.train_upscaler()
     work.train_base(models)
-    work.train_decoder(models["vae"])
 
     for model in models.values():
         model.to("cpu", torch.bfloat16)
@@ -82,7 +82,8 @@ class _Work:
     runs: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def train_vae(self, vae: Any) -> None:
-        images_NHWI = self._vae_paintings("vae_painting")
+        drawn = draw_training_set(self.seed, "vae_painting", _VAE_PAINTINGS, side=64, plain_share=0.3)
+        images_NHWI = drawn.images_NHWI
         start_as_cosine_transform(vae, as_pixels(images_NHWI[:64], self.device))
         self._run("vae", vae, vae_loss(vae, images_NHWI, self.seed, self.device), rate=2e-3, decay=0.995)
 
@@ -103,15 +104,6 @@ class _Work:
         write_tokenizers(self.folder / "tokenizers")
         base = Base(models, self.folder / "tokenizers")
         self._run("base", base, base_loss(base, latents, drawn.subjects, self.seed), rate=1e-3, decay=0.999)
-
-    def train_decoder(self, vae: Any) -> None:
-        vae.encoder.requires_grad_(False)
-        images_NHWI = self._vae_paintings("decoder_painting")
-        loss_of = vae_loss(vae, images_NHWI, self.seed, self.device)
-        self._run("decoder", vae, loss_of, rate=1.5e-3, decay=0.998)
-
-    def _vae_paintings(self, purpose: str) -> Images:
-        return draw_training_set(self.seed, purpose, _VAE_PAINTINGS, side=64, plain_share=0.3).images_NHWI
 
     def _run(self, name: str, model: nn.Module, loss_of: LossOf, *, rate: float, decay: float) -> None:
         training = Training(

@@ -19,9 +19,9 @@ from mimicry.demo.training.loop import LossOf
 from mimicry.demo.training.training_set import Images, caption
 from mimicry.demo.training.vae import as_pixels
 
-BATCH = 6
+BATCH = 12
 # How many tokens T5 reads, and how often: padding takes part in attention, so the model must know all counts.
-_T5_LENGTHS = ((24, 0.7), (77, 0.27), (256, 0.03))
+_T5_LENGTHS = ((24, 0.5), (77, 0.47), (256, 0.03))
 
 _ENCODED_TOGETHER = 64
 

@@ -20,10 +20,7 @@ def as_pixels(images_NHWI: Images, device: str) -> Tensor:
 
 
 def vae_loss(vae: Any, images_NHWI: Images, seed: int, device: str) -> LossOf:
-    """Return the loss: absolute error of pixels and of their differences, and the KL divergence of latents.
-
-    An encoder that is frozen is not trained along.
-    """
+    """Return the loss: absolute error of pixels and of their steps, and the KL divergence of latents."""
     vae.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -33,8 +30,7 @@ def vae_loss(vae: Any, images_NHWI: Images, seed: int, device: str) -> LossOf:
         chosen_BHWI[mirrored_B] = chosen_BHWI[mirrored_B, :, ::-1]
         pixels_BIHW = as_pixels(recoloured(chosen_BHWI, rng), device)
         chance = torch.Generator(device).manual_seed(seed + step)
-        with torch.set_grad_enabled(vae.encoder.conv_in.weight.requires_grad):
-            posterior = vae.encode(pixels_BIHW).latent_dist
+        posterior = vae.encode(pixels_BIHW).latent_dist
         decoded_BIHW = vae.decode(posterior.sample(chance)).sample
         error = nn.functional.l1_loss(decoded_BIHW, pixels_BIHW)
         edges = _edge_error(decoded_BIHW - pixels_BIHW)
