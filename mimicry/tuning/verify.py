@@ -1,4 +1,7 @@
-"""Checking every adapter, value by value, and every image, without training or writing anything."""
+"""Checking every adapter, value by value, and every image, without training or writing to the study.
+
+What earlier checks remember is not trusted: a disk that rots changes no time of a file.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +107,7 @@ def bad_images_of(tree: StudyTree, condition: Condition | None, selection: Selec
         for artist in sorted(_chosen(tree, selection, known))
     ]
     with checking_bar() as progress:
-        return bad_images(folders, progress)
+        return bad_images(folders, progress, anew=True)
 
 
 def _chosen(tree: StudyTree, selection: Selection, known: Sequence[Artist]) -> set[Artist]:
@@ -118,7 +121,7 @@ def _judge(output_dir: Path, asked: Asked, images: ImageFolder, captions: Captio
     holder = claimed_by(output_dir)
     if holder:
         return "claimed", holder
-    found = judge_existing(output_dir, asked, images, captions=captions, full=True)
+    found = judge_existing(output_dir, asked, images, captions=captions, full=True, anew=True)
     if found.state is State.ABSENT:
         begun = (output_dir / TRAINING_RUN).exists() or bool(checkpoint_names(output_dir))
         return ("unfinished", "the same command without --verify takes it up") if begun else ("", "")
