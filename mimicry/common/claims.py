@@ -61,7 +61,7 @@ class Holding:
         """Say who holds it, in words."""
         holders = ", ".join(f"pid {holder['pid']}" for holder in self.living()[:1])
         host = str(self.content.get("host")).partition(" ")[0]
-        return f"in training by {holders or 'nobody'} on {host} since {self.content.get('since')}"
+        return f"in use by {holders or 'nobody'} on {host} since {self.content.get('since')}"
 
 
 class Claim:
@@ -216,7 +216,7 @@ def _errors_named(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MimicryError(
-            f"{folder} cannot be claimed for a training: {error.strerror}; look at `df -h` and `ls -la` "
+            f"{folder} cannot be claimed: {error.strerror}; look at `df -h` and `ls -la` "
             f"of that folder, make room or get write permission, and type the same command again"
         ) from error
 

@@ -55,7 +55,7 @@ class TestTaking:
 
     def test_a_second_one_is_refused_and_told_by_whom(self, folder: Path) -> None:
         with Claim.take(folder):
-            with pytest.raises(ClaimedElsewhere, match=f"in training by pid {os.getpid()} on"):
+            with pytest.raises(ClaimedElsewhere, match=f"in use by pid {os.getpid()} on"):
                 Claim.take(folder)
             assert names(folder) == [CLAIM]
 
@@ -76,7 +76,7 @@ class TestTaking:
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr("mimicry.common.claims.fcntl.flock", refuse)
-        with pytest.raises(MimicryError, match="cannot be claimed for a training: No locks available"):
+        with pytest.raises(MimicryError, match="cannot be claimed: No locks available"):
             Claim.take(folder)
         assert names(folder) == []
 
@@ -231,7 +231,7 @@ class TestHolding:
         claim = Claim.take(folder)
         claim.check()
         write_claim(folder)
-        with pytest.raises(ClaimLost, match="is another's: in training by pid"):
+        with pytest.raises(ClaimLost, match="is another's: in use by pid"):
             claim.check()
         with pytest.raises(ClaimLost), claim.kept():
             pytest.fail("the body was run")

@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 class TestClaim:
     def test_where_another_process_works_nothing_is_touched(self, studio: Studio, tmp_path: Path) -> None:
-        with Claim.take(tmp_path), pytest.raises(ClaimedElsewhere, match="in training by pid"):
+        with Claim.take(tmp_path), pytest.raises(ClaimedElsewhere, match="in use by pid"):
             train(studio, tmp_path, *RUN)
         assert names(tmp_path) == []
 
