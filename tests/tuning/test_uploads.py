@@ -243,10 +243,10 @@ class TestUploadOnly:
     def test_a_folder_that_cannot_be_written_keeps_its_debt(
         self, trained: QuickStudio, hub: Hub, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(folder: Path, content: object) -> bool:
+        def refuse(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("mimicry.common.claims._made", refuse)
+        monkeypatch.setattr("mimicry.common.claims._put", refuse)
 
         ended = self.upload(trained, "--artist=Anna_Berg")
 
