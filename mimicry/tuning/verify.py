@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.common.image_checks import BadImage, bad_images
+from mimicry.common.image_checks import bad_images
 from mimicry.common.images import ImageFolder
 from mimicry.common.quarantine import left_out
 from mimicry.common.study_tree import Artist, Condition, StudyTree, folders_in
@@ -88,10 +88,10 @@ def verify(
         return [verdict for verdict in bar if verdict is not None]
 
 
-def bad_images_of(tree: StudyTree, condition: Condition | None, selection: Selection) -> list[BadImage]:
-    """Decode the images of the artists that `selection` lets through, of one condition or of all.
+def image_problems(tree: StudyTree, condition: Condition | None, selection: Selection) -> list[str]:
+    """Look at the images of the artists that `selection` lets through, of one condition or of all.
 
-    Images that are left out of all conditions already are not looked at.
+    Images that are left out of all conditions already are not looked at, the others are decoded.
 
     Raises:
         UsageError: a name in `selection` matches nothing.
@@ -106,8 +106,11 @@ def bad_images_of(tree: StudyTree, condition: Condition | None, selection: Selec
         for root in roots
         for artist in sorted(_chosen(tree, selection, known))
     ]
+    # That an artist has no images in a condition is for the plan to say.
+    names = [folder.problem() for folder in folders if folder.names or folder.fault]
     with checking_bar() as progress:
-        return bad_images(folders, progress, anew=True)
+        bad = bad_images(folders, progress, anew=True)
+    return [*filter(None, names), *(image.problem for image in bad)]
 
 
 def _chosen(tree: StudyTree, selection: Selection, known: Sequence[Artist]) -> set[Artist]:

@@ -100,14 +100,17 @@ class TestProgram:
     def test_exit_codes_and_what_is_said(self, quick_studio: QuickStudio) -> None:
         assert quick_studio.tune("--style=baroque").code == 0
         well = quick_studio.tune("--verify")
-        assert (well.code, well.out.splitlines()[-1]) == (0, "2 complete; 0 bad images")
+        assert (well.code, well.out.splitlines()[-1]) == (0, "2 complete; 0 problems with images")
         weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
         weights.write_bytes(b"torn")
         broken = quick_studio.tune("--verify")
-        assert (broken.code, broken.out.splitlines()[-1]) == (1, "1 broken, 1 complete; 0 bad images")
+        assert (broken.code, broken.out.splitlines()[-1]) == (
+            1,
+            "1 broken, 1 complete; 0 problems with images",
+        )
         assert weights.read_bytes() == b"torn"
         assert quick_studio.tune("--verify", "--protection=mist").out.endswith(
-            "no adapter is there; 0 bad images\n"
+            "no adapter is there; 0 problems with images\n"
         )
         assert len(quick_studio.trained()) == 2
 
@@ -125,7 +128,7 @@ class TestProgram:
 
         assert ended.code == 1
         assert "no finite numbers" in ended.out
-        assert "1 broken; 1 bad images" in ended.out
+        assert "1 broken; 1 problems with images" in ended.out
 
     def test_overwrite_makes_no_sense_with_it(self, quick_studio: QuickStudio) -> None:
         ended = quick_studio.tune("--verify", "--overwrite")
