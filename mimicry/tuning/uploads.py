@@ -132,7 +132,8 @@ def _debt(target: Target, job: UploadJob, *, every: bool) -> Debt:
         return Debt(target=target, job=job, owed=True, reason=f"owed: {hub.get('error', 'unknown')}")
     if target.existing is State.STALE and not every:
         return Debt(target=target, job=job, owed=False, reason="stale, and never to be uploaded")
-    return Debt(target=target, job=job, owed=True, reason="never uploaded")
+    elsewhere = f"uploaded to {hub['repository_id']} only" if hub.get("commit") else "never uploaded"
+    return Debt(target=target, job=job, owed=True, reason=elsewhere)
 
 
 def _hub_record(run: Mapping[str, Any]) -> dict[str, Any]:

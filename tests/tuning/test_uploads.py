@@ -127,7 +127,8 @@ class TestUploadOnly:
 
         self.upload(trained, "--artist=Anna_Berg", "--hub-namespace=lab")
         assert hub.uploaded == []
-        self.upload(trained, "--artist=Anna_Berg", "--hub-namespace=institute")
+        ended = self.upload(trained, "--artist=Anna_Berg", "--hub-namespace=institute")
+        assert "upload  uploaded to lab/sd35-lora-none-none-Anna_Berg only" in ended.out
         assert hub.uploaded == [ANNA.name]
         assert record(trained, ANNA)["repository_id"] == "institute/sd35-lora-none-none-Anna_Berg"
 
