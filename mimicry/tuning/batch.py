@@ -259,11 +259,12 @@ class Batch:
             return result
 
         attempt: Attempt | None = None
+        stopped_by: int | None = None
         try:
             attempt = Attempt.begin(target.output_dir)
             code = self.executor.train(target, on_step, claim)
             claim.check()
-            failure = attempt.failure(code)
+            failure, stopped_by = attempt.failure(code), attempt.stopped_by()
         except TrainingFailed as stopped:
             failure = str(stopped)
         except OSError as error:
@@ -281,7 +282,7 @@ class Batch:
         if attempt is not None and attempt.blocked:
             self.display.say(f"{label}: blocked: {failure}")
             return ended(BookmarkStatus.BLOCKED, failure)
-        if attempt is not None and attempt.stopped_by() is not None:
+        if stopped_by is not None:
             self.display.say(f"{label}: interrupted, {failure}; the same command takes it up")
             return ended(BookmarkStatus.INTERRUPTED, failure)
         self._show_failure(label, target, failure, attempt)
