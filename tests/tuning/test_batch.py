@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.children import Interrupted
+from mimicry.common.errors import BatchFault
 from mimicry.common.study_tree import StudyTree
 from mimicry.tuning.adapter import TRAIN_LOG, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.batch import Batch, OnStep
@@ -119,6 +120,17 @@ def test_the_reason_of_an_executor_that_stopped_a_training_is_kept(tree: StudyTr
 
     assert mark_of(tree)["error"] == "no step for 30 minutes"
     assert outcomes(batch) == ["trained", "failed", "trained", "trained"]
+
+
+def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(tree: StudyTree) -> None:
+    open_tracker(tree).record("x", status="pending")
+    tree.tracker.chmod(0o444)
+    batch, executor = make_batch(plan_of(tree))
+
+    with pytest.raises(BatchFault, match="cannot be written"):
+        batch.run()
+
+    assert executor.trained == []
 
 
 def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: StudyTree) -> None:
