@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ HEARTBEAT_SECONDS = 20.0
 SILENT_SECONDS = 300.0
 _TEMPORARY = ".claim-"
 _POLL_SECONDS = 0.1
+# A try fails because another process gave a claim back, or took one over, at that very moment.
+_MOST_TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,15 @@ class Holding:
         """Say who holds it, in words."""
         holders = ", ".join(f"pid {holder['pid']}" for holder in self.living()[:1])
         host = str(self.content.get("host")).partition(" ")[0]
-        return f"in training by {holders or 'nobody'} on {host} since {self.content.get('since')}"
+        return f"in use by {holders or 'nobody'} on {host} since {self.content.get('since')}"
 
 
 class Claim:
     """This process's part in the claim of a folder. Use it as a context manager: it ends with the body."""
 
-    def __init__(self, folder: Path, token: str, *, joined: bool = False) -> None:
+    def __init__(self, folder: Path, token: str, *, joined: bool = False, made: Sequence[Path] = ()) -> None:
         self.folder = folder
+        self._made = made
         self._joined = joined
         self.path = folder / CLAIM
         self._token = token
@@ -104,11 +107,10 @@ class Claim:
         """
         token = uuid.uuid4().hex
         content = {"token": token, "host": this_host(), "since": utc_now(), "holders": [_this_process()]}
-        with _errors_named(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            while not _made(folder, content):
-                pass
-            claim = cls(folder, token)
+        made: list[Path] = []
+        with _errors_named(folder), _removed_if_useless(made):
+            _put(folder, content, made)
+            claim = cls(folder, token, made=made)
             try:
                 # Where files cannot be locked, that is to be known now, not when there is a result.
                 with claim._locked():
@@ -158,15 +160,18 @@ class Claim:
     def release(self) -> None:
         """Give the claim back; while others hold it too, it stays theirs.
 
-        Who has joined it holds it until its process ends, which may free memory only then.
+        Who has joined it holds it until its process ends, which may free memory only then. Folders that were
+        made for the claim, and in which nothing came to be, go with it.
         """
         self._ended.set()
-        with contextlib.suppress(ClaimLost, OSError), self._locked() as holding:
-            others = _others(holding)
-            if not others:
-                self.path.unlink()
-            elif not self._joined:
-                self._write({**holding.content, "holders": others})
+        with contextlib.suppress(ClaimLost, OSError):
+            with self._locked() as holding:
+                others = _others(holding)
+                if not others:
+                    self.path.unlink()
+                elif not self._joined:
+                    self._write({**holding.content, "holders": others})
+            _remove_empty(self._made)
 
     def _write(self, content: dict[str, Any]) -> None:
         with _new_file(self.folder, content) as new:
@@ -216,7 +221,7 @@ def _errors_named(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MimicryError(
-            f"{folder} cannot be claimed for a training: {error.strerror}; look at `df -h` and `ls -la` "
+            f"{folder} cannot be claimed: {error.strerror}; look at `df -h` and `ls -la` "
             f"of that folder, make room or get write permission, and type the same command again"
         ) from error
 
@@ -312,14 +317,53 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _made(folder: Path, content: dict[str, Any]) -> bool:
-    """Make the claim of `folder`; False, when that of others was in the way, or something came between.
+def _put(folder: Path, content: dict[str, Any], made: list[Path]) -> None:
+    """Make `folder` and its claim; the folders that were made go into `made`, the innermost first.
+
+    Raises:
+        ClaimedElsewhere: others hold it.
+        OSError: it cannot be done.
+    """
+    tries = 0
+    while True:
+        try:
+            for path in reversed([path for path in (folder, *folder.parents) if not os.path.lexists(path)]):
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    made.insert(0, path)
+            if _put_file(folder, content):
+                return
+        # Who gives a claim back removes the folder, who removes a dead one sweeps new files away.
+        except FileNotFoundError:
+            tries += 1
+            if tries == _MOST_TRIES:
+                raise
+
+
+@contextmanager
+def _removed_if_useless(made: Sequence[Path]) -> Iterator[None]:
+    """Remove what was made if the body fails."""
+    try:
+        yield
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _put_file(folder: Path, content: dict[str, Any]) -> bool:
+    """Make the file of a claim; False, when one of others was in the way, which is removed now.
 
     Raises:
         ClaimedElsewhere: these others live.
+        FileNotFoundError: the folder or the new file was removed.
     """
-    # Who removes a dead claim sweeps such files away, too.
-    with contextlib.suppress(FileNotFoundError), _new_file(folder, content) as new:
+    with _new_file(folder, content) as new:
         try:
             os.link(new, folder / CLAIM)
         except FileExistsError:

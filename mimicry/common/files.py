@@ -15,6 +15,9 @@ from mimicry.common.scrubbing import without_token
 
 _HASH_CHUNK_BYTES = 1 << 20
 
+# Number, size and time of change of a file; None when there is none.
+FileIdentity = tuple[int, int, int] | None
+
 
 def utc_now() -> str:
     """Return the present instant as ISO 8601 in UTC, to the second."""
@@ -47,6 +50,15 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_identity(path: Path) -> FileIdentity:
+    """Return what tells the file at `path` from one that is put in its place, or written over it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager

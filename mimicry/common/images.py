@@ -1,6 +1,7 @@
 """The images of one artist: which files count, in which order, and how they are read."""
 
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -119,6 +120,9 @@ def read_rgb(path: Path) -> "Image":
     # Its own limit warns of scans that are large and sound, and has a message of its own.
     Image.MAX_IMAGE_PIXELS = None
     try:
+        # A pipe may never answer, and a device never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is no ordinary file")  # noqa: TRY301
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"

@@ -96,7 +96,7 @@ class ProgressTracker:
         as long as one of its bookmarks, whether named here or not, is not complete, else "complete".
 
         A tracker that cannot be parsed is set aside as {name}.unreadable-{time}.json, with a warning on
-        standard error, and a new one is written.
+        standard error, and a new one is written, even when there is nothing to record.
 
         Raises:
             ValueError: a status is none of `BookmarkStatus`.
@@ -106,7 +106,7 @@ class ProgressTracker:
         for fields in fields_by_key.values():
             if "status" in fields:
                 BookmarkStatus(fields["status"])
-        if not fields_by_key:
+        if not fields_by_key and not self._read()[1]:
             return
         rebuilt: Bookmarks | None = None
         while not self._recorded(fields_by_key, rebuilt):

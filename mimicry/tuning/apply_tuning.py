@@ -79,7 +79,7 @@ _NOT_WITH_UPLOAD_ONLY = {
     "--verify",
     is_flag=True,
     help="Train nothing: check every value of each adapter, of all conditions unless one is named, and "
-    "decode the images.",
+    "decode the images; both whatever earlier calls remember of them.",
 )
 @click.option(
     "--quarantine-unpaired",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mimicry.common.children import Interrupted, running_child
 from mimicry.common.claims import Claim, claimed_by
 from mimicry.common.errors import (
+    BatchFault,
     ClaimedElsewhere,
     ClaimLost,
     MimicryError,
@@ -181,7 +182,11 @@ class Batch:
         ]
 
     def prepare(self) -> None:
-        """Write down what is to come, then set aside the adapters that are to be trained again."""
+        """Write down what is to come, then set aside the adapters that are to be trained again.
+
+        Raises:
+            BatchFault: the tracker cannot be written, so nothing is done.
+        """
         marks: dict[str, dict[str, Any]] = {}
         known = self.tracker.bookmarks()
         for target in self.plan.targets:
@@ -196,7 +201,10 @@ class Batch:
                 marks[key] = {**former, "status": BookmarkStatus.PENDING, "images": images, **note}
             elif known.get(key, {}).get("status") != BookmarkStatus.COMPLETE:
                 marks[key] = complete_bookmark(self.plan.request.tree, target.output_dir)
-        self.tracker.record_many(marks)
+        try:
+            self.tracker.record_many(marks)
+        except MimicryError as error:
+            raise BatchFault(*error.problems) from error
         self._marked = {**known, **marks}
         for target in self.plan.targets:
             if target.action in (Action.COMPLETE, Action.STALE):
@@ -259,11 +267,12 @@ class Batch:
             return result
 
         attempt: Attempt | None = None
+        stopped_by: int | None = None
         try:
             attempt = Attempt.begin(target.output_dir)
             code = self.executor.train(target, on_step, claim)
             claim.check()
-            failure = attempt.failure(code)
+            failure, stopped_by = attempt.failure(code), attempt.stopped_by()
         except TrainingFailed as stopped:
             failure = str(stopped)
         except OSError as error:
@@ -281,7 +290,7 @@ class Batch:
         if attempt is not None and attempt.blocked:
             self.display.say(f"{label}: blocked: {failure}")
             return ended(BookmarkStatus.BLOCKED, failure)
-        if attempt is not None and attempt.stopped_by() is not None:
+        if stopped_by is not None:
             self.display.say(f"{label}: interrupted, {failure}; the same command takes it up")
             return ended(BookmarkStatus.INTERRUPTED, failure)
         self._show_failure(label, target, failure, attempt)

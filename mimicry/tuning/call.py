@@ -27,7 +27,7 @@ from mimicry.tuning.preflight import batch_problems
 from mimicry.tuning.provenance import trainer_identity
 from mimicry.tuning.runner_common import Stack
 from mimicry.tuning.uploads import find_debts, pay
-from mimicry.tuning.verify import bad_images_of, conditions_on_disk, verify
+from mimicry.tuning.verify import conditions_on_disk, image_problems, verify
 
 # The parameters of the command that are fields of a call as they are.
 _AS_TYPED = (
@@ -101,9 +101,9 @@ class Call:
             self._asked(),
             captioned=request.captions,
         )
-        bad = bad_images_of(request.tree, condition, request.selection)
-        print(report.verdict_table(verdicts, bad))
-        return 1 if bad or any(verdict.is_broken for verdict in verdicts) else 0
+        problems = image_problems(request.tree, condition, request.selection)
+        print(report.verdict_table(verdicts, problems))
+        return 1 if problems or any(verdict.is_broken for verdict in verdicts) else 0
 
     def show_json(self) -> int:
         """Print the plan for programs; write nothing."""

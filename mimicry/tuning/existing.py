@@ -1,4 +1,8 @@
-"""What lies in an adapter's folder already, compared with what is asked for."""
+"""What lies in an adapter's folder already, compared with what is asked for.
+
+Reading every value of an adapter takes a moment, and there are hundreds of them: one that was found good is
+remembered by the identities of its weights and of their record.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import AdapterBroken
+from mimicry.common.file_memory import FileMemory
+from mimicry.common.files import FileIdentity, file_identity
 from mimicry.common.images import ImageFolder
 from mimicry.tuning.adapter import (
     TRAINING_RUN,
@@ -22,9 +28,6 @@ from mimicry.tuning.captions import Captions, image_records, record_differences
 from mimicry.tuning.class_images import ClassImages
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.provenance import recipe, recipe_differences
-
-# Number, size and time of change of a file; None when there is none.
-FileIdentity = tuple[int, int, int] | None
 
 
 class State(Enum):
@@ -68,19 +71,22 @@ def judge_existing(
     *,
     captions: Captions | None = None,
     full: bool,
+    anew: bool = False,
 ) -> Existing:
     """Compare what lies in `output_dir` with what is asked for.
 
     Args:
         images: the folder it would be trained on now; names and sizes are compared, with `full` contents.
         captions: those of `images`; None where none are asked for.
-        full: read every value of the weights as well; otherwise header, sizes and training_run.json only.
+        full: read every value of the weights as well, unless it is remembered that they are good; otherwise
+            header, sizes and training_run.json only.
+        anew: with `full`, read them whatever is remembered.
     """
     if not (output_dir / WEIGHTS).exists():
         return Existing(State.ABSENT)
     try:
         run = read_training_run(output_dir)
-        _check(output_dir, run, asked, full=full)
+        _check(output_dir, run, asked, full=full, anew=anew)
     except AdapterBroken as error:
         return Existing(State.BROKEN, str(error))
     differences = [] if run is None else _differences(run, asked, images, captions, full=full)
@@ -91,22 +97,40 @@ def judge_existing(
 
 def weights_identity(output_dir: Path) -> FileIdentity:
     """Return what tells the weights in `output_dir` from those that another training puts there."""
-    try:
-        stat = (output_dir / WEIGHTS).stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return file_identity(output_dir / WEIGHTS)
 
 
-def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool) -> None:
+def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool, anew: bool) -> None:
     # An adapter of ours must have the rank of its own record: another than asked for is stale, not broken.
     rank = asked.rank if run is None else recorded_rank(run)
     if full:
-        check_adapter(output_dir, rank)
+        _check_values(output_dir, run, rank, anew=anew)
         return
     check_header(output_dir / WEIGHTS, rank)
     if run is not None and run_weights_sha256(run) is None:
         raise AdapterBroken(f"{output_dir / TRAINING_RUN} is about a training that did not end")
+
+
+def _check_values(output_dir: Path, run: Mapping[str, Any] | None, rank: int | None, *, anew: bool) -> None:
+    memory = FileMemory("adapters", output_dir)
+    facts = _facts(output_dir, run, rank)
+    if not anew and memory.knows(WEIGHTS, facts):
+        return
+    try:
+        check_adapter(output_dir, rank)
+        # One that was changed meanwhile is not remembered.
+        if _facts(output_dir, run, rank) == facts:
+            memory.keep(WEIGHTS, facts)
+    finally:
+        # One that is broken is forgotten.
+        memory.save()
+
+
+def _facts(output_dir: Path, run: Mapping[str, Any] | None, rank: int | None) -> list[Any]:
+    """Return what an adapter that was found good is remembered by; in lists, as JSON gives them back."""
+    identities = [file_identity(output_dir / name) for name in (WEIGHTS, TRAINING_RUN)]
+    sha256 = None if run is None else run_weights_sha256(run)
+    return [rank, sha256, *(None if identity is None else list(identity) for identity in identities)]
 
 
 def _differences(

@@ -128,7 +128,7 @@ def _check_header(weights: Path) -> None:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UploadFailed(f"{path} cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise UploadFailed(f"{path} holds no JSON object")

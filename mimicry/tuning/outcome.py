@@ -25,6 +25,9 @@ from mimicry.tuning.adapter import (
 
 # With less than this on the disk, a training cannot even say that it failed.
 _ROOM_BYTES = 1 << 16
+# How lines of our programs begin in the log.
+_ERROR = "error: "
+_STOPPED_BY = "stopped by "
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Attempt:
                 set_adapter_aside(self.output_dir, "broken")
                 return str(error)
             return None
+        if self._watchers_error():
+            return self._watchers_error()
         if run.get("error"):
             return str(run["error"])
         if shutil.disk_usage(self.output_dir).free < _ROOM_BYTES:
@@ -71,9 +76,11 @@ class Attempt:
                 "that: see `dmesg | tail`"
             )
         lines = self.log_lines(200)
-        errors = [line for line in lines if line.startswith("error: ")]
+        errors = [line for line in lines if line.startswith(_ERROR)]
         if errors:
-            return errors[-1].removeprefix("error: ")
+            return errors[-1].removeprefix(_ERROR)
+        if self.stopped_by() is not None:
+            return lines[-1]
         return f"exit code {code} and no adapter" + (f": {lines[-1]}" if lines else "")
 
     @property
@@ -82,11 +89,17 @@ class Attempt:
         return self._own_run().get("status") == BLOCKED
 
     def stopped_by(self) -> int | None:
-        """Return the number of the signal that stopped the trainer; None when it did not end that way."""
+        """Return the number of the signal that stopped the trainer; None when it did not end that way.
+
+        Its record says so; the log does of one that was stopped before it began a record.
+        """
         run = self._own_run()
-        if run.get("status") != "interrupted":
+        words = "".join(self.log_lines(1))
+        if run:
+            words = str(run.get("error")) if run.get("status") == "interrupted" else ""
+        if not words.startswith(_STOPPED_BY) or self._watchers_error():
             return None
-        return signal.Signals.__members__.get(str(run.get("error")).removeprefix("stopped by "))
+        return signal.Signals.__members__.get(words.removeprefix(_STOPPED_BY))
 
     def steps(self) -> int:
         """Return the optimizer steps that the trainer says it took; 0 where it says nothing."""
@@ -96,6 +109,12 @@ class Attempt:
     def log_lines(self, count: int) -> list[str]:
         """Return the last lines that this attempt wrote to the log."""
         return last_lines(self.output_dir / TRAIN_LOG, count, self.log_offset)
+
+    def _watchers_error(self) -> str:
+        """Say why who watched the trainer has stopped it; it takes that for a signal like any other."""
+        last = "".join(self.log_lines(1))
+        interrupted = self._own_run().get("status") == "interrupted"
+        return last.removeprefix(_ERROR) if interrupted and last.startswith(_ERROR) else ""
 
     def _own_run(self) -> dict[str, Any]:
         path = self.output_dir / TRAINING_RUN

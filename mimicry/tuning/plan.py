@@ -10,12 +10,13 @@ from typing import Any
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import AdapterBroken
+from mimicry.common.files import FileIdentity
 from mimicry.common.images import ImageFolder
 from mimicry.common.quarantine import left_out
 from mimicry.common.study_tree import Artist, Condition, Source, StudyTree, folders_in
 from mimicry.tuning.adapter import WEIGHTS, read_training_run
 from mimicry.tuning.captions import Captions
-from mimicry.tuning.existing import Asked, Existing, FileIdentity, State, judge_existing, weights_identity
+from mimicry.tuning.existing import Asked, Existing, State, judge_existing, weights_identity
 from mimicry.tuning.selection import Selection
 
 # The number of images that the default hyper-parameters are meant for.

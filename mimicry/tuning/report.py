@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mimicry.common.image_checks import BadImage
 from mimicry.common.text import printable, shell_line
 from mimicry.tuning.adapter import TRAIN_LOG
 from mimicry.tuning.batch import Result
@@ -136,15 +135,13 @@ def upload_summary(results: Sequence[Result]) -> str:
     return f"{count} uploaded, {len(results) - count} owed"
 
 
-def verdict_table(verdicts: Sequence[Verdict], bad: Sequence[BadImage]) -> str:
-    """Return what was found in the folders of adapters as a table, bad images, and a line of counts."""
+def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[str]) -> str:
+    """Return what was found in the folders of adapters as a table, problems with images, and their counts."""
     rows = [(str(each.condition), str(each.artist), each.state, each.reason) for each in verdicts]
     counted = Counter(each.state for each in verdicts)
     counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no adapter is there"
     table = text_table(("condition", "artist", "state", "reason"), rows)
-    return "\n".join(
-        (table, *(printable(image.problem) for image in bad), f"{counts}; {len(bad)} bad images")
-    )
+    return "\n".join((table, *map(printable, problems), f"{counts}; {len(problems)} problems with images"))
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,16 +1,17 @@
 """Uploading adapters that are complete and not on the Hub yet: what is owed is paid, without training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mimicry.common.errors import AdapterBroken, MimicryError
+from mimicry.common.claims import Claim
+from mimicry.common.errors import AdapterBroken, ClaimedElsewhere, MimicryError
 from mimicry.common.text import printable
 from mimicry.common.tracker import ProgressTracker
 from mimicry.tuning.adapter import TRAINING_RUN, read_training_run
 from mimicry.tuning.batch import Result
 from mimicry.tuning.bookmarks import complete_bookmark
-from mimicry.tuning.existing import Asked, State, judge_existing
+from mimicry.tuning.existing import Asked, State, judge_existing, weights_identity
 from mimicry.tuning.hub import UploadJob
 from mimicry.tuning.plan import Action, Plan, Target
 from mimicry.tuning.publishing import upload_and_record
@@ -51,6 +52,8 @@ def pay(
 ) -> list[Result]:
     """Upload what is owed, one after the other, and keep book of it; return what became of each.
 
+    One that another call works on stays owed.
+
     Raises:
         Interrupted: a stop signal came; what was not uploaded is still owed.
     """
@@ -59,29 +62,53 @@ def pay(
     owner: str | None = None
     owed = [debt for debt in debts if debt.owed]
     for number, debt in enumerate(owed, start=1):
-        artist = str(debt.target.artist)
+        label = f"[{number}/{len(owed)}] {printable(str(debt.target.artist))}"
         if len(errors) == _SAME_FAILURES and len(set(errors)) == 1:
             results.append(
                 Result(target=debt.target, outcome="owed", owed="not tried, as others failed alike")
             )
             continue
-        say(f"[{number}/{len(owed)}] {printable(artist)}: uploading to {debt.job.repository}")
+        say(f"{label}: uploading to {debt.job.repository}")
         try:
-            # Whose token this is need not be asked again for each: the Hub allows that a few times only.
-            uploaded = upload_and_record(replace(debt.job, namespace=debt.job.namespace or owner))
+            uploaded = _pay(debt, owner)
+        except ClaimedElsewhere as error:
+            say(f"{label}: {error}")
+            results.append(Result(target=debt.target, outcome="owed", owed=str(error)))
+            # What is to be said of it in the tracker is for the other call to say.
+            continue
         except MimicryError as error:
-            say(f"[{number}/{len(owed)}] {printable(artist)}: {error}")
+            say(f"{label}: {error}")
             # What differs from one to the next is where it was to go.
             alike = str(error).replace(str(debt.job.folder), "").replace(debt.job.repository, "")
             errors = [*errors, alike][-_SAME_FAILURES:]
             results.append(Result(target=debt.target, outcome="owed", owed=str(error)))
         else:
-            errors, owner = [], uploaded.repository_id.partition("/")[0]
-            say(f"[{number}/{len(owed)}] {printable(artist)}: uploaded to {uploaded.repository_id}")
+            errors, owner = [], uploaded.partition("/")[0]
+            say(f"{label}: uploaded to {uploaded}")
             results.append(Result(target=debt.target, outcome="uploaded"))
         mark = complete_bookmark(plan.request.tree, debt.target.output_dir)
         tracker.record(plan.request.key(debt.target.artist), **mark)
     return results
+
+
+def _pay(debt: Debt, owner: str | None) -> str:
+    """Upload one adapter, while nobody else works in its folder; return the id of its repository.
+
+    Args:
+        owner: whose token this is, where that is known: the Hub lets one ask a few times only.
+
+    Raises:
+        ClaimedElsewhere: another call works there, or has put another adapter there.
+        MimicryError: it was not uploaded.
+    """
+    folder = debt.job.folder
+    with Claim.take_anew(folder):
+        if weights_identity(folder) != debt.target.weights:
+            raise ClaimedElsewhere(f"{folder} was changed by another call; type the same command again")
+        hub = _hub_record(read_training_run(folder) or {})
+        if _is_there(hub, debt.job):  # another call has paid
+            return str(hub["repository_id"])
+        return upload_and_record(replace(debt.job, namespace=debt.job.namespace or owner)).repository_id
 
 
 def _state(target: Target, *, full: bool) -> State:
@@ -98,15 +125,20 @@ def _debt(target: Target, job: UploadJob, *, every: bool) -> Debt:
         return Debt(target=target, job=job, owed=False, reason=str(error))
     if run is None:
         return Debt(target=target, job=job, owed=False, reason=f"it has no {TRAINING_RUN}")
-    hub = run.get("hub")
-    hub = hub if isinstance(hub, dict) else {}
+    hub = _hub_record(run)
     if _is_there(hub, job):
         return Debt(target=target, job=job, owed=False, reason=f"uploaded to {hub['repository_id']}")
     if "owed" in hub:
         return Debt(target=target, job=job, owed=True, reason=f"owed: {hub.get('error', 'unknown')}")
     if target.existing is State.STALE and not every:
         return Debt(target=target, job=job, owed=False, reason="stale, and never to be uploaded")
-    return Debt(target=target, job=job, owed=True, reason="never uploaded")
+    elsewhere = f"uploaded to {hub['repository_id']} only" if hub.get("commit") else "never uploaded"
+    return Debt(target=target, job=job, owed=True, reason=elsewhere)
+
+
+def _hub_record(run: Mapping[str, Any]) -> dict[str, Any]:
+    hub = run.get("hub")
+    return hub if isinstance(hub, dict) else {}
 
 
 def _is_there(hub: dict[str, Any], job: UploadJob) -> bool:

@@ -1,4 +1,7 @@
-"""Checking every adapter, value by value, and every image, without training or writing anything."""
+"""Checking every adapter, value by value, and every image, without training or writing to the study.
+
+What earlier checks remember is not trusted: a disk that rots changes no time of a file.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +12,7 @@ from tqdm import tqdm
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.common.image_checks import BadImage, bad_images
+from mimicry.common.image_checks import bad_images
 from mimicry.common.images import ImageFolder
 from mimicry.common.quarantine import left_out
 from mimicry.common.study_tree import Artist, Condition, StudyTree, folders_in
@@ -85,10 +88,10 @@ def verify(
         return [verdict for verdict in bar if verdict is not None]
 
 
-def bad_images_of(tree: StudyTree, condition: Condition | None, selection: Selection) -> list[BadImage]:
-    """Decode the images of the artists that `selection` lets through, of one condition or of all.
+def image_problems(tree: StudyTree, condition: Condition | None, selection: Selection) -> list[str]:
+    """Look at the images of the artists that `selection` lets through, of one condition or of all.
 
-    Images that are left out of all conditions already are not looked at.
+    Images that are left out of all conditions already are not looked at, the others are decoded.
 
     Raises:
         UsageError: a name in `selection` matches nothing.
@@ -103,8 +106,11 @@ def bad_images_of(tree: StudyTree, condition: Condition | None, selection: Selec
         for root in roots
         for artist in sorted(_chosen(tree, selection, known))
     ]
+    # That an artist has no images in a condition is for the plan to say.
+    names = [folder.problem() for folder in folders if folder.names or folder.fault]
     with checking_bar() as progress:
-        return bad_images(folders, progress)
+        bad = bad_images(folders, progress, anew=True)
+    return [*filter(None, names), *(image.problem for image in bad)]
 
 
 def _chosen(tree: StudyTree, selection: Selection, known: Sequence[Artist]) -> set[Artist]:
@@ -118,7 +124,7 @@ def _judge(output_dir: Path, asked: Asked, images: ImageFolder, captions: Captio
     holder = claimed_by(output_dir)
     if holder:
         return "claimed", holder
-    found = judge_existing(output_dir, asked, images, captions=captions, full=True)
+    found = judge_existing(output_dir, asked, images, captions=captions, full=True, anew=True)
     if found.state is State.ABSENT:
         begun = (output_dir / TRAINING_RUN).exists() or bool(checkpoint_names(output_dir))
         return ("unfinished", "the same command without --verify takes it up") if begun else ("", "")

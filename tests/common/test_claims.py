@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,19 @@ class TestTaking:
             assert content["holders"] == [{"pid": os.getpid(), "started": process_start(os.getpid())}]
             assert f"pid {os.getpid()} on " in claimed_by(folder)
             assert names(folder) == [CLAIM]
-        assert names(folder) == []
+        assert not folder.exists()
         assert claimed_by(folder) == ""
 
     def test_a_second_one_is_refused_and_told_by_whom(self, folder: Path) -> None:
         with Claim.take(folder):
-            with pytest.raises(ClaimedElsewhere, match=f"in training by pid {os.getpid()} on"):
+            with pytest.raises(ClaimedElsewhere, match=f"in use by pid {os.getpid()} on"):
                 Claim.take(folder)
             assert names(folder) == [CLAIM]
 
     def test_it_ends_with_an_error_too(self, folder: Path) -> None:
         with pytest.raises(KeyError), Claim.take(folder):
             raise KeyError
-        assert names(folder) == []
+        assert not folder.exists()
 
     def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -76,9 +77,9 @@ class TestTaking:
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr("mimicry.common.claims.fcntl.flock", refuse)
-        with pytest.raises(MimicryError, match="cannot be claimed for a training: No locks available"):
+        with pytest.raises(MimicryError, match="cannot be claimed: No locks available"):
             Claim.take(folder)
-        assert names(folder) == []
+        assert not folder.exists()
 
     def test_of_many_processes_one_gets_it(self, folder: Path) -> None:
         code = (
@@ -111,6 +112,76 @@ class TestTaking:
         # They were killed: what they left blocks nobody.
         with Claim.take(folder):
             assert names(folder) == [CLAIM]
+
+
+class TestFolder:
+    """What was made for a claim goes with it, when nothing came to be there; nothing else does."""
+
+    def test_folders_above_go_too(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        with Claim.take(tmp_path / "mine" / "style" / "artist"):
+            pass
+        assert names(tmp_path) == ["mine"]
+        assert names(tmp_path / "mine") == []
+
+    def test_those_of_others_stay(self, folder: Path) -> None:
+        folder.mkdir()
+        with Claim.take(folder):
+            pass
+        assert names(folder) == []
+
+    def test_what_came_to_be_there_stays(self, tmp_path: Path) -> None:
+        with Claim.take(tmp_path / "style" / "artist"):
+            (tmp_path / "style" / "artist" / "train.log").write_text("")
+        assert names(tmp_path / "style" / "artist") == ["train.log"]
+        with Claim.take(tmp_path / "new" / "artist"):
+            (tmp_path / "new" / "another").mkdir()
+        assert names(tmp_path / "new") == ["another"]
+
+    def test_they_go_when_it_cannot_be_taken(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("mimicry.common.claims.os.link", refuse)
+        with pytest.raises(MimicryError, match="No space left"):
+            Claim.take(folder / "artist")
+        assert not folder.exists()
+
+    def test_one_that_is_removed_while_it_is_claimed_is_made_again(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        link = os.link
+        removals: list[Path] = []
+
+        def removed_first(source: Path, place: Path) -> None:
+            if len(removals) < 3:
+                removals.append(source)
+                source.unlink()
+                folder.rmdir()
+            link(source, place)
+
+        monkeypatch.setattr("mimicry.common.claims.os.link", removed_first)
+        with Claim.take(folder):
+            assert names(folder) == [CLAIM]
+        assert len(removals) == 3
+
+    def test_a_link_to_nowhere_is_no_folder(self, folder: Path) -> None:
+        folder.symlink_to("nowhere")
+        with pytest.raises(MimicryError, match="cannot be claimed: No such file"):
+            Claim.take(folder)
+
+    def test_many_that_come_and_go_are_in_nobodys_way(self, tmp_path: Path) -> None:
+        artists = [tmp_path / "split" / "style" / str(number) for number in range(4)]
+
+        def come_and_go(artist: Path) -> None:
+            for _ in range(50):
+                with Claim.take_anew(artist):
+                    assert names(artist) == [CLAIM]
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(come_and_go, artists))
+        # A folder above stays when who made it was not the last to leave.
+        assert [artist for artist in artists if artist.exists()] == []
 
 
 class TestTakingOver:
@@ -215,7 +286,7 @@ class TestHolding:
             child.stdin.close()
             claim.wait_for_others(60)
             child.wait(20)
-        assert names(folder) == []
+        assert not folder.exists()
 
     def test_a_claim_for_another_folder_is_not_joined(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -231,7 +302,7 @@ class TestHolding:
         claim = Claim.take(folder)
         claim.check()
         write_claim(folder)
-        with pytest.raises(ClaimLost, match="is another's: in training by pid"):
+        with pytest.raises(ClaimLost, match="is another's: in use by pid"):
             claim.check()
         with pytest.raises(ClaimLost), claim.kept():
             pytest.fail("the body was run")

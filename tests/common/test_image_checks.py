@@ -78,25 +78,28 @@ def test_bad_ones_are_decoded_each_time_and_come_in_order(decoded: list[str], tm
     assert decoded.count("c.png") == 2
 
 
-@pytest.mark.parametrize("content", ["", "[1", "[]", '{"version": 2}', '{"version": 1, "good": 7}', "\xff"])
-def test_a_broken_memory_is_none(decoded: list[str], tmp_path: Path, content: str) -> None:
-    folder = write(tmp_path / "one", "a")
+def test_anew_means_all_of_them(decoded: list[str], tmp_path: Path) -> None:
+    folder = write(tmp_path / "one", "a", "b")
     bad_images([folder])
-    (memory,) = memories(tmp_path)
-    whole = json.loads(memory.read_text())
-    memory.write_text(content, "latin-1")
-
+    rot = folder.paths[0]
+    status = rot.stat()
+    rot.write_bytes(bytes(status.st_size))
+    os.utime(rot, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert bad_images([folder]) == []
-    assert decoded == ["a.png", "a.png"]
-    assert json.loads(memory.read_text()) == whole
+
+    for anew in (True, False):
+        (bad,) = bad_images([folder], anew=anew)
+        assert bad.path == rot
+    # What turned out bad was forgotten.
+    assert sorted(decoded) == ["a.png", "a.png", "a.png", "b.png", "b.png"]
 
 
-def test_a_memory_that_cannot_be_written_is_done_without(decoded: list[str], tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
+def test_one_that_is_not_there_is_bad(tmp_path: Path) -> None:
     folder = write(tmp_path / "one", "a")
+    folder.paths[0].unlink()
 
-    assert bad_images([folder]) == bad_images([folder]) == []
-    assert decoded == ["a.png", "a.png"]
+    (bad,) = bad_images([folder])
+    assert not bad.lasting
 
 
 @over_hostile_names

@@ -162,6 +162,15 @@ class TestRefused:
         (tmp_path / "x.png").symlink_to("x.png")
         assert "cannot be read as an image" in problem_of(tmp_path / "x.png")
 
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        """Opening a pipe that nobody writes to would wait for ever."""
+        os.mkfifo(tmp_path / "x.png")
+        assert problem_of(tmp_path / "x.png") == " cannot be read as an image: it is no ordinary file"
+
+    def test_a_link_to_a_device(self, tmp_path: Path) -> None:
+        (tmp_path / "x.png").symlink_to("/dev/zero")
+        assert problem_of(tmp_path / "x.png") == " cannot be read as an image: it is no ordinary file"
+
     def test_a_file_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         picture().save(tmp_path / "x.png")
         if os.access(tmp_path / "x.png", os.R_OK) and os.geteuid() == 0:  # who may read everything

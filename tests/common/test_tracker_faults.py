@@ -121,6 +121,25 @@ class TestRebuilding:
         ours.record("c", status="complete")
         assert capsys.readouterr().err == ""
 
+    @over_broken
+    def test_a_broken_tracker_is_mended_when_there_is_nothing_to_record(
+        self, content: bytes, path: Path
+    ) -> None:
+        write(path, content)
+        rebuilt = {"b": {"status": "complete"}}
+        tracker_at(path, rebuilt=rebuilt).record_many({})
+        assert tracker_at(path).bookmarks() == rebuilt
+        (aside,) = path.parent.glob("progress_tracker.unreadable-*.json")
+        assert aside.read_bytes() == content
+
+    def test_a_sound_or_missing_one_is_not_written_when_there_is_nothing_to_record(self, path: Path) -> None:
+        tracker_at(path).record_many({})
+        assert not path.exists()
+        tracker_at(path).record("a", status="complete")
+        before = path.stat()
+        tracker_at(path).record_many({})
+        assert path.stat().st_ino == before.st_ino
+
     def test_what_is_sound_in_a_broken_tracker_is_kept(self, path: Path) -> None:
         broken = json.loads(json.dumps(FOREIGN))
         broken["step_status"] = "lost"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.children import Interrupted
+from mimicry.common.errors import BatchFault
 from mimicry.common.study_tree import StudyTree
 from mimicry.tuning.adapter import TRAIN_LOG, TRAINING_RUN, WEIGHTS, set_adapter_aside
 from mimicry.tuning.batch import Batch, OnStep
@@ -119,6 +120,43 @@ def test_the_reason_of_an_executor_that_stopped_a_training_is_kept(tree: StudyTr
 
     assert mark_of(tree)["error"] == "no step for 30 minutes"
     assert outcomes(batch) == ["trained", "failed", "trained", "trained"]
+
+
+def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(tree: StudyTree) -> None:
+    open_tracker(tree).record("x", status="pending")
+    tree.tracker.chmod(0o444)
+    batch, executor = make_batch(plan_of(tree))
+
+    with pytest.raises(BatchFault, match="cannot be written"):
+        batch.run()
+
+    assert executor.trained == []
+
+
+def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: StudyTree) -> None:
+    def notice_and_stall(target: Target, on_step: OnStep) -> int:
+        record = {"status": "interrupted", "error": "stopped by SIGTERM"}
+        (target.output_dir / TRAINING_RUN).write_text(json.dumps(record))
+        return stall(target, on_step)
+
+    batch, _ = make_batch(plan_of(tree), {ANNA: notice_and_stall})
+
+    batch.run()
+
+    assert (mark_of(tree)["status"], mark_of(tree)["error"]) == ("failed", "no step for 30 minutes")
+
+
+def test_one_that_was_stopped_before_it_began_a_record_is_interrupted(tree: StudyTree) -> None:
+    def be_stopped_early(target: Target, on_step: OnStep) -> int:
+        (target.output_dir / TRAIN_LOG).write_text("stopped by SIGHUP\n")
+        return 129
+
+    batch, _ = make_batch(plan_of(tree), dict.fromkeys(EVERYBODY, be_stopped_early))
+
+    batch.run()
+
+    assert outcomes(batch) == ["interrupted"] * 4
+    assert mark_of(tree)["error"] == "stopped by SIGHUP"
 
 
 def test_an_adapter_that_does_not_hold_what_it_promises_is_a_failure_whatever_the_exit_code(

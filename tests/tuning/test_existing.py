@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from mimicry.common.files import write_json
 from mimicry.common.images import ImageFolder
-from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS, publish
+from mimicry.tuning import existing
+from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS, Adapter, check_adapter, publish
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
@@ -199,6 +201,89 @@ class TestWhatOnlyAFullLookFinds:
         room.train()
         (room.images_dir / "a.jpg").write_bytes(b"A.jpg")
         assert self.judge_both(room) == (State.COMPLETE, State.STALE)
+
+
+class TestMemory:
+    """Of what a full look has found good, the next one reads the values no more, unless something changed."""
+
+    @pytest.fixture
+    def read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+        """The adapters whose values are read, with a memory of their own."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        folders: list[Path] = []
+
+        def check(folder: Path, rank: int | None) -> Adapter:
+            folders.append(folder)
+            return check_adapter(folder, rank)
+
+        monkeypatch.setattr(existing, "check_adapter", check)
+        return folders
+
+    def rot(self, room: Room) -> None:
+        """Change a value as a disk does that rots: without a trace."""
+        path = room.output_dir / WEIGHTS
+        before = path.stat()
+        with path.open("r+b") as file:
+            file.seek(-2, 2)
+            file.write(b"\x55")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def test_a_good_one_is_read_once(self, room: Room, read: list[Path]) -> None:
+        room.train()
+        for _ in range(3):
+            assert room.judge(full=True) == Existing(State.COMPLETE)
+        assert len(read) == 1
+
+    @pytest.mark.parametrize("name", [WEIGHTS, TRAINING_RUN])
+    @pytest.mark.parametrize("how", ["time", "size", "another file"])
+    def test_a_change_is_seen(self, room: Room, read: list[Path], name: str, how: str) -> None:
+        room.train().judge(full=True)
+        path = room.output_dir / name
+        before = path.stat()
+        if how == "time":
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        else:
+            content = path.read_bytes()
+            if how == "another file":
+                path.rename(room.folder / "old")
+            path.write_bytes(content + b" " * (how == "size"))
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        room.judge(full=True)
+        assert len(read) == 2
+
+    def test_a_foreign_one_is_remembered_with_the_rank_that_was_asked_for(
+        self, room: Room, read: list[Path]
+    ) -> None:
+        save_lora(room.output_dir / WEIGHTS)
+        for _ in range(2):
+            assert room.judge(full=True).state is State.COMPLETE
+            assert len(read) == 1
+        assert room.judge(full=True, rank=8).state is State.BROKEN
+
+    def test_a_broken_one_is_read_each_time(self, room: Room, read: list[Path]) -> None:
+        room.train()
+        self.rot(room)
+        for _ in range(2):
+            assert room.judge(full=True).state is State.BROKEN
+        assert len(read) == 2
+
+    def test_rot_is_found_by_who_asks_for_it_and_told_to_the_others(
+        self, room: Room, read: list[Path]
+    ) -> None:
+        room.train().judge(full=True)
+        self.rot(room)
+        assert room.judge(full=True).state is State.COMPLETE
+        images = ImageFolder.read(room.images_dir)
+        asked = Asked.of(room.config, OWN_TRAINER)
+        assert judge_existing(room.output_dir, asked, images, full=True, anew=True).state is State.BROKEN
+        assert room.judge(full=True).state is State.BROKEN
+        assert len(read) == 3
+
+    def test_images_are_compared_all_the_same(self, room: Room, read: list[Path]) -> None:
+        room.train().judge(full=True)
+        (room.images_dir / "a.jpg").write_bytes(b"A.jpg")
+        assert room.judge(full=True).state is State.STALE
+        assert len(read) == 1
 
 
 def test_asked() -> None:

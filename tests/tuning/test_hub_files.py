@@ -129,7 +129,7 @@ def test_header_of_the_weights_is_searched(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["training_run.json", "adapter_config.json"])
-@pytest.mark.parametrize("content", [None, "{", "[]"])
+@pytest.mark.parametrize("content", [None, "{", "[]", "[" * 100_000], ids=["none", "torn", "list", "deep"])
 def test_broken_json_is_refused_by_name(tmp_path: Path, name: str, content: str | None) -> None:
     folder = write_adapter(tmp_path / "adapter")
     (folder / name).unlink() if content is None else (folder / name).write_text(content)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ class TestVerify:
         ended = quick_studio.tune("--verify")
 
         assert (ended.code, ended.err) == (0, "")
-        assert ended.out.splitlines()[-1] == "1 complete; 0 bad images"
+        assert ended.out.splitlines()[-1] == "1 complete; 0 problems with images"
         assert listing(quick_studio.tree.data_root) == before
 
     def test_bad_images_count_whether_trained_or_not(self, quick_studio: QuickStudio) -> None:
@@ -94,8 +95,21 @@ class TestVerify:
 
         assert ended.code == 1
         assert all(f"{path} cannot be read" in ended.out for path in (trained, other))
-        assert ended.out.splitlines()[-1] == "1 complete; 2 bad images"
+        assert ended.out.splitlines()[-1] == "1 complete; 2 problems with images"
         assert quick_studio.trained() == [ANNA.name]
+
+    def test_names_that_forbid_training_count_and_missing_sets_do_not(
+        self, quick_studio: QuickStudio
+    ) -> None:
+        folder = original(quick_studio.tree, BORIS)
+        shutil.copy(folder / "01_tree.png", folder / "01_tree.jpg")
+        shutil.rmtree(quick_studio.tree.images_of(quick_studio.tree.protected_art / "mist", ANNA))
+
+        ended = quick_studio.tune("--verify", "--style=baroque")
+
+        assert ended.code == 1
+        assert f"two files in {folder} share the stem '01_tree'; keep one of them" in ended.out
+        assert ended.out.splitlines()[-1] == "no adapter is there; 1 problems with images"
 
     def test_a_broken_adapter(self, quick_studio: QuickStudio) -> None:
         quick_studio.tune("--artist=Anna_Berg")
@@ -105,7 +119,7 @@ class TestVerify:
         ended = quick_studio.tune("--verify")
 
         assert ended.code == 1
-        assert ended.out.splitlines()[-1] == "1 broken; 0 bad images"
+        assert ended.out.splitlines()[-1] == "1 broken; 0 problems with images"
         assert (output / "pytorch_lora_weights.safetensors").read_bytes() == b"torn"
 
     def test_a_dry_run_decodes_nothing(

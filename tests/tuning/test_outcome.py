@@ -128,6 +128,27 @@ def test_a_trainer_that_was_stopped(folder: Path) -> None:
     assert attempt.stopped_by() == signal.SIGHUP
 
 
+def test_one_that_was_stopped_before_it_began_a_record(folder: Path) -> None:
+    folder.mkdir()
+    log(folder, "stopped by SIGHUP\n")
+    attempt = Attempt.begin(folder)
+    assert attempt.stopped_by() is None
+    log(folder, "reading\nstopped by SIGTERM\n\n")
+    assert attempt.failure(1) == "stopped by SIGTERM"
+    assert attempt.stopped_by() == signal.SIGTERM
+    log(folder, "stopped by hand\n")
+    assert attempt.stopped_by() is None
+
+
+def test_one_that_was_stopped_for_a_reason(folder: Path) -> None:
+    """Who watches over a training that hangs ends it by a signal, which the trainer takes for the reason."""
+    attempt = Attempt.begin(folder)
+    log(folder, "stopped by SIGTERM\nerror: no step for 30 minutes; see the log\n")
+    write_json(folder / TRAINING_RUN, {"status": "interrupted", "error": "stopped by SIGTERM"})
+    assert attempt.failure(1) == "no step for 30 minutes; see the log"
+    assert attempt.stopped_by() is None
+
+
 def test_a_full_disk_on_which_nothing_could_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = Attempt.begin(folder)
     write_json(folder / TRAINING_RUN, {"status": "running"})

@@ -42,7 +42,7 @@ class TestPlan:
             plan = plan_of(tree)
         target = target_of(plan)
         assert target.action is Action.CLAIMED
-        assert target.reason.startswith("in training by pid ")
+        assert target.reason.startswith("in use by pid ")
         assert plan.counts() == {"train": 3, "complete": 0, "stale": 0, "claimed": 1, "blocked": 0}
 
     def test_a_complete_one_is_complete_whoever_looks_at_it(self, tree: StudyTree) -> None:
@@ -59,7 +59,7 @@ class TestBatch:
             batch.run()
         assert executor.trained == [DORA, BORIS, CLARA]
         assert outcomes(batch) == ["trained"] * 3 + ["claimed"]
-        assert batch.results[-1].error.startswith("in training by pid ")
+        assert batch.results[-1].error.startswith("in use by pid ")
 
     def test_one_that_another_call_completes_is_skipped(
         self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mimicry.common.claims import Claim, claimed_by
 from mimicry.common.errors import UploadFailed
 from mimicry.common.study_tree import Artist
 from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS
@@ -34,9 +37,11 @@ class Hub:
     def __init__(self) -> None:
         self.jobs: list[UploadJob] = []
         self.refused: dict[str, str] = {}
+        self.meanwhile: Callable[[UploadJob], object] = lambda job: None
 
     def __call__(self, job: UploadJob) -> Uploaded:
         self.jobs.append(job)
+        self.meanwhile(job)
         if job.artist in self.refused:
             raise UploadFailed(f"{job.repository} was not uploaded: {self.refused[job.artist]}")
         repository_id = f"{job.namespace or 'lab'}/{job.repository}"
@@ -122,7 +127,8 @@ class TestUploadOnly:
 
         self.upload(trained, "--artist=Anna_Berg", "--hub-namespace=lab")
         assert hub.uploaded == []
-        self.upload(trained, "--artist=Anna_Berg", "--hub-namespace=institute")
+        ended = self.upload(trained, "--artist=Anna_Berg", "--hub-namespace=institute")
+        assert "upload  uploaded to lab/sd35-lora-none-none-Anna_Berg only" in ended.out
         assert hub.uploaded == [ANNA.name]
         assert record(trained, ANNA)["repository_id"] == "institute/sd35-lora-none-none-Anna_Berg"
 
@@ -181,6 +187,73 @@ class TestUploadOnly:
         hub.refused = {artist.name: f"reason {number}" for number, artist in enumerate(EVERYBODY[:3])}
 
         assert self.upload(trained).out.splitlines()[-1] == "1 uploaded, 3 owed"
+
+    def test_one_that_another_call_works_on_is_left_to_it(self, trained: QuickStudio, hub: Hub) -> None:
+        before = mark(trained, ANNA)
+        with Claim.take_anew(output(trained, ANNA)):
+            ended = self.upload(trained, "--style=baroque")
+
+        assert ended.code == 1
+        assert f"Anna_Berg is in use by pid {os.getpid()}" in ended.out
+        assert ended.out.splitlines()[-1] == "1 uploaded, 1 owed"
+        assert hub.uploaded == [BORIS.name]
+        assert (record(trained, ANNA), mark(trained, ANNA)) == ({}, before)
+        assert self.upload(trained, "--style=baroque").code == 0
+
+    def test_nobody_else_works_on_one_that_goes_up(
+        self, trained: QuickStudio, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        holders: list[str] = []
+
+        def upload(job: UploadJob) -> Uploaded:
+            holders.append(claimed_by(job.folder))
+            return hub(job)
+
+        monkeypatch.setattr("mimicry.tuning.publishing.upload_adapter", upload)
+
+        assert self.upload(trained, "--artist=Anna_Berg").code == 0
+        assert f"pid {os.getpid()} " in holders[0]
+        assert claimed_by(output(trained, ANNA)) == ""
+
+    @pytest.mark.parametrize("how", ["uploaded", "trained", "set aside"])
+    def test_what_another_call_did_meanwhile_is_seen(self, trained: QuickStudio, hub: Hub, how: str) -> None:
+        def meanwhile(job: UploadJob) -> None:
+            if job.artist != ANNA.name:
+                return
+            weights = output(trained, BORIS) / WEIGHTS
+            if how == "uploaded":
+                place = "lab/sd35-lora-none-none-Boris_Cole"
+                note(trained, BORIS, hub={"repository_id": place, "commit": "a"})
+            elif how == "trained":
+                weights.write_bytes(weights.read_bytes())
+            else:
+                weights.unlink()
+
+        hub.meanwhile = meanwhile
+
+        ended = self.upload(trained, "--style=baroque")
+
+        assert hub.uploaded == [ANNA.name]
+        if how == "uploaded":
+            assert (ended.code, ended.out.splitlines()[-1]) == (0, "2 uploaded, 0 owed")
+            assert mark(trained, BORIS)["hub"]["commit"] == "a"
+        else:
+            assert (ended.code, ended.out.splitlines()[-1]) == (1, "1 uploaded, 1 owed")
+            assert "was changed by another call; type the same command again" in ended.out
+
+    def test_a_folder_that_cannot_be_written_keeps_its_debt(
+        self, trained: QuickStudio, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("mimicry.common.claims._put", refuse)
+
+        ended = self.upload(trained, "--artist=Anna_Berg")
+
+        assert ended.code == 1
+        assert "Anna_Berg cannot be claimed: Permission denied" in ended.out
+        assert hub.jobs == []
 
     @pytest.mark.parametrize("word", ["--no-push-to-hub", "--overwrite", "--json", "--verbose"])
     def test_what_makes_no_sense_with_it(self, trained: QuickStudio, hub: Hub, word: str) -> None:

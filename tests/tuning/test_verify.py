@@ -1,6 +1,7 @@
 """--verify: every adapter that is there is read to its last value, and nothing is written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from mimicry.tuning.selection import Selection
 from mimicry.tuning.verify import Verdict, conditions_on_disk, verify
 from tests.tuning.lora_files import lora_tensors
 from tests.tuning.quick_studio import QuickStudio
-from tests.tuning.small_study import ANNA, BORIS, ORIGINAL, asked_for, listing, put_adapter
+from tests.tuning.small_study import ANNA, BORIS, ORIGINAL, asked_for, listing, original, put_adapter
 
 MIST = Condition("mist")
 STACK = "hf_diffusers"
@@ -99,16 +100,35 @@ class TestProgram:
     def test_exit_codes_and_what_is_said(self, quick_studio: QuickStudio) -> None:
         assert quick_studio.tune("--style=baroque").code == 0
         well = quick_studio.tune("--verify")
-        assert (well.code, well.out.splitlines()[-1]) == (0, "2 complete; 0 bad images")
+        assert (well.code, well.out.splitlines()[-1]) == (0, "2 complete; 0 problems with images")
         weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
         weights.write_bytes(b"torn")
         broken = quick_studio.tune("--verify")
-        assert (broken.code, broken.out.splitlines()[-1]) == (1, "1 broken, 1 complete; 0 bad images")
+        assert (broken.code, broken.out.splitlines()[-1]) == (
+            1,
+            "1 broken, 1 complete; 0 problems with images",
+        )
         assert weights.read_bytes() == b"torn"
         assert quick_studio.tune("--verify", "--protection=mist").out.endswith(
-            "no adapter is there; 0 bad images\n"
+            "no adapter is there; 0 problems with images\n"
         )
         assert len(quick_studio.trained()) == 2
+
+    def test_what_rots_on_the_disk_is_found(self, quick_studio: QuickStudio) -> None:
+        for _ in range(2):
+            assert quick_studio.tune("--artist=Anna_Berg").code == 0
+        weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
+        image = original(quick_studio.tree) / "01_tree.png"
+        for path, count in ((weights, 4), (image, 60)):
+            before = path.stat()
+            path.write_bytes(path.read_bytes()[:-count] + b"\xff" * count)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+        ended = quick_studio.tune("--verify")
+
+        assert ended.code == 1
+        assert "no finite numbers" in ended.out
+        assert "1 broken; 1 problems with images" in ended.out
 
     def test_overwrite_makes_no_sense_with_it(self, quick_studio: QuickStudio) -> None:
         ended = quick_studio.tune("--verify", "--overwrite")

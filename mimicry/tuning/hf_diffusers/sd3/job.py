@@ -92,11 +92,6 @@ class Setup:
         """The samples of one forward pass; with prior preservation half of them show class images."""
         return self.job.config.train_batch_size * len(self.plans)
 
-    @property
-    def sample_count(self) -> int:
-        """The samples of the whole run, over all processes."""
-        return self.step_count * self.job.config.samples_per_step
-
     def first_sample(self, batch: int) -> int:
         """Return the index of the first sample of this process's batch of that number, counted from 0.
 

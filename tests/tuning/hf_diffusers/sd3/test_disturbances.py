@@ -12,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors import SafetensorError
 
 from mimicry.common.claims import CLAIM, Claim
-from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed
+from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed, UsageError
 from mimicry.tuning.adapter import Adapter, checkpoint_names
 from mimicry.tuning.hf_diffusers.sd3 import checkpoints
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
@@ -35,8 +35,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 class TestClaim:
     def test_where_another_process_works_nothing_is_touched(self, studio: Studio, tmp_path: Path) -> None:
-        with Claim.take(tmp_path), pytest.raises(ClaimedElsewhere, match="in training by pid"):
+        with Claim.take(tmp_path), pytest.raises(ClaimedElsewhere, match="in use by pid"):
             train(studio, tmp_path, *RUN)
+        assert names(tmp_path) == []
+
+    def test_a_training_that_is_refused_leaves_no_folder(self, studio: Studio, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="there is no such folder"):
+            train(studio, tmp_path / "style" / "artist", *RUN, "--resume_from_checkpoint=nowhere")
         assert names(tmp_path) == []
 
     def test_a_training_that_has_lost_it_writes_no_more(

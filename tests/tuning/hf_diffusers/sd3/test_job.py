@@ -136,7 +136,7 @@ def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> 
         (("--num_train_epochs=3", "--repeats=2", "--train_batch_size=5"), 25),
     ],
 )
-def test_the_samples_of_a_run_are_counted(
+def test_the_samples_of_a_run_are_numbered_from_0(
     words: tuple[str, ...], count: int, studio: Studio, tmp_path: Path
 ) -> None:
-    assert prepare(studio, tmp_path, *words).sample_count == count
+    assert list(prepare(studio, tmp_path, *words).own_samples()) == list(range(count))

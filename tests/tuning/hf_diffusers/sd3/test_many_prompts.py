@@ -173,7 +173,7 @@ class TestPriorPreservation:
             assert ours.samples[:1] == theirs.samples
             for name in ("latents_BCHW", "noise_BCHW", "sigmas_B", "sequence_BLD", "pooled_BP"):
                 assert torch.equal(getattr(ours, name)[:1], getattr(theirs, name)), name
-        assert plain.setup.sample_count == loop.setup.sample_count
+        assert list(plain.setup.own_samples()) == list(loop.setup.own_samples())
 
     def test_class_samples_have_draws_of_their_own(self, studio: Studio, tmp_path: Path) -> None:
         """Even on the very images of the style nothing is drawn alike but by chance."""
