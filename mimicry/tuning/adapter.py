@@ -4,6 +4,7 @@ An adapter is complete when its weights lie under their final name and hold what
 are written last, so that their name is the sign of completion.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
 _TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
 
 KEY_PREFIX = "transformer."
+# Where diffusers puts the arguments of LoraConfig into the header of weights, each with the prefix.
+_HEADER_FACTS = "lora_adapter_metadata"
 # The modules that get a LoRA, by the end of their names: the attention projections of each joint block.
 TARGET_MODULES = (
     "attn.add_k_proj",
@@ -156,6 +159,44 @@ def check_adapter(output_dir: Path, rank: int | None) -> Adapter:
     if run is not None and run_weights_sha256(run) != adapter.sha256:
         raise AdapterBroken(f"{output_dir / WEIGHTS} is not the file whose sha256 stands in {TRAINING_RUN}")
     return adapter
+
+
+def check_unrecorded(output_dir: Path, rank: int | None) -> None:
+    """Check an adapter without training_run.json as far as its headers tell: the weights and what peft reads.
+
+    An adapter_config.json need not be there. What it says of the LoRA must be what the weights say.
+
+    Raises:
+        AdapterBroken: as for `check_header`; or adapter_config.json is of another LoRA, or cannot be read.
+    """
+    file, _, found = check_header(output_dir / WEIGHTS, rank)
+    path = output_dir / ADAPTER_CONFIG
+    try:
+        config = read_json(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterBroken(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise AdapterBroken(f"{path} is no JSON object")
+    facts = {"r": found, **_stated_facts(file)}
+    wrong = [name for name, value in facts.items() if _in_order(config.get(name)) != _in_order(value)]
+    if wrong:
+        raise AdapterBroken(f"{path} has other {', '.join(wrong)} than the weights beside it")
+
+
+def _stated_facts(file: SafetensorsFile) -> dict[str, Any]:
+    """Return what the header of LoRA weights says of how they were made, as far as it says so."""
+    try:
+        stated = json.loads(file.metadata.get(_HEADER_FACTS, "{}"))
+        return {name: stated[KEY_PREFIX + name] for name in lora_facts(0, ()) if KEY_PREFIX + name in stated}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AdapterBroken(f"{file.path} has a header whose {_HEADER_FACTS} cannot be read") from error
+
+
+def _in_order(value: Any) -> Any:
+    # Other tools write sets in whatever order.
+    return sorted(map(str, value)) if isinstance(value, list) else value
 
 
 def config_fault(output_dir: Path) -> str:

@@ -19,6 +19,7 @@ from mimicry.tuning.adapter import (
     WEIGHTS,
     check_adapter,
     check_header,
+    check_unrecorded,
     read_training_run,
     recorded_rank,
     run_weights_sha256,
@@ -103,6 +104,8 @@ def weights_identity(output_dir: Path) -> FileIdentity:
 def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, full: bool, anew: bool) -> None:
     # An adapter of ours must have the rank of its own record: another than asked for is stale, not broken.
     rank = asked.rank if run is None else recorded_rank(run)
+    if run is None:
+        check_unrecorded(output_dir, rank)
     if full:
         _check_values(output_dir, run, rank, anew=anew)
         return

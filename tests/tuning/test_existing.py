@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 from mimicry.common.files import write_json
 from mimicry.common.images import ImageFolder
 from mimicry.tuning import existing
-from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS, Adapter, check_adapter, publish
+from mimicry.tuning.adapter import (
+    ADAPTER_CONFIG,
+    TRAINING_RUN,
+    WEIGHTS,
+    Adapter,
+    check_adapter,
+    lora_facts,
+    publish,
+)
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.existing import Asked, Existing, State, judge_existing
@@ -87,6 +95,40 @@ class TestBothLooks:
         existing = room.judge(full=full, rank=8)
         assert existing.state is State.BROKEN
         assert "rank 4 where 8" in existing.reason
+
+    @pytest.mark.parametrize(
+        ("config", "reason"),
+        [
+            (b'{"r": 4}', None),
+            (b'{"r": 8}', "has other r than the weights"),
+            (b'{"s": 4}', "has other r than the weights"),
+            (b'{"r": 4, "target', "cannot be read"),
+            (b"[4]", "is no JSON object"),
+        ],
+    )
+    def test_of_another_tool_with_its_config(
+        self, room: Room, full: bool, config: bytes, reason: str | None
+    ) -> None:
+        save_lora(room.output_dir / WEIGHTS)
+        (room.output_dir / ADAPTER_CONFIG).write_bytes(config)
+        existing = room.judge(full=full)
+        assert existing.state is (State.COMPLETE if reason is None else State.BROKEN)
+        assert reason is None or reason in existing.reason
+
+    @pytest.mark.parametrize("name", ["r", "lora_alpha", "target_modules", "bias"])
+    def test_what_the_header_says_holds_for_the_config(self, room: Room, full: bool, name: str) -> None:
+        facts = lora_facts(4, ("attn.to_q", "attn.to_k"))
+        header = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": facts[key] for key in facts})}
+        room.output_dir.mkdir(parents=True, exist_ok=True)
+        save_file(lora_tensors(), room.output_dir / WEIGHTS, metadata=header)
+        path = room.output_dir / ADAPTER_CONFIG
+        # In another order of names: other tools have none.
+        path.write_text(json.dumps({**facts, "target_modules": ["attn.to_q", "attn.to_k"]}))
+        assert room.judge(full=full) == Existing(State.COMPLETE, "made by another tool")
+        path.write_text(json.dumps({**facts, name: "x"}))
+        existing = room.judge(full=full)
+        assert existing.state is State.BROKEN
+        assert f"has other {name} than" in existing.reason
 
     def test_stale_options(self, room: Room, full: bool) -> None:
         room.train()
