@@ -18,10 +18,12 @@ from pathlib import Path
 from benchmarks.disturbances import break_a_file, draw_kill, kill_when_due
 from benchmarks.results_file import add_output_option, report
 from benchmarks.tiny_pilot import TinyPilot, faults_of, start_pilot
+from mimicry.common.claims import SILENT_SECONDS
 
 # A run that nobody disturbs must complete what is left; another one may be needed to repair.
 _LAST_RUNS = 3
-_END_SECONDS = 300.0
+# A damaged claim may name another machine: it is taken over when it has been silent for long.
+_END_SECONDS = SILENT_SECONDS + 300.0
 _ORPHAN_SECONDS = 40.0
 
 
