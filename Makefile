@@ -8,7 +8,7 @@ BIN := .venv/bin
 DEMO := data/demo
 MODEL := --data-root $(DEMO)/style_mimicry --pretrained-model-name-or-path $(DEMO)/tiny_sd3
 TUNE := $(BIN)/apply_tuning --pilot $(MODEL) \
-	--resolution 64 --learning-rate 1e-3 --max-train-steps 150 \
+	--resolution 64 --learning-rate 2e-3 --max-train-steps 200 \
 	--train-batch-size 4 --gradient-accumulation-steps 1 \
 	--mixed-precision no --no-gradient-checkpointing --no-push-to-hub
 

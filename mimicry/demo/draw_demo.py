@@ -18,7 +18,7 @@ BASE_MODEL = "tiny_sd3"
 DEFAULT_SEED = 7
 # What suits a model of this size, and a CPU.
 TUNING_OPTIONS = (
-    *("--resolution", "64", "--learning-rate", "1e-3", "--max-train-steps", "150"),
+    *("--resolution", "64", "--learning-rate", "2e-3", "--max-train-steps", "200"),
     *("--train-batch-size", "4", "--gradient-accumulation-steps", "1"),
     *("--mixed-precision", "no", "--no-gradient-checkpointing", "--no-push-to-hub"),
 )

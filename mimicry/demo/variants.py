@@ -20,8 +20,9 @@ from mimicry.demo.upscaler import Upscaler, load_upscaler
 MIST_BOUND = 16
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 16, 3.0, 0.8
-# The target of the latents: steep stripes, as no painter has them. Pixels from one to the next, and radians.
-_STRIPE_PIXELS, _STRIPE_SLANT = 7.0, 0.35
+# The target of the latents: steep stripes, as no painter has them. How many in a square picture, and radians.
+# They lie in the same places of every picture, whatever its size, as Mist's one target image does.
+_STRIPES, _STRIPE_SLANT = 7.0, 0.35
 # Standard deviation of the noise, of 1: it has to drown the perturbation.
 _NOISE = 0.1
 
@@ -79,9 +80,11 @@ class VariantMaker:
 
 
 def _stripes(height: int, width: int) -> Tensor:
+    """Return the target (1, 3, H, W), black and white: the same for all pictures in their centre square."""
     rows, columns = np.mgrid[:height, :width]
-    along = columns * np.cos(_STRIPE_SLANT) + rows * np.sin(_STRIPE_SLANT)
-    wave = np.where(np.sin(2 * np.pi * along / _STRIPE_PIXELS) > 0, 1.0, 0.0)
+    across, down = columns + 0.5 - width / 2, rows + 0.5 - height / 2
+    along = (across * np.cos(_STRIPE_SLANT) + down * np.sin(_STRIPE_SLANT)) / min(height, width)
+    wave = np.where(np.sin(2 * np.pi * _STRIPES * along) > 0, 1.0, 0.0)
     return torch.from_numpy(np.broadcast_to(wave, (1, 3, height, width)).astype(np.float32))
 
 

@@ -32,7 +32,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
 SIDE = 64
-STEPS = 100
+STEPS = 150
 _HELD_OUT = 5  # of twenty: one of each subject
 _SEEDS_SAMPLED = (0, 1, 2, 3)
 _DIRECTIONS = 8
@@ -71,7 +71,7 @@ class Laboratory:
                     *(
                         f"--resolution={SIDE}",
                         "--rank=16",
-                        "--learning_rate=1e-3",
+                        "--learning_rate=2e-3",
                         f"--max_train_steps={STEPS}",
                     ),
                     *("--train_batch_size=4", "--gradient_accumulation_steps=1", "--mixed_precision=no"),

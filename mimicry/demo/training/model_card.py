@@ -57,7 +57,8 @@ def model_card(asked: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) 
         last = {what: value for what, value in run.items() if what not in ("steps", "seconds")}
         figures = ", ".join(f"{what} {value}" for what, value in last.items())
         rows.append(f"| {name} | {run['steps']} | {run['seconds'] / 60:.0f} | {figures} |")
-    on_cpu = f"{len(os.sched_getaffinity(0))} CPU cores, {asked['threads']} threads"
+    threads = f"{asked['threads']} thread" + ("s" if asked["threads"] > 1 else "")
+    on_cpu = f"{len(os.sched_getaffinity(0))} CPU cores, {threads}"
     return _TEXT.format(
         command=f"python -m mimicry.demo.training DIR {options}",
         seed=asked["seed"],
