@@ -1,8 +1,6 @@
 """The study in miniature is true: a style is learnt, Mist hinders that, noisy upscaling helps a little.
 
-The manner of samples is measured and printed (`pytest -s`), and nothing is asserted of it: with the first
-version of the weights its distance from the artist falls to 0.28, 0.61 and 0.44 of the base model's, where a
-margin of 0.6 was asked for, and mist and countered are not always in order by it.
+`pytest -s` prints the figures that the margins are about.
 """
 
 from dataclasses import dataclass
@@ -70,11 +68,17 @@ def test_it_falls_by_more_than_from_anothers_paintings(learnt: Learnt) -> None:
     assert learnt.loss[ORIGINAL] < 0.85 * learnt.loss_by_other
 
 
+def test_samples_come_nearer_to_the_artist(learnt: Learnt) -> None:
+    assert learnt.manner[ORIGINAL] < 0.8 * learnt.manner_of_base
+
+
 def test_mist_hinders_learning(learnt: Learnt) -> None:
-    assert learnt.loss[MIST] > 1.05 * learnt.loss[ORIGINAL]
-    assert learnt.texture[MIST] > 1.05 * learnt.texture[ORIGINAL]
+    assert learnt.loss[MIST] > 1.1 * learnt.loss[ORIGINAL]
+    assert learnt.manner[MIST] > 1.03 * learnt.manner[ORIGINAL]
+    assert learnt.texture[MIST] > 1.5 * learnt.texture[ORIGINAL]
 
 
 def test_the_countered_set_lies_between(learnt: Learnt) -> None:
-    assert 1.02 * learnt.loss[ORIGINAL] < learnt.loss[COUNTERED] < 0.98 * learnt.loss[MIST]
-    assert learnt.texture[COUNTERED] < learnt.texture[MIST]
+    assert 1.05 * learnt.loss[ORIGINAL] < learnt.loss[COUNTERED] < 0.95 * learnt.loss[MIST]
+    assert learnt.manner[COUNTERED] < 0.98 * learnt.manner[MIST]
+    assert learnt.texture[COUNTERED] < 0.8 * learnt.texture[MIST]
