@@ -16,9 +16,9 @@ from mimicry.demo.chance import Rng
 from mimicry.demo.tiny_sd3 import UPSCALER, WEIGHTS
 from mimicry.demo.upscaler import Upscaler, load_upscaler
 
-# L-infinity bound of the perturbation in steps of 255, as strong as Mist is mostly used. It can be seen at this
-# size, best in dark pictures. Half of it is hardly seen, and protects little: tried on one artist, the loss on
-# held-out paintings was 0.34 then, against 0.31 without and 0.41 with all of it.
+# L-infinity bound of the perturbation in steps of 255, as strong as Mist is mostly used. It can be seen at
+# this size, best in dark pictures. Half of it is hardly seen, and protects little: tried on one artist, the
+# loss on held-out paintings was 0.34 then, against 0.31 without and 0.41 with all of it.
 MIST_BOUND = 16
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 16, 3.0, 0.8
