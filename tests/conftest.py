@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,14 @@ import pytest
 
 from mimicry.demo.draw_demo import draw_demo
 from tests.random_sd3 import write_random_sd3
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_ignored_signals() -> None:
+    """Let programs that tests start hear of signals that nohup, or a shell for its jobs, makes us ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True, scope="session")
