@@ -108,10 +108,10 @@ def _check(output_dir: Path, run: Mapping[str, Any] | None, asked: Asked, *, ful
         check_unrecorded(output_dir, rank)
     if full:
         _check_values(output_dir, run, rank, anew=anew)
-        return
-    check_header(output_dir / WEIGHTS, rank)
-    if run is not None and run_weights_sha256(run) is None:
-        raise AdapterBroken(f"{output_dir / TRAINING_RUN} is about a training that did not end")
+    elif run is not None:
+        check_header(output_dir / WEIGHTS, rank)
+        if run_weights_sha256(run) is None:
+            raise AdapterBroken(f"{output_dir / TRAINING_RUN} is about a training that did not end")
 
 
 def _check_values(output_dir: Path, run: Mapping[str, Any] | None, rank: int | None, *, anew: bool) -> None:
