@@ -83,7 +83,8 @@ def test_the_result_is_that_of_one_process_up_to_float_order(pair: Path, alone: 
     one, other = training_run(pair / "whole"), training_run(alone)
     for key in ("draws_sha256", "steps", "images"):
         assert one[key] == other[key], key
-    assert one["eval_loss"]["start"] == other["eval_loss"]["start"]
+    # Weights may lie at other addresses here and there, by which a linear layer rounds.
+    assert one["eval_loss"]["start"] == pytest.approx(other["eval_loss"]["start"], rel=1e-6)
     for line, expected in zip(metrics(pair / "whole"), metrics(alone), strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
 
@@ -117,7 +118,7 @@ def test_divergence_leaves_the_last_checkpoint(pair: Path) -> None:
 
 def test_what_cannot_begin_leaves_nothing(pair: Path) -> None:
     assert not (pair / "refused").exists()
-    assert list((pair / "unknown").iterdir()) == []
+    assert not (pair / "unknown").exists()
 
 
 def test_epochs_and_learning_rate_count_all_processes(pair: Path) -> None:
