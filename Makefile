@@ -8,8 +8,8 @@ BIN := .venv/bin
 DEMO := data/demo
 MODEL := --data-root $(DEMO)/style_mimicry --pretrained-model-name-or-path $(DEMO)/tiny_sd3
 TUNE := $(BIN)/apply_tuning --pilot $(MODEL) \
-	--resolution 64 --learning-rate 2e-3 --max-train-steps 200 \
-	--train-batch-size 4 --gradient-accumulation-steps 1 \
+	--resolution 64 --learning-rate 3e-3 --max-train-steps 120 \
+	--train-batch-size 4 --gradient-accumulation-steps 1 --max-sequence-length 24 \
 	--mixed-precision no --no-gradient-checkpointing --no-push-to-hub
 
 .PHONY: demo test check clean
@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(TUNE) --protection mist --countermeasure noisy_upscaling
 	@echo "== What the adapters paint, and what the base model paints"
 	$(BIN)/mimicry-samples --pilot $(MODEL) --resolution 64 --mixed-precision no \
-		--steps 20 --guidance 3 --contact-sheet $(DEMO)/contact_sheet.png
+		--max-sequence-length 24 --steps 15 --guidance 3 --contact-sheet $(DEMO)/contact_sheet.png
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile

@@ -1,11 +1,11 @@
 """What every benchmark does with its figures: print a table, and write JSON with the machine and versions."""
 
 import argparse
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.environment import processor_count
 from mimicry.common.files import utc_now, write_json
 from mimicry.tuning.provenance import versions
 from mimicry.tuning.report import text_table
@@ -42,4 +42,4 @@ def hardware() -> dict[str, Any]:
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
         ]
         model = names[0] if names else model
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "gpu": None}
+    return {"cpu": model, "cores": processor_count(), "gpu": None}

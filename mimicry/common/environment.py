@@ -1,5 +1,7 @@
-"""What a program takes from its environment: `.env`, the Hub token, folders of caches, other processes."""
+"""What a program finds around it: `.env`, the Hub token, folders of caches, processors, other processes."""
 
+import atexit
+import gc
 import os
 from pathlib import Path
 
@@ -38,6 +40,16 @@ def process_index() -> int:
 def process_count() -> int:
     """Return how many processes train together, by the launcher's word."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def quicken_exit() -> None:
+    """Let this process end without a last search for garbage: with torch and diffusers it takes a second."""
+    atexit.register(gc.freeze)
+
+
+def processor_count() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hub_token() -> str | None:

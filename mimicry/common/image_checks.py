@@ -4,12 +4,12 @@ A check of a whole study decodes tens of thousands of images, and the next call 
 good is remembered by name, size and time of change; what was found bad is decoded again each time.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimicry.common.environment import processor_count
 from mimicry.common.file_memory import FileMemory
 from mimicry.common.images import ImageFolder, check_image
 
@@ -48,7 +48,7 @@ def bad_images(
         if anew or not memory.knows(path.name, _facts(path))
     ]
     bad = []
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, processor_count()))
     try:
         for number, found in enumerate(pool.map(lambda item: _check(*item), todo), start=1):
             if found is not None:

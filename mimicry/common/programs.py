@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from mimicry.common.children import Interrupted, stop_signals_raise
-from mimicry.common.environment import load_environment
+from mimicry.common.environment import load_environment, quicken_exit
 from mimicry.common.errors import run_reporting_errors
 from mimicry.common.scrubbing import scrubbed_output
 
@@ -18,6 +18,7 @@ def run_command(command: click.Command, words: Sequence[str] | None = None) -> i
     Variables of a `.env` are taken first; names that the terminal cannot show are escaped, and the Hub token
     is not printed.
     """
+    quicken_exit()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -18,8 +18,8 @@ BASE_MODEL = "tiny_sd3"
 DEFAULT_SEED = 7
 # What suits a model of this size, and a CPU.
 TUNING_OPTIONS = (
-    *("--resolution", "64", "--learning-rate", "2e-3", "--max-train-steps", "200"),
-    *("--train-batch-size", "4", "--gradient-accumulation-steps", "1"),
+    *("--resolution", "64", "--learning-rate", "3e-3", "--max-train-steps", "120"),
+    *("--train-batch-size", "4", "--gradient-accumulation-steps", "1", "--max-sequence-length", "24"),
     *("--mixed-precision", "no", "--no-gradient-checkpointing", "--no-push-to-hub"),
 )
 
@@ -147,7 +147,7 @@ def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
         if not force and is_whole(folder, seed):
             click.echo("whole already, nothing drawn (--force draws again)")
         else:
-            click.echo(f"drawing into {folder}: half a minute or so")
+            click.echo(f"drawing into {folder}: some twenty seconds")
             draw_demo(folder, seed, force=force)
     except OSError as error:
         raise BatchFault(

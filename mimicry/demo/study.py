@@ -1,7 +1,14 @@
 """Draws the study's tree of pictures: original art, its protection in miniature, the countermeasure."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import product
+
+import torch
 from PIL import Image
 
+from mimicry.common.environment import processor_count
 from mimicry.common.study_tree import StudyTree
 from mimicry.demo.chance import generator
 from mimicry.demo.painters import PAINTERS, Painter
@@ -16,9 +23,25 @@ _SUFFIXES = (".jpg", ".png", ".webp", ".jpeg")
 def draw_study(tree: StudyTree, seed: int) -> None:
     """Draw twenty paintings of every painter into `tree`, each with its two variants."""
     maker = VariantMaker.load()
-    for painter in PAINTERS:
-        for index in range(PAINTINGS_PER_ARTIST):
-            draw_painting(tree, painter, index, seed, maker)
+
+    def draw(task: tuple[Painter, int]) -> None:
+        draw_painting(tree, *task, seed, maker)
+
+    # Pictures this small gain nothing from several threads each, but side by side they do.
+    with _one_thread_each(), ThreadPoolExecutor(processor_count()) as pool:
+        for _ in pool.map(draw, product(PAINTERS, range(PAINTINGS_PER_ARTIST))):
+            pass
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let torch compute within the thread that asks, which makes its roundings the same on any number."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int, maker: VariantMaker) -> None:

@@ -1,4 +1,4 @@
-"""The study in miniature is true: a style is learnt, Mist hinders that, noisy upscaling helps a little.
+"""The study in miniature is true: a style is learnt, Mist hinders that, noisy upscaling undoes most of it.
 
 `pytest -s` prints the figures that the margins are about.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.study_tree import Artist, Condition
-from tests.demo.learning import Laboratory, distance, evaluation, samples
+from tests.demo.learning import Laboratory, Style, evaluation, samples
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +29,7 @@ class Learnt:
     loss_by_other: float
     manner_of_base: float
     manner: dict[Condition, float]
+    texture_of_base: float
     texture: dict[Condition, float]
 
 
@@ -37,8 +38,14 @@ def laboratory(true_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab
     return Laboratory(true_demo, tmp_path_factory.mktemp("learning"))
 
 
+@pytest.fixture(scope="session")
+def base(laboratory: Laboratory) -> Style:
+    """How the base model paints."""
+    return laboratory.look().of(samples(laboratory.sampler(), None))
+
+
 @pytest.fixture(scope="session", params=SEEDS, ids=lambda seed: f"seed {seed}")
-def learnt(request: pytest.FixtureRequest, laboratory: Laboratory) -> Learnt:
+def learnt(request: pytest.FixtureRequest, laboratory: Laboratory, base: Style) -> Learnt:
     seed = request.param
     adapters = {
         condition: laboratory.train(ARTIST, condition, seed, held_out_of=ARTIST) for condition in CONDITIONS
@@ -46,15 +53,15 @@ def learnt(request: pytest.FixtureRequest, laboratory: Laboratory) -> Learnt:
     by_other = laboratory.train(OTHER, ORIGINAL, seed, held_out_of=ARTIST)
     sampler, look = laboratory.sampler(), laboratory.look()
     painted = look.of_folder(laboratory.paintings(ARTIST, ORIGINAL, held_out=True))
-    base = look.of(samples(sampler, None))
     styles = {condition: look.of(samples(sampler, adapter)) for condition, adapter in adapters.items()}
     found = Learnt(
         loss_of_base=evaluation(adapters[ORIGINAL])[0],
         loss={condition: evaluation(adapter)[1] for condition, adapter in adapters.items()},
         loss_by_other=evaluation(by_other)[1],
-        manner_of_base=distance(base.manner, painted.manner),
-        manner={condition: distance(style.manner, painted.manner) for condition, style in styles.items()},
-        texture={condition: distance(style.texture, painted.texture) for condition, style in styles.items()},
+        manner_of_base=base.manner_distance(painted),
+        manner={condition: style.manner_distance(painted) for condition, style in styles.items()},
+        texture_of_base=base.texture_distance(painted),
+        texture={condition: style.texture_distance(painted) for condition, style in styles.items()},
     )
     print(found)
     return found
@@ -69,16 +76,17 @@ def test_it_falls_by_more_than_from_anothers_paintings(learnt: Learnt) -> None:
 
 
 def test_samples_come_nearer_to_the_artist(learnt: Learnt) -> None:
-    assert learnt.manner[ORIGINAL] < 0.8 * learnt.manner_of_base
+    assert learnt.manner[ORIGINAL] < 0.7 * learnt.manner_of_base
+    assert learnt.texture[ORIGINAL] < 0.7 * learnt.texture_of_base
 
 
 def test_mist_hinders_learning(learnt: Learnt) -> None:
-    assert learnt.loss[MIST] > 1.1 * learnt.loss[ORIGINAL]
-    assert learnt.manner[MIST] > 1.03 * learnt.manner[ORIGINAL]
-    assert learnt.texture[MIST] > 1.5 * learnt.texture[ORIGINAL]
+    assert learnt.loss[MIST] > 1.2 * learnt.loss[ORIGINAL]
+    assert learnt.manner[MIST] > 1.05 * learnt.manner[ORIGINAL]
+    assert learnt.texture[MIST] > 1.4 * learnt.texture[ORIGINAL]
 
 
 def test_the_countered_set_lies_between(learnt: Learnt) -> None:
-    assert 1.05 * learnt.loss[ORIGINAL] < learnt.loss[COUNTERED] < 0.95 * learnt.loss[MIST]
-    assert learnt.manner[COUNTERED] < 0.98 * learnt.manner[MIST]
+    assert 1.03 * learnt.loss[ORIGINAL] < learnt.loss[COUNTERED] < 0.9 * learnt.loss[MIST]
+    assert learnt.manner[COUNTERED] < 0.95 * learnt.manner[MIST]
     assert learnt.texture[COUNTERED] < 0.8 * learnt.texture[MIST]

@@ -1,9 +1,10 @@
 """The model card beside the demo's weights: how they were made, and what they are not."""
 
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
+
+from mimicry.common.environment import processor_count
 
 _TEXT = """\
 # The tiny Stable Diffusion 3 of the demo
@@ -58,7 +59,7 @@ def model_card(asked: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) 
         figures = ", ".join(f"{what} {value}" for what, value in last.items())
         rows.append(f"| {name} | {run['steps']} | {run['seconds'] / 60:.0f} | {figures} |")
     threads = f"{asked['threads']} thread" + ("s" if asked["threads"] > 1 else "")
-    on_cpu = f"{len(os.sched_getaffinity(0))} CPU cores, {threads}"
+    on_cpu = f"{processor_count()} CPU cores, {threads}"
     return _TEXT.format(
         command=f"python -m mimicry.demo.training DIR {options}",
         seed=asked["seed"],

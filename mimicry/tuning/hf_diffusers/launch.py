@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimicry.common.environment import processor_count
 from mimicry.common.errors import UsageError
 from mimicry.tuning.config import REPORT_NONE, TuningConfig
 from mimicry.tuning.options import TRAINER_OPTIONS, trainer_flags
@@ -133,8 +134,7 @@ def cpu_threads(process_count: int = 1) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, ours // process_count)
+    return max(1, processor_count() // process_count)
 
 
 def _declared_flags(tree: ast.AST) -> list[str]:

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 from mimicry import __version__
 from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
-from mimicry.common.environment import load_environment, process_count, process_index
+from mimicry.common.environment import load_environment, process_count, process_index, quicken_exit
 from mimicry.common.errors import MimicryError, run_reporting_errors
 from mimicry.common.scrubbing import scrubbed_output
 
@@ -30,6 +30,7 @@ _SILENT_SECONDS = 20.0
 
 def main() -> int:
     """Train, and return the exit code."""
+    quicken_exit()
     alone, speaks = process_count() == 1, process_index() == 0
     if speaks:
         print(f"mimicry {__version__}, {Path(__file__).name}", flush=True)

@@ -52,9 +52,9 @@ class Passes:
         count = len(levels)
         self.folder, self.levels = folder, levels
         self.prompts = list(prompts or [0] * count)
-        self.latents = torch.randn(count, 16, 8, 8, generator=generator).bfloat16()
+        self.latents = torch.randn(count, 16, 4, 4, generator=generator).bfloat16()
         number = max(self.prompts) + 1
-        self.sequence = torch.randn(number, 12, 128, generator=generator).bfloat16()[self.prompts]
+        self.sequence = torch.randn(number, 4, 128, generator=generator).bfloat16()[self.prompts]
         self.pooled = torch.randn(number, POOLED_WIDTH, generator=generator).bfloat16()
 
     def untabled(self) -> dict[str, Tensor]:
