@@ -1,7 +1,5 @@
 """What a program finds around it: `.env`, the Hub token, folders of caches, processors, other processes."""
 
-import atexit
-import gc
 import os
 from pathlib import Path
 
@@ -40,11 +38,6 @@ def process_index() -> int:
 def process_count() -> int:
     """Return how many processes train together, by the launcher's word."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def quicken_exit() -> None:
-    """Let this process end without a last search for garbage: with torch and diffusers it takes a second."""
-    atexit.register(gc.freeze)
 
 
 def processor_count() -> int:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.environment import hub_token, load_environment
+from mimicry.common.environment import hub_token, load_environment, processor_count
 from mimicry.common.errors import UsageError
 
 
@@ -63,3 +63,11 @@ def test_blank_token_is_no_token(value: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_token_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", " abc\n")
     assert hub_token() == "abc"
+
+
+def test_processors_are_those_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 9}, raising=False)
+    assert processor_count() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processor_count() == 64

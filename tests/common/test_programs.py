@@ -135,3 +135,24 @@ class TestAsProcess:
         done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment, timeout=20)
         assert done.returncode == 0
         assert done.stdout == b"caf\\udce9 \\xe9 \\u4e2d\n"
+
+    def test_the_end_is_no_search_for_garbage(self, tmp_path: Path) -> None:
+        script = tmp_path / "program.py"
+        script.write_text(
+            "import sys, click\n"
+            "from mimicry.common.programs import run_command\n"
+            "class Ring:\n"
+            "    def __init__(self): self.itself = self\n"
+            "    def __del__(self): print('collected')\n"
+            "code = run_command(click.command()(lambda: None), []) if sys.argv[1:] else 0\n"
+            "Ring()\n"
+            "sys.exit(code)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        printed = [
+            subprocess.run(
+                [sys.executable, str(script), *words], capture_output=True, env=environment, timeout=20
+            ).stdout
+            for words in ([], ["run"])
+        ]
+        assert printed == [b"collected\n", b""]

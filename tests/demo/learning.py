@@ -32,11 +32,15 @@ from mimicry.tuning.hf_diffusers.sd3.latents import cut, to_pixels
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
-SIDE = 64
+
+def _demo_option(name: str) -> int:
+    return int(TUNING_OPTIONS[TUNING_OPTIONS.index(name) + 1])
+
+
+SIDE, _TOKENS = _demo_option("--resolution"), _demo_option("--max-sequence-length")
 _HELD_OUT = 5  # of twenty: one of each subject
 _SEEDS_SAMPLED = (0, 1, 2)
 _DIRECTIONS = 8
-_TOKENS = 24
 _WORDS = {"hills": "hills", "house": "a house", "tree": "a tree", "boat": "a boat", "sun": "the sun"}
 _PROMPTS = tuple(f"a painting of {_WORDS[subject]} in the style of sks" for subject in SUBJECTS)
 
@@ -70,7 +74,7 @@ class Laboratory:
                     f"--output_dir={output_dir}",
                     f"--pretrained_model_name_or_path={self.demo / 'tiny_sd3'}",
                     f"--seed={seed}",
-                    # What apply_tuning turns off is off in the trainer unless it is told to do it.
+                    # As in the demo; what its --no-... turn off, the trainer does not do by itself.
                     *(word for word in TUNING_OPTIONS if not word.startswith("--no-")),
                 ]
             )

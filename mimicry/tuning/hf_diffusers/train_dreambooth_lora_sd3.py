@@ -18,8 +18,9 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 from mimicry import __version__
 from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
-from mimicry.common.environment import load_environment, process_count, process_index, quicken_exit
+from mimicry.common.environment import load_environment, process_count, process_index
 from mimicry.common.errors import MimicryError, run_reporting_errors
+from mimicry.common.programs import quicken_exit
 from mimicry.common.scrubbing import scrubbed_output
 
 # Several processes end within ten seconds of a stop signal, unless one waits for another that is gone.
