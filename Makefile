@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(TUNE) --protection mist --countermeasure noisy_upscaling
 	@echo "== What the adapters paint, and what the base model paints"
 	$(BIN)/mimicry-samples --pilot $(MODEL) --resolution 64 --mixed-precision no \
-		--max-sequence-length 24 --steps 15 --guidance 3 --contact-sheet $(DEMO)/contact_sheet.png
+		--max-sequence-length 24 --seed 3 --steps 15 --guidance 3 --contact-sheet $(DEMO)/contact_sheet.png
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile

@@ -16,8 +16,8 @@ from mimicry.demo.chance import Rng
 from mimicry.demo.tiny_sd3 import UPSCALER, WEIGHTS
 from mimicry.demo.upscaler import Upscaler, load_upscaler
 
-# L-infinity bound of the perturbation in steps of 255, half of what Mist is mostly used with: it is hardly
-# seen, best in dark pictures.
+# L-infinity bound of the perturbation in steps of 255, half of what Mist is mostly used with: faint where a
+# picture is smooth and dark, hardly seen elsewhere.
 MIST_BOUND = 8
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 8, 2.0, 0.8
