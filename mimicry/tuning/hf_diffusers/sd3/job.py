@@ -75,7 +75,9 @@ class Setup:
     @property
     def device(self) -> torch.device:
         device: torch.device = self.accelerator.device
-        return device
+        # To torch, weights move from cpu to cpu:1, as paired processes call it: copies in host memory, which
+        # lie at other addresses, by which a linear layer rounds.
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def dtype(self) -> torch.dtype:
