@@ -123,22 +123,28 @@ class TestAsProcess:
             out, err = process.communicate("go on", timeout=20)
         assert (process.returncode, out, err) == (0, "went on\n", "")
 
-    def test_names_that_the_terminal_cannot_show(self, tmp_path: Path) -> None:
-        script = tmp_path / "program.py"
-        script.write_text(
+    @staticmethod
+    def run(text: str, *words: str, **changes: str) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [sys.executable, "-c", text, *words],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **changes},
+            timeout=20,
+        )
+
+    def test_names_that_the_terminal_cannot_show(self) -> None:
+        done = self.run(
             "import sys, click\n"
             "from mimicry.common.programs import run_command\n"
             "command = click.command()(lambda: print('caf\\udce9 \\u00e9 \\u4e2d'))\n"
-            "sys.exit(run_command(command))\n"
+            "sys.exit(run_command(command))\n",
+            PYTHONIOENCODING="ascii",
         )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment, timeout=20)
         assert done.returncode == 0
         assert done.stdout == b"caf\\udce9 \\xe9 \\u4e2d\n"
 
-    def test_the_end_is_no_search_for_garbage(self, tmp_path: Path) -> None:
-        script = tmp_path / "program.py"
-        script.write_text(
+    def test_the_end_is_no_search_for_garbage(self) -> None:
+        program = (
             "import sys, click\n"
             "from mimicry.common.programs import run_command\n"
             "class Ring:\n"
@@ -148,11 +154,5 @@ class TestAsProcess:
             "Ring()\n"
             "sys.exit(code)\n"
         )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        printed = [
-            subprocess.run(
-                [sys.executable, str(script), *words], capture_output=True, env=environment, timeout=20
-            ).stdout
-            for words in ([], ["run"])
-        ]
-        assert printed == [b"collected\n", b""]
+        assert self.run(program).stdout == b"collected\n"
+        assert self.run(program, "run").stdout == b""
