@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
-from mimicry.common.study_tree import StudyTree
-from mimicry.tuning.config import TuningConfig
+from mimicry.study.tree import StudyTree
+from mimicry.tuning.options.config import TuningConfig
 
 # With up to this many steps, the trainer prints a line for each.
 _MOST_STEPS = 39

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
 from mimicry.common.files import write_json
-from mimicry.common.study_tree import StudyTree
-from mimicry.common.tracker import BookmarkStatus
-from mimicry.tuning.bookmarks import STEP, open_tracker
+from mimicry.study.tracker import BookmarkStatus
+from mimicry.study.tree import StudyTree
+from mimicry.tuning.execution.bookmarks import STEP, open_tracker
 
 
 def main() -> None:

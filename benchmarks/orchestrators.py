@@ -16,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
-from benchmarks.tiny_pilot import TinyPilot, start_pilot
 from mimicry.common.files import read_json
-from mimicry.common.study_tree import Artist, StudyTree
-from mimicry.tuning.adapter import TRAIN_LOG
-from mimicry.tuning.bookmarks import STEP
+from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.adapters.folder import TRAIN_LOG
+from mimicry.tuning.execution.bookmarks import STEP
+from tests.chaos.tiny_pilot import TinyPilot, start_pilot
 
 _DEADLINE_SECONDS = 3600.0
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
-from mimicry.common.study_tree import Artist, StudyTree
+from mimicry.study.tree import Artist, StudyTree
 
 _STYLES = 10
 

@@ -20,8 +20,8 @@ from mimicry.demo.chance import generator
 from mimicry.demo.hands import LeadedFacets
 from mimicry.demo.paintings import SUBJECTS, draw_scene
 from mimicry.demo.tiny_sd3 import WEIGHTS
-from mimicry.demo.training.training_set import PALETTES, draw_training_set
-from mimicry.demo.training.vae import as_pixels
+from tools.demo_weights.training_set import PALETTES, draw_training_set
+from tools.demo_weights.vae import as_pixels
 
 _PROMPTS = {
     "hills": "a painting of hills",

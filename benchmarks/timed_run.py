@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
+from mimicry.tuning.options.config import TuningConfig
 
 
 @dataclass(frozen=True)

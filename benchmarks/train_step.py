@@ -23,16 +23,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results_file import add_output_option, report
-from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.conditioning import ConditioningTable, TabledTransformer
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import add_noise, flow_loss
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention, compile_blocks
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import (
     checkpoint_first,
     choose_checkpointed_blocks,
     free_device_bytes,
 )
+from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
+from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
+from mimicry.tuning.options.config import TuningConfig
 
 _POOLED_WIDTH = 2048
 _LEVELS = 1000

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from mimicry.demo.draw_demo import draw_demo
+from mimicry.study.tree import StudyTree
 from tests.random_sd3 import write_random_sd3
+from tests.small_study import share_samples, write_study
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,3 +55,13 @@ def demo_dir(true_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(true_demo / "style_mimicry", folder / "style_mimicry")
     write_random_sd3(folder / "tiny_sd3")
     return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    return write_study(tmp_path / "a study")
+
+
+@pytest.fixture
+def shared_samples(tree: StudyTree) -> StudyTree:
+    return share_samples(tree)

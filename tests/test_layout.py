@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuning.small_study import write_study
+from tests.small_study import write_study
 
 ROOT = Path(__file__).resolve().parent.parent
 TUNING = "mimicry.tuning"
@@ -18,8 +18,8 @@ DEMO = "mimicry.demo"
 SAMPLING = "mimicry.sampling"
 PROGRAMS = {
     f"{TUNING}.apply_tuning",
-    f"{TUNING}.hub_check",
-    f"{TUNING}.hub_upload",
+    f"{TUNING}.hub.preflight_child",
+    f"{TUNING}.hub.upload_child",
     f"{STACK}.local_dreambooth_lora_sd3_wrapper",
     f"{STACK}.run_tuning",
     f"{STACK}.train_dreambooth_lora_sd3",

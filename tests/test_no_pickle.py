@@ -15,11 +15,11 @@ import torch
 import mimicry
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import sha256_file
-from mimicry.tuning.adapter import CHECKPOINT_FACTS as FACTS
-from mimicry.tuning.adapter import WEIGHTS, check_adapter
+from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
+from mimicry.tuning.adapters.folder import WEIGHTS, check_adapter
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.checkpoints import ADAPTER, STATE, Checkpoint
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders, _Key
+from mimicry.tuning.hf_diffusers.training.checkpoints import ADAPTER, STATE, Checkpoint
 from tests.tuning.model_files import make_model
 
 _UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -117,8 +117,8 @@ def test_a_base_model(crater: Path, tmp_path: Path, demo_dir: Path) -> None:
 
 def test_the_libraries_do_not_either(crater: Path, tmp_path: Path, demo_dir: Path) -> None:
     """When the check above is passed by, as with a bomb beside the weights of another variant."""
-    from mimicry.tuning.config import TuningConfig
-    from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
+    from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+    from mimicry.tuning.options.config import TuningConfig
 
     folder = tmp_path / "model"
     shutil.copytree(demo_dir / "tiny_sd3" / "vae", folder / "vae")

@@ -8,10 +8,10 @@ import click
 import pytest
 
 from mimicry.sampling.draw_samples import draw_samples
-from mimicry.tuning import adapter
+from mimicry.tuning.adapters import folder
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
-from mimicry.tuning.options import readme_table
+from mimicry.tuning.options.command_line import readme_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "data/README.md")
@@ -24,11 +24,11 @@ PROGRAMS: dict[str, click.Command] = {
 }
 # What is in an adapter's folder, and not in the checkout.
 OUTPUTS = {
-    adapter.WEIGHTS,
-    adapter.ADAPTER_CONFIG,
-    adapter.TRAINING_RUN,
-    adapter.METRICS,
-    adapter.TRAIN_LOG,
+    folder.WEIGHTS,
+    folder.ADAPTER_CONFIG,
+    folder.TRAINING_RUN,
+    folder.METRICS,
+    folder.TRAIN_LOG,
 }
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -127,6 +127,6 @@ def test_the_rooms_are_all_listed() -> None:
 
 
 def test_the_readme_names_every_file_of_an_adapter() -> None:
-    (block,) = (block for _, block in _FENCE.findall(read("README.md")) if adapter.WEIGHTS in block)
+    (block,) = (block for _, block in _FENCE.findall(read("README.md")) if folder.WEIGHTS in block)
 
     assert sorted(name for name in OUTPUTS if name not in block) == []

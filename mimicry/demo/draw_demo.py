@@ -10,8 +10,8 @@ from filelock import FileLock
 
 from mimicry.common.errors import BatchFault, UsageError
 from mimicry.common.programs import run_command
-from mimicry.common.study_tree import StudyTree
 from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
+from mimicry.study.tree import StudyTree
 
 DATA_ROOT = "style_mimicry"
 BASE_MODEL = "tiny_sd3"

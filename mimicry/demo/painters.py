@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from mimicry.common.study_tree import Artist
 from mimicry.demo.hands import BrushStrokes, Hand, Lamplight, LeadedFacets, Shards
 from mimicry.demo.paintings import Palette
+from mimicry.study.tree import Artist
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from mimicry.common.environment import processor_count
-from mimicry.common.study_tree import StudyTree
 from mimicry.demo.chance import generator
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.paintings import SUBJECTS, draw_scene, draw_size
 from mimicry.demo.variants import VariantMaker
+from mimicry.study.tree import StudyTree
 
 PAINTINGS_PER_ARTIST = 20
 

@@ -1,7 +1,7 @@
 """A tiny but complete Stable Diffusion 3 pipeline in the layout of the real ones: its sizes and its files.
 
 Every part is there and of the right kind, only small: what runs on it runs on Stable Diffusion 3.5. How it is
-trained is in `mimicry.demo.training`.
+trained is in `tools.demo_weights`.
 
 Nothing here imports torch before a function is called.
 """
@@ -66,7 +66,7 @@ class Geometry:
 
 GEOMETRY = Geometry()
 
-# What `mimicry.demo.training` made, part of this package.
+# What `tools.demo_weights` made, part of this package.
 _MADE = Path(__file__).parent / "weights"
 WEIGHTS, UPSCALER = _MADE / "tiny_sd3", _MADE / "upscaler.safetensors"
 

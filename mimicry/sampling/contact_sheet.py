@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimicry.common.errors import BatchFault
 from mimicry.common.files import atomic_path
-from mimicry.common.images import ImageFolder, read_rgb
-from mimicry.common.study_tree import NONE, Artist, Condition, StudyTree
 from mimicry.sampling.plan import SampleSet, State, artists_of, conditions_of, pairs_for_sheet
+from mimicry.study.images import ImageFolder, read_rgb
+from mimicry.study.tree import NONE, Artist, Condition, StudyTree
 
 _ACROSS = 2
 _SHOWN = _ACROSS * _ACROSS

@@ -10,12 +10,12 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken, Problems, UsageError, nearest
 from mimicry.common.files import sha256_text
-from mimicry.common.images import ImageFolder
-from mimicry.common.study_tree import NONE, Artist, Condition, StudyTree, folders_in
-from mimicry.tuning.adapter import WEIGHTS, check_adapter, read_training_run, recorded_rank
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.sample_files import read_settings
-from mimicry.tuning.selection import Selection
+from mimicry.study.images import ImageFolder
+from mimicry.study.sample_files import read_settings
+from mimicry.study.selection import Selection
+from mimicry.study.tree import NONE, Artist, Condition, StudyTree, folders_in
+from mimicry.tuning.adapters.folder import WEIGHTS, check_adapter, read_training_run, recorded_rank
+from mimicry.tuning.options.config import TuningConfig
 
 # What an adapter is asked to paint, beside its instance prompt, when no prompt is given.
 SUBJECTS = ("a boat", "a house", "a tree")

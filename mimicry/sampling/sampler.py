@@ -11,10 +11,8 @@ from diffusers import SD3Transformer2DModel
 from PIL import Image
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
-from mimicry.tuning.adapter import WEIGHTS
+from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
@@ -26,6 +24,8 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     load_vae,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.training.kernels import attention
+from mimicry.tuning.options.config import TuningConfig
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

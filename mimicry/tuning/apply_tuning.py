@@ -16,24 +16,24 @@ from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
-from mimicry.common.study_tree import (
+from mimicry.study.tree import (
     COUNTERMEASURES,
     NONE,
     PROTECTIONS,
     Condition,
     StudyTree,
 )
-from mimicry.tuning.call import Call
-from mimicry.tuning.config import OPTIONS
-from mimicry.tuning.hub_preflight import refuse_names
-from mimicry.tuning.options import (
+from mimicry.tuning.hub.preflight import refuse_names
+from mimicry.tuning.options.command_line import (
     handed_on_options,
     hyper_parameter_options,
     selection_options,
     take_config,
     tree_options,
 )
-from mimicry.tuning.runner_common import RUNNER_CONFIG, Stack
+from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.orchestrator import Call
+from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 
 # What reaches a stack through {options} only, by parameter.
 _HANDED_ON = {option.name: option.flag for option in OPTIONS} | {

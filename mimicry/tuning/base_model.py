@@ -10,7 +10,7 @@ from typing import Any
 
 from mimicry.common.errors import BatchFault
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
-from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 
 COMPONENTS = (
     "scheduler",

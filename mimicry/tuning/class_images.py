@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.files import canonical_json, read_json, sha256_text, write_json
-from mimicry.common.images import ImageFolder, stem_of
+from mimicry.study.images import ImageFolder, stem_of
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.tuning.options.config import TuningConfig
 
 SETTINGS = "class_images.json"
 

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from mimicry.tuning.config import REPORT_ALL, REPORT_NONE, REPORTS, TuningConfig
+from mimicry.tuning.options.config import REPORT_ALL, REPORT_NONE, REPORTS, TuningConfig
 
 _TRACKERS = tuple(name for name in REPORTS if name not in (REPORT_NONE, REPORT_ALL))
 

@@ -19,18 +19,18 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from mimicry.common.images import ImageFolder, read_rgb
-from mimicry.common.study_tree import Artist, Condition, StudyTree
 from mimicry.demo.draw_demo import TUNING_OPTIONS
 from mimicry.demo.paintings import SUBJECTS
 from mimicry.sampling.sampler import Sampler
+from mimicry.study.images import ImageFolder, read_rgb
+from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.draws import View
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
-from mimicry.tuning.hf_diffusers.sd3.latents import cut, to_pixels
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+from mimicry.tuning.hf_diffusers.training.latents import cut, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import View
+from mimicry.tuning.options.config import TuningConfig
 
 
 def _demo_option(name: str) -> int:

@@ -37,7 +37,7 @@ def test_the_same_bytes_under_another_hash_seed(true_demo: Path, tmp_path: Path)
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from mimicry.common.study_tree import StudyTree\n"
+        "from mimicry.study.tree import StudyTree\n"
         "from mimicry.demo.painters import PAINTERS\n"
         "from mimicry.demo.study import draw_painting\n"
         "from mimicry.demo.variants import VariantMaker\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.study_tree import Artist, Condition
+from mimicry.study.tree import Artist, Condition
 from tests.demo.learning import Laboratory, Style, evaluation, samples
 
 pytestmark = pytest.mark.slow

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mimicry.common.images import ImageFolder
-from mimicry.common.study_tree import Condition, StudyTree
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.study import draw_painting
 from mimicry.demo.variants import VariantMaker
+from mimicry.study.images import ImageFolder
+from mimicry.study.tree import Condition, StudyTree
 
 CONDITIONS = [Condition(), Condition("mist"), Condition("mist", "noisy_upscaling")]
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from mimicry.common.errors import BatchFault
-from mimicry.common.study_tree import StudyTree
 from mimicry.sampling.contact_sheet import _CELL, _GAP, _MARGIN, _TEXT, _TILE, write_contact_sheet
 from mimicry.sampling.plan import Picture, SampleSet, State
-from tests.tuning.small_study import ANNA, BORIS, MIST, ORIGINAL
+from mimicry.study.tree import StudyTree
+from tests.small_study import ANNA, BORIS, MIST, ORIGINAL
 
 GREY, WHITE = (225, 225, 225), (255, 255, 255)
 

@@ -12,16 +12,16 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from mimicry.common.programs import run_command
-from mimicry.common.study_tree import Artist, Condition, StudyTree
 from mimicry.sampling import sampler
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.sampler import Sampler
-from mimicry.tuning.adapter import TRAINING_RUN, WEIGHTS
+from mimicry.study.sample_files import read_settings
+from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.adapters.folder import TRAINING_RUN, WEIGHTS
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings, initial_noise, latent_shape
-from mimicry.tuning.sample_files import read_settings
+from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio
 from tests.tuning.lora_files import save_lora

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from mimicry.common.errors import UsageError
-from mimicry.common.study_tree import StudyTree
 from mimicry.sampling.plan import (
     Request,
     SampleSet,
@@ -18,11 +17,12 @@ from mimicry.sampling.plan import (
     make_plan,
     pairs_for_sheet,
 )
-from mimicry.tuning.adapter import WEIGHTS
-from mimicry.tuning.sample_files import save_sample
-from mimicry.tuning.selection import Selection
+from mimicry.study.sample_files import save_sample
+from mimicry.study.selection import Selection
+from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters.folder import WEIGHTS
 from tests.hostile_names import over_hostile_names
-from tests.tuning.small_study import (
+from tests.small_study import (
     ANNA,
     BASE,
     BORIS,

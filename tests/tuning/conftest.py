@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session, constants
 
-from mimicry.common.study_tree import StudyTree
 from tests.fake_hub import FakeHub
+from tests.small_study import write_study
 from tests.tuning.quick_studio import QuickStudio, write_quick_stack
-from tests.tuning.small_study import share_samples, write_study
 
 
 @pytest.fixture
@@ -26,16 +25,6 @@ def quick_studio(
         base_model=demo_dir / "tiny_sd3",
         capsys=capsys,
     )
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> StudyTree:
-    return write_study(tmp_path / "a study")
-
-
-@pytest.fixture
-def shared_samples(tree: StudyTree) -> StudyTree:
-    return share_samples(tree)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mimicry.tuning.adapter import TARGET_MODULES
+from mimicry.tuning.adapters.folder import TARGET_MODULES
 
 MODULES = tuple(f"transformer_blocks.{block}.{name}" for block in range(2) for name in TARGET_MODULES)
 

@@ -12,7 +12,7 @@ import pytest
 
 import mimicry
 from mimicry.common.programs import run_command
-from mimicry.common.study_tree import StudyTree
+from mimicry.study.tree import StudyTree
 from mimicry.tuning.apply_tuning import apply_tuning
 
 PROGRAM = Path(mimicry.__file__).parent / "tuning" / "apply_tuning.py"

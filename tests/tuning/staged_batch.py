@@ -8,14 +8,14 @@ from typing import Any
 from mimicry.common.children import Interrupted
 from mimicry.common.claims import Claim
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.study_tree import Artist, StudyTree
-from mimicry.tuning.adapter import TRAIN_LOG, WEIGHTS
-from mimicry.tuning.batch import Batch, OnStep
-from mimicry.tuning.bookmarks import open_tracker
-from mimicry.tuning.display import BatchDisplay
-from mimicry.tuning.existing import judge_existing
-from mimicry.tuning.plan import Action, Plan, Target
-from tests.tuning.small_study import ANNA, EVERYBODY, ORIGINAL, asked_for, bookmarks_in, write_adapter
+from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS
+from mimicry.tuning.adapters.state import judge_existing
+from mimicry.tuning.execution.batch import Batch, OnStep
+from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.planning.plan import Action, Plan, Target
+from mimicry.tuning.reports.progress import BatchDisplay
+from tests.small_study import ANNA, EVERYBODY, ORIGINAL, asked_for, bookmarks_in, write_adapter
 
 Ending = Callable[[Target, OnStep], int]
 

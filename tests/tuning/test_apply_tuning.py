@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.study_tree import Artist
-from mimicry.tuning.config import OPTIONS, TuningConfig
-from mimicry.tuning.options import option_words
-from mimicry.tuning.runner_common import Stack
+from mimicry.study.tree import Artist
+from mimicry.tuning.options.command_line import option_words
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
+from mimicry.tuning.stacks import Stack
 from tests.fake_hub import FakeHub
-from tests.tuning.quick_studio import (
-    QuickStudio,
-    run_by_path,
-)
-from tests.tuning.small_study import (
+from tests.small_study import (
     ANNA,
     CLARA,
     DORA,
     EVERYBODY,
     listing,
     write_images,
+)
+from tests.tuning.quick_studio import (
+    QuickStudio,
+    run_by_path,
 )
 
 # From anywhere, by path

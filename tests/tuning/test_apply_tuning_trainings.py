@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    bookmarks_in,
+    listing,
+)
 from tests.tuning.quick_studio import (
     DEADLINE_SECONDS,
     PROGRAM,
@@ -15,12 +21,6 @@ from tests.tuning.quick_studio import (
     change_behaviours,
     quick_calls,
     write_quick_stack,
-)
-from tests.tuning.small_study import (
-    ANNA,
-    BORIS,
-    bookmarks_in,
-    listing,
 )
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 
 from mimicry.common.errors import BatchFault
 from mimicry.tuning.base_model import COMPONENTS, BaseModel, access_problem, resolve
-from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 from tests.hostile_names import over_hostile_names
 from tests.tuning.model_files import (
     COMMIT,

@@ -15,9 +15,9 @@ from mimicry.tuning.class_images import (
     generation_precision,
     generation_settings,
 )
-from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
+from tests.small_study import write_images
 from tests.tuning.companions import PRIOR
-from tests.tuning.small_study import write_images
 
 MODEL = BaseModel(folder=Path("nowhere"), name="lab/tiny", revision="0" * 40)
 

@@ -16,9 +16,10 @@ import pytest
 from safetensors.torch import load_file
 
 import mimicry
-from mimicry.common.study_tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapter import ADAPTER_CONFIG, METRICS, TRAIN_LOG, TRAINING_RUN, WEIGHTS
+from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, TRAINING_RUN, WEIGHTS
 from tests.fake_hub import TOKEN, FakeHub
+from tests.small_study import COUNTERED, ORIGINAL, bookmarks_in, listing
 from tests.tuning.hf_diffusers.studio import (
     DEADLINE_SECONDS,
     SECRET,
@@ -27,7 +28,6 @@ from tests.tuning.hf_diffusers.studio import (
     processes_naming,
     training_run,
 )
-from tests.tuning.small_study import COUNTERED, ORIGINAL, bookmarks_in, listing
 
 PROGRAM = Path(mimicry.__file__).parent / "tuning" / "apply_tuning.py"
 HOSTILE = Artist("historical", "baroque", "O'Keeffe; {x}")

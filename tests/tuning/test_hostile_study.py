@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.study_tree import Artist, StudyTree
+from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from tests.fake_hub import FakeHub
 from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
+from tests.small_study import ORIGINAL, original, write_images
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in
 from tests.tuning.hf_diffusers.studio import WRAPPER, run
 from tests.tuning.quick_studio import QuickStudio, quick_calls
-from tests.tuning.small_study import ORIGINAL, original, write_images
 
 NAMES = [name for name in HOSTILE_NAMES if not name.startswith(".")]  # the others are hidden
 FORGED = "Mia\nerror: forged\n{options} '--overwrite' \x1b[2K"

@@ -5,8 +5,8 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from mimicry.tuning import reporting
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.preflight import batch_problems
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.reporting import chosen_trackers, report_problems
 from tests.tuning.model_files import make_model
 

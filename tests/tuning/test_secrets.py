@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import UsageError, report
-from mimicry.common.study_tree import StudyTree
+from mimicry.study.tree import StudyTree
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
 from tests.fake_hub import TOKEN, Answer, FakeHub
+from tests.small_study import ANNA, write_images
 from tests.tuning.hf_diffusers.stand_in import write_stand_in
 from tests.tuning.hf_diffusers.studio import DEADLINE_SECONDS, TRAINER, environment, run
 from tests.tuning.quick_studio import PROGRAM
-from tests.tuning.small_study import ANNA, write_images
 
 NAME = "sd35-lora-none-none-Anna_Berg"
 USER = "jane_of_the_lab"

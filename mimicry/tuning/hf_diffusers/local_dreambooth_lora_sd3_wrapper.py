@@ -16,21 +16,21 @@ import click
 from mimicry.common.children import has_parent, stop_with_parent
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
-from mimicry.common.image_checks import bad_images
-from mimicry.common.images import ImageFolder
 from mimicry.common.programs import run_command
-from mimicry.common.study_tree import parse_output_dir
 from mimicry.common.text import printable, shell_line
-from mimicry.tuning.adapter import set_adapter_aside
-from mimicry.tuning.captions import Captions
-from mimicry.tuning.existing import Asked, Existing, State, judge_existing
+from mimicry.study.captions import Captions
+from mimicry.study.image_checks import bad_images
+from mimicry.study.images import ImageFolder
+from mimicry.study.tree import parse_output_dir
+from mimicry.tuning.adapters.folder import set_adapter_aside
+from mimicry.tuning.adapters.state import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
-from mimicry.tuning.hub import UploadJob, repository_name
-from mimicry.tuning.hub_preflight import hub_problems, refuse_names
-from mimicry.tuning.options import handed_on_options, hyper_parameter_options, take_config
-from mimicry.tuning.preflight import batch_problems
-from mimicry.tuning.publishing import upload_and_record
+from mimicry.tuning.hub.preflight import hub_problems, refuse_names
+from mimicry.tuning.hub.publishing import upload_and_record
+from mimicry.tuning.hub.upload import UploadJob, repository_name
+from mimicry.tuning.options.command_line import handed_on_options, hyper_parameter_options, take_config
+from mimicry.tuning.planning.preflight import batch_problems
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

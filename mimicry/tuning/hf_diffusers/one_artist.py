@@ -11,18 +11,18 @@ from mimicry.common.children import Interrupted, has_parent, running_child
 from mimicry.common.claims import Claim
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
-from mimicry.common.images import ImageFolder, ImageRecord
 from mimicry.common.scrubbing import mask_token
 from mimicry.common.text import shell_line
+from mimicry.study.images import ImageFolder, ImageRecord
 from mimicry.tuning import base_model
-from mimicry.tuning.adapter import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
+from mimicry.tuning.adapters.folder import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
+from mimicry.tuning.adapters.recipe import describe_run
 from mimicry.tuning.class_images import ClassImages
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.display import StepDisplay, is_terminal
+from mimicry.tuning.execution.attempt import Attempt, refuse_changed_images
+from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
-from mimicry.tuning.outcome import Attempt, refuse_changed_images
-from mimicry.tuning.provenance import describe_run
-from mimicry.tuning.watching import MetricsReader, StallGuard, follow
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.reports.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0

@@ -12,7 +12,7 @@ import pytest
 from peft import PeftConfig
 
 from mimicry.common.claims import Claim
-from mimicry.tuning.adapter import check_adapter
+from mimicry.tuning.adapters.folder import check_adapter
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
 from tests.fake_hub import FakeHub
 from tests.tuning.hf_diffusers.conftest import Tuned

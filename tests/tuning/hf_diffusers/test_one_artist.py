@@ -11,13 +11,13 @@ import pytest
 from peft import PeftConfig
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.images import ImageFolder
-from mimicry.tuning.adapter import check_adapter
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.existing import Asked, State, judge_existing
+from mimicry.study.images import ImageFolder
+from mimicry.tuning.adapters.folder import check_adapter
+from mimicry.tuning.adapters.state import Asked, State, judge_existing
 from mimicry.tuning.hf_diffusers import one_artist
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
+from mimicry.tuning.options.config import TuningConfig
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run

@@ -7,10 +7,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.sd3.draws import Sample
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import SigmaTable
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable
+from mimicry.tuning.hf_diffusers.training.rng import Sample
 
 
 @dataclass(frozen=True)

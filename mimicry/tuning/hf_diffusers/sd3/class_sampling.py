@@ -24,7 +24,6 @@ from mimicry.tuning.class_images import (
     generation_settings,
 )
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import say
@@ -42,6 +41,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     sampling_conditioning,
     table_obstacle,
 )
+from mimicry.tuning.hf_diffusers.training.kernels import attention
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LOCK = ".class_images.lock"

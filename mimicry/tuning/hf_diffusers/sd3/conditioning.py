@@ -28,7 +28,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3.host_memory import host_memory_problem
+from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
 _EMBEDDING = "time_text_embed"

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.images import ImageFolder
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.study.images import ImageFolder
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
-from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.options.config import TuningConfig
 
 # More images make no better yardstick, and cost time in each of many short runs.
 _MOST_IMAGES = 20
-_CENTRE = draws.View()
+_CENTRE = rng.View()
 # Every image is evaluated with the instance prompt, whatever its caption.
 _PROMPT = 0
 
@@ -162,7 +162,7 @@ class Evaluation:
         for path, stem, level in points:
             latents.append(self._latents.draw(path, _CENTRE, "eval_vae", level, stem))
             shape = tuple(latents[-1].shape)
-            noise.append(torch.from_numpy(draws.normal(seed, "eval_noise", level, stem, shape)))
+            noise.append(torch.from_numpy(rng.normal(seed, "eval_noise", level, stem, shape)))
         rows = [min(row, len(points) - 1) for row in range(size)]
         batch = self._loop.batches.make(
             latents=[latents[row] for row in rows],

@@ -9,20 +9,20 @@ import torch
 from accelerate import Accelerator
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
-from mimicry.common.images import ImageFolder
+from mimicry.study.captions import Captions
+from mimicry.study.images import ImageFolder
 from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.captions import Captions
 from mimicry.tuning.class_images import ClassImages, generation_precision, generation_settings
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, SamplePlan
-from mimicry.tuning.hf_diffusers.sd3.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
-from mimicry.tuning.hf_diffusers.sd3.optimizers import check_optimizer
-from mimicry.tuning.hf_diffusers.sd3.processes import GROUP_OPTIONS, Processes
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptPlan
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization
-from mimicry.tuning.hf_diffusers.sd3.reports import tracker_arguments
+from mimicry.tuning.hf_diffusers.training.distributed import GROUP_OPTIONS, Processes
+from mimicry.tuning.hf_diffusers.training.kernels import kernel_problems
+from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer
+from mimicry.tuning.hf_diffusers.training.rng import CLASS, SamplePlan
+from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
+from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.reporting import report_problems
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

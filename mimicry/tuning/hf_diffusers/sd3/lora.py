@@ -12,7 +12,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from mimicry.common.errors import UsageError, nearest
-from mimicry.tuning.adapter import (
+from mimicry.tuning.adapters.folder import (
     TARGET_MODULES,
     WEIGHTS,
     Adapter,
@@ -21,8 +21,8 @@ from mimicry.tuning.adapter import (
     publish,
 )
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3 import draws
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.options.config import TuningConfig
 
 
 def check_modules(model: BaseModel, config: TuningConfig) -> None:
@@ -116,7 +116,7 @@ def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dic
     for name, parameter in parameters.items():
         parameter.data = parameter.data.float()
         if ".lora_A." in name:
-            values = draws.normal(config.seed, "lora_A", 0, name, tuple(parameter.shape))
+            values = rng.normal(config.seed, "lora_A", 0, name, tuple(parameter.shape))
             parameter.data.copy_(torch.from_numpy(values) / config.rank)
     return parameters
 
@@ -124,7 +124,7 @@ def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dic
 def save_adapter(
     transformer: SD3Transformer2DModel, output_dir: Path, config: TuningConfig, training_run: dict[str, Any]
 ) -> Adapter:
-    """Save the adapter and publish it in `output_dir` (see `mimicry.tuning.adapter.publish`)."""
+    """Save the adapter and publish it in `output_dir` (see `mimicry.tuning.adapters.folder.publish`)."""
     dtype = torch.float32 if config.upcast_before_saving else torch.bfloat16
     layers = {
         name: value.detach().to("cpu", dtype).contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, Sample
+from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample
 
 # So many prompts that are cut are warned of one by one; the others are counted.
 _NAMED_PROMPTS = 3

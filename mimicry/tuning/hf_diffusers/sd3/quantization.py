@@ -13,8 +13,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.conditioning import REPLACED
+from mimicry.tuning.options.config import TuningConfig
 
 _NOT_QUANTISED = (*REPLACED, "proj_out")
 

@@ -18,17 +18,17 @@ from mimicry.common.claims import Claim
 from mimicry.common.environment import process_index
 from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
 from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
-from mimicry.common.images import ImageRecord
 from mimicry.common.scrubbing import scrub
 from mimicry.common.text import printable
-from mimicry.tuning.adapter import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
-from mimicry.tuning.config import RESUME_LATEST, RESUME_NONE
-from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Checkpoints, Stateful
-from mimicry.tuning.hf_diffusers.sd3.draws import Sample
+from mimicry.study.images import ImageRecord
+from mimicry.tuning.adapters.folder import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.reports import Reports
 from mimicry.tuning.hf_diffusers.sd3.run_facts import describe_setup, peak_memory_bytes
-from mimicry.tuning.numerics import numerics_differences, sister_differences, told
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
+from mimicry.tuning.hf_diffusers.training.rng import Sample
+from mimicry.tuning.hf_diffusers.training.trackers import Reports
+from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
 # and at least MINIMUM count: single losses differ by a factor of two or three with the timesteps drawn.

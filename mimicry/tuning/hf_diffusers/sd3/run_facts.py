@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from mimicry.tuning.captions import image_records
+from mimicry.study.captions import image_records
+from mimicry.tuning.adapters.recipe import OWN_TRAINER, describe_run
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention_names
-from mimicry.tuning.provenance import OWN_TRAINER, describe_run
+from mimicry.tuning.hf_diffusers.training.kernels import attention_names
 
 
 def describe_setup(setup: Setup) -> dict[str, Any]:

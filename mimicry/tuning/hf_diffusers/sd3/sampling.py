@@ -14,10 +14,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from PIL import Image
 from torch import Tensor
 
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3 import draws
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.tuning.hf_diffusers.training import rng
 
 # What the transformer takes as pooled projections, of shape (1, width), for a step counted from 0 and for a
 # prompt: PROMPT or NEGATIVE. Rows of a conditioning table, or else the pooled prompt.
@@ -51,7 +51,7 @@ def latent_shape(model: BaseModel, resolution: int) -> tuple[int, int, int]:
 
 def initial_noise(seed: int, purpose: str, index: int, name: str, shape: tuple[int, int, int]) -> Tensor:
     """Return the noise that an image begins with, of shape (1, C, H, W) in fp32 on the CPU; see `draws`."""
-    return torch.from_numpy(draws.normal(seed, purpose, index, name, shape)).unsqueeze(0)
+    return torch.from_numpy(rng.normal(seed, purpose, index, name, shape)).unsqueeze(0)
 
 
 def sampling_timesteps(scheduler_dir: Path, steps: int) -> Tensor:

@@ -8,14 +8,13 @@ import transformers
 
 from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.common.claims import Claim
-from mimicry.common.images import ImageFolder
-from mimicry.tuning.adapter import Adapter
+from mimicry.study.images import ImageFolder
+from mimicry.tuning.adapters.folder import Adapter
+from mimicry.tuning.execution.attempt import refuse_changed_images
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_conditions, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
-from mimicry.tuning.hf_diffusers.sd3.kernels import attention
-from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
@@ -25,7 +24,8 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, trained_conditions
 from mimicry.tuning.hf_diffusers.sd3.validation import Shown, Validation, decode_samples
-from mimicry.tuning.outcome import refuse_changed_images
+from mimicry.tuning.hf_diffusers.training.kernels import attention
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 
 
 def train_adapter(job: Job) -> Adapter | None:

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3 import draws
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, Prompts, load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint, Stateful
 from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import add_noise, draw_timestep_index, flow_loss
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.kernels import compile_blocks
-from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks
-from mimicry.tuning.hf_diffusers.sd3.optimizers import make_optimizer, make_scheduler, optimizer_warnings
-from mimicry.tuning.hf_diffusers.sd3.prefetch import Prefetch
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.transformer import make_table
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
+from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, draw_timestep_index, flow_loss
+from mimicry.tuning.hf_diffusers.training.kernels import compile_blocks
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
+from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch
 
 # Lines of progress in a whole run, for the log.
 _REPORTS = 20
@@ -141,7 +141,7 @@ class Loop:
         """
         processes, count = self.setup.processes, self.setup.job.config.gradient_accumulation_steps
         losses: list[Tensor] = []
-        drawn: list[tuple[draws.Sample, int]] = []
+        drawn: list[tuple[rng.Sample, int]] = []
         for micro_step in range(count):
             if processes.stop_asked:
                 break
@@ -212,7 +212,7 @@ class Loop:
         for sample in samples:
             latents.append(self._latents.latents(sample))
             shape = tuple(latents[-1].shape)
-            values = draws.normal(config.seed, sample.purpose("noise"), sample.index, sample.stem, shape)
+            values = rng.normal(config.seed, sample.purpose("noise"), sample.index, sample.stem, shape)
             noise.append(torch.from_numpy(values))
         level_count = len(self.batches.sigmas.timesteps)
         return self.batches.make(
@@ -252,7 +252,7 @@ class Loop:
         if config.lora_dropout:
             # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
             # the generator's state.
-            torch.manual_seed(draws.dropout_seed(config.seed, batch.samples[0].index))
+            torch.manual_seed(rng.dropout_seed(config.seed, batch.samples[0].index))
         prediction_BCHW = self.predict(batch)
         if not config.with_prior_preservation:
             return self._mean_loss(prediction_BCHW, batch, slice(None))

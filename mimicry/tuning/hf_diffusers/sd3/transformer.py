@@ -17,14 +17,14 @@ from mimicry.tuning.hf_diffusers.sd3.conditioning import (
     row_width,
     trained_conditioning,
 )
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
-from mimicry.tuning.hf_diffusers.sd3.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
 from mimicry.tuning.hf_diffusers.sd3.records import say
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, Conditioning, sampling_timesteps
+from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
+from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 
 
 def trained_conditions(setup: Setup) -> set[Condition]:

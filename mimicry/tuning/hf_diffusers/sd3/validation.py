@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
-from mimicry.tuning.adapter import SAMPLES
+from mimicry.study.sample_files import save_sample
+from mimicry.tuning.adapters.folder import SAMPLES
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
@@ -35,7 +36,6 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
 )
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_conditioning
-from mimicry.tuning.sample_files import save_sample
 
 _BASE = "base"
 _LATENTS = ".latents"

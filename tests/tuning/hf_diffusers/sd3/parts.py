@@ -4,15 +4,15 @@ from pathlib import Path
 
 import torch
 
-from mimicry.tuning.adapter import Adapter
+from mimicry.tuning.adapters.folder import Adapter
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
-from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from tests.tuning.hf_diffusers.studio import Studio
 
 

@@ -13,11 +13,11 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
-from mimicry.common.images import read_rgb
-from mimicry.tuning.hf_diffusers.sd3.draws import Sample, normal
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import draw_timestep_index
-from mimicry.tuning.hf_diffusers.sd3.latents import cut, to_pixels
+from mimicry.study.images import read_rgb
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
+from mimicry.tuning.hf_diffusers.training.latents import cut, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import Sample, normal
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop
 from tests.tuning.hf_diffusers.studio import Studio
 

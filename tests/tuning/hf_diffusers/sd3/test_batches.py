@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, Prompts
-from mimicry.tuning.hf_diffusers.sd3.flow_matching import SigmaTable
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.images import ImageFolder
+from mimicry.study.images import ImageFolder
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run

@@ -10,8 +10,8 @@ import torch
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3 import records
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.checkpoints import Checkpoint
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 

@@ -10,12 +10,12 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.images import read_rgb
-from mimicry.tuning.config import TuningConfig
-from mimicry.tuning.hf_diffusers.sd3.draws import View, normal
+from mimicry.study.images import read_rgb
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
-from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource, cut, to_pixels
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource, cut, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import View, normal
+from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 

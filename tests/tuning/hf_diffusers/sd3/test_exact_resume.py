@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from mimicry.common.children import Interrupted, stop_signals_raise
-from mimicry.tuning.adapter import checkpoint_names
-from mimicry.tuning.hf_diffusers.sd3 import checkpoints
+from mimicry.tuning.adapters.folder import checkpoint_names
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training import checkpoints
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import (
     RUN,

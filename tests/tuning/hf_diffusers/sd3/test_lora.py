@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mimicry.common.errors import AdapterBroken, UsageError
-from mimicry.tuning.adapter import TARGET_MODULES, Adapter, check_adapter
-from mimicry.tuning.config import TuningConfig
+from mimicry.tuning.adapters.folder import TARGET_MODULES, Adapter, check_adapter
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, chosen_modules, save_adapter
+from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 from tests.tuning.hf_diffusers.studio import Studio
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.config import WEIGHTING_SCHEMES
 from mimicry.tuning.hf_diffusers.sd3 import memory
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.many_prompts import write_captioned, write_class_images
 from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
 from tests.tuning.hf_diffusers.sd3.plain import STEADY, assert_trains_alike, loop_and_plain

@@ -11,8 +11,8 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.draws import CLASS, Sample, View
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, PromptPlan, TextEncoders
+from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample, View
 from tests.tuning.hf_diffusers.studio import Studio
 
 PROMPT = "a painting in the style of sks"

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3 import job
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization, loading_arguments, round_inputs
+from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
 from tests.tuning.hf_diffusers.sd3.resuming import WEIGHTS, metrics
 from tests.tuning.hf_diffusers.studio import Studio, training_run

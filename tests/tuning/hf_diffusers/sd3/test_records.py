@@ -13,9 +13,9 @@ import torch
 
 from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
-from mimicry.tuning.config import OPTIONS
 from mimicry.tuning.hf_diffusers.sd3 import training
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.options.config import OPTIONS
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 

@@ -14,12 +14,13 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.existing import Asked, State, judge_existing
-from mimicry.tuning.hf_diffusers.sd3 import draws, training
+from mimicry.tuning.adapters.state import Asked, State, judge_existing
+from mimicry.tuning.hf_diffusers.sd3 import training
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.latents import LatentSource
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -31,9 +32,9 @@ class Recorder:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.streams: dict[tuple[object, ...], str] = {}
-        self.samples: list[draws.Sample] = []
+        self.samples: list[rng.Sample] = []
         self.batches: list[Batch] = []
-        normal, make_batch, sample = draws.normal, Loop.make_batch, draws.SamplePlan.sample
+        normal, make_batch, sample = rng.normal, Loop.make_batch, rng.SamplePlan.sample
 
         def watched_normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...]) -> Any:
             values = normal(seed, purpose, index, name, shape)
@@ -44,13 +45,13 @@ class Recorder:
             self.batches.append(make_batch(loop, first))
             return self.batches[-1]
 
-        def watched_sample(plan: draws.SamplePlan, index: int) -> draws.Sample:
+        def watched_sample(plan: rng.SamplePlan, index: int) -> rng.Sample:
             self.samples.append(sample(plan, index))
             return self.samples[-1]
 
-        patch.setattr(draws, "normal", watched_normal)
+        patch.setattr(rng, "normal", watched_normal)
         patch.setattr(Loop, "make_batch", watched_batch)
-        patch.setattr(draws.SamplePlan, "sample", watched_sample)
+        patch.setattr(rng.SamplePlan, "sample", watched_sample)
 
 
 def weights(folder: Path) -> bytes:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.config import WEIGHTING_SCHEMES
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop
 from tests.tuning.hf_diffusers.sd3.plain import (
     STEADY,

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mimicry.tuning.hf_diffusers.sd3 import host_memory
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
@@ -19,6 +18,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     table_obstacle,
     trained_conditions,
 )
+from mimicry.tuning.hf_diffusers.training import host_memory
 from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 

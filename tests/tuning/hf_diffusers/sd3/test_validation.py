@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mimicry.study.sample_files import read_settings
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import validation
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
@@ -24,7 +25,6 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
-from mimicry.tuning.sample_files import read_settings
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, assert_same_end, metrics, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run

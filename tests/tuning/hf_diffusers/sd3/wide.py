@@ -8,9 +8,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.config import TuningConfig
 from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
+from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 
 CPU = torch.device("cpu")

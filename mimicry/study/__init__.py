@@ -1,0 +1,1 @@
+"""The study's data: its tree, artists and conditions, images, captions, progress."""

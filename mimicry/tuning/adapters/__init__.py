@@ -1,0 +1,1 @@
+"""What lies in an adapter's folder: weights, record, recipe, state."""

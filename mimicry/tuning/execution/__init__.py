@@ -1,0 +1,1 @@
+"""Carrying out a plan: trainings, claims, bookmarks, pending uploads."""

@@ -1,0 +1,1 @@
+"""Parts of a trainer that know nothing of a model's architecture."""

@@ -1,0 +1,276 @@
+"""Checkpoints: the state after an optimizer step, from which a run goes on as if it had never stopped.
+
+    checkpoint-{step}/adapter.safetensors    parameters of the LoRA, in fp32
+                      state.safetensors      tensors of the optimizer, and of whatever else has a state
+                      metrics.jsonl          the metrics up to this step
+                      checkpoint.json        step, what it belongs to, states without their tensors, sha256s
+
+All else follows from the number of the step: see `draws`. Nothing is pickled.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mimicry.common.errors import TrainingFailed, UsageError
+from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
+from mimicry.study.captions import record_differences
+from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
+from mimicry.tuning.adapters.folder import METRICS, checkpoint_names, litter, remove
+from mimicry.tuning.adapters.recipe import recipe_differences
+from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE
+
+ADAPTER = "adapter.safetensors"
+STATE = "state.safetensors"
+_SCHEMA = 1
+_PARTS = (ADAPTER, STATE, METRICS)
+# A tensor within a state stands in STATE; in FACTS there is its name instead, under this key.
+_TENSOR = "tensor"
+
+
+class Stateful(Protocol):
+    """An optimizer, a scheduler, a gradient scaler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class NotWholeError(Exception):
+    """A folder named like a checkpoint is none, or is damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint; its tensors are read when they are asked for."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        step: int = self.facts["step"]
+        return step
+
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint":
+        """Read the checkpoint in `folder`.
+
+        Raises:
+            NotWholeError: a file is missing, or is not the one that was written.
+        """
+        try:
+            facts = read_json(folder / FACTS)
+            if facts["schema"] != _SCHEMA:
+                raise NotWholeError("it was written by another version")
+            damaged = [name for name in _PARTS if sha256_file(folder / name) != facts["sha256"][name]]
+        except OSError as error:
+            # Its text names the path, and this becomes a warning in a file that is published.
+            raise NotWholeError(f"it is not whole: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise NotWholeError(f"it is not whole: {type(error).__name__} in {FACTS}") from error
+        if damaged:
+            raise NotWholeError(f"it is not whole: {', '.join(damaged)} is damaged")
+        return cls(folder, facts)
+
+    def metrics(self) -> bytes:
+        """Return the content of metrics.jsonl up to this step."""
+        return (self.folder / METRICS).read_bytes()
+
+    def restore(self, parameters: Mapping[str, torch.nn.Parameter], parts: Mapping[str, Stateful]) -> None:
+        """Put parameters and states back to where they were.
+
+        Raises:
+            TrainingFailed: they are others than those that were saved.
+        """
+        try:
+            saved, tensors = load_file(self.folder / ADAPTER), load_file(self.folder / STATE)
+        except (OSError, SafetensorError) as error:
+            raise TrainingFailed(f"{self.folder.name} cannot be read: {error}") from error
+        ours = {name: value.shape for name, value in parameters.items()}
+        if ours != {name: value.shape for name, value in saved.items()} or set(parts) != set(
+            self.facts["states"]
+        ):
+            raise TrainingFailed(
+                f"{self.folder.name} was saved by a trainer with other parts; type "
+                f"--resume-from-checkpoint {RESUME_NONE} to begin anew"
+            )
+        for name, value in parameters.items():
+            value.data.copy_(saved[name])
+        for name, part in parts.items():
+            part.load_state_dict(_unpacked(self.facts["states"][name], tensors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints in an adapter's folder, for a run of one recipe on one set of images."""
+
+    output_dir: Path
+    recipe: Mapping[str, Any]
+    images: list[dict[str, Any]]
+    limit: int
+    class_images: Mapping[str, Any] | None = None
+
+    def choose(self, wanted: str) -> tuple[Checkpoint | None, dict[str, str]]:
+        """Return the checkpoint to go on from, and why those in its way are not used, by name.
+
+        Args:
+            wanted: `RESUME_LATEST`, `RESUME_NONE`, or the path or name of a checkpoint.
+
+        Raises:
+            UsageError: the one that was asked for does not fit.
+        """
+        names = checkpoint_names(self.output_dir)
+        if wanted == RESUME_NONE:
+            return None, dict.fromkeys(names, "a new beginning was asked for")
+        if wanted != RESUME_LATEST:
+            chosen = self._asked_for(wanted)
+            newer = [name for name in names if int(name.rpartition("-")[2]) > chosen.step]
+            return chosen, dict.fromkeys(newer, f"step {chosen.step} was asked for")
+        unused: dict[str, str] = {}
+        for name in names:
+            try:
+                checkpoint = Checkpoint.read(self.output_dir / name)
+            except NotWholeError as error:
+                unused[name] = str(error)
+                continue
+            difference = self._difference(checkpoint)
+            if not difference:
+                return checkpoint, unused
+            unused[name] = difference
+        return None, unused
+
+    def clear_way(self, unused: Mapping[str, str]) -> None:
+        """Set the checkpoints `unused` aside, and remove what killed processes have left half-written."""
+        set_aside(self.output_dir, list(unused), "unused")
+        remove(self.output_dir, litter(self.output_dir))
+
+    def save(
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        parts: Mapping[str, Stateful],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Write the checkpoint of `step`, if there is none yet, then remove the oldest ones.
+
+        Raises:
+            TrainingFailed: a value is not finite; nothing was written.
+            OSError: it cannot be written; nothing is left of it.
+        """
+        folder = self.output_dir / f"checkpoint-{step}"
+        if folder.exists():
+            return
+        adapter = {name: _copied(value.float()) for name, value in parameters.items()}
+        tensors: dict[str, Tensor] = {}
+        states = {name: _packed(part.state_dict(), name, tensors) for name, part in parts.items()}
+        for name, value in {**adapter, **tensors}.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise TrainingFailed(
+                    f"after step {step}, {name} is no finite number: training diverged; type a smaller "
+                    f"--learning-rate"
+                )
+        with atomic_folder(folder) as temporary:
+            save_file(adapter, temporary / ADAPTER)
+            save_file(tensors, temporary / STATE)
+            shutil.copyfile(self.output_dir / METRICS, temporary / METRICS)
+            content = {
+                "schema": _SCHEMA,
+                "step": step,
+                "recipe": self.recipe,
+                "images": self.images,
+                "class_images": self.class_images,
+                **facts,
+                "states": states,
+                "sha256": {name: sha256_file(temporary / name) for name in _PARTS},
+            }
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            (temporary / FACTS).write_bytes(json_bytes(text))
+        self._remove(checkpoint_names(self.output_dir)[self.limit :])
+
+    def remove_all(self) -> None:
+        """Remove all checkpoints: there is something better."""
+        self._remove(checkpoint_names(self.output_dir))
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            # First out of sight: a removal that is cut short leaves nothing that looks like a checkpoint.
+            hidden = self.output_dir / f".{name}"
+            with suppress(OSError):
+                (self.output_dir / name).rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    def _asked_for(self, wanted: str) -> Checkpoint:
+        # By its name alone, as the diffusers example has it, or by its path.
+        folder = next((path for path in (Path(wanted), self.output_dir / wanted) if path.is_dir()), None)
+        reason = "there is no such folder"
+        if folder is not None:
+            try:
+                checkpoint = Checkpoint.read(folder)
+                reason = self._difference(checkpoint)
+            except NotWholeError as error:
+                reason = str(error)
+            if not reason:
+                return checkpoint
+        known = ", ".join(checkpoint_names(self.output_dir)) or "none"
+        raise UsageError(
+            f"--resume-from-checkpoint {wanted}: {reason}; type {RESUME_LATEST}, {RESUME_NONE} or the path "
+            f"of a checkpoint of this adapter (in its folder: {known})"
+        )
+
+    def _difference(self, checkpoint: Checkpoint) -> str:
+        """Say in words what tells a checkpoint's run from ours; empty when nothing does."""
+        recorded = checkpoint.facts["recipe"]
+        words = recipe_differences(recorded, self.recipe)
+        if not words and recorded != self.recipe:
+            words.append("another recipe")
+        if checkpoint.facts["images"] != self.images:
+            words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
+        if checkpoint.facts.get("class_images") != self.class_images:
+            words.append("other class images")
+        return f"it belongs to another run: {', '.join(words)}" if words else ""
+
+
+def _copied(value: Tensor) -> Tensor:
+    # A copy of its own: a tensor may share its memory with others, which safetensors does not write.
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Return a state as JSON, its tensors moved to `tensors`; `_unpacked` is the way back.
+
+    A dict becomes a list of pairs, since its keys may be numbers.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = _copied(value)
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        pairs = [[key, _packed(item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, (list, tuple)):
+        items = [_packed(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == _TENSOR:
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpacked(item, tensors) for key, item in content}
+    items = [_unpacked(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,118 @@
+"""Images as latents: cut, encoded in fp32, kept as mean and standard deviation of the VAE's posterior."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from mimicry.common.errors import TrainingFailed
+from mimicry.study.images import read_rgb
+from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.options.config import TuningConfig
+
+Posterior = tuple[Tensor, Tensor]
+
+
+def cut(image: Image.Image, view: rng.View, resolution: int) -> Image.Image:
+    """Return the largest square of `image` that `view` asks for, scaled to `resolution` pixels a side."""
+    side = min(image.size)
+    left = (image.width - side) * view.across
+    upper = (image.height - side) * view.down
+    square = image.resize(
+        (resolution, resolution), Image.Resampling.LANCZOS, box=(left, upper, left + side, upper + side)
+    )
+    return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else square
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Return `image` as a tensor of shape (1, 3, height, width) in fp32, from -1 to 1."""
+    values_HWI = torch.from_numpy(np.array(image, dtype=np.float32))
+    return (values_HWI / 127.5 - 1).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+class LatentSource:
+    """Latents of the samples of a run, each drawn anew from the posterior of its image.
+
+    The posterior of an image is computed by the VAE in fp32, one image at a time, so that a sample is the
+    same whether it was cached or not, and whatever its batch.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        images: Sequence[Path],
+        config: TuningConfig,
+        device: torch.device,
+        class_images: Sequence[Path] = (),
+    ) -> None:
+        self._images = {"": images, rng.CLASS: class_images}
+        self._resolution = config.resolution
+        self._seed = config.seed
+        self._device = device
+        self._cache: dict[tuple[str, rng.View], Posterior] = {}
+        # The configuration says bf16; the VAE is run in fp32 all the same, since it is small and bf16 is
+        # too coarse for what everything else is trained on.
+        self._vae: AutoencoderKL | None = (
+            AutoencoderKL.from_pretrained(
+                model.folder / "vae",
+                variant=config.variant,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+            )
+            .to(device)
+            .eval()
+        )
+        self._shift = float(self._vae.config.shift_factor or 0.0)
+        self._scale = float(self._vae.config.scaling_factor)
+
+    def cache(self, samples: Iterable[rng.Sample]) -> None:
+        """Encode what `samples` show, each distinct view of an image once, then let the VAE go."""
+        for sample in samples:
+            self.hold(self._path(sample), sample.view)
+        self._vae = None
+
+    def hold(self, image: Path, view: rng.View) -> None:
+        """Encode a view of an image file and keep its posterior; once, however often it is asked for."""
+        key = _key(image, view)
+        if key not in self._cache:
+            mean_CHW, deviation_CHW = self._encode(image, view)
+            self._cache[key] = (mean_CHW.cpu(), deviation_CHW.cpu())
+
+    def latents(self, sample: rng.Sample) -> Tensor:
+        """Return the latents of `sample`, of shape (C, H, W) in fp32 on the CPU, shifted and scaled."""
+        path, purpose = self._path(sample), sample.purpose("vae")
+        return self.draw(path, sample.view, purpose, sample.index, sample.stem)
+
+    def draw(self, image: Path, view: rng.View, purpose: str, index: int, stem: str) -> Tensor:
+        """Return latents as `latents` does: drawn for `purpose`, `index` and `stem` from a view of a file."""
+        key = _key(image, view)
+        mean_CHW, deviation_CHW = self._cache[key] if key in self._cache else self._encode(image, view)
+        mean_CHW, deviation_CHW = mean_CHW.cpu(), deviation_CHW.cpu()
+        noise_CHW = torch.from_numpy(rng.normal(self._seed, purpose, index, stem, tuple(mean_CHW.shape)))
+        return (mean_CHW + deviation_CHW * noise_CHW - self._shift) * self._scale
+
+    def _path(self, sample: rng.Sample) -> Path:
+        return self._images[sample.kind][sample.image]
+
+    @torch.no_grad()
+    def _encode(self, image: Path, view: rng.View) -> Posterior:
+        if self._vae is None:
+            raise KeyError(f"image {image} was not among the samples that were cached")
+        try:
+            picture = read_rgb(image)
+        except OSError as error:
+            raise TrainingFailed(str(error)) from error
+        pixels_1IHW = to_pixels(cut(picture, view, self._resolution))
+        posterior = self._vae.encode(pixels_1IHW.to(self._device)).latent_dist
+        return posterior.mean[0], posterior.std[0]
+
+
+def _key(image: Path, view: rng.View) -> tuple[str, rng.View]:
+    # One file has one posterior, by whichever of its paths it is asked for.
+    return os.path.realpath(image), view

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: names, checks before training, uploads."""

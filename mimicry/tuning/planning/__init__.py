@@ -1,0 +1,1 @@
+"""What a call would do, and what forbids it; writes nothing."""

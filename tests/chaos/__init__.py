@@ -1,0 +1,1 @@
+"""Random kills and damage, and what must hold after them."""

@@ -1,0 +1,236 @@
+"""A pilot of three artists on the tiny model, as short as it can be: what the chaos program disturbs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.files import read_json, sha256_file, write_json
+from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.adapters.folder import (
+    ADAPTER_CONFIG,
+    METRICS,
+    TRAIN_LOG,
+    TRAINING_RUN,
+    WEIGHTS,
+    lora_facts,
+)
+from mimicry.tuning.execution.bookmarks import STEP
+
+_IMAGES = 3
+_STEPS = 4
+_WORDS = (
+    *("--pilot", "--no-push-to-hub", "--resolution=32", "--rank=2", "--gradient-accumulation-steps=1"),
+    *(f"--max-train-steps={_STEPS}", "--checkpointing-steps=1", "--eval-timesteps=1"),
+)
+# What other steps, and later versions, may have written into the tracker.
+_FOREIGN: dict[str, Any] = {
+    "metadata": {"created_at": "2026-01-01T00:00:00+00:00", "lab": "Zürich"},
+    "step_status": {"step_2_protect": "complete"},
+    "bookmarks": {"step_2_protect": {"mist/Zoé": {"status": "done", "tries": [1, 2]}}},
+    "snapshot": {"note": "of another step"},
+    "of_tomorrow": [1, {"2": None}],
+}
+_LEFT = {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, TRAIN_LOG, "set_aside"}
+_TRACKER_LEFT = {"progress_tracker.json", ".progress_tracker.json.lock"}
+
+
+@dataclass
+class TinyPilot:
+    """A study to be copied for each round, the base model, and what an undisturbed pilot gives."""
+
+    template: Path
+    base_model: Path
+    cache: Path
+    stack: str = "hf_diffusers"
+    seconds: float = 0.0
+    sha256s: dict[Artist, str] | None = None
+    config: bytes = b""
+
+    @classmethod
+    def prepare(cls, demo: Path, folder: Path) -> "TinyPilot":
+        """Copy a few paintings of the demo study into `folder`, and train their pilot once.
+
+        Raises:
+            SystemExit: there is no demo study, or that failed; the message is what it printed.
+        """
+        pilot = cls.copied(demo, folder)
+        pilot._train_undisturbed(folder / "undisturbed")
+        return pilot
+
+    @classmethod
+    def copied(cls, demo: Path, folder: Path) -> "TinyPilot":
+        """Copy a few paintings of the demo study into `folder`, and train nothing.
+
+        Raises:
+            SystemExit: there is no demo study.
+        """
+        source = StudyTree(demo / "style_mimicry")
+        if not source.original_art.is_dir():
+            raise SystemExit(f"there is no demo study in {demo}; type `make demo`, or mimicry-demo {demo}")
+        pilot = cls(folder / "template", demo.absolute() / "tiny_sd3", folder / "cache")
+        template = StudyTree(pilot.template)
+        styles = set()
+        for artist in source.artists(source.original_art):
+            if artist.style not in styles:
+                styles.add(artist.style)
+                images = template.images_of(template.original_art, artist)
+                images.mkdir(parents=True)
+                for path in sorted(source.images_of(source.original_art, artist).iterdir())[:_IMAGES]:
+                    shutil.copyfile(path, images / path.name)
+        write_json(template.tracker, _FOREIGN)
+        return pilot
+
+    def _train_undisturbed(self, folder: Path) -> None:
+        tree = self.new_tree(folder)
+        begin = time.monotonic()
+        if start_pilot(self, folder).wait(600) != 0:
+            raise SystemExit((folder / "output.log").read_text())
+        self.seconds = time.monotonic() - begin
+        outputs = self.output_dirs(tree)
+        self.sha256s = {artist: sha256_file(path / WEIGHTS) for artist, path in outputs.items()}
+        self.config = (next(iter(outputs.values())) / ADAPTER_CONFIG).read_bytes()
+        faults = faults_of(self, tree)
+        if faults:
+            raise SystemExit(f"the undisturbed pilot is no good: {faults}")
+
+    def new_tree(self, folder: Path) -> StudyTree:
+        """Return a new copy of the study in `folder`."""
+        shutil.copytree(self.template, folder / "study")
+        return StudyTree(folder / "study")
+
+    def output_dirs(self, tree: StudyTree) -> dict[Artist, Path]:
+        """Return where the adapters of the artists are."""
+        return {
+            artist: tree.output_dir(self.stack, Condition(), artist)
+            for artist in tree.artists(tree.original_art)
+        }
+
+
+@dataclass
+class Run:
+    """A call of apply_tuning on the study in `folder`, and all processes that it starts."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float) -> int | None:
+        """Return its exit code; None, when it has not ended so soon."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def processes(self) -> dict[int, str]:
+        """Return which program each living process of this run is, by pid."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                state = (path / "stat").read_bytes().rpartition(b")")[2].split()[0]
+            except OSError:
+                continue
+            if str(self.folder) in words and state not in b"ZX":
+                found[int(path.name)] = _role(words)
+        return found
+
+    def await_no_process(self, seconds: float) -> list[str]:
+        """Wait until all processes are gone; return which ones are not."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return sorted(left.values())
+
+
+def _role(words: str) -> str:
+    if "accelerate.commands.launch" in words:
+        return "launcher"
+    if "local_dreambooth_lora_sd3_wrapper" in words:
+        return "wrapper"
+    return "trainer" if "train_dreambooth_lora_sd3" in words else "orchestrator"
+
+
+def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
+    """Start the pilot on the study in `folder`; what it prints goes to a log there."""
+    words = [
+        *(sys.executable, "-m", "mimicry.tuning.apply_tuning", *_WORDS),
+        f"--data-root={folder / 'study'}",
+        f"--pretrained-model-name-or-path={pilot.base_model}",
+    ]
+    # One thread: the same bits whatever else the machine does.
+    changes = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(pilot.cache)}
+    with (folder / "output.log").open("ab") as log:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | changes,
+            start_new_session=True,
+        )
+    return Run(process, folder)
+
+
+def faults_of(pilot: TinyPilot, tree: StudyTree) -> list[str]:
+    """Return everything in which a pilot that was disturbed differs from one that was not."""
+    faults = []
+    for artist, output_dir in pilot.output_dirs(tree).items():
+        expected = (pilot.sha256s or {}).get(artist)
+        faults += [f"{artist}: {fault}" for fault in _adapter_faults(pilot, output_dir, expected)]
+    return faults + _tracker_faults(pilot, tree)
+
+
+def _adapter_faults(pilot: TinyPilot, output_dir: Path, sha256: str | None) -> list[str]:
+    names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
+    faults = [f"{name} was left behind" for name in sorted(names - _LEFT)]
+    faults += [f"there is no {name}" for name in (WEIGHTS, ADAPTER_CONFIG) if name not in names]
+    if not faults and sha256_file(output_dir / WEIGHTS) != sha256:
+        faults.append("another adapter than without a disturbance")
+    # Without its record an adapter counts as made by another tool, and is complete all the same. Nobody knows
+    # then which base model its adapter_config.json should name.
+    recorded = TRAINING_RUN in names
+    if not faults and not _is_same_config(output_dir / ADAPTER_CONFIG, pilot.config, whole=recorded):
+        faults.append(f"another {ADAPTER_CONFIG} than without a disturbance")
+    if not faults and recorded:
+        run = read_json(output_dir / TRAINING_RUN)
+        if run["status"] != "complete" or run["weights"]["sha256"] != sha256 or run["steps"] != _STEPS:
+            faults.append(f"{TRAINING_RUN} is about another training")
+    return faults
+
+
+def _is_same_config(path: Path, expected: bytes, *, whole: bool) -> bool:
+    """Return whether `path` has the `expected` bytes; unless `whole`, whether it tells of the same LoRA."""
+    if whole:
+        return path.read_bytes() == expected
+    found, wanted = read_json(path), json.loads(expected)
+    return all(found.get(name) == wanted[name] for name in lora_facts(0, ()))
+
+
+def _tracker_faults(pilot: TinyPilot, tree: StudyTree) -> list[str]:
+    names = {path.name for path in tree.tracker.parent.iterdir()}
+    faults = [f"{name} was left beside the tracker" for name in sorted(names - _TRACKER_LEFT)]
+    document = json.loads(tree.tracker.read_text("utf-8"))
+    ours = document["bookmarks"].pop(STEP, {})
+    status = document["step_status"].pop(STEP, None)
+    metadata = document["metadata"]
+    document["metadata"] = {name: metadata.get(name) for name in _FOREIGN["metadata"]}
+    if document != _FOREIGN:
+        faults.append("the tracker has lost what others wrote")
+    keys = {f"{pilot.stack}/none/none/{artist}" for artist in pilot.output_dirs(tree)}
+    if set(ours) != keys or {mark["status"] for mark in ours.values()} != {"complete"}:
+        faults.append(f"the tracker says { ({key: mark['status'] for key, mark in ours.items()}) }")
+    if status != "complete":
+        faults.append(f"the tracker calls the step {status}")
+    return faults

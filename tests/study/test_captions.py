@@ -1,0 +1,207 @@
+"""Captions: where they are looked for, what is wrong with them, and what is kept of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mimicry.study.captions import Captions, image_records, record_differences
+from mimicry.study.images import ImageFolder
+from tests.small_study import STEMS, write_images
+
+TREE, BOAT, HILLS = STEMS
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageFolder:
+    return write_images(tmp_path / "images")
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> ImageFolder:
+    return write_images(tmp_path / "original")
+
+
+def write_texts(images: ImageFolder, **texts: str) -> None:
+    """Write the captions of images by the letter that their subject begins with."""
+    for stem in STEMS:
+        if stem[3] in texts:
+            (images.path / f"{stem}.txt").write_text(texts[stem[3]])
+
+
+def write_metadata(images: ImageFolder, *lines: object) -> None:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (images.path / "metadata.jsonl").write_text(text)
+
+
+def entry(stem: str, text: object, key: str = "text") -> dict[str, object]:
+    return {"file_name": f"{stem}.png", key: text}
+
+
+class TestSources:
+    def test_text_files_go_before_metadata(self, images: ImageFolder) -> None:
+        write_texts(images, b="from its file")
+        write_metadata(images, entry(TREE, "a tree"), entry(BOAT, "a boat"), "", entry(HILLS, "hills"))
+        assert Captions.read(images) == Captions(("a tree", "from its file", "hills"))
+
+    @pytest.mark.parametrize("key", ["text", "caption", "prompt"])
+    def test_metadata_names_the_caption_in_one_of_three_ways(self, key: str, images: ImageFolder) -> None:
+        write_metadata(images, *(entry(stem, "some", key) | {"width": 8} for stem in STEMS))
+        assert Captions.read(images) == Captions(("some",) * 3)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"two lines,\r\n  one caption\n",
+            "\ufefftwo lines, one caption".encode(),
+            b"two lines, one\tcaption",
+        ],
+        ids=["line ends", "byte order mark", "tab"],
+    )
+    def test_however_it_is_written_a_caption_is_the_same(self, content: bytes, images: ImageFolder) -> None:
+        for stem in STEMS:
+            (images.path / f"{stem}.txt").write_bytes(content)
+        assert set(Captions.read(images).texts) == {"two lines, one caption"}
+
+    def test_names_are_compared_as_those_of_images_are(self, tmp_path: Path) -> None:
+        images = write_images(tmp_path / "images", ["caf\u00e9"])
+        (images.path / "cafe\u0301.TXT").write_text("composed or not")
+        assert Captions.read(images).texts == ("composed or not",)
+
+    def test_other_files_are_nobodys_captions(self, images: ImageFolder) -> None:
+        write_texts(images, t="a", b="b", h="c")
+        for name in ("readme.txt", "04_lake.txt", ".hidden.txt", "metadata.json"):
+            (images.path / name).write_bytes(b"\xff")
+        assert Captions.read(images) == Captions(("a", "b", "c"))
+
+    def test_an_image_without_is_counted(self, images: ImageFolder) -> None:
+        write_texts(images, b="a boat")
+        captions = Captions.read(images)
+        assert captions.texts == (None, "a boat", None)
+        assert captions.warnings == (
+            f"2 of 3 images have no caption and are trained with the instance prompt: '{TREE}', '{HILLS}'",
+        )
+        assert captions.problems == ()
+
+
+class TestOriginal:
+    def test_holds_for_a_set_without_any(self, images: ImageFolder, original: ImageFolder) -> None:
+        write_texts(original, t="a tree", b="a boat", h="hills")
+        jpgs = [path.rename(path.with_suffix(".jpg")) for path in images.paths]
+        assert len(jpgs) == 3
+        captions = Captions.read(ImageFolder.read(images.path), original)
+        assert captions == Captions(("a tree", "a boat", "hills"))
+
+    def test_does_not_mix_with_captions_of_the_set(self, images: ImageFolder, original: ImageFolder) -> None:
+        write_texts(original, t="a tree", b="a boat", h="hills")
+        write_texts(images, t="a tree")
+        captions = Captions.read(images, original)
+        assert captions.texts == ("a tree", None, None)
+        assert captions.warnings == (
+            f"captions differ from those of the original art: '{BOAT}', '{HILLS}'",
+            f"2 of 3 images have no caption and are trained with the instance prompt: '{BOAT}', '{HILLS}'",
+        )
+
+    def test_equal_captions_are_no_difference(self, images: ImageFolder, original: ImageFolder) -> None:
+        write_texts(original, t="a tree\n", b="a boat", h="hills")
+        write_metadata(images, entry(TREE, "a  tree"), entry(BOAT, "a boat"), entry(HILLS, "hills"))
+        assert Captions.read(images, original) == Captions(("a tree", "a boat", "hills"))
+
+    def test_of_the_original_itself_there_is_no_other(self, original: ImageFolder) -> None:
+        write_texts(original, t="a tree", b="a boat", h="hills")
+        assert Captions.read(original, ImageFolder.read(original.path)).warnings == ()
+
+
+BAD_LINES = [
+    ("{", "is no {"),
+    ("[1]", "is no {"),
+    ('"text"', "is no {"),
+    ('{"text": "a"}', "is no {"),
+    ('{"file_name": 7, "text": "a"}', "is no {"),
+    (entry("05_lake", "a lake"), "'05_lake.png' is no image of this folder"),
+    (entry(f"sub/{TREE}", "a tree"), "is no image of this folder"),
+    ({"file_name": f"{TREE}.png", "title": "a"}, "has no caption; it takes one of"),
+    (entry(TREE, "a") | {"caption": "b"}, "has text and caption; it takes one of"),
+    (entry(TREE, " \n"), "it takes a caption, text that is not blank"),
+    (entry(TREE, None), "is None; it takes a caption"),
+    (entry(TREE, 7), "is 7; it takes a caption"),
+    (entry(TREE, "half a letter: \ud800"), "it takes a caption"),
+    (entry(TREE, "null\0"), "it takes a caption"),
+]
+
+
+class TestProblems:
+    @pytest.mark.parametrize(("line", "words"), BAD_LINES, ids=repr)
+    def test_a_bad_line_is_named(self, line: object, words: str, images: ImageFolder) -> None:
+        write_metadata(images, entry(BOAT, "a boat"), line)
+        (problem,) = Captions.read(images).problems
+        assert str(images.path / "metadata.jsonl") in problem
+        assert "line 2" in problem
+        assert words in problem
+
+    @pytest.mark.parametrize(
+        ("damage", "words"),
+        [
+            (lambda path: path.write_bytes(b"caf\xe9"), "is no UTF-8, at byte 3; save it as UTF-8"),
+            (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+            (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),
+        ],
+        ids=["other encoding", "folder", "dangling"],
+    )
+    @pytest.mark.parametrize("name", [f"{TREE}.txt", "metadata.jsonl"])
+    def test_a_bad_file_is_named(
+        self, damage: Callable[[Path], object], words: str, name: str, images: ImageFolder
+    ) -> None:
+        damage(images.path / name)
+        (problem,) = Captions.read(images).problems
+        assert str(images.path / name) in problem
+        assert words in problem
+
+    def test_a_blank_caption_is_named(self, images: ImageFolder) -> None:
+        write_texts(images, t=" \n")
+        (problem,) = Captions.read(images).problems
+        assert problem == (
+            f"the caption {images.path / TREE}.txt is ' \\n'; it takes a caption, text that is not blank"
+        )
+
+    def test_all_come_at_once(self, images: ImageFolder, original: ImageFolder) -> None:
+        write_texts(images, t="", b="\0")
+        write_metadata(images, "{", entry(HILLS, "a"), entry(HILLS, "a"))
+        write_texts(original, t="")
+        (images.path / f"{TREE}.TXT").write_text("two of one stem")
+        problems = Captions.read(images, original).problems
+        assert len(problems) == 5
+        assert "has a caption in line 2 already; keep one" in problems[1]
+        assert sum("are captions of one image; keep one of them" in problem for problem in problems) == 1
+        assert str(original.path) in problems[-1]
+
+
+class TestRecords:
+    def test_without_captions_they_are_those_of_the_images(self, images: ImageFolder) -> None:
+        assert image_records(images, None) == images.records()
+
+    def test_captions_are_kept(self, images: ImageFolder) -> None:
+        write_texts(images, t="a tree")
+        records = image_records(images, Captions.read(images))
+        assert [record.pop("caption") for record in records] == ["a tree", None, None]
+        assert records == images.records()
+
+    @pytest.mark.parametrize("hashed", [False, True])
+    def test_differences_are_told_apart(self, hashed: bool, images: ImageFolder) -> None:
+        write_texts(images, t="a tree")
+        recorded = image_records(images, Captions.read(images))
+
+        def differences(captions: Captions | None) -> list[str]:
+            now = ImageFolder.read(images.path)
+            return record_differences(recorded, image_records(now, captions, hashed=hashed))
+
+        assert differences(Captions.read(images)) == []
+        assert differences(None) == []
+        write_texts(images, t="another")
+        assert differences(Captions.read(images)) == ["other captions"]
+        images.paths[1].write_bytes(b"other")
+        assert differences(Captions.read(images)) == ["other images", "other captions"]
+        images.paths[0].unlink()
+        left = ImageFolder.read(images.path)
+        assert differences(Captions.read(left)) == ["other images"]

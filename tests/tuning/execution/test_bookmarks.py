@@ -1,0 +1,130 @@
+"""This step's bookmarks: what stands in them, and how they come back from the adapters."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mimicry.study.tracker import BookmarkStatus
+from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.adapters.folder import TRAIN_LOG, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path, open_tracker, rebuilt_bookmarks
+from tests.hostile_names import over_hostile_names
+from tests.small_study import ANNA, BORIS, COUNTERED, MIST, bookmarks_in, write_adapter, write_study
+from tests.tuning.lora_files import save_lora
+
+HUB = {"repository_id": "lab/x", "url": "https://hub/lab/x", "commit": "0" * 40}
+EVALUATED = {"start": 1.25, "end": 1.125, "images": 3, "timesteps": [500.0]}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    return write_study(tmp_path / "study", [ANNA, BORIS])
+
+
+def adapter(
+    tree: StudyTree, condition: Condition = MIST, artist: Artist = ANNA, stack: str = "hf_diffusers"
+) -> Path:
+    images = tree.images_of(tree.original_art, ANNA)
+    output_dir = tree.output_dir(stack, condition, artist)
+    return write_adapter(output_dir, images, hub=HUB, eval_loss=EVALUATED)
+
+
+def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
+    folder = adapter(tree)
+    (folder / TRAIN_LOG).write_text("trained")
+
+    assert complete_bookmark(tree, folder) == {
+        "status": BookmarkStatus.COMPLETE,
+        "started_at": "2026-01-02T03:04:05+00:00",
+        "seconds": 61.5,
+        "images": 3,
+        "steps": 500,
+        "loss": 0.25,
+        "eval_loss": EVALUATED,
+        "other_numerics": None,
+        "resumed_from": None,
+        "hub": HUB,
+        "log": f"models/lora/hf_diffusers/mist__none/{ANNA}/train.log",
+        "error": None,
+        "note": None,
+    }
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]", '{"images": [1]}', "{}"])
+def test_an_adapter_without_a_usable_record_is_complete_and_no_more(
+    tree: StudyTree, record: str | None
+) -> None:
+    folder = tree.output_dir("hf_diffusers", MIST, ANNA)
+    save_lora(folder / WEIGHTS)
+    if record is not None:
+        (folder / TRAINING_RUN).write_text(record)
+
+    mark = complete_bookmark(tree, folder)
+
+    assert mark.pop("status") is BookmarkStatus.COMPLETE
+    assert set(mark.values()) == {None}
+
+
+def test_the_tracker_lies_in_the_study_and_holds_this_step(tree: StudyTree) -> None:
+    tracker = open_tracker(tree)
+    assert tracker.bookmarks() == {}
+    assert not tree.tracker.parent.exists()
+
+    tracker.record(f"hf_diffusers/mist/none/{ANNA}", status=BookmarkStatus.PENDING)
+
+    assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "pending"
+    assert tree.tracker == tree.data_root / "progress" / "progress_tracker.json"
+
+
+def test_lost_bookmarks_are_rebuilt_from_every_stack_and_condition(tree: StudyTree) -> None:
+    adapter(tree)
+    adapter(tree, COUNTERED, BORIS)
+    adapter(tree, stack="another")
+    (adapter(tree, artist=BORIS) / WEIGHTS).unlink()
+    adapter(tree, stack="hf_diffusers/no_condition")
+
+    found = rebuilt_bookmarks(tree)
+
+    assert found.keys() == {
+        f"another/mist/none/{ANNA}",
+        f"hf_diffusers/mist/none/{ANNA}",
+        f"hf_diffusers/mist/noisy_upscaling/{BORIS}",
+    }
+    mark = found[f"hf_diffusers/mist/noisy_upscaling/{BORIS}"]
+    assert (mark["status"], mark["loss"], mark["hub"]) == ("complete", 0.25, HUB)
+    assert mark["eval_loss"] == EVALUATED
+    assert "error" not in mark and "log" not in mark
+    json.dumps(found)
+
+
+def test_nothing_is_rebuilt_where_nothing_was_trained(tree: StudyTree) -> None:
+    assert rebuilt_bookmarks(tree) == {}
+
+
+def test_a_torn_tracker_is_replaced_by_what_the_adapters_say(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter(tree)
+    tree.tracker.parent.mkdir()
+    tree.tracker.write_text('{"bookmarks": {"step_3')
+
+    assert open_tracker(tree).bookmarks().keys() == {f"hf_diffusers/mist/none/{ANNA}"}
+    assert tree.tracker.read_text() == '{"bookmarks": {"step_3'
+    open_tracker(tree).record(f"hf_diffusers/none/none/{BORIS}", status=BookmarkStatus.FAILED)
+
+    assert {key: mark["status"] for key, mark in bookmarks_in(tree).items()} == {
+        f"mist/none/{ANNA}": "complete",
+        f"none/none/{BORIS}": "failed",
+    }
+    assert "cannot be used as progress tracker" in capsys.readouterr().err
+
+
+@over_hostile_names
+def test_hostile_names_come_back_as_they_were(hostile_name: str, tree: StudyTree) -> None:
+    artist = Artist("historical", "baroque", hostile_name)
+    folder = adapter(tree, artist=artist)
+
+    assert log_path(tree, folder) == f"models/lora/hf_diffusers/mist__none/{artist}/train.log"
+    hidden = hostile_name.startswith(".")
+    assert rebuilt_bookmarks(tree).keys() == (set() if hidden else {f"hf_diffusers/mist/none/{artist}"})

@@ -1,0 +1,228 @@
+"""Several calls on one tree: each artist is trained once, and nothing fresh is thrown away."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimicry.common.claims import CLAIM, Claim
+from mimicry.common.errors import MimicryError
+from mimicry.common.files import write_json
+from mimicry.study.tracker import ProgressTracker
+from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.execution.batch import Batch, OnStep
+from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.execution.sharing import tidy
+from mimicry.tuning.planning.plan import Action, Target
+from tests.small_study import ANNA, BORIS, CLARA, DORA, plan_of, put_adapter, target_of, write_adapter
+from tests.tuning.staged_batch import make_batch, mark_of, outcomes, output, statuses, succeed
+
+
+def others(folder: Path) -> Claim:
+    """Claim `folder` as another call does."""
+    return Claim.take_anew(folder)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return what lets something happen while a batch waits for others."""
+
+    def happens(action: Callable[[], object]) -> None:
+        monkeypatch.setattr("mimicry.tuning.execution.batch.time.sleep", lambda _: action())
+
+    return happens
+
+
+class TestPlan:
+    def test_an_artist_that_another_call_trains_is_shown_as_such(self, tree: StudyTree) -> None:
+        with others(output(tree)):
+            plan = plan_of(tree)
+        target = target_of(plan)
+        assert target.action is Action.CLAIMED
+        assert target.reason.startswith("in use by pid ")
+        assert plan.counts() == {"train": 3, "complete": 0, "stale": 0, "claimed": 1, "blocked": 0}
+
+    def test_a_complete_one_is_complete_whoever_looks_at_it(self, tree: StudyTree) -> None:
+        put_adapter(tree)
+        with others(output(tree)):
+            assert target_of(plan_of(tree)).action is Action.COMPLETE
+
+
+class TestBatch:
+    def test_without_waiting_it_is_left_and_told(self, tree: StudyTree) -> None:
+        with others(output(tree)):
+            batch, executor = make_batch(plan_of(tree))
+            batch.wait = False
+            batch.run()
+        assert executor.trained == [DORA, BORIS, CLARA]
+        assert outcomes(batch) == ["trained"] * 3 + ["claimed"]
+        assert batch.results[-1].error.startswith("in use by pid ")
+
+    def test_one_that_another_call_completes_is_skipped(
+        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
+    ) -> None:
+        claim = others(output(tree))
+
+        def complete() -> None:
+            put_adapter(tree)
+            claim.release()
+
+        meanwhile(complete)
+        batch, executor = make_batch(plan_of(tree))
+        batch.run()
+        assert executor.trained == [DORA, BORIS, CLARA]
+        assert outcomes(batch) == ["trained"] * 3 + ["skipped"]
+        assert statuses(tree) == ["complete"] * 4
+
+    def test_one_that_another_call_leaves_is_trained(
+        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
+    ) -> None:
+        claim = others(output(tree))
+        meanwhile(claim.release)
+        batch, executor = make_batch(plan_of(tree))
+        batch.run()
+        assert executor.trained == [DORA, BORIS, CLARA, ANNA]
+        assert statuses(tree) == ["complete"] * 4
+
+    def test_one_that_failed_elsewhere_is_not_repeated(
+        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
+    ) -> None:
+        claim = others(output(tree))
+        plan = plan_of(tree)
+
+        def fail() -> None:
+            key = plan.request.key(ANNA)
+            open_tracker(tree).record(key, status="failed", error="it burned")
+            claim.release()
+
+        meanwhile(fail)
+        batch, executor = make_batch(plan)
+        batch.run()
+        assert ANNA not in executor.trained
+        assert (batch.results[-1].outcome, batch.results[-1].error) == (
+            "failed",
+            "it burned (by another call)",
+        )
+
+    def test_a_failure_of_an_earlier_day_is_tried_again(
+        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
+    ) -> None:
+        plan = plan_of(tree)
+        open_tracker(tree).record(plan.request.key(ANNA), status="failed", error="it burned")
+        with others(output(tree)) as claim:
+            meanwhile(claim.release)
+            batch, executor = make_batch(plan_of(tree))
+            batch.run()
+        assert executor.trained[-1] == ANNA
+
+    def test_one_that_was_completed_since_the_plan_is_skipped(self, tree: StudyTree) -> None:
+        batch, executor = make_batch(plan_of(tree))
+        put_adapter(tree)
+        batch.run()
+        assert executor.trained == [DORA, BORIS, CLARA]
+        assert outcomes(batch) == ["trained", "skipped", "trained", "trained"]
+        assert batch.results[1].error == "complete: trained by another call"
+        assert mark_of(tree)["status"] == "complete"
+
+    def test_two_calls_that_overwrite_train_once_and_keep_what_is_fresh(self, tree: StudyTree) -> None:
+        put_adapter(tree)
+        first, _ = make_batch(plan_of(tree, overwrite=True))
+        second, executor = make_batch(plan_of(tree, overwrite=True))
+        first.run()
+        fresh = (output(tree) / WEIGHTS).stat()
+        second.run()
+        assert executor.trained == []
+        assert outcomes(second) == ["skipped"] * 4
+        assert (output(tree) / WEIGHTS).stat().st_ino == fresh.st_ino
+        assert len(list((output(tree) / "set_aside").iterdir())) == 1
+
+    def test_a_lost_claim_is_no_failure_of_ours(self, tree: StudyTree) -> None:
+        def lose(target: Target, on_step: OnStep) -> int:
+            (target.output_dir / CLAIM).unlink()
+            write_adapter(target.output_dir, target.images.path)
+            return 1
+
+        batch, _ = make_batch(plan_of(tree), {ANNA: lose})
+        batch.run()
+        assert outcomes(batch) == ["trained"] * 3 + ["skipped"]
+        assert statuses(tree) == ["complete"] * 4
+
+    def test_no_claim_is_left(self, tree: StudyTree) -> None:
+        make_batch(plan_of(tree))[0].run()
+        assert list(tree.data_root.rglob(".claim*")) == []
+
+    def test_a_stopped_trainer_is_an_interruption_and_the_others_go_on(self, tree: StudyTree) -> None:
+        def be_stopped(target: Target, on_step: OnStep) -> int:
+            on_step({"step": 3, "loss": 0.5})
+            run = {"status": "interrupted", "error": "stopped by SIGTERM", "steps": 5}
+            write_json(target.output_dir / TRAINING_RUN, run)
+            return 1
+
+        batch, executor = make_batch(plan_of(tree), {ANNA: be_stopped})
+        batch.run()
+        assert len(executor.trained) == 4
+        assert outcomes(batch) == ["trained", "interrupted", "trained", "trained"]
+        mark = mark_of(tree)
+        assert (mark["status"], mark["steps"], mark["error"]) == ("interrupted", 5, "stopped by SIGTERM")
+
+    def test_a_result_that_cannot_be_recorded_is_in_the_summary(
+        self, tree: StudyTree, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch, _ = make_batch(plan_of(tree), {ANNA: succeed})
+
+        def full(*_: Any, **__: Any) -> None:
+            raise MimicryError("no room")
+
+        monkeypatch.setattr(ProgressTracker, "record", full)
+        with pytest.raises(MimicryError, match="no room"):
+            batch.run()
+        assert outcomes(batch) == ["trained"]
+
+
+class TestTidy:
+    def test_what_killed_processes_have_left_is_removed(self, tree: StudyTree) -> None:
+        folder = put_adapter(tree)
+        expected = sorted(path.name for path in folder.iterdir())
+        for name in (".saving-x", ".checkpoint-3", "checkpoint-2"):
+            (folder / name).mkdir()
+        (folder / "checkpoint-2" / CHECKPOINT_FACTS).write_text("{}")
+        (folder / ".tmp-x").write_text("")
+        (folder / CLAIM).write_text("{}")
+        assert tidy(folder) == ""
+        assert sorted(path.name for path in folder.iterdir()) == expected
+
+    def test_what_is_not_ours_stays(self, tree: StudyTree) -> None:
+        folder = put_adapter(tree)
+        (folder / "checkpoint-500").mkdir()
+        (folder / "notes.txt").write_text("mine")
+        tidy(folder)
+        assert (folder / "checkpoint-500").is_dir()
+        assert (folder / "notes.txt").exists()
+
+    def test_where_somebody_works_nothing_is_touched(self, tree: StudyTree) -> None:
+        folder = put_adapter(tree)
+        (folder / ".tmp-x").write_text("")
+        with others(folder):
+            tidy(folder)
+            assert (folder / ".tmp-x").exists()
+
+    def test_what_another_call_has_set_aside_meanwhile_is_nobodys_fault(self, tree: StudyTree) -> None:
+        folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
+        (folder / WEIGHTS).unlink()
+        assert tidy(folder) == ""
+
+    @pytest.mark.parametrize("damage", [None, b"", b"[", b'{"r": 5}'])
+    def test_a_damaged_adapter_config_is_written_again(self, damage: bytes | None, tree: StudyTree) -> None:
+        folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        assert tidy(folder) == ""
+        if damage is None:
+            (folder / ADAPTER_CONFIG).unlink()
+        else:
+            (folder / ADAPTER_CONFIG).write_bytes(damage)
+        batch: Batch = make_batch(plan_of(tree))[0]
+        batch.prepare()
+        assert json.loads((folder / ADAPTER_CONFIG).read_text()) == config

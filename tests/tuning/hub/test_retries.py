@@ -1,0 +1,95 @@
+"""Which errors of the Hub's client pass, how long is waited, and what is said."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+
+from mimicry.tuning.hub.retries import RepeatedInVainError, explained, repeated, status_of
+
+
+class Refused(Exception):
+    """An error with an answer, as the client raises it."""
+
+    def __init__(self, status: int, **headers: str) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status, headers=headers)
+
+
+class OfflineModeIsEnabled(ConnectionError):
+    """By its name one of the client's."""
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds: list[float] = []
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds
+
+
+def failing(*errors: Exception) -> Any:
+    """Return a call that raises each of `errors`, and then returns how often it was called."""
+    left, count = list(errors), 0
+
+    def call() -> int:
+        nonlocal count
+        count += 1
+        if left:
+            raise left.pop(0)
+        return count
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(Refused(status) for status in (408, 412, 429, 500, 502, 503, 504)),
+        ConnectionResetError(),
+        TimeoutError(),
+        httpx2.RemoteProtocolError("cut"),
+        httpx2.ConnectError("no such host"),
+    ],
+    ids=repr,
+)
+def test_what_passes_is_asked_again(error: Exception, slept: list[float]) -> None:
+    told: list[str] = []
+    assert repeated(failing(error, error), (1.0, 2.0), told.append) == 3
+    assert slept == [1.0, 2.0]
+    assert told[0].startswith(f"waiting 1 s to ask again, after {type(error).__name__}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [*(Refused(status) for status in (400, 401, 403, 404, 501)), ValueError("x"), OfflineModeIsEnabled()],
+    ids=repr,
+)
+def test_what_does_not_pass_is_raised_at_once(error: Exception, slept: list[float]) -> None:
+    with pytest.raises(type(error)):
+        repeated(failing(error), (1.0, 2.0), print)
+    assert slept == []
+
+
+def test_what_the_client_has_repeated_is_not_repeated_again(slept: list[float]) -> None:
+    def call() -> None:
+        raise RepeatedInVainError from Refused(503)
+
+    with pytest.raises(RepeatedInVainError) as caught:
+        repeated(call, (1.0,), print)
+    assert slept == []
+    assert status_of(caught.value) == 503
+    assert "answered with status 503 (Refused: status 503)" in explained(caught.value, None)
+
+
+def test_the_last_error_is_raised(slept: list[float]) -> None:
+    with pytest.raises(Refused, match="502"):
+        repeated(failing(Refused(500), Refused(503), Refused(502)), (1.0, 2.0), print)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("7", 7.0), ("0", 2.0), ("99999", 120.0), ("Wed, 1 Jan", 2.0)]
+)
+def test_the_hub_may_ask_for_a_longer_wait(asked: str, seconds: float, slept: list[float]) -> None:
+    repeated(failing(Refused(429, **{"Retry-After": asked})), (2.0,), print)
+    assert slept == [seconds]

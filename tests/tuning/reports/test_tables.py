@@ -1,0 +1,191 @@
+"""Tables and JSON: what people and programs get to see of a plan and of its end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.execution.batch import Result
+from mimicry.tuning.planning.plan import Action, Plan, Target
+from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary, text_table
+from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
+from tests.shells import shell_words
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    CLARA,
+    DORA,
+    MIST,
+    asked_for,
+    plan_of,
+    target_of,
+    write_adapter,
+    write_images,
+    write_study,
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    return write_study(tmp_path / "study")
+
+
+@pytest.fixture
+def plan(tree: StudyTree) -> Plan:
+    """Dora is to be trained, Anna is complete, Boris stale, Clara blocked."""
+    asked = asked_for().recipe
+    assert asked is not None
+    for artist, trainer in ((ANNA, asked["trainer"]), (BORIS, "x")):
+        write_adapter(
+            tree.output_dir("hf_diffusers", MIST, artist),
+            tree.images_of(tree.protected_art / "mist", artist),
+            recipe={**asked, "trainer": trainer},
+        )
+    for path in tree.images_of(tree.protected_art / "mist", CLARA).iterdir():
+        path.unlink()
+    return plan_of(tree, MIST)
+
+
+def command(target: Target) -> list[str]:
+    return ["train", str(target.images.path), f"--output={target.output_dir}"]
+
+
+def result(target: Target, outcome: str, **fields: object) -> Result:
+    return Result(target=target, outcome=outcome, **fields)  # type: ignore[arg-type]
+
+
+def test_columns_are_aligned_and_the_last_one_is_not_padded() -> None:
+    table = text_table(("a", "long header", "b"), [("wide cell", "x", "end"), ("", "", "")])
+
+    assert table.split("\n") == ["a          long header  b", "wide cell  x            end", ""]
+
+
+@over_hostile_names
+def test_a_name_takes_one_line_whatever_is_in_it(hostile_name: str) -> None:
+    table = text_table(("artist",), [(hostile_name,), ("next",)])
+
+    header, shown, following = table.splitlines()
+    assert (header, following) == ("artist", "next")
+    assert shown.isprintable()
+    if hostile_name.isprintable():
+        assert shown == hostile_name.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two\nlines", r"two\nlines"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\udcff", r"\udcff"),
+        ("\u202e", r"\u202e"),
+    ],
+    ids=ascii,
+)
+def test_what_cannot_be_printed_is_escaped(name: str, shown: str) -> None:
+    assert text_table(("x",), [(name,)]) == f"x\n{shown}"
+
+
+def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> None:
+    header, dora, anna, boris, clara, counts = plan_table(plan).split("\n")
+
+    assert header.split() == ["artist", "images", "source", "state", "reason"]
+    assert dora.split(maxsplit=4) == [
+        str(DORA), "3", "protected_art/mist", "train", "3 images; the defaults are meant for 20",
+    ]  # fmt: skip
+    assert anna.split() == [str(ANNA), "3", "protected_art/mist", "complete"]
+    assert boris.split(maxsplit=4)[3:] == [
+        "stale",
+        "another trainer; kept, type --overwrite to train it again",
+    ]
+    assert clara.split(maxsplit=4)[1:4] == ["0", "protected_art/mist", "blocked"]
+    assert "there is no image" in clara
+    assert counts == "1 train, 1 complete, 1 stale, 1 blocked"
+
+
+def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> None:
+    value = json.loads(json.dumps(plan_json(plan, command, lambda target: f"repo-{target.artist.name}")))
+
+    targets = value.pop("targets")
+    assert value == {
+        "data_root": str(tree.data_root),
+        "stack": "hf_diffusers",
+        "protection": "mist",
+        "countermeasure": "none",
+        "source": str(tree.protected_art / "mist"),
+        "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1},
+    }
+    assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
+    assert targets[0] == {
+        "key": f"hf_diffusers/mist/none/{DORA}",
+        "split": "contemporary",
+        "style": "cubism",
+        "artist": "Dora_Eik",
+        "images": 3,
+        "input_dir": str(tree.protected_art / "mist" / str(DORA)),
+        "output_dir": str(tree.data_root / "models/lora/hf_diffusers/mist__none" / str(DORA)),
+        "state": "train",
+        "reason": "",
+        "warnings": ["3 images; the defaults are meant for 20"],
+        "repository": "repo-Dora_Eik",
+        "command": command(target_of(plan, DORA)),
+    }
+    assert [target["command"] for target in targets[1:]] == [None, None, None]
+
+
+def test_commands_are_what_a_shell_takes(tmp_path: Path) -> None:
+    tree = StudyTree(tmp_path / "a 'study'")
+    for name in HOSTILE_NAMES:
+        write_images(tree.images_of(tree.original_art, Artist("a", "b", name)), ["1"])
+    plan = plan_of(tree)
+
+    lines = commands(plan, command).splitlines()
+
+    assert len(plan.of(Action.TRAIN)) == len(HOSTILE_NAMES) - 2  # two are hidden
+    assert [shell_words(line) for line in lines] == [command(target) for target in plan.targets]
+
+
+def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
+    plan = plan_of(tree)
+    dora, anna, boris, clara = plan.targets
+    results = [
+        result(
+            dora,
+            "trained",
+            seconds=3725.0,
+            loss=0.12345,
+            owed="the Hub is away",
+            evaluation="eval 1.234 -> 1.201",
+        ),
+        result(anna, "failed", seconds=61.0, error="it burned\n  the last lines"),
+        result(boris, "interrupted", seconds=1.0, error="stopped by SIGTERM"),
+    ]
+
+    header, *rows, counts = summary(plan, results).split("\n")
+
+    assert header.split() == ["artist", "result", "time", "loss", "remark"]
+    assert rows[0].split(maxsplit=4)[:4] == [str(DORA), "trained", "1:02:05", "0.1235"]
+    assert "upload owed: the Hub is away; eval 1.234 -> 1.201; " in rows[0]
+    assert f"log: {dora.output_dir / 'train.log'}" in rows[0]
+    assert rows[1].split()[1:4] == ["failed", "1:01", "it"]
+    assert "it burned" in rows[1] and "last lines" not in rows[1]
+    assert f"log: {anna.output_dir / 'train.log'}" in rows[1]
+    assert "stopped by SIGTERM" in rows[2]
+    assert rows[3].split(maxsplit=2)[1:] == ["left", "not begun"]
+    assert str(clara.artist) in rows[3]
+    assert counts == "1 trained, 1 failed, 1 interrupted, 1 left"
+
+
+def test_the_summary_says_why_others_were_not_trained(plan: Plan) -> None:
+    _, dora, anna, boris, clara, counts = summary(plan, [result(target_of(plan, DORA), "trained")]).split(
+        "\n"
+    )
+
+    assert "trained" in dora and "the defaults are meant for 20" in dora
+    assert anna.split() == [str(ANNA), "skipped", "complete"]
+    assert boris.split(maxsplit=2)[1:] == [
+        "skipped",
+        "stale; another trainer; kept, type --overwrite to train it again",
+    ]
+    assert clara.split()[1] == "blocked" and "there is no image" in clara
+    assert counts == "1 trained, 2 skipped, 1 blocked"

@@ -1,0 +1,144 @@
+"""--verify: every adapter that is there is read to its last value, and nothing is written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mimicry.common.claims import Claim
+from mimicry.common.errors import UsageError
+from mimicry.common.files import write_json
+from mimicry.study.selection import Selection
+from mimicry.study.tree import Condition, StudyTree
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.reports.verify import Verdict, conditions_on_disk, verify
+from tests.small_study import ANNA, BORIS, ORIGINAL, asked_for, listing, original, put_adapter
+from tests.tuning.lora_files import lora_tensors
+from tests.tuning.quick_studio import QuickStudio
+
+MIST = Condition("mist")
+STACK = "hf_diffusers"
+
+
+def verdicts(tree: StudyTree, artists: tuple[str, ...] = ()) -> list[Verdict]:
+    conditions = conditions_on_disk(tree, STACK)
+    return verify(tree, STACK, conditions, Selection(artists=artists), asked_for())
+
+
+def states(tree: StudyTree) -> list[tuple[str, str, str]]:
+    return [(str(found.condition), found.artist.name, found.state) for found in verdicts(tree)]
+
+
+def spoil(folder: Path, value: float) -> None:
+    """Put other values into the weights, and their hash into the record: only the values tell."""
+    tensors = {name: torch.full_like(tensor, value) for name, tensor in lora_tensors(4).items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+def test_nothing_is_there(tree: StudyTree) -> None:
+    assert verdicts(tree) == []
+
+
+def test_all_conditions_are_checked_and_nothing_is_written(tree: StudyTree) -> None:
+    put_adapter(tree)
+    put_adapter(tree, MIST, BORIS)
+    before = listing(tree.data_root)
+    assert states(tree) == [("mist__none", BORIS.name, "complete"), ("none__none", ANNA.name, "complete")]
+    assert listing(tree.data_root) == before
+
+
+def test_only_what_the_filters_let_through(tree: StudyTree) -> None:
+    put_adapter(tree)
+    put_adapter(tree, ORIGINAL, BORIS)
+    assert [found.artist for found in verdicts(tree, artists=(BORIS.name,))] == [BORIS]
+    with pytest.raises(UsageError, match="--artist Bors matches no artist"):
+        verdicts(tree, artists=("Bors",))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / WEIGHTS).write_bytes(b""), "no readable safetensors file"),
+        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), "no readable"),
+        (lambda folder: spoil(folder, float("nan")), "no finite numbers"),
+        (lambda folder: spoil(folder, 0.0), "every lora_B is zero"),
+        (lambda folder: spoil(folder, 0.5), "is not the file whose sha256"),
+        (lambda folder: (folder / TRAINING_RUN).write_text("{"), "cannot be read"),
+        (lambda folder: (folder / ADAPTER_CONFIG).write_text(""), "not the one that was written"),
+    ],
+)
+def test_what_is_broken_is_found_and_left_alone(damage: object, reason: str, tree: StudyTree) -> None:
+    folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
+    assert callable(damage)
+    damage(folder)
+    before = listing(tree.data_root)
+    (found,) = verdicts(tree)
+    assert found.is_broken
+    assert reason in found.reason
+    assert listing(tree.data_root) == before
+
+
+def test_what_is_in_training_or_was_begun_is_not_broken(tree: StudyTree) -> None:
+    begun = tree.output_dir(STACK, ORIGINAL, ANNA)
+    begun.mkdir(parents=True)
+    write_json(begun / TRAINING_RUN, {"status": "interrupted"})
+    with Claim.take_anew(tree.output_dir(STACK, ORIGINAL, BORIS)):
+        assert [state for _, _, state in states(tree)] == ["unfinished", "claimed"]
+
+
+def test_a_condition_whose_images_are_gone_is_stale(tree: StudyTree) -> None:
+    put_adapter(tree, MIST)
+    (tree.protected_art / "mist").rename(tree.data_root / "elsewhere")
+    (found,) = verdicts(tree)
+    assert (found.state, found.reason) == ("stale", "other images")
+
+
+class TestProgram:
+    def test_exit_codes_and_what_is_said(self, quick_studio: QuickStudio) -> None:
+        assert quick_studio.tune("--style=baroque").code == 0
+        well = quick_studio.tune("--verify")
+        assert (well.code, well.out.splitlines()[-1]) == (0, "2 complete; 0 problems with images")
+        weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
+        weights.write_bytes(b"torn")
+        broken = quick_studio.tune("--verify")
+        assert (broken.code, broken.out.splitlines()[-1]) == (
+            1,
+            "1 broken, 1 complete; 0 problems with images",
+        )
+        assert weights.read_bytes() == b"torn"
+        assert quick_studio.tune("--verify", "--protection=mist").out.endswith(
+            "no adapter is there; 0 problems with images\n"
+        )
+        assert len(quick_studio.trained()) == 2
+
+    def test_what_rots_on_the_disk_is_found(self, quick_studio: QuickStudio) -> None:
+        for _ in range(2):
+            assert quick_studio.tune("--artist=Anna_Berg").code == 0
+        weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
+        image = original(quick_studio.tree) / "01_tree.png"
+        for path, count in ((weights, 4), (image, 60)):
+            before = path.stat()
+            path.write_bytes(path.read_bytes()[:-count] + b"\xff" * count)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+        ended = quick_studio.tune("--verify")
+
+        assert ended.code == 1
+        assert "no finite numbers" in ended.out
+        assert "1 broken; 1 problems with images" in ended.out
+
+    def test_overwrite_makes_no_sense_with_it(self, quick_studio: QuickStudio) -> None:
+        ended = quick_studio.tune("--verify", "--overwrite")
+        assert ended.code == 2
+        assert "--verify trains nothing" in ended.err
+
+    def test_no_wait_ends_with_exit_code_1(self, quick_studio: QuickStudio) -> None:
+        with Claim.take_anew(quick_studio.tree.output_dir("quick", ORIGINAL, ANNA)):
+            ended = quick_studio.tune("--style=baroque", "--no-wait")
+            shown = json.loads(quick_studio.tune("--style=baroque", "--dry-run", "--json").out)
+        assert ended.code == 1
+        assert ended.out.splitlines()[-1] == "1 trained, 1 claimed"
+        assert [target["state"] for target in shown["targets"]] == ["claimed", "complete"]
