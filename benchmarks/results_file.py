@@ -7,7 +7,7 @@ from typing import Any
 
 from mimicry.common.environment import processor_count
 from mimicry.common.files import utc_now, write_json
-from mimicry.tuning.adapters.recipe import versions
+from mimicry.common.versions import versions
 from mimicry.tuning.reports.tables import text_table
 
 

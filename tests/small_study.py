@@ -15,8 +15,9 @@ from mimicry.study.selection import Selection
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import publish
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.state import Asked, State
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.study.states import State
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.plan import Action, Plan, Request, Target, make_plan
 from tests.tuning.lora_files import save_lora
@@ -79,10 +80,10 @@ def share_samples(tree: StudyTree) -> StudyTree:
     return tree
 
 
-def asked_for(config: TuningConfig = CONFIG, base: BaseModel = BASE, **options: Any) -> Asked:
+def asked_for(config: TuningConfig = CONFIG, base: BaseModel = BASE, **options: Any) -> AdapterSpec:
     """Return what adapters of `config`, with `options` changed, should be."""
     changed = replace(config, **options)
-    return Asked(changed.rank, recipe(changed, base, OWN_TRAINER))
+    return AdapterSpec(changed.rank, recipe(changed, base, OWN_TRAINER))
 
 
 def write_adapter(
@@ -118,7 +119,7 @@ def plan_of(
     tree: StudyTree,
     condition: Condition = ORIGINAL,
     *,
-    asked: Asked | None = None,
+    asked: AdapterSpec | None = None,
     bookmarks: Mapping[str, Mapping[str, Any]] | None = None,
     full: bool = False,
     artists: tuple[str, ...] = (),

@@ -145,6 +145,14 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def existing_part(folder: Path) -> Path:
+    """Return the nearest folder above that is there; below it the others can be made."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
     """Move the files and folders `names` of `folder` into `folder/set_aside/{time}-{reason}/`.
 

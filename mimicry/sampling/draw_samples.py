@@ -22,8 +22,7 @@ from mimicry.sampling.contact_sheet import write_contact_sheet
 from mimicry.sampling.plan import Request, SampleSet, State, make_plan
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
 from mimicry.study.tree import StudyTree
-from mimicry.tuning import base_model
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.command_line import options_named, selection_of, selection_options, tree_options
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.reports.tables import text_table
@@ -82,7 +81,7 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
     if dry_run:
         print(_table(make_plan(request)))
         return 0
-    model = base_model.resolve(request.config)
+    model = BaseModel.resolve(request.config)
     problems = model.problems(request.config.resolution)
     if problems:
         raise BatchFault(*problems)

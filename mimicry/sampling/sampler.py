@@ -12,7 +12,7 @@ from PIL import Image
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (

@@ -4,14 +4,15 @@ A check of a whole study decodes tens of thousands of images, and the next call 
 good is remembered by name, size and time of change; what was found bad is decoded again each time.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.environment import processor_count
+from mimicry.common.errors import TrainingFailed
 from mimicry.common.file_memory import FileMemory
-from mimicry.study.images import ImageFolder, check_image
+from mimicry.study.images import ImageFolder, ImageRecord, check_image
 
 # Decoding a large scan needs a gigabyte.
 _MOST_THREADS = 8
@@ -61,6 +62,23 @@ def bad_images(
         for memory, _ in memories:
             memory.save()
     return bad
+
+
+def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
+    """Make sure that the images are still those that a training began with.
+
+    Raises:
+        TrainingFailed: some were changed or removed, so that nobody knows what it was trained on.
+    """
+    changed = images.changed_since(records)
+    if changed:
+        shown = ", ".join(map(repr, changed[:3])) + (
+            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        )
+        raise TrainingFailed(
+            f"images were changed while it was trained on them: {shown}; nothing is published, and the same "
+            f"command trains on what is there now"
+        )
 
 
 def _check(memory: FileMemory, path: Path) -> BadImage | None:

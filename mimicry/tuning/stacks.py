@@ -6,9 +6,11 @@ The command is split into words as a shell would, and only then are names put in
 `O'Keeffe; {x}` is just a name. Placeholders: {python}, this Python; {stack_dir}, the folder of the
 runner_config.json; {input_dir}, the folder of images; {output_dir}, the folder of the adapter; and {options},
 a word by itself, which becomes the options of `local_dreambooth_lora_sd3_wrapper.py`. A stack without
-{options} is trained with its own settings.
+{options} is trained with its own settings. What a stack knows of its adapters stands in its `stack.py`, if it
+has one: see `mimicry.tuning.stack_traits`.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -25,8 +27,10 @@ from mimicry.common.children import running_child, stop_with_parent
 from mimicry.common.errors import UsageError, nearest
 from mimicry.common.files import read_json
 from mimicry.common.programs import run_command
+from mimicry.tuning.stack_traits import StackTraits
 
 RUNNER_CONFIG = "runner_config.json"
+STACK_MODULE = "stack.py"
 DEFAULT_STACK = "hf_diffusers"
 _STACKS = Path(__file__).resolve().parent
 _OPTIONS = "{options}"
@@ -43,6 +47,7 @@ class Stack:
     name: str
     folder: Path
     template: tuple[str, ...]
+    traits: StackTraits
 
     @property
     def takes_options(self) -> bool:
@@ -81,7 +86,7 @@ class Stack:
             raise UsageError(
                 f'{path} cannot be used: {error!r}; it takes {{"command": "{{python}} ..."}}'
             ) from error
-        stack = cls(folder.name, folder, template)
+        stack = cls(folder.name, folder, template, _read_traits(folder))
         problems = [f"{path}: {problem}" for problem in stack._problems()]
         if problems:
             raise UsageError(*problems)
@@ -119,6 +124,37 @@ class Stack:
         # Only a script in the stack's own folder is known to be a file.
         scripts = [word for word in rest if word.startswith(values["stack_dir"] + "/")]
         return problems + [f"there is no {script}" for script in scripts if not Path(script).exists()]
+
+
+def _read_traits(folder: Path) -> StackTraits:
+    """Return what the stack.py in `folder` says.
+
+    Raises:
+        UsageError: it cannot be run, or has no TRAITS.
+    """
+    path = folder / STACK_MODULE
+    if not path.exists():
+        return StackTraits(hub_prefix=f"{folder.name}-lora")
+    try:
+        if folder.parent == _STACKS:
+            module = importlib.import_module(f"{__package__}.{folder.name}.{path.stem}")
+        else:
+            spec = importlib.util.spec_from_file_location(f"stack of {folder.name}", path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        traits = module.TRAITS
+    # It is somebody's program: anything may come.
+    except Exception as error:
+        raise UsageError(
+            f"{path} cannot be used: {type(error).__name__}: {error}; see the docstring of "
+            f"mimicry/tuning/stack_traits.py for what it takes"
+        ) from error
+    if not isinstance(traits, StackTraits):
+        raise UsageError(
+            f"{path}: TRAITS is {traits!r}; it takes a StackTraits of mimicry.tuning.stack_traits"
+        )
+    return traits
 
 
 def run_stack(folder: Path) -> int:

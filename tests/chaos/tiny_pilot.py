@@ -12,14 +12,9 @@ from typing import Any
 
 from mimicry.common.files import read_json, sha256_file, write_json
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import (
-    ADAPTER_CONFIG,
-    METRICS,
-    TRAIN_LOG,
-    TRAINING_RUN,
-    WEIGHTS,
-    lora_facts,
-)
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.execution.bookmarks import STEP
 
 _IMAGES = 3
@@ -215,7 +210,7 @@ def _is_same_config(path: Path, expected: bytes, *, whole: bool) -> bool:
     if whole:
         return path.read_bytes() == expected
     found, wanted = read_json(path), json.loads(expected)
-    return all(found.get(name) == wanted[name] for name in lora_facts(0, ()))
+    return all(found.get(name) == wanted[name] for name in lora_arguments(0, ()))
 
 
 def _tracker_faults(pilot: TinyPilot, tree: StudyTree) -> list[str]:

@@ -24,7 +24,7 @@ from mimicry.demo.paintings import SUBJECTS
 from mimicry.sampling.sampler import Sampler
 from mimicry.study.images import ImageFolder, read_rgb
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mimicry.tuning.adapters.folder import TARGET_MODULES
+from mimicry.study.images import ImageFolder
+from mimicry.tuning.adapters.folder import AdapterFolder
+from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
+from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
+from mimicry.tuning.hf_diffusers.stack import TRAITS
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.planning import preflight
+from mimicry.tuning.stack_traits import StackTraits
 
 MODULES = tuple(f"transformer_blocks.{block}.{name}" for block in range(2) for name in TARGET_MODULES)
 
@@ -46,3 +54,28 @@ def files_in(folder: Path) -> Mapping[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def check_adapter(output_dir: Path, rank: int | None) -> Adapter:
+    """Check the adapter of our own stack in `output_dir` in full."""
+    return AdapterFolder(output_dir, ADAPTER_FORMAT).check(rank)
+
+
+def checkpoint_names(output_dir: Path) -> list[str]:
+    return AdapterFolder(output_dir).checkpoint_names()
+
+
+def judge(output_dir: Path, spec: AdapterSpec, images: ImageFolder, **how: Any) -> AdapterState:
+    """Judge what lies in `output_dir`, by the format of our own stack."""
+    return judge_adapter(AdapterFolder(output_dir, ADAPTER_FORMAT), spec, images, **how)
+
+
+def adapter_spec(config: TuningConfig, trainer: str) -> AdapterSpec:
+    """Return what `config` asks of an adapter of our own stack."""
+    return TRAITS.adapter_spec(config, trainer)
+
+
+def batch_problems(config: TuningConfig | None, output_root: Path, count: int, **how: bool) -> list[str]:
+    """Return what forbids training by our own stack; None stands for a stack that takes no options."""
+    traits = StackTraits(hub_prefix="other") if config is None else TRAITS
+    return preflight.batch_problems(traits, config, output_root, count, **how)

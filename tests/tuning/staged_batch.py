@@ -10,7 +10,7 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS
-from mimicry.tuning.adapters.state import judge_existing
+from tests.tuning.lora_files import judge
 from mimicry.tuning.execution.batch import Batch, OnStep
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.planning.plan import Action, Plan, Target
@@ -87,7 +87,7 @@ def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple
         tracker=open_tracker(tree),
         display=BatchDisplay(len(plan.of(Action.TRAIN)), 2),
         step_count=lambda _: 2,
-        judge=lambda target: judge_existing(target.output_dir, asked_for(), target.images, full=True),
+        judge=lambda target: judge(target.output_dir, asked_for(), target.images, full=True),
     )
     return batch, executor
 

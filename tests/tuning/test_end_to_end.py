@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import mimicry
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from tests.fake_hub import TOKEN, FakeHub
 from tests.small_study import COUNTERED, ORIGINAL, bookmarks_in, listing
 from tests.tuning.hf_diffusers.studio import (

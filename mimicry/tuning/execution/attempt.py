@@ -1,27 +1,20 @@
-"""How a training ended, told from what it left: the exit code alone says little (see design.md)."""
+"""How a training ended, told from what it left: the exit code alone says little.
+
+The launcher turns every exit code of the trainer into 1.
+"""
 
 import errno
 import shutil
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.scrubbing import mask_token
-from mimicry.study.images import ImageFolder, ImageRecord
-from mimicry.tuning.adapters.folder import (
-    BLOCKED,
-    TRAIN_LOG,
-    TRAINING_RUN,
-    WEIGHTS,
-    check_adapter,
-    read_training_run,
-    set_adapter_aside,
-)
+from mimicry.study.states import State
+from mimicry.tuning.adapters.folder import AdapterFolder
+from mimicry.tuning.adapters.training_run import TrainingRun
 
 # With less than this on the disk, a training cannot even say that it failed.
 _ROOM_BYTES = 1 << 16
@@ -32,45 +25,44 @@ _STOPPED_BY = "stopped by "
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at training in `output_dir`: made before it begins, it tells its traces from older ones."""
+    """One attempt at training in `folder`: made before it begins, it tells its traces from older ones."""
 
-    output_dir: Path
+    folder: AdapterFolder
     log_offset: int
     began: float = field(default_factory=time.time)
 
     @classmethod
-    def begin(cls, output_dir: Path) -> "Attempt":
+    def begin(cls, folder: AdapterFolder) -> "Attempt":
         """Note what lies there, and make the folder.
 
         Raises:
             TrainingFailed: the folder cannot be made.
         """
         try:
-            output_dir.mkdir(parents=True, exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingFailed(f"{output_dir} cannot be made: {error.strerror}") from error
-        log = output_dir / TRAIN_LOG
-        return cls(output_dir, log.stat().st_size if log.exists() else 0)
+            raise TrainingFailed(f"{folder} cannot be made: {error.strerror}") from error
+        return cls(folder, folder.log.stat().st_size if folder.log.exists() else 0)
 
     def failure(self, code: int) -> str | None:
         """Return why there is no complete adapter after this attempt; None when there is one."""
-        mask_token(self.output_dir / TRAIN_LOG)
+        mask_token(self.folder.log)
         run = self._own_run()
-        if (self.output_dir / WEIGHTS).exists():
+        if self.folder.has_weights:
             try:
-                check_adapter(self.output_dir, rank=None)
+                AdapterFolder(self.folder.path, self.folder.form).check(rank=None)
             except AdapterBroken as error:
-                set_adapter_aside(self.output_dir, "broken")
+                self.folder.set_aside(State.BROKEN)
                 return str(error)
             return None
         if self._watchers_error():
             return self._watchers_error()
-        if run.get("error"):
-            return str(run["error"])
-        if shutil.disk_usage(self.output_dir).free < _ROOM_BYTES:
+        if run.error:
+            return run.error
+        if shutil.disk_usage(self.folder.path).free < _ROOM_BYTES:
             # Nobody could write down what went wrong.
-            return disk_fault(OSError(errno.ENOSPC, "", str(self.output_dir)))
-        if run.get("status") == "running":
+            return disk_fault(OSError(errno.ENOSPC, "", str(self.folder)))
+        if run.status == State.RUNNING:
             return (
                 "the trainer was killed and had no time to say why; when memory is short the system does "
                 "that: see `dmesg | tail`"
@@ -86,7 +78,7 @@ class Attempt:
     @property
     def blocked(self) -> bool:
         """Whether this attempt was refused: see `failure` for the reason."""
-        return self._own_run().get("status") == BLOCKED
+        return self._own_run().status == State.BLOCKED
 
     def stopped_by(self) -> int | None:
         """Return the number of the signal that stopped the trainer; None when it did not end that way.
@@ -95,50 +87,31 @@ class Attempt:
         """
         run = self._own_run()
         words = "".join(self.log_lines(1))
-        if run:
-            words = str(run.get("error")) if run.get("status") == "interrupted" else ""
+        if run.content:
+            words = str(run.error) if run.status == State.INTERRUPTED else ""
         if not words.startswith(_STOPPED_BY) or self._watchers_error():
             return None
         return signal.Signals.__members__.get(words.removeprefix(_STOPPED_BY))
 
     def steps(self) -> int:
         """Return the optimizer steps that the trainer says it took; 0 where it says nothing."""
-        steps = self._own_run().get("steps")
-        return steps if isinstance(steps, int) else 0
+        return self._own_run().steps
 
     def log_lines(self, count: int) -> list[str]:
         """Return the last lines that this attempt wrote to the log."""
-        return last_lines(self.output_dir / TRAIN_LOG, count, self.log_offset)
+        return last_lines(self.folder.log, count, self.log_offset)
 
     def _watchers_error(self) -> str:
         """Say why who watched the trainer has stopped it; it takes that for a signal like any other."""
         last = "".join(self.log_lines(1))
-        interrupted = self._own_run().get("status") == "interrupted"
+        interrupted = self._own_run().status == State.INTERRUPTED
         return last.removeprefix(_ERROR) if interrupted and last.startswith(_ERROR) else ""
 
-    def _own_run(self) -> dict[str, Any]:
-        path = self.output_dir / TRAINING_RUN
+    def _own_run(self) -> TrainingRun:
         try:
             # File times are coarser than the clock.
-            if path.stat().st_mtime < self.began - 1:
-                return {}
-            return read_training_run(self.output_dir) or {}
-        except (OSError, AdapterBroken):
-            return {}
-
-
-def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
-    """Make sure that the images are still those that a training began with.
-
-    Raises:
-        TrainingFailed: some were changed or removed, so that nobody knows what it was trained on.
-    """
-    changed = images.changed_since(records)
-    if changed:
-        shown = ", ".join(map(repr, changed[:3])) + (
-            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        )
-        raise TrainingFailed(
-            f"images were changed while it was trained on them: {shown}; nothing is published, and the same "
-            f"command trains on what is there now"
-        )
+            if self.folder.record.stat().st_mtime < self.began - 1:
+                return TrainingRun({})
+        except OSError:
+            return TrainingRun({})
+        return AdapterFolder(self.folder.path).readable_run

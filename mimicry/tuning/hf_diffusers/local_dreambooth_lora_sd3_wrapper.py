@@ -21,11 +21,12 @@ from mimicry.common.text import printable, shell_line
 from mimicry.study.captions import Captions
 from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
+from mimicry.study.states import State
 from mimicry.study.tree import parse_output_dir
-from mimicry.tuning.adapters.folder import set_adapter_aside
-from mimicry.tuning.adapters.state import Asked, Existing, State, judge_existing
+from mimicry.tuning.adapters.state import AdapterState, judge_adapter
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
+from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.hub.preflight import hub_problems, refuse_names
 from mimicry.tuning.hub.publishing import upload_and_record
 from mimicry.tuning.hub.upload import UploadJob, repository_name
@@ -103,23 +104,23 @@ def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, *
     bad = [*(image.problem for image in bad_images([images])), *(captions.problems if captions else ())]
     if bad:
         raise MimicryError(*bad)
-    faults = batch_problems(config, output_dir, artist_count=1, uploads=upload is not None)
+    faults = batch_problems(TRAITS, config, output_dir, adapter_count=1, uploads=upload is not None)
     if (
         upload is not None and not faults and not has_parent()
     ):  # apply_tuning has asked for all of its artists
         faults = hub_problems([(upload, input_dir)])
     if faults:
         raise BatchFault(*faults)
-    asked = Asked.of(config, script.identity)
+    spec = TRAITS.adapter_spec(config, script.identity)
     with Claim.take(output_dir) as claim:
-        existing = judge_existing(output_dir, asked, images, captions=captions, full=True)
+        existing = judge_adapter(job.folder, spec, images, captions=captions, full=True)
         if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
             _report_kept(output_dir, existing)
         else:
             for warning in script.warnings(config):
                 print(f"warning: {printable(warning)}", file=sys.stderr)
-            if existing.state is not State.ABSENT:
-                set_adapter_aside(output_dir, existing.state.value)
+            if existing.state is not State.PENDING:
+                job.folder.set_aside(existing.state)
             train_artist(job, claim)
             print(printable(f"complete: {output_dir}"))
         if upload is not None:
@@ -171,7 +172,7 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
     )
 
 
-def _report_kept(output_dir: Path, existing: Existing) -> None:
+def _report_kept(output_dir: Path, existing: AdapterState) -> None:
     reason = f" ({existing.reason})" if existing.reason else ""
     print(printable(f"{existing.state.value}: {output_dir}{reason}"))
     if existing.state is State.STALE:

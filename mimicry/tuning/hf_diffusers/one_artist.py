@@ -13,14 +13,17 @@ from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
 from mimicry.common.scrubbing import mask_token
 from mimicry.common.text import shell_line
+from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.images import ImageFolder, ImageRecord
-from mimicry.tuning import base_model
-from mimicry.tuning.adapters.folder import METRICS, TRAIN_LOG, WEIGHTS, checkpoint_names, publish
-from mimicry.tuning.adapters.recipe import describe_run
-from mimicry.tuning.class_images import ClassImages
-from mimicry.tuning.execution.attempt import Attempt, refuse_changed_images
+from mimicry.study.states import State
+from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
+from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.class_settings import class_images_of
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
+from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.reports.progress import StepDisplay, is_terminal
 
@@ -54,6 +57,10 @@ class ArtistJob:
     def images(self) -> ImageFolder:
         """The images that are trained on."""
         return ImageFolder.read(self.input_dir).without(self.leave_out)
+
+    @property
+    def folder(self) -> AdapterFolder:
+        return AdapterFolder(self.output_dir, ADAPTER_FORMAT)
 
     @property
     def trainer_output_dir(self) -> Path:
@@ -95,10 +102,10 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
         Interrupted: somebody has sent a stop signal to the trainer.
         ClaimLost: another process has taken the folder over.
     """
-    attempt = Attempt.begin(job.output_dir)
+    attempt = Attempt.begin(job.folder)
     # What a script that was stopped has left must not be taken for the result of this one.
     # A checkpoint of our own trainer is for itself to judge.
-    others = [] if job.script.is_own else checkpoint_names(job.output_dir)
+    others = [] if job.script.is_own else job.folder.checkpoint_names()
     set_aside(job.output_dir, [_FOREIGN_OUTPUT, *others], "unfinished")
     started_at = utc_now()
     images = [] if job.script.is_own else job.images.records()
@@ -122,7 +129,7 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
 
 
 def _run(job: ArtistJob, variable: Mapping[str, str]) -> int:
-    log = job.output_dir / TRAIN_LOG
+    log = job.folder.log
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **variable}
     with ExitStack() as stack:
         stack.callback(mask_token, log)
@@ -130,7 +137,7 @@ def _run(job: ArtistJob, variable: Mapping[str, str]) -> int:
         command = job.command()
         output.write(f"--- {utc_now()} {shell_line(command)}\n".encode("utf-8", "replace"))
         output.flush()
-        metrics = MetricsReader(job.trainer_output_dir / METRICS)
+        metrics = MetricsReader(AdapterFolder(job.trainer_output_dir).metrics)
         child = stack.enter_context(
             running_child(command, output=output, environment=environment, grace_seconds=_GRACE_SECONDS)
         )
@@ -154,7 +161,7 @@ def _publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord])
     refuse_changed_images(job.images, images)
     record = describe_run(
         job.config,
-        base_model.resolve(job.config),
+        BaseModel.resolve(job.config),
         trainer=job.script.identity,
         command=job.command(),
         notes=(*job.notes, *job.script.warnings(job.config)),
@@ -162,16 +169,16 @@ def _publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord])
     record["paths"] |= {"instance_data_dir": str(job.input_dir), "output_dir": str(job.output_dir)}
     record |= {
         "images": images,
-        "status": "complete",
+        "status": State.COMPLETE,
         "started_at": started_at,
         "finished_at": utc_now(),
         "steps": job.step_count,
         "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
     }
-    class_images = ClassImages.of(job.config)
+    class_images = class_images_of(job.config)
     if class_images is not None and not class_images.missing():
         record["class_images"] = class_images.record()
-    publish(saved, job.output_dir, record, job.config.pretrained_model_name_or_path)
+    job.folder.publish(saved, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)
 
 
@@ -179,7 +186,7 @@ def _log_excerpt(job: ArtistJob, attempt: Attempt) -> str:
     if has_parent():  # which shows them itself, and whose log this goes to
         return ""
     lines = [f"  | {line}" for line in attempt.log_lines(_SHOWN_LOG_LINES)]
-    return "\n".join(["", f"  the last lines of {job.output_dir / TRAIN_LOG}:", *lines])
+    return "\n".join(["", f"  the last lines of {job.folder.log}:", *lines])
 
 
 def _ignore(line: object) -> None:

@@ -17,21 +17,19 @@ from mimicry.tuning.adapters import folder as adapter_module
 from mimicry.tuning.adapters.folder import (
     ADAPTER_CONFIG,
     METRICS,
-    TARGET_MODULES,
     TRAIN_LOG,
-    TRAINING_RUN,
     WEIGHTS,
-    Adapter,
-    check_adapter,
-    check_header,
-    check_weights,
-    lora_facts,
     publish,
     read_training_run,
     recorded_rank,
     run_weights_sha256,
     set_adapter_aside,
 )
+from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights
+from tests.tuning.lora_files import check_adapter
+from mimicry.tuning.adapters.peft_config import lora_arguments
 from tests.hostile_names import over_hostile_names
 from tests.tuning.lora_files import MODULES, files_in, lora_tensors, save_lora
 
@@ -307,11 +305,11 @@ class TestConfig:
         assert config.inference_mode
 
     def test_lora_facts_make_a_lora_config(self) -> None:
-        facts = lora_facts(8, ["b", "a"])
+        facts = lora_arguments(8, ["b", "a"])
         assert facts["target_modules"] == ["a", "b"]
         config = LoraConfig(**facts)
         assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 8, 0.0)
-        assert list(lora_facts(8, ["a", "b"]).items()) == list(facts.items())
+        assert list(lora_arguments(8, ["a", "b"]).items()) == list(facts.items())
 
 
 class TestSetAside:

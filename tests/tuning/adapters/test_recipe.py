@@ -14,14 +14,14 @@ import mimicry
 from mimicry.common.files import sha256_file
 from mimicry.tuning.adapters.recipe import (
     OWN_TRAINER,
-    describe_run,
     recipe,
     recipe_differences,
     recipe_hash,
     trainer_identity,
-    versions,
 )
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.run_description import describe_run
+from mimicry.common.versions import versions
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from tests.tuning.companions import PRIOR, with_companions
 

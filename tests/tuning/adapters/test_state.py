@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
+from tests.tuning.lora_files import adapter_spec
 from mimicry.common.files import write_json
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.adapters import state
-from mimicry.tuning.adapters.folder import (
-    ADAPTER_CONFIG,
-    TRAINING_RUN,
-    WEIGHTS,
-    Adapter,
-    check_adapter,
-    lora_facts,
-    publish,
-)
-from mimicry.tuning.adapters.recipe import OWN_TRAINER, describe_run, recipe
-from mimicry.tuning.adapters.state import Asked, Existing, State, judge_existing
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, publish
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.weights import Adapter
+from tests.tuning.lora_files import check_adapter
+from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
+from mimicry.tuning.hf_diffusers.run_description import describe_run
+from mimicry.tuning.adapters.state import AdapterSpec, AdapterState
+from mimicry.study.states import State
+from tests.tuning.lora_files import judge
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.lora_files import files_in, lora_tensors, save_lora
 from tests.tuning.model_files import make_model
@@ -52,9 +52,9 @@ class Room:
         publish(save_lora(self.folder / "saved"), self.output_dir, run | {"images": images}, None)
         return self
 
-    def judge(self, *, full: bool, trainer: str = OWN_TRAINER, **changes: Any) -> Existing:
-        asked = Asked.of(dataclasses.replace(self.config, **changes), trainer)
-        return judge_existing(self.output_dir, asked, ImageFolder.read(self.images_dir), full=full)
+    def judge(self, *, full: bool, trainer: str = OWN_TRAINER, **changes: Any) -> AdapterState:
+        asked = adapter_spec(dataclasses.replace(self.config, **changes), trainer)
+        return judge(self.output_dir, asked, ImageFolder.read(self.images_dir), full=full)
 
     def edit_run(self, edit: Callable[[dict[str, Any]], object]) -> None:
         path = self.output_dir / TRAINING_RUN
@@ -71,15 +71,15 @@ def room(tmp_path: Path) -> Room:
 @both
 class TestBothLooks:
     def test_absent(self, room: Room, full: bool) -> None:
-        assert room.judge(full=full) == Existing(State.ABSENT)
+        assert room.judge(full=full) == AdapterState(State.PENDING)
         room.train()
         (room.output_dir / WEIGHTS).unlink()
-        assert room.judge(full=full) == Existing(State.ABSENT)
+        assert room.judge(full=full) == AdapterState(State.PENDING)
 
     def test_complete_and_nothing_is_written(self, room: Room, full: bool) -> None:
         room.train()
         before = files_in(room.folder)
-        assert room.judge(full=full) == Existing(State.COMPLETE)
+        assert room.judge(full=full) == AdapterState(State.COMPLETE)
         assert files_in(room.folder) == before
 
     def test_what_does_not_define_it_may_change(self, room: Room, full: bool) -> None:
@@ -87,11 +87,11 @@ class TestBothLooks:
         state = room.judge(
             full=full, cache_latents=False, gradient_checkpointing=False, cache_dir=str(room.folder)
         )
-        assert state == Existing(State.COMPLETE)
+        assert state == AdapterState(State.COMPLETE)
 
     def test_of_another_tool(self, room: Room, full: bool) -> None:
         save_lora(room.output_dir / WEIGHTS)
-        assert room.judge(full=full) == Existing(State.COMPLETE, "made by another tool")
+        assert room.judge(full=full) == AdapterState(State.COMPLETE, "made by another tool")
         state = room.judge(full=full, rank=8)
         assert state.state is State.BROKEN
         assert "rank 4 where 8" in state.reason
@@ -117,14 +117,14 @@ class TestBothLooks:
 
     @pytest.mark.parametrize("name", ["r", "lora_alpha", "target_modules", "bias"])
     def test_what_the_header_says_holds_for_the_config(self, room: Room, full: bool, name: str) -> None:
-        facts = lora_facts(4, ("attn.to_q", "attn.to_k"))
+        facts = lora_arguments(4, ("attn.to_q", "attn.to_k"))
         header = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": facts[key] for key in facts})}
         room.output_dir.mkdir(parents=True, exist_ok=True)
         save_file(lora_tensors(), room.output_dir / WEIGHTS, metadata=header)
         path = room.output_dir / ADAPTER_CONFIG
         # In another order of names: other tools have none.
         path.write_text(json.dumps({**facts, "target_modules": ["attn.to_q", "attn.to_k"]}))
-        assert room.judge(full=full) == Existing(State.COMPLETE, "made by another tool")
+        assert room.judge(full=full) == AdapterState(State.COMPLETE, "made by another tool")
         path.write_text(json.dumps({**facts, name: "x"}))
         state = room.judge(full=full)
         assert state.state is State.BROKEN
@@ -132,19 +132,19 @@ class TestBothLooks:
 
     def test_stale_options(self, room: Room, full: bool) -> None:
         room.train()
-        assert room.judge(full=full, rank=8, seed=1) == Existing(State.STALE, "rank 4 -> 8, seed 42 -> 1")
+        assert room.judge(full=full, rank=8, seed=1) == AdapterState(State.STALE, "rank 4 -> 8, seed 42 -> 1")
 
     def test_stale_trainer(self, room: Room, full: bool) -> None:
-        assert room.train().judge(full=full, trainer="x.py") == Existing(State.STALE, "another trainer")
+        assert room.train().judge(full=full, trainer="x.py") == AdapterState(State.STALE, "another trainer")
 
     def test_stale_base_model(self, room: Room, full: bool) -> None:
         room.train()
         (room.folder / "model" / "vae" / "model.safetensors").write_bytes(b"other")
-        assert room.judge(full=full) == Existing(State.STALE, "another base model")
+        assert room.judge(full=full) == AdapterState(State.STALE, "another base model")
 
     def test_a_base_model_that_is_not_here_yet_is_told_by_its_name(self, room: Room, full: bool) -> None:
         state = room.train().judge(full=full, pretrained_model_name_or_path="lab/not-here")
-        assert state == Existing(State.STALE, "another base model")
+        assert state == AdapterState(State.STALE, "another base model")
 
     @pytest.mark.parametrize("change", ["more", "fewer", "renamed", "longer", "dangling"])
     def test_stale_images(self, room: Room, full: bool, change: str) -> None:
@@ -160,13 +160,13 @@ class TestBothLooks:
             image.rename(room.images_dir / "a2.jpg")
         if change == "longer":
             image.write_bytes(b"12345678")
-        assert room.judge(full=full) == Existing(State.STALE, "other images")
+        assert room.judge(full=full) == AdapterState(State.STALE, "other images")
 
     def test_all_reasons_at_once(self, room: Room, full: bool) -> None:
         room.train()
         (room.images_dir / "c.png").touch()
         state = room.judge(full=full, rank=8, trainer="x.py")
-        assert state == Existing(State.STALE, "rank 4 -> 8, another trainer, other images")
+        assert state == AdapterState(State.STALE, "rank 4 -> 8, another trainer, other images")
 
     @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
     def test_broken_weights(self, room: Room, full: bool, content: bytes) -> None:
@@ -214,7 +214,7 @@ class TestBothLooks:
     def test_a_stack_without_options_takes_any_rank_and_recipe(self, room: Room, full: bool) -> None:
         room.train()
         images = ImageFolder.read(room.images_dir)
-        assert judge_existing(room.output_dir, Asked(None, None), images, full=full) == Existing(
+        assert judge(room.output_dir, AdapterSpec(None, None), images, full=full) == AdapterState(
             State.COMPLETE
         )
 
@@ -273,7 +273,7 @@ class TestMemory:
     def test_a_good_one_is_read_once(self, room: Room, read: list[Path]) -> None:
         room.train()
         for _ in range(3):
-            assert room.judge(full=True) == Existing(State.COMPLETE)
+            assert room.judge(full=True) == AdapterState(State.COMPLETE)
         assert len(read) == 1
 
     @pytest.mark.parametrize("name", [WEIGHTS, TRAINING_RUN])
@@ -316,8 +316,8 @@ class TestMemory:
         self.rot(room)
         assert room.judge(full=True).state is State.COMPLETE
         images = ImageFolder.read(room.images_dir)
-        asked = Asked.of(room.config, OWN_TRAINER)
-        assert judge_existing(room.output_dir, asked, images, full=True, anew=True).state is State.BROKEN
+        asked = adapter_spec(room.config, OWN_TRAINER)
+        assert judge(room.output_dir, asked, images, full=True, anew=True).state is State.BROKEN
         assert room.judge(full=True).state is State.BROKEN
         assert len(read) == 3
 
@@ -330,4 +330,4 @@ class TestMemory:
 
 def test_asked() -> None:
     config = TuningConfig(rank=7, pretrained_model_name_or_path="lab/not-here")
-    assert Asked.of(config, OWN_TRAINER) == Asked(7, recipe(config, None, OWN_TRAINER))
+    assert adapter_spec(config, OWN_TRAINER) == AdapterSpec(7, recipe(config, None, OWN_TRAINER))

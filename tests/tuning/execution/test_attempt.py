@@ -10,7 +10,8 @@ import pytest
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import write_json
-from mimicry.tuning.adapters.folder import TRAIN_LOG, TRAINING_RUN, WEIGHTS, publish
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, publish
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.attempt import Attempt
 from tests.hostile_names import over_hostile_names
 from tests.tuning.lora_files import files_in, save_lora

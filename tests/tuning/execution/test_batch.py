@@ -9,7 +9,8 @@ import pytest
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch, OnStep
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.planning.plan import OVERWRITTEN, Action, Target

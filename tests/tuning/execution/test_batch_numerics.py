@@ -4,7 +4,8 @@ import pytest
 
 from mimicry.common.files import write_json
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import BLOCKED, TRAINING_RUN
+from mimicry.tuning.adapters.folder import BLOCKED
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import OnStep
 from mimicry.tuning.planning.plan import Target
 from mimicry.tuning.reports.tables import summary

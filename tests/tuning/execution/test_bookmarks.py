@@ -7,7 +7,8 @@ import pytest
 
 from mimicry.study.tracker import BookmarkStatus
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path, open_tracker, rebuilt_bookmarks
 from tests.hostile_names import over_hostile_names
 from tests.small_study import ANNA, BORIS, COUNTERED, MIST, bookmarks_in, write_adapter, write_study

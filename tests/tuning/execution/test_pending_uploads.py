@@ -12,7 +12,8 @@ import pytest
 from mimicry.common.claims import Claim, claimed_by
 from mimicry.common.errors import UploadFailed
 from mimicry.study.tree import Artist
-from mimicry.tuning.adapters.folder import TRAINING_RUN, WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hub.upload import Uploaded, UploadJob
 from tests.fake_hub import Answer, FakeHub
 from tests.small_study import (

@@ -12,7 +12,8 @@ from mimicry.common.errors import MimicryError
 from mimicry.common.files import write_json
 from mimicry.study.tracker import ProgressTracker
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch, OnStep
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.sharing import tidy

@@ -12,7 +12,6 @@ import pytest
 from peft import PeftConfig
 
 from mimicry.common.claims import Claim
-from mimicry.tuning.adapters.folder import check_adapter
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT
 from tests.fake_hub import FakeHub
 from tests.tuning.hf_diffusers.conftest import Tuned
@@ -30,6 +29,7 @@ from tests.tuning.hf_diffusers.studio import (
     start,
     training_run,
 )
+from tests.tuning.lora_files import check_adapter
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 COMPLETE = ["adapter_config.json", "metrics.jsonl", WEIGHTS, "train.log", "training_run.json"]

@@ -12,8 +12,7 @@ from peft import PeftConfig
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.adapters.folder import check_adapter
-from mimicry.tuning.adapters.state import Asked, State, judge_existing
+from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers import one_artist
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
@@ -21,6 +20,7 @@ from mimicry.tuning.options.config import TuningConfig
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
+from tests.tuning.lora_files import adapter_spec, check_adapter, judge
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 COMPLETE = ["adapter_config.json", WEIGHTS, "train.log", "training_run.json"]
@@ -52,8 +52,8 @@ def names(folder: Path) -> list[str]:
 
 
 def state(job: ArtistJob) -> State:
-    asked = Asked.of(job.config, job.script.identity)
-    return judge_existing(job.output_dir, asked, ImageFolder.read(job.input_dir), full=True).state
+    asked = adapter_spec(job.config, job.script.identity)
+    return judge(job.output_dir, asked, ImageFolder.read(job.input_dir), full=True).state
 
 
 def test_a_whole_adapter_is_published_with_its_records(studio: Studio, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_result_that_is_no_adapter_is_refused(
     with pytest.raises(TrainingFailed, match=message):
         train_artist(job)
     assert names(job.output_dir) in (["train.log"], [".training", "train.log"])
-    assert state(job) is State.ABSENT
+    assert state(job) is State.PENDING
 
 
 def test_the_log_tells_what_the_script_said(
@@ -169,7 +169,7 @@ def test_leftovers_of_a_stopped_script_are_not_taken_for_its_result(
     else:
         with pytest.raises(TrainingFailed, match="the script has crashed"):
             train_artist(job)
-        assert state(job) is State.ABSENT
+        assert state(job) is State.PENDING
     (aside,) = (job.output_dir / "set_aside").iterdir()
     assert (aside / ".training" / WEIGHTS).read_bytes() == content
 

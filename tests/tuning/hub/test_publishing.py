@@ -7,7 +7,8 @@ import pytest
 
 from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import write_json
-from mimicry.tuning.adapters.folder import TRAINING_RUN, read_training_run
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.folder import read_training_run
 from mimicry.tuning.hub import publishing
 from mimicry.tuning.hub.publishing import upload_and_record
 from mimicry.tuning.hub.upload import Uploaded, UploadJob

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from mimicry.study.captions import Captions, image_records
+from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.state import Asked, State
-from mimicry.tuning.class_images import SETTINGS, ClassImages, generated_name
+from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.study.states import State
 from mimicry.tuning.planning.plan import Action
 from tests.small_study import (
     ANNA,
@@ -121,9 +122,9 @@ class TestClassImages:
         write_images(folder, [generated_name(index).removesuffix(".png") for index in range(3)])
         return folder
 
-    def asked(self, folder: Path) -> Asked:
+    def asked(self, folder: Path) -> AdapterSpec:
         prior = PRIOR | {"class_data_dir": str(folder), "num_class_images": 3}
-        return Asked(4, asked_for(**prior).recipe, ClassImages(folder, 3))
+        return AdapterSpec(4, asked_for(**prior).recipe, ClassImages(folder, 3))
 
     def state(self, tree: StudyTree, folder: Path, *, full: bool) -> tuple[State, str]:
         target = target_of(plan_of(tree, asked=self.asked(folder), full=full))

@@ -5,8 +5,9 @@ import shutil
 from typing import Any
 
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.folder import TRAINING_RUN, WEIGHTS
-from mimicry.tuning.adapters.state import State
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.study.states import State
 from mimicry.tuning.planning.plan import OVERWRITTEN, Action
 from tests.small_study import (
     ANNA,
@@ -125,7 +126,7 @@ def test_overwrite_trains_again_what_is_complete_or_stale(tree: StudyTree) -> No
 
     assert judged(target_of(plan)) == (Action.TRAIN, State.COMPLETE)
     assert judged(target_of(plan, BORIS)) == (Action.TRAIN, State.STALE)
-    assert judged(target_of(plan, CLARA)) == (Action.TRAIN, State.ABSENT)
+    assert judged(target_of(plan, CLARA)) == (Action.TRAIN, State.PENDING)
     assert [bool(target.reason) for target in plan.targets] == [False, True, True, False]
 
 
@@ -135,7 +136,7 @@ def test_a_blocked_artist_is_not_overwritten(tree: StudyTree) -> None:
 
     target = target_of(plan_of(tree, overwrite=True))
 
-    assert judged(target) == (Action.BLOCKED, State.ABSENT)
+    assert judged(target) == (Action.BLOCKED, State.PENDING)
 
 
 def test_an_interrupted_overwrite_is_taken_up_and_says_so(tree: StudyTree) -> None:

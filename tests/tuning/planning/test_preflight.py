@@ -14,10 +14,11 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.planning import preflight
-from mimicry.tuning.planning.preflight import batch_problems, needed_bytes
+from mimicry.tuning.hf_diffusers import download
+from mimicry.tuning.hf_diffusers.preflight import needed_bytes
+from tests.tuning.lora_files import batch_problems
 from tests.small_study import write_images
 from tests.tuning.companions import PRIOR
 from tests.tuning.model_files import make_cached_model, make_model
@@ -51,7 +52,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(preflight, "_WAITS", (0.0,))
+    monkeypatch.setattr(download, "WAITS", (0.0,))
 
 
 class TestBatchProblems:

@@ -13,7 +13,8 @@ from mimicry.common.errors import UsageError
 from mimicry.common.files import write_json
 from mimicry.study.selection import Selection
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.reports.verify import Verdict, conditions_on_disk, verify
 from tests.small_study import ANNA, BORIS, ORIGINAL, asked_for, listing, original, put_adapter
 from tests.tuning.lora_files import lora_tensors

@@ -17,12 +17,8 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
-from mimicry.tuning.class_images import (
-    ClassImages,
-    generated_name,
-    generation_precision,
-    generation_settings,
-)
+from mimicry.study.class_images import ClassImages, generated_name
+from mimicry.tuning.hf_diffusers.class_settings import generation_precision, generation_settings
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds

@@ -10,10 +10,15 @@ from accelerate import Accelerator
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.study.captions import Captions
+from mimicry.study.class_images import ClassImages
 from mimicry.study.images import ImageFolder
-from mimicry.tuning import base_model
-from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.class_images import ClassImages, generation_precision, generation_settings
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.class_settings import (
+    class_images_of,
+    generation_precision,
+    generation_settings,
+)
+from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptPlan
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization
@@ -23,7 +28,6 @@ from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, SamplePlan
 from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.reporting import report_problems
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -132,7 +136,7 @@ class Setup:
         problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
         if problems:
             raise UsageError(*problems)
-        model = base_model.resolve(config)
+        model = BaseModel.resolve(config)
         problems = model.problems(config.resolution)
         if problems:
             raise BatchFault(*problems)
@@ -189,7 +193,7 @@ def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
 
 
 def _usable_class_images(config: TuningConfig, model: BaseModel) -> ClassImages | None:
-    class_images = ClassImages.of(config)
+    class_images = class_images_of(config)
     if class_images is None:
         return None
     problems = class_images.problems(generation_settings(config, model))

@@ -12,15 +12,11 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from mimicry.common.errors import UsageError, nearest
-from mimicry.tuning.adapters.folder import (
-    TARGET_MODULES,
-    WEIGHTS,
-    Adapter,
-    chooses_modules,
-    lora_facts,
-    publish,
-)
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES, chooses_modules
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.options.config import TuningConfig
 
@@ -111,7 +107,7 @@ def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dic
     targets: Sequence[str] = TARGET_MODULES
     if chooses_modules(config.lora_layers, config.lora_blocks):
         targets = chosen_modules(transformer, config)
-    transformer.add_adapter(LoraConfig(**lora_facts(config.rank, targets, config.lora_dropout)))
+    transformer.add_adapter(LoraConfig(**lora_arguments(config.rank, targets, config.lora_dropout)))
     parameters = {name: value for name, value in transformer.named_parameters() if value.requires_grad}
     for name, parameter in parameters.items():
         parameter.data = parameter.data.float()
@@ -124,7 +120,7 @@ def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dic
 def save_adapter(
     transformer: SD3Transformer2DModel, output_dir: Path, config: TuningConfig, training_run: dict[str, Any]
 ) -> Adapter:
-    """Save the adapter and publish it in `output_dir` (see `mimicry.tuning.adapters.folder.publish`)."""
+    """Save the adapter and publish it in `output_dir` (see `AdapterFolder.publish`)."""
     dtype = torch.float32 if config.upcast_before_saving else torch.bfloat16
     layers = {
         name: value.detach().to("cpu", dtype).contiguous()
@@ -136,11 +132,12 @@ def save_adapter(
             transformer_lora_layers=layers,
             transformer_lora_adapter_metadata=_metadata(layers, config),
         )
-        return publish(Path(folder) / WEIGHTS, output_dir, training_run, config.pretrained_model_name_or_path)
+        adapter = AdapterFolder(output_dir, ADAPTER_FORMAT)
+        return adapter.publish(Path(folder) / WEIGHTS, training_run, config.pretrained_model_name_or_path)
 
 
 def _metadata(layers: Mapping[str, torch.Tensor], config: TuningConfig) -> dict[str, Any]:
     targets: Sequence[str] = TARGET_MODULES
     if chooses_modules(config.lora_layers, config.lora_blocks):
         targets = sorted({name.partition(".lora_")[0] for name in layers})
-    return lora_facts(config.rank, targets, config.lora_dropout)
+    return lora_arguments(config.rank, targets, config.lora_dropout)

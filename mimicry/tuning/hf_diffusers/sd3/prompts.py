@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample
 
 # So many prompts that are cut are warned of one by one; the others are counted.

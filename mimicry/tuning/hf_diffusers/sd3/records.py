@@ -21,7 +21,8 @@ from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now
 from mimicry.common.scrubbing import scrub
 from mimicry.common.text import printable
 from mimicry.study.images import ImageRecord
-from mimicry.tuning.adapters.folder import BLOCKED, METRICS, SAMPLES, TRAINING_RUN, WEIGHTS, set_adapter_aside
+from mimicry.study.states import State
+from mimicry.tuning.adapters.folder import METRICS, SAMPLES, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.run_facts import describe_setup, peak_memory_bytes
@@ -98,7 +99,7 @@ class RunRecord:
         if self._writes:
             options = self._known["recipe"]["options"]
             self.reports.begin(output_dir, options, run_id=self._report_id, steps=self.steps)
-        self._write("running")
+        self._write(State.RUNNING)
 
     def _clear_way(self) -> Checkpoint | None:
         """Choose the checkpoint to go on from, and set aside what is in the way."""
@@ -114,7 +115,7 @@ class RunRecord:
         for name, reason in unused.items():
             self.warn(f"not resumed from {name}: {reason}; it is set aside")
         if complete:
-            aside = set_adapter_aside(output_dir, "replaced")
+            aside = AdapterFolder(output_dir).set_aside("replaced")
             if aside is not None and resumed is not None and not resumed.folder.exists():
                 resumed = replace(resumed, folder=aside / resumed.folder.name)
         return resumed
@@ -135,7 +136,7 @@ class RunRecord:
         )
         if not complete:
             self.setup.job.output_dir.mkdir(parents=True, exist_ok=True)
-            self._write(BLOCKED, error=problem)
+            self._write(State.BLOCKED, error=problem)
         raise TrainingFailed(problem)
 
     @property
@@ -238,7 +239,7 @@ class RunRecord:
 
     def finished(self) -> dict[str, Any]:
         """Return the whole content of training_run.json for a run that reached its last step."""
-        return self._content("complete") | {
+        return self._content(State.COMPLETE) | {
             "final_loss": self.losses[-1],
             "mean_loss": fmean(self.losses),
             "draws_sha256": self._draws,
@@ -250,23 +251,23 @@ class RunRecord:
         try:
             yield
         except Interrupted as stop:
-            self._write_end("interrupted", f"stopped by {stop}")
+            self._write_end(State.INTERRUPTED, f"stopped by {stop}")
             raise
         except ClaimLost:
             raise
         except MimicryError as error:
-            self._write_end("failed", str(error))
+            self._write_end(State.FAILED, str(error))
             raise
         except torch.OutOfMemoryError as error:
             message = (
                 f"out of GPU memory: {str(error).splitlines()[0]}; type a smaller --resolution or "
                 f"--train-batch-size, and leave --gradient-checkpointing and --cache-latents on"
             )
-            self._write_end("failed", message)
+            self._write_end(State.FAILED, message)
             raise TrainingFailed(message) from error
         except Exception as error:
             fault = disk_fault(error)
-            self._write_end("failed", fault or f"{type(error).__name__}: {error}".strip())
+            self._write_end(State.FAILED, fault or f"{type(error).__name__}: {error}".strip())
             if fault:
                 raise TrainingFailed(fault) from error
             raise
@@ -321,22 +322,22 @@ class RunRecord:
         self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
         self._draws = sha256_text(self._draws + canonical_json(taken))
 
-    def _write_end(self, status: str, error: str) -> None:
+    def _write_end(self, status: State, error: str) -> None:
         if not self.complete:
             # What has ended the run may be in the way of this, too: it is what is to be told.
             with stop_signals_held(), suppress(OSError):
                 self._write(status, error=scrub(error))
 
-    def _write(self, status: str, **more: Any) -> None:
+    def _write(self, status: State, **more: Any) -> None:
         if self._writes:
             self._check_claim()
-            write_json(self.setup.job.output_dir / TRAINING_RUN, self._content(status) | more)
+            write_json(AdapterFolder(self.setup.job.output_dir).record, self._content(status) | more)
 
-    def _content(self, status: str) -> dict[str, Any]:
+    def _content(self, status: State) -> dict[str, Any]:
         return self._known | {
             "status": status,
             "started_at": self.started_at,
-            "finished_at": None if status == "running" else utc_now(),
+            "finished_at": None if status == State.RUNNING else utc_now(),
             "seconds": self.seconds(),
             "stage_seconds": self.stage_seconds,
             "steps": self.steps,

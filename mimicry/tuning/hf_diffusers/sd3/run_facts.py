@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from mimicry.study.captions import image_records
-from mimicry.tuning.adapters.recipe import OWN_TRAINER, describe_run
+from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.training.kernels import attention_names
 

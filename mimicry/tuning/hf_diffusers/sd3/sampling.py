@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.training import rng
 

@@ -8,9 +8,9 @@ import transformers
 
 from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.common.claims import Claim
+from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.adapters.folder import Adapter
-from mimicry.tuning.execution.attempt import refuse_changed_images
+from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_conditions, find_eval_set

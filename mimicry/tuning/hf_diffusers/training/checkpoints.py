@@ -25,7 +25,7 @@ from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
 from mimicry.study.captions import record_differences
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
-from mimicry.tuning.adapters.folder import METRICS, checkpoint_names, litter, remove
+from mimicry.tuning.adapters.folder import METRICS, AdapterFolder
 from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE
 
@@ -120,6 +120,10 @@ class Checkpoints:
     limit: int
     class_images: Mapping[str, Any] | None = None
 
+    @property
+    def _folder(self) -> AdapterFolder:
+        return AdapterFolder(self.output_dir)
+
     def choose(self, wanted: str) -> tuple[Checkpoint | None, dict[str, str]]:
         """Return the checkpoint to go on from, and why those in its way are not used, by name.
 
@@ -129,7 +133,7 @@ class Checkpoints:
         Raises:
             UsageError: the one that was asked for does not fit.
         """
-        names = checkpoint_names(self.output_dir)
+        names = self._folder.checkpoint_names()
         if wanted == RESUME_NONE:
             return None, dict.fromkeys(names, "a new beginning was asked for")
         if wanted != RESUME_LATEST:
@@ -152,7 +156,7 @@ class Checkpoints:
     def clear_way(self, unused: Mapping[str, str]) -> None:
         """Set the checkpoints `unused` aside, and remove what killed processes have left half-written."""
         set_aside(self.output_dir, list(unused), "unused")
-        remove(self.output_dir, litter(self.output_dir))
+        self._folder.remove(self._folder.leftovers())
 
     def save(
         self,
@@ -195,11 +199,11 @@ class Checkpoints:
             }
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / FACTS).write_bytes(json_bytes(text))
-        self._remove(checkpoint_names(self.output_dir)[self.limit :])
+        self._remove(self._folder.checkpoint_names()[self.limit :])
 
     def remove_all(self) -> None:
         """Remove all checkpoints: there is something better."""
-        self._remove(checkpoint_names(self.output_dir))
+        self._remove(self._folder.checkpoint_names())
 
     def _remove(self, names: list[str]) -> None:
         for name in names:
@@ -221,7 +225,7 @@ class Checkpoints:
                 reason = str(error)
             if not reason:
                 return checkpoint
-        known = ", ".join(checkpoint_names(self.output_dir)) or "none"
+        known = ", ".join(self._folder.checkpoint_names()) or "none"
         raise UsageError(
             f"--resume-from-checkpoint {wanted}: {reason}; type {RESUME_LATEST}, {RESUME_NONE} or the path "
             f"of a checkpoint of this adapter (in its folder: {known})"

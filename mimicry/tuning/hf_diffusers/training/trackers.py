@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from mimicry.study.tree import parse_output_dir
+from mimicry.tuning.hf_diffusers.metric_trackers import chosen_trackers
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.reporting import chosen_trackers
 
 _PROJECT = "mimicry"
 _SHOWN = ("loss", "lr", "grad_norm", "eval_loss")

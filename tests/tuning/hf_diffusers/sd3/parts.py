@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mimicry.tuning.adapters.folder import Adapter
+from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders

@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.adapters.folder import TARGET_MODULES
+from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3 import conditioning
 from mimicry.tuning.hf_diffusers.sd3.conditioning import (
     Condition,

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed, UsageError
-from mimicry.tuning.adapters.folder import Adapter, checkpoint_names
+from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
@@ -21,6 +21,7 @@ from mimicry.tuning.hf_diffusers.training import checkpoints
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, names, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run
+from tests.tuning.lora_files import checkpoint_names
 
 
 def lose_claim(folder: Path) -> None:

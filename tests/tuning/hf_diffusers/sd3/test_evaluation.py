@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
+from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource, cut, to_pixels
@@ -252,7 +253,7 @@ class TestRecords:
         for step in (0, STEPS, STEPS):
             evaluation.evaluate_at(step)
         assert [line["step"] for line in metrics(tmp_path)] == [STEPS]
-        assert loop._record._content("running")["eval_loss"]["start"] == 0.75
+        assert loop._record._content(State.RUNNING)["eval_loss"]["start"] == 0.75
 
 
 class TestVae:

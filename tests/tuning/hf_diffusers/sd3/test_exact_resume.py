@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from mimicry.common.children import Interrupted, stop_signals_raise
-from mimicry.tuning.adapters.folder import checkpoint_names
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from mimicry.tuning.hf_diffusers.sd3.training import Loop
@@ -28,6 +27,7 @@ from tests.tuning.hf_diffusers.sd3.resuming import (
     stopped,
 )
 from tests.tuning.hf_diffusers.studio import Studio, training_run
+from tests.tuning.lora_files import checkpoint_names
 
 
 class TestExactResume:

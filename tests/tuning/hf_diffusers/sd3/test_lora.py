@@ -17,11 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mimicry.common.errors import AdapterBroken, UsageError
-from mimicry.tuning.adapters.folder import TARGET_MODULES, Adapter, check_adapter
+from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, chosen_modules, save_adapter
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 from tests.tuning.hf_diffusers.studio import Studio
+from tests.tuning.lora_files import check_adapter
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 RANK = 4

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import TEXT_COMPONENTS, CachedEncoders, default_folder
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from tests.hostile_names import over_hostile_names
@@ -263,7 +263,7 @@ def test_a_file_has_ordinary_permissions_and_nothing_is_left_beside_it(
 _WRITER = """
 import sys, time, torch
 from pathlib import Path
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from mimicry.tuning.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, PromptPlan, TextEncoders
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample, View
 from tests.tuning.hf_diffusers.studio import Studio

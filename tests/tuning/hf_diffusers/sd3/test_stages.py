@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.adapters.state import Asked, State, judge_existing
+from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers.sd3 import training
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
@@ -23,6 +23,7 @@ from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
+from tests.tuning.lora_files import adapter_spec, judge
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -241,8 +242,8 @@ class TestFailure:
         ]
         job = make_job(studio, folder)
         images = Setup.prepare(job).images
-        existing = judge_existing(folder, Asked.of(job.config, "mimicry"), images, full=True)
-        assert existing.state is State.ABSENT
+        existing = judge(folder, adapter_spec(job.config, "mimicry"), images, full=True)
+        assert existing.state is State.PENDING
 
     def test_a_diverging_loss_leaves_nothing_that_looks_complete(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

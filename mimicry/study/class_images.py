@@ -17,9 +17,6 @@ from typing import Any
 
 from mimicry.common.files import canonical_json, read_json, sha256_text, write_json
 from mimicry.study.images import ImageFolder, stem_of
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.options.config import TuningConfig
 
 SETTINGS = "class_images.json"
 
@@ -30,13 +27,6 @@ class ClassImages:
 
     folder: Path
     count: int
-
-    @classmethod
-    def of(cls, config: TuningConfig) -> "ClassImages | None":
-        """Return those that `config` asks for; None without prior preservation."""
-        if config.class_data_dir is None:
-            return None
-        return cls(Path(config.class_data_dir).absolute(), config.num_class_images)
 
     @cached_property
     def images(self) -> ImageFolder:
@@ -55,7 +45,7 @@ class ClassImages:
         """Return why the folder cannot be used.
 
         Args:
-            asked: see `generation_settings`; None when they are not known yet.
+            asked: the settings that images would be generated with now; None when they are not known yet.
         """
         problem = self.images.problem()
         if problem is not None:
@@ -116,31 +106,6 @@ class ClassImages:
 def generated_name(index: int) -> str:
     """Return the file name of the generated image number `index`."""
     return f"class-{index:05}.png"
-
-
-def generation_settings(config: TuningConfig, model: BaseModel) -> dict[str, Any]:
-    """Return all that a generated image follows from, beside its index.
-
-    How many are generated at a time may change its last bits, and is not compared.
-    """
-    return {
-        "prompt": config.class_prompt,
-        "max_sequence_length": config.max_sequence_length,
-        "base_model": model.identity(),
-        "variant": config.variant,
-        "resolution": config.resolution,
-        "quantize_base": config.quantize_base,
-        "steps": DEFAULT_STEPS,
-        "guidance": DEFAULT_GUIDANCE,
-        "seed": config.seed,
-        "precision": generation_precision(config),
-    }
-
-
-def generation_precision(config: TuningConfig) -> str:
-    """Return the precision in which class images are generated: fp32, fp16 or bf16."""
-    asked = config.prior_generation_precision or config.mixed_precision
-    return "fp32" if asked == "no" else asked
 
 
 def _hash(value: Any) -> str:

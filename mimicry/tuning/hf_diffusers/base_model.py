@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.errors import BatchFault
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
+from mimicry.tuning.hf_diffusers.download import cached_file, download
 from mimicry.tuning.options.config import TuningConfig
 
 COMPONENTS = (
@@ -50,10 +50,22 @@ class BaseModel:
         given = os.path.expanduser(config.pretrained_model_name_or_path)  # noqa: PTH111
         if os.path.isdir(given):  # noqa: PTH112
             return cls(folder=Path(given).resolve())
-        index = _cached_index(config)
+        index = cached_file(config, "model_index.json")
         if index is None or not _is_whole(index):
             return None
         return cls.downloaded(config.pretrained_model_name_or_path, index.parent)
+
+    @classmethod
+    def resolve(cls, config: TuningConfig) -> "BaseModel":
+        """Return the model, downloading it when it is a Hub name and not in the cache.
+
+        Raises:
+            BatchFault: it is not a folder and cannot be downloaded; the message says why, and what to do.
+        """
+        found = cls.find(config)
+        if found is not None:
+            return found
+        return cls.downloaded(config.pretrained_model_name_or_path, download(config))
 
     @classmethod
     def downloaded(cls, name: str, folder: Path) -> "BaseModel":
@@ -111,63 +123,6 @@ class BaseModel:
                 if path.is_file() and not path.name.startswith("."):
                     facts[path.relative_to(self.folder).as_posix()] = _file_facts(path)
         return sha256_text(canonical_json(facts))
-
-
-def resolve(config: TuningConfig) -> BaseModel:
-    """Return the base model, downloading it when it is a Hub name and not in the cache.
-
-    Raises:
-        BatchFault: it is no folder and cannot be had from the Hub; the message says why, and what to do.
-    """
-    found = BaseModel.find(config)
-    if found is not None:
-        return found
-    from diffusers import StableDiffusion3Pipeline
-
-    name = config.pretrained_model_name_or_path
-    try:
-        folder = StableDiffusion3Pipeline.download(
-            name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
-        )
-    # The client lets errors of its HTTP library through, which is another one in each of its versions.
-    except Exception as error:
-        raise BatchFault(access_problem(name, error)) from error
-    return BaseModel.downloaded(name, Path(folder))
-
-
-def access_problem(name: str, error: Exception) -> str:
-    """Return a message for a base model that could not be had from the Hub."""
-    # diffusers wraps the client's errors into its own.
-    cause = error.__cause__ if type(error) is OSError and isinstance(error.__cause__, Exception) else error
-    kind = type(cause).__name__
-    if kind == "GatedRepoError":
-        return (
-            f"access to {name} is refused: accept its licence at https://huggingface.co/{name} with the "
-            f"account of HF_TOKEN, and set HF_TOKEN in the environment or in .env"
-        )
-    if kind in ("RepositoryNotFoundError", "HFValidationError"):
-        return (
-            f"--pretrained-model-name-or-path {name}: no such folder here, and no such model on the Hub "
-            f"that HF_TOKEN may read"
-        )
-    first = str(cause).strip().splitlines()[0] if str(cause).strip() else kind
-    return f"base model {name} cannot be had from the Hub: {first}; check the network, or name a local folder"
-
-
-def _cached_index(config: TuningConfig) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        index = try_to_load_from_cache(
-            config.pretrained_model_name_or_path,
-            "model_index.json",
-            cache_dir=config.cache_dir,
-            revision=config.revision,
-        )
-    except HFValidationError:
-        return None
-    return Path(index) if isinstance(index, str) else None
 
 
 def _is_whole(index: Path) -> bool:

@@ -4,10 +4,10 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from mimicry.tuning import reporting
+from mimicry.tuning.hf_diffusers import metric_trackers
+from mimicry.tuning.hf_diffusers.metric_trackers import chosen_trackers, report_problems
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.planning.preflight import batch_problems
-from mimicry.tuning.reporting import chosen_trackers, report_problems
+from tests.tuning.lora_files import batch_problems
 from tests.tuning.model_files import make_model
 
 
@@ -17,7 +17,7 @@ def install(patch: pytest.MonkeyPatch, *names: str) -> None:
             raise PackageNotFoundError(name)
         return "1.0"
 
-    patch.setattr(reporting, "version", version)
+    patch.setattr(metric_trackers, "version", version)
 
 
 @pytest.mark.parametrize(

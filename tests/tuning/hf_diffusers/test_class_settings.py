@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from mimicry.tuning.base_model import BaseModel
-from mimicry.tuning.class_images import (
-    SETTINGS,
-    ClassImages,
-    generated_name,
+from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.class_settings import (
+    class_images_of,
     generation_precision,
     generation_settings,
 )
@@ -27,7 +26,7 @@ def config(folder: Path, **values: Any) -> TuningConfig:
 
 
 def of(folder: Path, **values: Any) -> ClassImages:
-    class_images = ClassImages.of(config(folder, **values))
+    class_images = class_images_of(config(folder, **values))
     assert class_images is not None
     return class_images
 
@@ -38,7 +37,7 @@ def write_generated(folder: Path, *indices: int) -> None:
 
 class TestImages:
     def test_without_prior_preservation_there_are_none(self) -> None:
-        assert ClassImages.of(TuningConfig()) is None
+        assert class_images_of(TuningConfig()) is None
 
     def test_all_are_missing_in_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         class_images = of(tmp_path / "class")

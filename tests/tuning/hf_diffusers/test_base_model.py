@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from mimicry.common.errors import BatchFault
-from mimicry.tuning.base_model import COMPONENTS, BaseModel, access_problem, resolve
+from mimicry.tuning.hf_diffusers.base_model import COMPONENTS, BaseModel
+from mimicry.tuning.hf_diffusers.download import access_problem
 from mimicry.tuning.options.config import TuningConfig
 from tests.hostile_names import over_hostile_names
 from tests.tuning.model_files import (
@@ -234,8 +235,8 @@ class TestResolve:
         calls = self.fake_download(monkeypatch, OSError("no network in tests"))
         folder = make_model(tmp_path / "mine")
         snapshot = make_cached_model(tmp_path)
-        assert resolve(config_for(folder)).folder == folder
-        assert resolve(config_for("lab/model", cache_dir=str(tmp_path))).folder == snapshot
+        assert BaseModel.resolve(config_for(folder)).folder == folder
+        assert BaseModel.resolve(config_for("lab/model", cache_dir=str(tmp_path))).folder == snapshot
         assert calls == []
 
     @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ class TestResolve:
     ) -> None:
         self.fake_download(monkeypatch, error)
         with pytest.raises(BatchFault, match=str(error)):
-            resolve(config_for("lab/model", cache_dir=str(tmp_path)))
+            BaseModel.resolve(config_for("lab/model", cache_dir=str(tmp_path)))
 
     def test_a_download_that_was_cut_short_goes_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -255,7 +256,7 @@ class TestResolve:
         shutil.rmtree(snapshot / "text_encoder_3")
         calls = self.fake_download(monkeypatch, str(snapshot))
         config = config_for("lab/model", cache_dir=str(tmp_path), revision="main", variant="fp16")
-        assert resolve(config) == BaseModel(folder=snapshot, name="lab/model", revision=COMMIT)
+        assert BaseModel.resolve(config) == BaseModel(folder=snapshot, name="lab/model", revision=COMMIT)
         assert calls == [
             {"name": "lab/model", "revision": "main", "variant": "fp16", "cache_dir": str(tmp_path)}
         ]

@@ -1,0 +1,113 @@
+"""training_run.json: what is recorded of one training, typed, and with every key that it was read with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.errors import AdapterBroken
+from mimicry.common.files import read_json
+
+TRAINING_RUN = "training_run.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The record of one training. Any key may be missing: another program or an older version wrote it."""
+
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingRun | None":
+        """Read the record at `path`; None when there is none.
+
+        Raises:
+            AdapterBroken: it is there and cannot be read.
+        """
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise AdapterBroken(f"{path} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise AdapterBroken(f"{path} is not a JSON object")
+        images = content.get("images", [])
+        objects = [content.get("options", {}), content.get("recipe", {})]
+        objects += images if isinstance(images, list) else [None]
+        if not all(isinstance(value, dict) for value in objects):
+            raise AdapterBroken(
+                f"{path} was not written by this project: its options, recipe or images are of another kind"
+            )
+        return cls(content)
+
+    @property
+    def status(self) -> str | None:
+        """How the training stands: see `mimicry.study.states.State`."""
+        return self._text("status")
+
+    @property
+    def error(self) -> str | None:
+        return self._text("error")
+
+    @property
+    def options(self) -> Mapping[str, Any] | None:
+        """The hyper-parameters, by name."""
+        return self._object("options")
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that was asked for."""
+        return (self.options or {}).get("rank")
+
+    @property
+    def recipe(self) -> Mapping[str, Any] | None:
+        """What defines the adapter beside its images; see `mimicry.tuning.adapters.recipe`."""
+        return self._object("recipe")
+
+    @property
+    def numerics(self) -> Mapping[str, Any] | None:
+        return self._object("numerics")
+
+    @property
+    def other_numerics(self) -> Mapping[str, Any]:
+        """In what the numerics differ from those of sister adapters, by condition."""
+        return self._object("other_numerics") or {}
+
+    @property
+    def images(self) -> list[dict[str, Any]] | None:
+        """The images that were trained on: name, size, sha256, and caption where there were captions."""
+        images = self.content.get("images")
+        return images if isinstance(images, list) else None
+
+    @property
+    def class_images(self) -> Mapping[str, Any] | None:
+        return self._object("class_images")
+
+    @property
+    def paths(self) -> Mapping[str, Any] | None:
+        """Paths of the machine that trained it; they never leave that machine."""
+        return self._object("paths")
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The sha256 of the weights that the record is about; None while there are none."""
+        return (self._object("weights") or {}).get("sha256")
+
+    @property
+    def hub(self) -> Mapping[str, Any]:
+        """Where the adapter was uploaded to, or what upload is pending and why."""
+        return self._object("hub") or {}
+
+    @property
+    def steps(self) -> int:
+        steps = self.content.get("steps")
+        return steps if isinstance(steps, int) else 0
+
+    def _object(self, key: str) -> Mapping[str, Any] | None:
+        value = self.content.get(key)
+        return value if isinstance(value, dict) else None
+
+    def _text(self, key: str) -> str | None:
+        value = self.content.get(key)
+        return value if isinstance(value, str) else None

@@ -1,0 +1,105 @@
+"""The weights of an adapter: what must hold of them, cheaply by the header or in full by every value."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.errors import AdapterBroken
+from mimicry.common.files import sha256_file
+from mimicry.tuning.adapters.format import AdapterFormat
+from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
+
+# Where diffusers puts the arguments of LoraConfig into the header of weights, each with its component.
+_LORA_ARGUMENTS = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LoraHeader:
+    """What the header of weights says: `modules` have a LoRA, of `rank` at most, in these `components`.
+
+    A module's name begins with its component only where there are several.
+    """
+
+    file: SafetensorsFile
+    rank: int
+    modules: tuple[str, ...]
+    components: tuple[str, ...]
+
+    def stated_arguments(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return those of the LoraConfig arguments `names` that the header tells of.
+
+        Raises:
+            AdapterBroken: they cannot be read.
+        """
+        prefix = f"{self.components[0]}."
+        try:
+            stated = json.loads(self.file.metadata.get(_LORA_ARGUMENTS, "{}"))
+            return {name: stated[prefix + name] for name in names if prefix + name in stated}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise AdapterBroken(
+                f"{self.file.path} has a header whose {_LORA_ARGUMENTS} cannot be read"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What the weights of a whole adapter say of themselves."""
+
+    rank: int
+    modules: tuple[str, ...]
+    sha256: str
+
+
+def check_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeader:
+    """Check names and shapes in the header of the weights at `path`: cheap, no value is read.
+
+    Args:
+        rank: the rank that the adapter should have; None accepts any.
+
+    Raises:
+        AdapterBroken: it is not a safetensors file, or not an adapter of this format and rank.
+    """
+    file = SafetensorsFile.open(path)
+    ranks: dict[tuple[str, str], dict[bool, int]] = {}
+    for key, shape in file.shapes.items():
+        tensor = form.parse(key, shape)
+        if tensor is None:
+            raise AdapterBroken(f"{path} holds {key} of shape {shape}, which is not part of a LoRA")
+        ranks.setdefault((tensor.component, tensor.module), {})[tensor.is_b] = tensor.rank(shape)
+    for (_, module), sides in ranks.items():
+        if len(sides) != 2:
+            raise AdapterBroken(f"{path} holds only one half of the LoRA of {module}")
+    found = {side for sides in ranks.values() for side in sides.values()}
+    if form.one_rank and len(found) != 1:
+        raise AdapterBroken(f"{path} holds LoRAs of ranks {sorted(found)} where one rank is expected")
+    if not found or any(len(set(sides.values())) != 1 for sides in ranks.values()):
+        raise AdapterBroken(f"{path} holds LoRAs of ranks {sorted(found)} whose halves do not fit")
+    if form.one_rank and rank is not None and found != {rank}:
+        raise AdapterBroken(f"{path} has rank {max(found)} where {rank} was asked for")
+    return LoraHeader(file, max(found), _names(ranks), tuple(sorted({component for component, _ in ranks})))
+
+
+def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
+    """Check the weights at `path` in full: names, shapes, every value.
+
+    Raises:
+        AdapterBroken: as for `check_header`; or a value is not finite, or all lora_B are zero, which means
+            that nothing was trained.
+    """
+    header = check_header(path, form, rank)
+    is_trained = False
+    for values in header.file.values():
+        if not values.is_finite():
+            raise AdapterBroken(f"{path} holds values that are not finite numbers, in {values.name}")
+        tensor = form.parse(values.name, values.shape)
+        is_trained = is_trained or (tensor is not None and tensor.is_b and not values.is_zero())
+    if not is_trained:
+        raise AdapterBroken(f"{path} is untrained: every lora_B is zero")
+    return Adapter(rank=header.rank, modules=header.modules, sha256=sha256_file(path))
+
+
+def _names(modules: Mapping[tuple[str, str], object]) -> tuple[str, ...]:
+    several = len({component for component, _ in modules}) > 1
+    return tuple(sorted(f"{component}.{module}" if several else module for component, module in modules))

@@ -1,0 +1,34 @@
+"""What this stack knows of its adapters: see `mimicry.tuning.stack_traits`. No torch."""
+
+from mimicry.tuning.adapters.recipe import recipe
+from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.class_settings import class_images_of
+from mimicry.tuning.hf_diffusers.preflight import config_problems, needed_bytes
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.stack_traits import StackTraits
+
+
+class Traits(StackTraits):
+    """LoRAs of Stable Diffusion 3.x."""
+
+    def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
+        """Return what is asked for; reads the base model's files, not its values."""
+        assert config is not None  # the command of this stack takes {options}
+        model = BaseModel.find(config)
+        identity = None if model is None else model.identity()
+        return AdapterSpec(config.rank, recipe(config, identity, trainer), class_images_of(config))
+
+    def problems(self, config: TuningConfig | None, *, network: bool) -> list[str]:
+        """Return what is wrong with base model, libraries and class images."""
+        assert config is not None
+        return config_problems(config, network=network)
+
+    def disk_bytes(self, config: TuningConfig | None, adapter_count: int) -> int:
+        """Return about how much the adapters and the checkpoints of one of them take."""
+        assert config is not None
+        return needed_bytes(config, adapter_count)
+
+
+TRAITS = Traits(hub_prefix="sd35-lora", adapter_format=ADAPTER_FORMAT)

@@ -1,0 +1,53 @@
+"""What a stack knows of its adapters. A stack says so in a `stack.py` beside its runner_config.json.
+
+    from mimicry.tuning.stack_traits import StackTraits
+
+    class Traits(StackTraits):
+        hub_prefix = "sd15-lora"
+
+    TRAITS = Traits(...)
+
+What a stack does not say has the values below: LoRAs of any model, of any ranks.
+"""
+
+from dataclasses import dataclass
+
+from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
+from mimicry.tuning.adapters.recipe import recipe
+from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.tuning.options.config import TuningConfig
+
+# What an artist's log and records take on disk.
+LOG_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackTraits:
+    """The adapters of a stack: how they are called on the Hub, what they hold, and what they need.
+
+    `hub_prefix` begins the name of each repository on the Hub. Methods are given the hyper-parameters, or
+    None where the stack's command takes no {options}.
+    """
+
+    hub_prefix: str
+    adapter_format: AdapterFormat = ANY_LORA
+
+    def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
+        """Return what an adapter should be that is trained with `config`.
+
+        Args:
+            trainer: what tells the trainer from others, see `mimicry.tuning.adapters.recipe`.
+        """
+        return AdapterSpec(recipe=None if config is None else recipe(config, None, trainer))
+
+    def problems(self, config: TuningConfig | None, *, network: bool) -> list[str]:
+        """Return what forbids every training with `config`, such as a base model that is not there.
+
+        Args:
+            network: the network may be asked, and images decoded; else only what is quick is checked.
+        """
+        return []
+
+    def disk_bytes(self, config: TuningConfig | None, adapter_count: int) -> int:
+        """Return about how much so many adapters take on disk, with the checkpoints of one in training."""
+        return adapter_count * LOG_BYTES
