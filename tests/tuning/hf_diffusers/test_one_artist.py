@@ -115,10 +115,10 @@ def test_any_name_of_a_folder_will_do(hostile_name: str, studio: Studio, tmp_pat
     [
         ("crash", "exit code 1 and no adapter: the script has crashed"),
         ("nothing", "exit code 0 and no adapter"),
-        ("truncated", "is no readable safetensors file"),
-        ("garbage", "is no readable safetensors file"),
+        ("truncated", "is not a readable safetensors file"),
+        ("garbage", "is not a readable safetensors file"),
         ("untrained", "every lora_B is zero"),
-        ("nan", "no finite numbers"),
+        ("nan", "not finite numbers"),
         ("other rank", "has rank 5 where 4 was asked for"),
     ],
 )
