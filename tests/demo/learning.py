@@ -28,8 +28,8 @@ from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
-from mimicry.tuning.hf_diffusers.training.latents import cut, to_pixels
-from mimicry.tuning.hf_diffusers.training.rng import View
+from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import Crop
 from mimicry.tuning.options.config import TuningConfig
 
 
@@ -135,7 +135,7 @@ class Look:
 
     def of(self, pictures: Sequence[Image.Image]) -> Style:
         """Return the style of a set of pictures."""
-        pixels_BIHW = torch.cat([to_pixels(cut(picture, View(), SIDE)) for picture in pictures])
+        pixels_BIHW = torch.cat([to_pixels(apply_crop(picture, Crop(), SIDE)) for picture in pictures])
         return Style(self._manner(pixels_BIHW), _texture(pixels_BIHW))
 
     def of_folder(self, folder: Path) -> Style:

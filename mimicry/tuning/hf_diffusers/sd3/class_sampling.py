@@ -24,8 +24,8 @@ from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
-    Conditioning,
     SamplingSettings,
+    StepModulation,
     decode,
     initial_noise,
     latent_shape,
@@ -34,7 +34,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
 )
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     read_transformer,
-    sampling_conditioning,
+    sampling_modulation,
     table_obstacle,
 )
 from mimicry.tuning.hf_diffusers.training.kernels import attention
@@ -118,7 +118,7 @@ class _Generation:
         scheduler = setup.model.folder / "scheduler"
         shape = latent_shape(setup.model, config.resolution)
         with self._autocast(), attention(config, setup.device):
-            transformer, conditioning = self._transformer(prompt, negative)
+            transformer, modulation = self._transformer(prompt, negative)
             transformer.eval()
             for group in sorted({index // size for index in indices}):
                 # Always a whole batch: what is made of an image depends on the shape of the computation.
@@ -127,7 +127,7 @@ class _Generation:
                     [initial_noise(config.seed, "class_image", k, self._name, shape) for k in members]
                 )
                 latents_BCHW = sample_latents(
-                    transformer, scheduler, prompt, negative, noise_BCHW, self._sampling, conditioning
+                    transformer, scheduler, prompt, negative, noise_BCHW, self._sampling, modulation
                 ).cpu()
                 for index, latents_CHW in zip(members, latents_BCHW, strict=True):
                     if index in indices:
@@ -144,13 +144,13 @@ class _Generation:
             return nullcontext()
         return torch.autocast(self._setup.device.type, self._dtype)
 
-    def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, Conditioning | None]:
-        """Return the base model's transformer, and its conditioning where a table can take its place."""
+    def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, StepModulation | None]:
+        """Return the base model's transformer, and its modulation where a table can take its place."""
         setup, steps = self._setup, self._sampling.steps
         # A row for each step, of the prompt and of the negative prompt.
         tabled = setup.job.config.conditioning_table and not table_obstacle(setup, (), 2 * steps)
         transformer = read_transformer(setup, self._dtype, tabled=bool(tabled))
-        return transformer, sampling_conditioning(
+        return transformer, sampling_modulation(
             setup,
             transformer,
             prompt,

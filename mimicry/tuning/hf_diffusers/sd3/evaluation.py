@@ -20,17 +20,17 @@ from torch import Tensor
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from mimicry.tuning.options.config import TuningConfig
 
 # More images make no better yardstick, and cost time in each of many short runs.
 _MOST_IMAGES = 20
-_CENTRE = rng.View()
+_CENTRE = rng.Crop()
 # Every image is evaluated with the instance prompt, whatever its caption.
 _PROMPT = 0
 
@@ -41,7 +41,7 @@ def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
     return [(2 * part + 1) * level_count // (2 * count) for part in range(count)]
 
 
-def eval_conditions(setup: Setup) -> set[Condition]:
+def eval_keys(setup: Setup) -> set[ModulationKey]:
     """Return what the evaluation of a run asks of the transformer."""
     levels = eval_timestep_indices(setup.job.config, len(load_sigmas(setup).timesteps))
     return {(level, _PROMPT) for level in levels}
@@ -92,15 +92,15 @@ class Evaluation:
     """The evaluation of one run; one without images does nothing."""
 
     def __init__(
-        self, loop: Loop, latents: LatentSource, images: ImageFolder | None, record: RunRecord
+        self, trainer: Trainer, latents: LatentSource, images: ImageFolder | None, record: RunRecord
     ) -> None:
-        self._loop = loop
+        self._loop = trainer
         self._latents = latents
         self._record = record
         self._points: list[tuple[Path, str, int]] = []
         if images is not None:
-            timesteps = loop.batches.sigmas.timesteps
-            levels = eval_timestep_indices(loop.setup.job.config, len(timesteps))
+            timesteps = trainer.batches.sigmas.timesteps
+            levels = eval_timestep_indices(trainer.setup.job.config, len(timesteps))
             files = zip(images.paths, images.stems, strict=True)
             self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
             record.eval_facts = {
@@ -140,14 +140,14 @@ class Evaluation:
         errors = torch.zeros(len(self._points), device=setup.device)
         try:
             size = setup.forward_batch_size
-            for first in processes.share(range(0, len(self._points), size)):
-                processes.meet(None)
+            for first in processes.shard(range(0, len(self._points), size)):
+                processes.barrier_gather(None)
                 if first is not None:
                     errors[first : first + size] = self._errors(self._points[first : first + size], size)
         finally:
             transformer.train(was_training)
-        processes.meet(None)
-        processes.add_up([errors])
+        processes.barrier_gather(None)
+        processes.all_reduce_sum([errors])
         # One transfer from the device, and a sum without rounding.
         values = errors.tolist()
         return math.fsum(values) / len(values)

@@ -13,7 +13,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3.conditioning import REPLACED
+from mimicry.tuning.hf_diffusers.sd3.modulation import REPLACED
 from mimicry.tuning.options.config import TuningConfig
 
 _NOT_QUANTISED = (*REPLACED, "proj_out")

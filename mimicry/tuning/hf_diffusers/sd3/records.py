@@ -88,7 +88,7 @@ class RunRecord:
             limit=self.setup.job.config.checkpoints_total_limit,
         )
         self._writes = self.setup.processes.is_main
-        self.resumed = self.setup.processes.decided_by_main(self._clear_way)
+        self.resumed = self.setup.processes.broadcast_from_main(self._clear_way)
         if self.resumed is not None:
             self._take_up(self.resumed)
         elif self._writes:
@@ -209,10 +209,10 @@ class RunRecord:
 
         It counts once its optimizer step was taken.
         """
-        view = sample.view
+        crop = sample.crop
         kind = [sample.kind] if sample.kind else []
         self._new_draws.append(
-            [sample.index, sample.stem, view.across, view.down, view.flipped, timestep_index, *kind]
+            [sample.index, sample.stem, crop.across, crop.down, crop.flipped, timestep_index, *kind]
         )
 
     def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:

@@ -21,7 +21,7 @@ from mimicry.tuning.hf_diffusers.training import rng
 
 # What the transformer takes as pooled projections, of shape (1, width), for a step counted from 0 and for a
 # prompt: PROMPT or NEGATIVE. Rows of a conditioning table, or else the pooled prompt.
-Conditioning = Callable[[int, int], Tensor]
+StepModulation = Callable[[int, int], Tensor]
 PROMPT, NEGATIVE = 0, 1
 NEGATIVE_PROMPT = ""
 
@@ -50,7 +50,7 @@ def latent_shape(model: BaseModel, resolution: int) -> tuple[int, int, int]:
 
 
 def initial_noise(seed: int, purpose: str, index: int, name: str, shape: tuple[int, int, int]) -> Tensor:
-    """Return the noise that an image begins with, of shape (1, C, H, W) in fp32 on the CPU; see `draws`."""
+    """Return the noise that an image begins with, of shape (1, C, H, W) in fp32 on the CPU; see `rng`."""
     return torch.from_numpy(rng.normal(seed, purpose, index, name, shape)).unsqueeze(0)
 
 
@@ -68,7 +68,7 @@ def sample_latents(
     negative: PromptEmbeds,
     noise_BCHW: Tensor,
     settings: SamplingSettings,
-    conditioning: Conditioning | None = None,
+    modulation: StepModulation | None = None,
 ) -> Tensor:
     """Return the latents that the flow leads to, of shape (B, C, H, W) in fp32, under the caller's autocast.
 
@@ -81,7 +81,7 @@ def sample_latents(
         prompt: on the transformer's device and in its precision.
         negative: likewise; not read at guidance 1.
         noise_BCHW: see `initial_noise`; all B images have the same prompt.
-        conditioning: what a `TabledTransformer` takes in place of pooled prompts.
+        modulation: what a `CachedModulationTransformer` takes in place of pooled prompts.
     """
     prompts = (prompt, negative)
     device, dtype = prompt.sequence_1LD.device, prompt.sequence_1LD.dtype
@@ -91,7 +91,7 @@ def sample_latents(
 
     def velocity(step: int, which: int) -> Tensor:
         embeds = prompts[which]
-        pooled_1P = embeds.pooled_1P if conditioning is None else conditioning(step, which)
+        pooled_1P = embeds.pooled_1P if modulation is None else modulation(step, which)
         predicted_BCHW: Tensor = transformer(
             hidden_states=latents_BCHW.to(dtype),
             encoder_hidden_states=embeds.sequence_1LD.expand(count, -1, -1),

@@ -12,18 +12,18 @@ from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
-from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
-from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_conditions, find_eval_set
+from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_keys, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
-from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, trained_conditions
-from mimicry.tuning.hf_diffusers.sd3.validation import Shown, Validation, decode_samples
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, training_keys
+from mimicry.tuning.hf_diffusers.sd3.validation import Validation, ValidationPrompts, decode_samples
 from mimicry.tuning.hf_diffusers.training.kernels import attention
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 
@@ -51,7 +51,7 @@ def train_adapter(job: Job) -> Adapter | None:
 
 def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]) -> Adapter | None:
     processes = setup.processes
-    with processes.as_one(record.watched()):
+    with processes.guarded(record.watched()):
         for warning in setup.captions.warnings if setup.captions else ():
             record.warn(warning)
         with record.stage("encode"):
@@ -59,19 +59,19 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
             latents, eval_images = _encode_images(setup, record)
         with record.stage("load"):
             say("reading the transformer")
-            conditions = _conditions(setup, evaluates=eval_images is not None)
-            transformer = load_transformer(setup, conditions)
-            loop = Loop(setup, transformer, prompts, latents, record, conditions)
-            evaluation = Evaluation(loop, latents, eval_images, record)
-            validation = Validation(loop, shown, record)
+            keys = _all_keys(setup, evaluates=eval_images is not None)
+            transformer = load_transformer(setup, keys)
+            trainer = Trainer(setup, transformer, prompts, latents, record, keys)
+            evaluation = Evaluation(trainer, latents, eval_images, record)
+            validation = Validation(trainer, shown, record)
         with attention(setup.job.config, setup.device):
             # The adapter is still that of step 0, which changes nothing, in a run that is resumed too.
             validation.draw_base()
         if record.resumed is not None:
-            loop.restore(record.resumed)
+            trainer.restore(record.resumed)
         with (
-            loop.saved_when_stopped(),
-            processes.stopping_together(),
+            trainer.saved_when_stopped(),
+            processes.deferring_stops(),
             attention(setup.job.config, setup.device),
         ):
             if record.resumed is None:
@@ -80,13 +80,13 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
             validation.draw_after(record.steps)
             with record.stage("train"):
                 say(f"training {setup.step_count - record.steps} steps on {setup.device}")
-                loop.run(checkpoint_asked, validation.draw_after)
+                trainer.run(checkpoint_asked, validation.draw_after)
             evaluation.evaluate_at(setup.step_count)
             with stop_signals_held(), nullcontext() if record.claim is None else record.claim.kept():
-                return _save(setup, loop, record) if processes.is_main else None
+                return _save(setup, trainer, record) if processes.is_main else None
 
 
-def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds], Shown | None]:
+def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds], ValidationPrompts | None]:
     """Return the embeddings of `setup.prompts`, and what validation shows, each encoder read once for all.
 
     Class images that are missing are there afterwards.
@@ -112,7 +112,7 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
     record.add_class_images()
     return (
         [embeds[text] for text in setup.prompts.texts],
-        None if shown is None else Shown(embeds[shown], embeds[NEGATIVE_PROMPT]),
+        None if shown is None else ValidationPrompts(embeds[shown], embeds[NEGATIVE_PROMPT]),
     )
 
 
@@ -125,21 +125,21 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
         count = len(setup.images.names) + len(class_paths)
         say(f"encoding {count} images at {config.resolution}x{config.resolution}")
         own = list(setup.own_samples())
-        latents.cache(sample for plan in setup.plans for sample in plan.distinct_views(own))
+        latents.cache(sample for plan in setup.plans for sample in plan.distinct_crops(own))
         free_memory(setup.device)
     return latents, eval_images
 
 
-def _conditions(setup: Setup, *, evaluates: bool) -> set[Condition]:
+def _all_keys(setup: Setup, *, evaluates: bool) -> set[ModulationKey]:
     """Return all that the run asks of the transformer; only a conditioning table needs to know."""
     if not setup.job.config.conditioning_table:
         return set()
-    return trained_conditions(setup) | (eval_conditions(setup) if evaluates else set())
+    return training_keys(setup) | (eval_keys(setup) if evaluates else set())
 
 
-def _save(setup: Setup, loop: Loop, record: RunRecord) -> Adapter:
+def _save(setup: Setup, trainer: Trainer, record: RunRecord) -> Adapter:
     refuse_changed_images(setup.images, record.images)
-    adapter = save_adapter(loop.transformer, setup.job.output_dir, setup.job.config, record.finished())
+    adapter = save_adapter(trainer.transformer, setup.job.output_dir, setup.job.config, record.finished())
     record.complete = True
     record.checkpoints.remove_all()
     say(f"saved {setup.job.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")

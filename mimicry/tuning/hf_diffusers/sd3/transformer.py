@@ -8,26 +8,26 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import (
-    Condition,
-    ConditioningTable,
-    TabledTransformer,
-    WeightFiles,
-    compute_table,
-    row_width,
-    trained_conditioning,
-)
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
+from mimicry.tuning.hf_diffusers.sd3.modulation import (
+    CachedModulationTransformer,
+    ModulationCache,
+    ModulationKey,
+    WeightFiles,
+    compute_modulation,
+    row_width,
+    trained_modulation,
+)
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
 from mimicry.tuning.hf_diffusers.sd3.records import say
-from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, Conditioning, sampling_timesteps
+from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
 from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
 from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 
 
-def trained_conditions(setup: Setup) -> set[Condition]:
+def training_keys(setup: Setup) -> set[ModulationKey]:
     """Return what this process's training asks of the transformer: timesteps and prompts drawn together."""
     config, level_count = setup.job.config, len(load_sigmas(setup).timesteps)
     samples = (plan.sample(index) for index in setup.own_samples() for plan in setup.plans)
@@ -37,18 +37,18 @@ def trained_conditions(setup: Setup) -> set[Condition]:
     }
 
 
-def load_transformer(setup: Setup, conditions: Collection[Condition] | None = None) -> SD3Transformer2DModel:
+def load_transformer(setup: Setup, keys: Collection[ModulationKey] | None = None) -> SD3Transformer2DModel:
     """Read the transformer in the training precision, or quantised.
 
     Where a conditioning table can take their place, a third of the weights is not read (see `conditioning`).
 
     Args:
-        conditions: all that the run will ask of it; by default what training asks.
+        keys: all that the run will ask of it; by default what training asks.
     """
     tabled = False
     if setup.job.config.conditioning_table:
-        conditions = trained_conditions(setup) if conditions is None else conditions
-        obstacle = table_obstacle(setup, named_layers(setup.job.config), len(conditions))
+        keys = training_keys(setup) if keys is None else keys
+        obstacle = table_obstacle(setup, named_layers(setup.job.config), len(keys))
         tabled = obstacle is None
         if not tabled:
             say(f"no conditioning table: {obstacle}")
@@ -58,7 +58,7 @@ def load_transformer(setup: Setup, conditions: Collection[Condition] | None = No
 def read_transformer(setup: Setup, dtype: torch.dtype, *, tabled: bool) -> SD3Transformer2DModel:
     """Read the base model's transformer, tensor by tensor onto the device; `tabled` for use with a table."""
     config = setup.job.config
-    kind: Any = TabledTransformer if tabled else SD3Transformer2DModel
+    kind: Any = CachedModulationTransformer if tabled else SD3Transformer2DModel
     transformer: SD3Transformer2DModel = kind.from_pretrained(
         setup.model.folder / "transformer",
         variant=config.variant,
@@ -81,7 +81,7 @@ def table_obstacle(setup: Setup, targets: Collection[str], condition_count: int)
         targets: the layers that the adapter trains, as peft takes them.
         condition_count: the rows that the table would have.
     """
-    trained = trained_conditioning(int(setup.model.config_of("transformer")["num_layers"]), targets)
+    trained = trained_modulation(int(setup.model.config_of("transformer")["num_layers"]), targets)
     if trained:
         return f"the adapter trains {', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}"
     weights = transformer_weights(setup)
@@ -102,32 +102,32 @@ def make_table(
     *,
     timesteps_T: Tensor,
     pooled_NP: Tensor,
-    conditions: Collection[Condition] | None = None,
-) -> ConditioningTable | None:
+    keys: Collection[ModulationKey] | None = None,
+) -> ModulationCache | None:
     """Compute the rows that the run will need; None for a transformer that computes them itself.
 
     Args:
         timesteps_T: what the transformer is told for each row of the sigma table, fp32.
         pooled_NP: the pooled prompts, on the device.
-        conditions: rows of `timesteps_T` and of `pooled_NP` that go together; by default those of training.
+        keys: rows of `timesteps_T` and of `pooled_NP` that go together; by default those of training.
     """
     weights = transformer_weights(setup)
-    if not isinstance(transformer, TabledTransformer) or weights is None:
+    if not isinstance(transformer, CachedModulationTransformer) or weights is None:
         return None
     with setup.accelerator.autocast():
-        table = compute_table(
+        table = compute_modulation(
             transformer,
             weights,
             timesteps_T=timesteps_T,
             pooled_NP=pooled_NP,
-            conditions=trained_conditions(setup) if conditions is None else conditions,
+            keys=training_keys(setup) if keys is None else keys,
             batch_size=setup.forward_batch_size,
         )
     say(f"conditioning table: {len(table.place_of)} rows, {table.byte_count / 2**20:.1f} MiB of host memory")
     return table
 
 
-def sampling_conditioning(
+def sampling_modulation(
     setup: Setup,
     transformer: SD3Transformer2DModel,
     prompt: PromptEmbeds,
@@ -135,20 +135,20 @@ def sampling_conditioning(
     *,
     steps: int,
     batch_size: int,
-) -> Conditioning | None:
-    """Return what a `TabledTransformer` takes in place of pooled prompts; None for one that computes it.
+) -> StepModulation | None:
+    """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
 
     The table is one of its own, under the caller's autocast: its timesteps are not those of training.
     """
     weights = transformer_weights(setup)
-    if not isinstance(transformer, TabledTransformer) or weights is None:
+    if not isinstance(transformer, CachedModulationTransformer) or weights is None:
         return None
-    table = compute_table(
+    table = compute_modulation(
         transformer,
         weights,
         timesteps_T=sampling_timesteps(setup.model.folder / "scheduler", steps),
         pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
-        conditions=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
+        keys=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
         batch_size=batch_size,
     )
     return lambda step, which: table.rows([step], [which])

@@ -26,23 +26,23 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE_PROMPT,
-    Conditioning,
     SamplingSettings,
+    StepModulation,
     decode,
     initial_noise,
     latent_shape,
     load_vae,
     sample_latents,
 )
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
-from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_conditioning
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_modulation
 
 _BASE = "base"
 _LATENTS = ".latents"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ValidationPrompts:
     """The embeddings of the validation prompt and of the negative prompt."""
 
     prompt: PromptEmbeds
@@ -61,9 +61,9 @@ def is_due(setup: Setup, step: int) -> bool:
 class Validation:
     """The validation of one run; one with nothing to show does nothing."""
 
-    def __init__(self, loop: Loop, shown: Shown | None, record: RunRecord) -> None:
-        self._loop = loop
-        self._setup = setup = loop.setup
+    def __init__(self, trainer: Trainer, shown: ValidationPrompts | None, record: RunRecord) -> None:
+        self._loop = trainer
+        self._setup = setup = trainer.setup
         self._shown = shown
         self._record = record
         self._scheduler_dir = setup.model.folder / "scheduler"
@@ -105,7 +105,7 @@ class Validation:
                         *self._embeds,
                         initial_noise(config.seed, "validation_noise", index, "", self._shape),
                         self._settings,
-                        self._conditioning,
+                        self._modulation,
                     ).cpu()
                     for index in range(config.num_validation_images)
                 ]
@@ -124,9 +124,9 @@ class Validation:
         return self._shown.prompt.to(device, dtype), self._shown.negative.to(device, dtype)
 
     @functools.cached_property
-    def _conditioning(self) -> Conditioning | None:
+    def _modulation(self) -> StepModulation | None:
         """The rows of a table of its own: other timesteps than training's, and one image at a time."""
-        return sampling_conditioning(
+        return sampling_modulation(
             self._setup, self._loop.transformer, *self._embeds, steps=self._settings.steps, batch_size=1
         )
 

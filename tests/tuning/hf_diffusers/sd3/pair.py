@@ -58,11 +58,11 @@ def endings(folder: Path, pair: int, rank: int) -> list[str]:
 def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     from mimicry.tuning.hf_diffusers.sd3 import job, stages
     from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-    from mimicry.tuning.hf_diffusers.sd3.training import Loop
+    from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 
-    make_batch, batch_loss = Loop.make_batch, Loop.batch_loss
+    make_batch, batch_loss = Trainer.make_batch, Trainer.batch_loss
 
-    def faulty_batch(loop: Loop, first: int) -> Batch:
+    def faulty_batch(trainer: Trainer, first: int) -> Batch:
         if first == _FAULTY_SAMPLE:
             if fault == "stop":
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -72,11 +72,11 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
                 raise TrainingFailed("this image cannot be read")
             elif fault == "bug":
                 raise ZeroDivisionError("a bug")
-        return make_batch(loop, first)
+        return make_batch(trainer, first)
 
-    def faulty_loss(loop: Loop, batch: Batch) -> Any:
+    def faulty_loss(trainer: Trainer, batch: Batch) -> Any:
         nothing = fault == "nan" and batch.samples[0].index == _FAULTY_SAMPLE
-        return batch_loss(loop, batch) * (float("nan") if nothing else 1.0)
+        return batch_loss(trainer, batch) * (float("nan") if nothing else 1.0)
 
     def faulty_check(*words: Any) -> None:
         raise UsageError("this GPU is too old")
@@ -84,8 +84,8 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     def faulty_load(*words: Any) -> None:
         raise TrainingFailed("no memory for the transformer")
 
-    patch.setattr(Loop, "make_batch", faulty_batch)
-    patch.setattr(Loop, "batch_loss", faulty_loss)
+    patch.setattr(Trainer, "make_batch", faulty_batch)
+    patch.setattr(Trainer, "batch_loss", faulty_loss)
     if fault == "prepare":
         patch.setattr(job, "check_optimizer", faulty_check)
     if fault == "load":

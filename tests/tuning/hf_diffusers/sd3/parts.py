@@ -1,4 +1,4 @@
-"""The trainer's parts put together for a test: a loop that is ready for its first step."""
+"""The trainer's parts put together for a test: a trainer that is ready for its first step."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from tests.tuning.hf_diffusers.studio import Studio
@@ -28,15 +28,15 @@ def train(studio: Studio, output_dir: Path, *flags: str, images: Path | None = N
     return adapter
 
 
-def make_loop(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Loop:
-    """Return a loop that has taken no step yet."""
+def make_trainer(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Trainer:
+    """Return a trainer that has taken no step yet."""
     setup = Setup.prepare(make_job(studio, output_dir, *flags, images=images))
     config = setup.job.config
     encoders = TextEncoders(setup.model, config.variant, setup.device, setup.dtype, warn=print)
     prompts = encoders.encode_all(setup.prompts.texts, config.max_sequence_length)
     class_paths = [] if setup.class_images is None else setup.class_images.images.paths
     latents = LatentSource(setup.model, setup.images.paths, config, setup.device, class_paths)
-    return Loop(setup, load_transformer(setup), prompts, latents, RunRecord(setup))
+    return Trainer(setup, load_transformer(setup), prompts, latents, RunRecord(setup))
 
 
 def draw_lora_b(parameters: dict[str, torch.nn.Parameter]) -> None:

@@ -17,8 +17,8 @@ from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.study.class_images import SETTINGS
 from mimicry.tuning.hf_diffusers.sd3 import class_sampling, sampling
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from tests.tuning.hf_diffusers.sd3.many_prompts import class_flags
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
@@ -93,7 +93,7 @@ def test_a_conditioning_table_changes_no_bit(
 
     monkeypatch.setattr(class_sampling, "sample_latents", watched)
     assert make(studio, tmp_path, "--conditioning_table", count=5) == expected
-    assert set(kinds) == {TabledTransformer}
+    assert set(kinds) == {CachedModulationTransformer}
     kinds.clear()
     make(studio, tmp_path / "plain", count=1)
     assert kinds == [SD3Transformer2DModel]

@@ -13,11 +13,11 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
 from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
-from mimicry.tuning.hf_diffusers.training.latents import LatentSource, cut, to_pixels
-from mimicry.tuning.hf_diffusers.training.rng import View, normal
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource, apply_crop, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import Crop, normal
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_job, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -38,12 +38,12 @@ def weights(folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
 
-def evaluation_of(loop: Loop, studio: Studio, *flags: str) -> Evaluation:
-    """Return an evaluation of `loop` on the original art."""
-    setup = loop.setup
+def evaluation_of(trainer: Trainer, studio: Studio, *flags: str) -> Evaluation:
+    """Return an evaluation of `trainer` on the original art."""
+    setup = trainer.setup
     source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
     job = make_job(studio, setup.job.output_dir, *flags, on(studio.images))
-    return Evaluation(loop, source, find_eval_set(job, source, loop._record), loop._record)
+    return Evaluation(trainer, source, find_eval_set(job, source, trainer._record), trainer._record)
 
 
 class TestTimesteps:
@@ -83,7 +83,7 @@ def plain_loss(studio: Studio, resolution: int = 32) -> float:
             max_sequence_length=77,
         )
         for path in sorted(studio.images.iterdir()):
-            posterior = vae.encode(to_pixels(cut(read_rgb(path), View(), resolution))).latent_dist
+            posterior = vae.encode(to_pixels(apply_crop(read_rgb(path), Crop(), resolution))).latent_dist
             for level in LEVELS:
                 shape = tuple(posterior.mean.shape[1:])
                 drawn = torch.from_numpy(normal(42, "eval_vae", level, path.stem, shape))
@@ -235,10 +235,10 @@ class TestRecords:
         path = next(path for path in sorted(studio.images.iterdir()) if path.suffix == ".jpg")
         for number in range(23):
             shutil.copyfile(path, many / f"{number:02}.jpg")
-        loop = make_loop(studio, tmp_path / "out")
-        setup = loop.setup
+        trainer = make_trainer(studio, tmp_path / "out")
+        setup = trainer.setup
         source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
-        chosen = find_eval_set(make_job(studio, tmp_path / "out", on(many)), source, loop._record)
+        chosen = find_eval_set(make_job(studio, tmp_path / "out", on(many)), source, trainer._record)
         assert chosen is not None
         assert chosen.stems == [f"{number:02}" for number in range(20)]
         assert "encoding 20 images for the evaluation, the first by name; 3 more are left out\n" in (
@@ -247,13 +247,13 @@ class TestRecords:
 
     def test_a_step_is_evaluated_once(self, studio: Studio, tmp_path: Path) -> None:
         """As in a run that was taken up again and knows the loss of its start."""
-        loop = make_loop(studio, tmp_path)
-        loop._record.eval_losses[0] = 0.75
-        evaluation = evaluation_of(loop, studio)
+        trainer = make_trainer(studio, tmp_path)
+        trainer._record.eval_losses[0] = 0.75
+        evaluation = evaluation_of(trainer, studio)
         for step in (0, STEPS, STEPS):
             evaluation.evaluate_at(step)
         assert [line["step"] for line in metrics(tmp_path)] == [STEPS]
-        assert loop._record._content(State.RUNNING)["eval_loss"]["start"] == 0.75
+        assert trainer._record._content(State.RUNNING)["eval_loss"]["start"] == 0.75
 
 
 class TestVae:
@@ -290,13 +290,13 @@ class TestLoop:
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         modes: list[tuple[bool, bool]] = []
-        predict = Loop.predict
+        predict = Trainer.predict
 
-        def watched(loop: Loop, batch: Any) -> torch.Tensor:
-            modes.append((loop.transformer.training, torch.is_grad_enabled()))
-            return predict(loop, batch)
+        def watched(trainer: Trainer, batch: Any) -> torch.Tensor:
+            modes.append((trainer.transformer.training, torch.is_grad_enabled()))
+            return predict(trainer, batch)
 
-        monkeypatch.setattr(Loop, "predict", watched)
+        monkeypatch.setattr(Trainer, "predict", watched)
         train(studio, tmp_path, on(studio.images), "--train_batch_size=16")
         assert modes == [(False, False), (True, True), (True, True), (False, False)]
 
@@ -304,10 +304,10 @@ class TestLoop:
     def test_a_loss_that_is_no_number_ends_the_run(
         self, step: int, words: str, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        loop = make_loop(studio, tmp_path)
-        evaluation = evaluation_of(loop, studio)
+        trainer = make_trainer(studio, tmp_path)
+        evaluation = evaluation_of(trainer, studio)
         monkeypatch.setattr(
-            Loop, "predict", lambda loop, batch: torch.full_like(batch.latents_BCHW, float("nan"))
+            Trainer, "predict", lambda trainer, batch: torch.full_like(batch.latents_BCHW, float("nan"))
         )
         with pytest.raises(TrainingFailed, match=f"evaluation loss of step {step} is nan: .*{words}"):
             evaluation.evaluate_at(step)
@@ -316,16 +316,16 @@ class TestLoop:
     def test_what_diverged_in_the_last_step_leaves_no_adapter(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        take_step = Loop.take_step
+        take_step = Trainer.take_step
 
-        def spoil(loop: Loop, step: int) -> tuple[float, float]:
-            loss = take_step(loop, step)
+        def spoil(trainer: Trainer, step: int) -> tuple[float, float]:
+            loss = take_step(trainer, step)
             if step == STEPS:
-                for value in loop.parameters.values():
+                for value in trainer.parameters.values():
                     value.data.fill_(float("inf"))
             return loss
 
-        monkeypatch.setattr(Loop, "take_step", spoil)
+        monkeypatch.setattr(Trainer, "take_step", spoil)
         with pytest.raises(TrainingFailed, match="training diverged"):
             train(studio, tmp_path, on(studio.images))
         assert training_run(tmp_path)["status"] == "failed"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from mimicry.common.children import Interrupted, stop_signals_raise
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import (
@@ -173,15 +173,15 @@ class TestStopSignals:
     def test_sigusr1_asks_for_a_checkpoint(
         self, studio: Studio, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        make_batch, seen = Loop.make_batch, []
+        make_batch, seen = Trainer.make_batch, []
 
-        def ask(loop: Loop, first: int) -> Batch:
+        def ask(trainer: Trainer, first: int) -> Batch:
             seen.append(checkpoint_names(tmp_path))
             if first == 5:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return make_batch(loop, first)
+            return make_batch(trainer, first)
 
-        monkeypatch.setattr(Loop, "make_batch", ask)
+        monkeypatch.setattr(Trainer, "make_batch", ask)
         former = signal.getsignal(signal.SIGUSR1)
         train(studio, tmp_path, *RUN)
         assert signal.getsignal(signal.SIGUSR1) is former

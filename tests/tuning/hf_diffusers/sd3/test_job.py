@@ -39,9 +39,9 @@ def test_images_are_listed_by_stem_and_other_files_passed_over(studio: Studio, t
 
 def test_a_new_crop_is_drawn_for_each_sample(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path, "--random_flip")
-    views = [setup.samples.sample(index).view for index in range(40)]
-    assert len({(view.across, view.down) for view in views}) == 40
-    assert {view.flipped for view in views} == {False, True}
+    crops = [setup.samples.sample(index).crop for index in range(40)]
+    assert len({(crop.across, crop.down) for crop in crops}) == 40
+    assert {crop.flipped for crop in crops} == {False, True}
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -11,7 +11,7 @@ from torch import Tensor
 from mimicry.tuning.hf_diffusers.sd3 import memory
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
-from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 GIB = 1 << 30
@@ -66,16 +66,16 @@ class TestChoice:
 
 
 def gradients(studio: Studio, folder: Path, *flags: str, dropout: float = 0.0) -> dict[str, Tensor]:
-    loop = make_loop(studio, folder, "--gradient_checkpointing", *flags)
-    draw_lora_b(loop.parameters)
-    loop.transformer.train()
-    for module in loop.transformer.modules():
+    trainer = make_trainer(studio, folder, "--gradient_checkpointing", *flags)
+    draw_lora_b(trainer.parameters)
+    trainer.transformer.train()
+    for module in trainer.transformer.modules():
         if dropout and hasattr(module, "lora_dropout"):
             module.lora_dropout["default"] = torch.nn.Dropout(dropout)
     torch.manual_seed(0)
-    loss = loop.batch_loss(loop.make_batch(0))
+    loss = trainer.batch_loss(trainer.make_batch(0))
     torch.autograd.backward(loss)
-    found = {name: value.grad for name, value in loop.parameters.items() if value.grad is not None}
+    found = {name: value.grad for name, value in trainer.parameters.items() if value.grad is not None}
     return {"loss": loss.detach(), **found}
 
 
@@ -96,11 +96,11 @@ def test_the_number_changes_no_bit(dropout: float, precision: str, studio: Studi
 
 def runs_of_blocks(studio: Studio, folder: Path, *flags: str) -> list[int]:
     """Return how often each block ran in one forward and backward pass."""
-    loop = make_loop(studio, folder, *flags)
+    trainer = make_trainer(studio, folder, *flags)
     counts: Counter[int] = Counter()
-    for number, block in enumerate(loop.transformer.transformer_blocks):
+    for number, block in enumerate(trainer.transformer.transformer_blocks):
         block.register_forward_pre_hook(lambda *_, number=number: counts.update([number]))
-    loop.take_step(1)
+    trainer.take_step(1)
     return [counts[number] for number in range(3)]
 
 
@@ -130,7 +130,7 @@ def test_it_is_logged_and_recorded(
 def test_on_a_gpu_free_memory_decides(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = make_loop(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2")
+    trainer = make_trainer(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2")
     asked: dict[str, Any] = {}
 
     def choose(free_bytes: int, **facts: Any) -> int:
@@ -140,14 +140,14 @@ def test_on_a_gpu_free_memory_decides(
     monkeypatch.setattr(Setup, "device", torch.device("cuda"))
     monkeypatch.setattr(memory, "free_device_bytes", lambda device: 7 * GIB)
     monkeypatch.setattr(memory, "choose_checkpointed_blocks", choose)
-    assert memory.checkpoint_blocks(loop.setup, loop.transformer, sequence_length=154) == 1
+    assert memory.checkpoint_blocks(trainer.setup, trainer.transformer, sequence_length=154) == 1
     assert asked == {
         "free_bytes": 7 * GIB,
         # 32 pixels are 8 in latents and 4 patches: 16 tokens, and a width of 96.
         "stream_values": 2 * (16 + 154) * 96,
         "value_bytes": 4,
         "block_count": 3,
-        "trained_parameters": sum(value.numel() for value in loop.parameters.values()),
+        "trained_parameters": sum(value.numel() for value in trainer.parameters.values()),
         "compiled": False,
         "keeps_inputs": False,
         "shared": False,

@@ -16,7 +16,7 @@ from mimicry.tuning.hf_diffusers.sd3 import job
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization, loading_arguments, round_inputs
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import WEIGHTS, metrics
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -161,7 +161,7 @@ class TestRealLibrary:
     def test_the_blocks_are_small_and_the_adapter_in_fp32(
         self, kind: str, bits: int, studio: Studio, tmp_path: Path
     ) -> None:
-        transformer = make_loop(studio, tmp_path, *self.FLAGS, f"--quantize_base={kind}").transformer
+        transformer = make_trainer(studio, tmp_path, *self.FLAGS, f"--quantize_base={kind}").transformer
         layer = transformer.transformer_blocks[0].attn.to_q
         assert layer.base_layer.weight.nbytes * 8 == bits * layer.in_features * layer.out_features
         assert {value.dtype for value in transformer.parameters() if value.requires_grad} == {torch.float32}

@@ -10,16 +10,16 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     load_transformer,
     make_table,
     table_obstacle,
-    trained_conditions,
+    training_keys,
 )
 from mimicry.tuning.hf_diffusers.training import host_memory
-from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_job, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -53,9 +53,9 @@ def test_a_layer_that_the_adapter_trains_is_not_replaced(
     studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layers = "--lora_layers=attn.to_q,norm1.linear,norm_out.linear"
-    loop = make_loop(studio, tmp_path, "--conditioning_table", layers)
-    assert type(loop.transformer) is SD3Transformer2DModel
-    loop.take_step(1)
+    trainer = make_trainer(studio, tmp_path, "--conditioning_table", layers)
+    assert type(trainer.transformer) is SD3Transformer2DModel
+    trainer.take_step(1)
     said = capsys.readouterr().out
     assert "no conditioning table: the adapter trains transformer_blocks.0.norm1.linear, " in said
     assert ", ...\n" in said
@@ -100,14 +100,14 @@ def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studi
     model: Any = load_transformer(setup)
     timesteps = load_sigmas(setup).timesteps
     pooled = torch.zeros(1, model.config.pooled_projection_dim)
-    trained = trained_conditions(setup)
-    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, conditions=trained)
+    trained = training_keys(setup)
+    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, keys=trained)
     more = make_table(
         setup,
         model,
         timesteps_T=timesteps,
         pooled_NP=pooled,
-        conditions=[*trained, (0, 0), (999, 0), (999, 0)],
+        keys=[*trained, (0, 0), (999, 0), (999, 0)],
     )
     assert own is not None
     assert more is not None
@@ -132,7 +132,7 @@ def test_weights_go_straight_to_the_device(
     monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", classmethod(from_pretrained))
     setup = Setup.prepare(make_job(studio, tmp_path, "--mixed_precision=bf16", *flags))
     model = load_transformer(setup)
-    assert isinstance(model, TabledTransformer) == bool(flags)
+    assert isinstance(model, CachedModulationTransformer) == bool(flags)
     (words,) = asked
     assert words["device_map"] == {"": setup.device}
     assert words["torch_dtype"] == torch.bfloat16

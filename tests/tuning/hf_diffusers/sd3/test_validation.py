@@ -40,7 +40,7 @@ def samples(folder: Path) -> dict[str, bytes]:
 
 
 def base_latents(studio: Studio, prompt: str) -> Tensor:
-    """Return what the base model makes of `prompt`, two images, without any part of the trainer's loop."""
+    """Return what the base model makes of `prompt`, two images, without any part of the trainer's trainer."""
     model, cpu = BaseModel(folder=studio.base_model), torch.device("cpu")
     encoders = TextEncoders(model, None, cpu, torch.float32, warn=print)
     return torch.cat(
@@ -187,7 +187,7 @@ def nothing_finite(*arguments: Any) -> Tensor:
     ("part", "fault", "name"),
     [
         ("sample_latents", fail, "RuntimeError"),
-        ("sampling_conditioning", fail, "RuntimeError"),
+        ("sampling_modulation", fail, "RuntimeError"),
         ("sample_latents", nothing_finite, "ValueError"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The training loop: samples to batches, batches to losses, losses to optimizer steps."""
+"""The training trainer: samples to batches, batches to losses, losses to optimizer steps."""
 
 import math
 import time
@@ -12,10 +12,10 @@ from torch import Tensor
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, Prompts, load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.transformer import make_table
@@ -31,7 +31,7 @@ from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch
 _REPORTS = 20
 
 
-class Loop:
+class Trainer:
     """One adapter in training: the transformer with its LoRA, its optimizer, and where samples come from."""
 
     def __init__(
@@ -41,13 +41,13 @@ class Loop:
         prompts: Sequence[PromptEmbeds],
         latents: LatentSource,
         record: RunRecord,
-        conditions: Collection[Condition] | None = None,
+        keys: Collection[ModulationKey] | None = None,
     ) -> None:
         """Put the adapter on, and compute the conditioning table where there is to be one.
 
         Args:
             prompts: those of `setup.prompts`, in their order, and after them any that others ask for.
-            conditions: all that is asked of the transformer; by default what training asks.
+            keys: all that is asked of the transformer; by default what training asks.
         """
         config = setup.job.config
         self.setup = setup
@@ -63,7 +63,7 @@ class Loop:
             transformer,
             timesteps_T=self.batches.sigmas.timesteps,
             pooled_NP=self.batches.prompts.pooled_NP.to(setup.device),
-            conditions=conditions,
+            keys=keys,
         )
         self._fit_to_device(self.batches.prompts.token_count)
         for warning in optimizer_warnings(config):
@@ -151,12 +151,12 @@ class Loop:
             self.setup.accelerator.backward(loss / (count * processes.count))
             losses.append(loss.detach())
         # Before gradients are added up: nobody waits in a kernel for a process that is gone.
-        met = processes.meet(drawn)
+        met = processes.barrier_gather(drawn)
         for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
             self._record.add_draw(sample, level)
         mean_loss = torch.stack(losses).mean() / processes.count
         gradients = (value.grad for value in self.parameters.values())
-        processes.add_up([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
+        processes.all_reduce_sum([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
         return mean_loss
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -223,7 +223,7 @@ class Loop:
             samples=samples,
         )
 
-    def _conditioning(self, batch: Batch) -> Tensor:
+    def _modulation(self, batch: Batch) -> Tensor:
         """Return what the transformer takes as pooled projections: rows of the table, or the prompts."""
         if self._table is None:
             return batch.pooled_BP
@@ -236,7 +236,7 @@ class Loop:
             prediction_BCHW: Tensor = self.transformer(
                 hidden_states=noisy_BCHW.to(self.setup.dtype),
                 encoder_hidden_states=batch.sequence_BLD,
-                pooled_projections=self._conditioning(batch),
+                pooled_projections=self._modulation(batch),
                 timestep=batch.timesteps_B,
                 return_dict=False,
             )[0]
