@@ -25,7 +25,7 @@ from mimicry.sampling.sampler import Sampler
 from mimicry.study.images import ImageFolder, read_rgb
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from mimicry.tuning.hf_diffusers.job import parse_job
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels

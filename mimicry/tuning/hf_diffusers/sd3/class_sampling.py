@@ -19,7 +19,6 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
 from mimicry.study.class_images import ClassImages, generated_name
 from mimicry.tuning.hf_diffusers.class_settings import generation_precision, generation_settings
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import say
@@ -32,6 +31,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     load_vae,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     read_transformer,
     sampling_modulation,

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
+from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
@@ -55,10 +56,10 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if job.config.eval_timesteps == 0:
         _skip(record, "--eval_timesteps is 0")
         return None
-    if job.eval_data_dir is None:
+    folder = job.inputs.read_eval_images()
+    if folder is None:
         _skip(record, "no --eval_data_dir was given")
         return None
-    folder = ImageFolder.read(job.eval_data_dir).without(job.leave_out)
     problem = folder.problem()
     if problem is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)

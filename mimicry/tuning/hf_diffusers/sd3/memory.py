@@ -7,7 +7,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch.utils.checkpoint import checkpoint
 
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 
 # Bytes for each value of the stream through the blocks (batch x tokens x width), in 16-bit precision. Derived
 # from counts on fake tensors for Stable Diffusion 3.5 Large at 1024 x 1024 (4250 tokens, width 2432): 1.36

@@ -24,8 +24,8 @@ from mimicry.study.images import ImageRecord
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import METRICS, SAMPLES, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.run_facts import describe_setup, peak_memory_bytes
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.training.rng import Sample
 from mimicry.tuning.hf_diffusers.training.trackers import Reports
@@ -77,7 +77,7 @@ class RunRecord:
         Raises:
             UsageError: the checkpoint that was asked for does not fit.
         """
-        output_dir = self.setup.job.output_dir
+        output_dir = self.setup.job.inputs.output_dir
         self.resumed: Checkpoint | None = None
         self._known = describe_setup(self.setup)
         self.checkpoints = Checkpoints(
@@ -103,7 +103,7 @@ class RunRecord:
 
     def _clear_way(self) -> Checkpoint | None:
         """Choose the checkpoint to go on from, and set aside what is in the way."""
-        config, output_dir = self.setup.job.config, self.setup.job.output_dir
+        config, output_dir = self.setup.job.config, self.setup.job.inputs.output_dir
         complete = (output_dir / WEIGHTS).exists()
         self._compare_sisters(complete)
         # Where an adapter is complete, it is to be trained anew, not from what its training has left.
@@ -123,7 +123,7 @@ class RunRecord:
     def _compare_sisters(self, complete: bool) -> None:
         """Warn where the artist's other adapters were made by other numerics, or refuse to train."""
         numerics, recipe = self._known["numerics"], self._known["recipe"]
-        found = sister_differences(self.setup.job.output_dir, recipe, numerics)
+        found = sister_differences(self.setup.job.inputs.output_dir, recipe, numerics)
         self._known["other_numerics"] = found
         if not found:
             return
@@ -135,7 +135,7 @@ class RunRecord:
             f"with --overwrite, or leave it out"
         )
         if not complete:
-            self.setup.job.output_dir.mkdir(parents=True, exist_ok=True)
+            self.setup.job.inputs.output_dir.mkdir(parents=True, exist_ok=True)
             self._write(State.BLOCKED, error=problem)
         raise TrainingFailed(problem)
 
@@ -282,20 +282,20 @@ class RunRecord:
         if not self._writes:
             return
         self._check_claim()
-        with (self.setup.job.output_dir / METRICS).open("a", encoding="utf-8") as file:
+        with (self.setup.job.inputs.output_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self.reports.add(line)
 
     def _chosen_report_id(self) -> str:
         """Return the name of this run for trackers: that of the run that it goes on with, or a new one."""
-        new = sha256_text(f"{self.setup.job.output_dir.absolute()} {self.started_at}")[:16]
+        new = sha256_text(f"{self.setup.job.inputs.output_dir.absolute()} {self.started_at}")[:16]
         return new if self.resumed is None else str(self.resumed.facts.get("report_id", new))
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         """Go on with the record of the run that wrote `checkpoint`, as it was then."""
         metrics = checkpoint.metrics()
         if self._writes:
-            write_bytes(self.setup.job.output_dir / METRICS, metrics)
+            write_bytes(self.setup.job.inputs.output_dir / METRICS, metrics)
         lines = [json.loads(line) for line in metrics.splitlines()]
         self.losses = [line["loss"] for line in lines if "loss" in line]
         self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
@@ -331,7 +331,7 @@ class RunRecord:
     def _write(self, status: State, **more: Any) -> None:
         if self._writes:
             self._check_claim()
-            write_json(AdapterFolder(self.setup.job.output_dir).record, self._content(status) | more)
+            write_json(AdapterFolder(self.setup.job.inputs.output_dir).record, self._content(status) | more)
 
     def _content(self, status: State) -> dict[str, Any]:
         return self._known | {

@@ -9,7 +9,7 @@ import torch
 from mimicry.study.captions import image_records
 from mimicry.tuning.adapters.recipe import OWN_TRAINER
 from mimicry.tuning.hf_diffusers.run_description import describe_run
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.training.kernels import attention_names
 
 
@@ -20,15 +20,9 @@ def describe_setup(setup: Setup) -> dict[str, Any]:
         setup.model,
         trainer=OWN_TRAINER,
         command=setup.job.command,
-        notes=setup.job.notes,
+        notes=setup.job.inputs.notes,
     )
-    eval_dir, caption_dir = setup.job.eval_data_dir, setup.job.caption_data_dir
-    known["paths"] |= {
-        "instance_data_dir": str(setup.job.instance_data_dir.absolute()),
-        "output_dir": str(setup.job.output_dir.absolute()),
-        "eval_data_dir": None if eval_dir is None else str(eval_dir.absolute()),
-        "caption_data_dir": None if caption_dir is None else str(caption_dir.absolute()),
-    }
+    known["paths"] |= setup.job.inputs.recorded_paths()
     known["images"] = image_records(setup.images, setup.captions)
     # Class images that are still to be generated are added once they are there.
     if setup.class_images is not None and not setup.class_images.missing():

@@ -11,9 +11,9 @@ from mimicry.common.claims import Claim
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_keys, find_eval_set
-from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
@@ -21,6 +21,7 @@ from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer, training_keys
 from mimicry.tuning.hf_diffusers.sd3.validation import Validation, ValidationPrompts, decode_samples
@@ -40,7 +41,7 @@ def train_adapter(job: Job) -> Adapter | None:
         claim = None
         with setup.processes.failing_together():
             if setup.processes.is_main:
-                claim = stack.enter_context(Claim.take(job.output_dir))
+                claim = stack.enter_context(Claim.take(job.inputs.output_dir))
         record = RunRecord(setup, claim)
         adapter = _train(setup, record, checkpoint_asked)
         # Nothing holds the transformer any more.
@@ -139,8 +140,10 @@ def _all_keys(setup: Setup, *, evaluates: bool) -> set[ModulationKey]:
 
 def _save(setup: Setup, trainer: Trainer, record: RunRecord) -> Adapter:
     refuse_changed_images(setup.images, record.images)
-    adapter = save_adapter(trainer.transformer, setup.job.output_dir, setup.job.config, record.finished())
+    adapter = save_adapter(
+        trainer.transformer, setup.job.inputs.output_dir, setup.job.config, record.finished()
+    )
     record.complete = True
     record.checkpoints.remove_all()
-    say(f"saved {setup.job.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
+    say(f"saved {setup.job.inputs.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
     return adapter

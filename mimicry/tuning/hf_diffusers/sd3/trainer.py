@@ -12,12 +12,12 @@ from torch import Tensor
 from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, Prompts, load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import make_table
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful

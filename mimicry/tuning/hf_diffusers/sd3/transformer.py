@@ -8,7 +8,6 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     CachedModulationTransformer,
@@ -23,6 +22,7 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
 from mimicry.tuning.hf_diffusers.sd3.records import say
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
 from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 

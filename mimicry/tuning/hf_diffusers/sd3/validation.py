@@ -21,7 +21,6 @@ from torch import Tensor
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.study.sample_files import save_sample
 from mimicry.tuning.adapters.folder import SAMPLES
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
@@ -34,6 +33,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     load_vae,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_modulation
 
@@ -81,7 +81,7 @@ class Validation:
             self._draw(f"step-{step:06d}", f"validation images after step {step}")
 
     def _draw(self, name: str, what: str) -> None:
-        folder = self._setup.job.output_dir / SAMPLES
+        folder = self._setup.job.inputs.output_dir / SAMPLES
         if (folder / (name + _LATENTS)).exists() or not self._setup.accelerator.is_main_process:
             return
         with _only_a_warning(self._record, what), self._record.stage("validate"):
@@ -133,7 +133,7 @@ class Validation:
 
 def decode_samples(setup: Setup, record: RunRecord) -> None:
     """Turn all latents that the run has left into images; to be called when the transformer is gone."""
-    files = sorted((setup.job.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
+    files = sorted((setup.job.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
     if not files or not setup.accelerator.is_main_process:
         return
     with _only_a_warning(record, "validation images"):
@@ -156,9 +156,9 @@ def decode_samples(setup: Setup, record: RunRecord) -> None:
 
 def base_paths(setup: Setup) -> list[Path]:
     """Return where the base model's images belong: one folder for all runs with the same of them."""
-    root, count = setup.job.base_samples_dir, setup.job.config.num_validation_images
+    root, count = setup.job.inputs.base_samples_dir, setup.job.config.num_validation_images
     if root is None:
-        return [setup.job.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
+        return [setup.job.inputs.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
     key = sha256_text(canonical_json(_facts(setup)))[:16]
     return [root / key / f"{index}.png" for index in range(count)]
 

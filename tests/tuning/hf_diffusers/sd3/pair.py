@@ -56,7 +56,7 @@ def endings(folder: Path, pair: int, rank: int) -> list[str]:
 
 
 def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
-    from mimicry.tuning.hf_diffusers.sd3 import job, stages
+    from mimicry.tuning.hf_diffusers.sd3 import setup, stages
     from mimicry.tuning.hf_diffusers.sd3.batches import Batch
     from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 
@@ -87,13 +87,13 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     patch.setattr(Trainer, "make_batch", faulty_batch)
     patch.setattr(Trainer, "batch_loss", faulty_loss)
     if fault == "prepare":
-        patch.setattr(job, "check_optimizer", faulty_check)
+        patch.setattr(setup, "check_optimizer", faulty_check)
     if fault == "load":
         patch.setattr(stages, "load_transformer", faulty_load)
 
 
 def _train_all(trainings: list[dict[str, Any]]) -> list[str]:
-    from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+    from mimicry.tuning.hf_diffusers.job import parse_job
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
     found = []

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from mimicry.tuning.adapters.weights import Adapter
-from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
-from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
+from mimicry.tuning.hf_diffusers.job import Job, parse_job
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.transformer import load_transformer

@@ -49,7 +49,7 @@ def test_images_that_are_left_out_are_not_looked_at(studio: Studio, images: Path
     victim = sorted(images.iterdir())[1]
     victim.write_bytes(b"no image")
     flags = (f"--leave_out={victim.stem}", "--leave_out=--never", f"--eval_data_dir={images}")
-    assert make_job(studio, tmp_path / "out", *flags).leave_out == (victim.stem, "--never")
+    assert make_job(studio, tmp_path / "out", *flags).inputs.leave_out == (victim.stem, "--never")
     train(studio, tmp_path / "out", *flags, images=images)
 
     run = training_run(tmp_path / "out")

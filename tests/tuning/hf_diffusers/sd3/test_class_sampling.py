@@ -17,9 +17,9 @@ from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.study.class_images import SETTINGS
 from mimicry.tuning.hf_diffusers.sd3 import class_sampling, sampling
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from tests.tuning.hf_diffusers.sd3.many_prompts import class_flags
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run

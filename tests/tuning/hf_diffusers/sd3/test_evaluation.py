@@ -42,7 +42,7 @@ def evaluation_of(trainer: Trainer, studio: Studio, *flags: str) -> Evaluation:
     """Return an evaluation of `trainer` on the original art."""
     setup = trainer.setup
     source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
-    job = make_job(studio, setup.job.output_dir, *flags, on(studio.images))
+    job = make_job(studio, setup.job.inputs.output_dir, *flags, on(studio.images))
     return Evaluation(trainer, source, find_eval_set(job, source, trainer._record), trainer._record)
 
 
@@ -334,6 +334,6 @@ class TestLoop:
 
 def test_the_flag_is_no_hyper_parameter(studio: Studio, tmp_path: Path) -> None:
     job = make_job(studio, tmp_path, "--eval-data-dir=x")
-    assert job.eval_data_dir == Path("x")
-    assert make_job(studio, tmp_path).eval_data_dir is None
+    assert job.inputs.eval_data_dir == Path("x")
+    assert make_job(studio, tmp_path).inputs.eval_data_dir is None
     assert not hasattr(job.config, "eval_data_dir")

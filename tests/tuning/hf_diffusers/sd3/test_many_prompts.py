@@ -10,7 +10,7 @@ import torch
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3 import memory
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.many_prompts import write_captioned, write_class_images

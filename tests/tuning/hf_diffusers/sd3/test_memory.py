@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.sd3 import memory
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 

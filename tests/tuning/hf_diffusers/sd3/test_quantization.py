@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3 import job
+from mimicry.tuning.hf_diffusers.sd3 import setup
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
 from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization, loading_arguments, round_inputs
 from mimicry.tuning.options.config import TuningConfig
@@ -137,7 +137,7 @@ class TestRealLibrary:
         for name in ("BnB4BitDiffusersQuantizer", "BnB8BitDiffusersQuantizer"):
             quantizer = getattr(bnb_quantizer, name)
             monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
-        monkeypatch.setattr(job, "check_quantization", lambda *_: None)
+        monkeypatch.setattr(setup, "check_quantization", lambda *_: None)
         yield
 
     @pytest.mark.parametrize("kind", QUANTISED)

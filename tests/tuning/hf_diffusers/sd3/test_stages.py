@@ -16,7 +16,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource

@@ -10,8 +10,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     load_transformer,
     make_table,

@@ -16,7 +16,6 @@ from torch import Tensor
 from mimicry.study.sample_files import read_settings
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import validation
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     SamplingSettings,
@@ -25,6 +24,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, assert_same_end, metrics, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run

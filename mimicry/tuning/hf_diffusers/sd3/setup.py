@@ -18,6 +18,7 @@ from mimicry.tuning.hf_diffusers.class_settings import (
     generation_precision,
     generation_settings,
 )
+from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptPlan
@@ -30,27 +31,6 @@ from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
 from mimicry.tuning.options.config import TuningConfig
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """The words of the command line: the hyper-parameters, where the images are, where the adapter goes.
-
-    `eval_data_dir` holds the images that the loss is measured on before and after, if it is to be;
-    `base_samples_dir` what the base model draws of validation prompts, for all artists of a study;
-    `caption_data_dir` the original art, whose captions hold for images without any. Images whose stems are
-    in `leave_out` are not used at all.
-    """
-
-    config: TuningConfig
-    instance_data_dir: Path
-    output_dir: Path
-    notes: tuple[str, ...]
-    command: tuple[str, ...]
-    eval_data_dir: Path | None = None
-    base_samples_dir: Path | None = None
-    caption_data_dir: Path | None = None
-    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +103,7 @@ class Setup:
             TrainingFailed: the images or their captions cannot be used.
             BatchFault: the base model cannot be had, or not be trained at this resolution.
         """
-        accelerator = _accelerator(job.config, job.output_dir)
+        accelerator = _accelerator(job.config, job.inputs.output_dir)
         processes = Processes.of(accelerator)
         with processes.failing_together():
             return cls._find(job, accelerator, processes)
@@ -131,7 +111,7 @@ class Setup:
     @classmethod
     def _find(cls, job: Job, accelerator: Accelerator, processes: Processes) -> "Setup":
         config = job.config
-        images = _usable_images(job.instance_data_dir, job.leave_out)
+        images = _usable_images(job)
         captions = _usable_captions(job, images)
         problems = kernel_problems(config, accelerator.device, _DTYPES[config.mixed_precision])
         if problems:
@@ -169,8 +149,8 @@ class Setup:
         )
 
 
-def _usable_images(folder: Path, leave_out: tuple[str, ...]) -> ImageFolder:
-    images = ImageFolder.read(folder).without(leave_out)
+def _usable_images(job: Job) -> ImageFolder:
+    images = job.inputs.read_images()
     problem = images.problem()
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")
@@ -180,12 +160,10 @@ def _usable_images(folder: Path, leave_out: tuple[str, ...]) -> ImageFolder:
 def _usable_captions(job: Job, images: ImageFolder) -> Captions | None:
     if not job.config.captions:
         return None
-    original = None
-    if job.caption_data_dir is not None:
-        original = ImageFolder.read(job.caption_data_dir).without(job.leave_out)
-        problem = original.problem()
-        if problem is not None:
-            raise TrainingFailed(f"--caption_data_dir: {problem}")
+    original = job.inputs.read_caption_images()
+    problem = None if original is None else original.problem()
+    if problem is not None:
+        raise TrainingFailed(f"--caption_data_dir: {problem}")
     captions = Captions.read(images, original)
     if captions.problems:
         raise TrainingFailed(*captions.problems)

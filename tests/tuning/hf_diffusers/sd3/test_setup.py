@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.training.distributed import Processes
 from tests.tuning.hf_diffusers.sd3.parts import make_job
 from tests.tuning.hf_diffusers.studio import Studio, training_run
