@@ -27,9 +27,9 @@ from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import (
     checkpoint_first,
     choose_checkpointed_blocks,
-    free_device_bytes,
 )
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer, ModulationCache
+from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
 from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
 from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
@@ -116,7 +116,7 @@ class Step:
         self.table = make_rows(self.transformer, device) if tabled else None
         self.checkpointed = self._checkpoint(geometry)
         if self.config.compile_blocks:
-            compile_blocks(self.transformer)
+            compile_blocks(self.transformer.transformer_blocks)
         shape = (1, 16, geometry.side, geometry.side)
         self.latents, self.noise = (torch.randn(shape, device=device) for _ in range(2))
         self.sequence = torch.randn(

@@ -142,7 +142,7 @@ class _Drawing:
         from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 
         settings = SamplingSettings(**self.request.drawing)
-        sampler = Sampler(self.model, self.request.config, settings, [picture.prompt for picture in todo])
+        sampler = Sampler.load(self.model, self.request.config, settings, [picture.prompt for picture in todo])
         drawn = []
         with tqdm(total=len(todo), unit="image", desc="drawing", disable=None) as bar:
             for found in sets:

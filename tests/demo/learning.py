@@ -85,7 +85,7 @@ class Laboratory:
 
     def sampler(self) -> Sampler:
         """Return what draws with the adapters."""
-        return Sampler(
+        return Sampler.load(
             BaseModel(self.demo / "tiny_sd3"),
             TuningConfig(mixed_precision="no", resolution=SIDE, max_sequence_length=_TOKENS),
             SamplingSettings(resolution=SIDE, steps=10, guidance=3.0),

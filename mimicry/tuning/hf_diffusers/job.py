@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--local_rank",
         metavar="INTEGER",
-        help="Accepted for compatibility with the example and ignored: launchers set the variable LOCAL_RANK.",
+        help="Accepted, as the example does, and ignored: launchers set the variable LOCAL_RANK.",
     )
     add_trainer_flags(parser)
     return parser

@@ -136,8 +136,8 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
     meaning = parse_output_dir(output_dir)
     if meaning is None and parameters["hub_model_id"] is None:
         raise UsageError(
-            f"--output-dir {output_dir} is not .../PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST, which names "
-            f"the repository on the Hub; type --hub-model-id NAME or --no-push-to-hub"
+            f"--output-dir {output_dir} is not .../PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST, which "
+            f"names the repository on the Hub; type --hub-model-id NAME or --no-push-to-hub"
         )
     protection, countermeasure, artist = "unknown", "unknown", output_dir.absolute().name
     place: dict[str, str] = {}

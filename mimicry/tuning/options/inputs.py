@@ -78,8 +78,8 @@ class TrainingInputs:
         metadata=_facts(
             "--caption-data-dir",
             "caption_data_dir",
-            "With --captions: folder of the original art, whose captions are used where the images' own folder "
-            "has none.",
+            "With --captions: folder of the original art, whose captions are used where the images' own "
+            "folder has none.",
         ),
     )
     leave_out: tuple[str, ...] = field(

@@ -1,4 +1,6 @@
-"""The conditioning table: what the transformer computes from timestep and pooled prompt alone, ahead of time.
+"""The modulation cache, called conditioning table in options and records.
+
+It holds what the transformer computes from timestep and pooled prompt alone, computed ahead of training.
 
 A third of the parameters of Stable Diffusion 3.5 Large, those of time_text_embed and of the linear layers of
 its adaptive norms, sees nothing else. With frozen weights and few prompts their outputs are one row of
@@ -32,7 +34,7 @@ from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
 _EMBEDDING = "time_text_embed"
-# What the table replaces, by the names of the parts that hold it.
+# What the cache replaces, by the names of the parts that hold it.
 REPLACED = (_EMBEDDING, "norm1", "norm1_context", "norm_out")
 _EMBEDDING_LAYERS = tuple(
     f"{_EMBEDDING}.{part}.linear_{number}"
@@ -41,7 +43,7 @@ _EMBEDDING_LAYERS = tuple(
 )
 
 _REPLACED_BIAS = re.compile(r"(^norm_out|\.norm1(_context)?)\.linear\.bias$")
-# So many keys go through a layer before they leave the device: with captions there may be many.
+# So many keys go through a layer before they leave the device: with captions there may be many keys.
 _CHUNK = 256
 
 # A timestep, as its row in the sigma table, and a prompt, as its row among the pooled prompts.
@@ -187,8 +189,8 @@ def compute_modulation(
         TrainingFailed: rows depend on their place in the batch, and so many do not fit into host memory.
     """
     device, dtype = pooled_NP.device, pooled_NP.dtype
-    embed = _read_embedding(transformer, weights, device, dtype)
     order = sorted(set(keys))
+    embed = _read_embedding(transformer, weights, device, dtype)
     activations = [
         F.silu(
             embed(
@@ -203,22 +205,30 @@ def compute_modulation(
     rows_NSR = _host_memory((len(order), 1, width), dtype, device)
     for name, layer in layers.items():
         weight, bias = (weights.read(f"{name}.{part}", device, dtype) for part in ("weight", "bias"))
-        start = int(layer.columns[0])
-        for first in range(0, len(order), _CHUNK):
-            chunk = activations[first : first + _CHUNK]
-            part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
-            if rows_NSR.shape[1] == 1:
-                if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
-                    part_NBC = part_NBC[:, :1]
-                else:
-                    rows_NSR = _with_slots(rows_NSR, batch_size, device)
-            columns = slice(start, start + part_NBC.shape[-1])
-            rows_NSR[first : first + _CHUNK, :, columns] = part_NBC.cpu()
+        rows_NSR = _fill_columns(rows_NSR, layer, weight, bias, activations)
     return ModulationCache(
-        rows_NSR=rows_NSR,
-        place_of={key: place for place, key in enumerate(order)},
-        device=device,
+        rows_NSR=rows_NSR, place_of={key: place for place, key in enumerate(order)}, device=device
     )
+
+
+def _fill_columns(
+    rows_NSR: Tensor, layer: ColumnSlice, weight: Tensor, bias: Tensor, activations: Sequence[Tensor]
+) -> Tensor:
+    """Put what a replaced layer makes of `activations` into its columns, and return the rows.
+
+    They have a place in the batch each once one layer turns out to depend on it.
+    """
+    for first in range(0, len(activations), _CHUNK):
+        chunk = activations[first : first + _CHUNK]
+        part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
+        if rows_NSR.shape[1] == 1:
+            if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
+                part_NBC = part_NBC[:, :1]
+            else:
+                rows_NSR = _with_slots(rows_NSR, part_NBC.shape[1], weight.device)
+        start = int(layer.columns[0])
+        rows_NSR[first : first + _CHUNK, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
+    return rows_NSR
 
 
 def _with_slots(rows_N1R: Tensor, slot_count: int, device: torch.device) -> Tensor:

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from PIL import Image
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
@@ -108,27 +106,6 @@ def sample_latents(
             velocity_BCHW = away_BCHW + settings.guidance * (velocity_BCHW - away_BCHW)
         latents_BCHW = scheduler.step(velocity_BCHW, timestep, latents_BCHW, return_dict=False)[0]
     return latents_BCHW
-
-
-def load_vae(model: BaseModel, variant: str | None, device: torch.device) -> AutoencoderKL:
-    """Read the VAE in fp32: it is small, and 16 bits show in its images."""
-    vae = AutoencoderKL.from_pretrained(
-        model.folder / "vae", variant=variant, torch_dtype=torch.float32, use_safetensors=True
-    )
-    return vae.to(device).eval()
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> list[Image.Image]:
-    """Return the images of `latents_BCHW`, decoded one by one, so that an image does not depend on others."""
-    shift, scale = float(vae.config.shift_factor or 0.0), float(vae.config.scaling_factor)
-    images = []
-    for latents_CHW in latents_BCHW:
-        raw_1CHW = latents_CHW.unsqueeze(0).to(vae.device, torch.float32) / scale + shift
-        pixels_IHW = vae.decode(raw_1CHW, return_dict=False)[0][0]
-        values_HWI = ((pixels_IHW / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0)
-        images.append(Image.fromarray(values_HWI.cpu().numpy().astype(np.uint8)))
-    return images
 
 
 def _scheduler(

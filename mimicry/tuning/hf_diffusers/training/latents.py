@@ -14,6 +14,7 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.vae import load_vae, shift_and_scale
 from mimicry.tuning.options.config import TuningConfig
 
 Posterior = tuple[Tensor, Tensor]
@@ -45,31 +46,29 @@ class LatentSource:
 
     def __init__(
         self,
-        model: BaseModel,
+        vae: AutoencoderKL,
         images: Sequence[Path],
         config: TuningConfig,
-        device: torch.device,
         class_images: Sequence[Path] = (),
     ) -> None:
         self._images = {"": images, rng.CLASS: class_images}
         self._resolution = config.resolution
         self._seed = config.seed
-        self._device = device
         self._cache: dict[tuple[str, rng.Crop], Posterior] = {}
-        # The configuration says bf16; the VAE is run in fp32 all the same, since it is small and bf16 is
-        # too coarse for what everything else is trained on.
-        self._vae: AutoencoderKL | None = (
-            AutoencoderKL.from_pretrained(
-                model.folder / "vae",
-                variant=config.variant,
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-            )
-            .to(device)
-            .eval()
-        )
-        self._shift = float(self._vae.config.shift_factor or 0.0)
-        self._scale = float(self._vae.config.scaling_factor)
+        self._vae: AutoencoderKL | None = vae
+        self._shift, self._scale = shift_and_scale(vae)
+
+    @classmethod
+    def load(
+        cls,
+        model: BaseModel,
+        images: Sequence[Path],
+        config: TuningConfig,
+        device: torch.device,
+        class_images: Sequence[Path] = (),
+    ) -> "LatentSource":
+        """Read the VAE of the base model."""
+        return cls(load_vae(model, config.variant, device), images, config, class_images)
 
     def cache(self, samples: Iterable[rng.Sample]) -> None:
         """Encode what `samples` show, each distinct crop of an image once, then let the VAE go."""
@@ -109,7 +108,7 @@ class LatentSource:
         except OSError as error:
             raise TrainingFailed(str(error)) from error
         pixels_1IHW = to_pixels(apply_crop(picture, crop, self._resolution))
-        posterior = self._vae.encode(pixels_1IHW.to(self._device)).latent_dist
+        posterior = self._vae.encode(pixels_1IHW.to(self._vae.device)).latent_dist
         return posterior.mean[0], posterior.std[0]
 
 

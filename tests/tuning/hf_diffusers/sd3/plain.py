@@ -57,14 +57,15 @@ class PlainTraining:
 
     def __post_init__(self) -> None:
         folder = self.studio.base_model
-        self.config = self.trainer.setup.job.config
+        self.config = self.trainer.config
         self.transformer: Any = SD3Transformer2DModel.from_pretrained(folder / "transformer").train()
         self.vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
         self.frozen = {name: value.detach() for name, value in self.transformer.named_parameters()}
         self.pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder)
         self.known_prompts: dict[str, tuple[Tensor, Tensor]] = {}
         self.lora = {
-            name: value.detach().clone().requires_grad_() for name, value in self.trainer.parameters.items()
+            name: value.detach().clone().requires_grad_()
+            for name, value in self.trainer.model.parameters.items()
         }
         self.first_moments = {name: torch.zeros_like(value) for name, value in self.lora.items()}
         self.second_moments = {name: torch.zeros_like(value) for name, value in self.lora.items()}
@@ -73,14 +74,14 @@ class PlainTraining:
         """Return the loss of a step, and the gradient of its mean over all samples of the step."""
         count = self.config.train_batch_size * self.config.gradient_accumulation_steps
         indices = range((step - 1) * count, step * count)
-        samples = self.trainer.setup.samples
+        samples = self.trainer.schedule.plans[0]
         stem_of = {path.stem: path for path in self.images.iterdir()}
         losses = [self.sample_loss(samples.sample(index), stem_of, "") for index in indices]
         loss = torch.stack(losses).mean()
         if self.class_images is not None:
             # L = L_instance + weight * L_class, each a mean (Ruiz et al. 2023, eq. 2).
             of_class = {path.stem: path for path in self.class_images.iterdir()}
-            order = self.trainer.setup.plans[1]
+            order = self.trainer.schedule.plans[1]
             others = [self.sample_loss(order.sample(index), of_class, "class_") for index in indices]
             loss = loss + self.config.prior_loss_weight * torch.stack(others).mean()
         gradients = torch.autograd.grad(loss, list(self.lora.values()))
@@ -175,8 +176,8 @@ def trainer_and_plain(
     class_images: Path | None = None,
 ) -> tuple[Trainer, PlainTraining]:
     trainer = make_trainer(studio, folder, "--center_crop", *flags, images=images)
-    draw_lora_b(trainer.parameters)
-    trainer.transformer.train()
+    draw_lora_b(trainer.model.parameters)
+    trainer.model.transformer.train()
     plain = PlainTraining(trainer, studio, images or studio.images, captions or {}, class_images)
     return trainer, plain
 
@@ -194,8 +195,8 @@ def assert_trains_alike(trainer: Trainer, plain: PlainTraining) -> None:
     config = plain.config
     size, count = config.train_batch_size, config.gradient_accumulation_steps
     for first in range(0, size * count, size):
-        torch.autograd.backward(trainer.batch_loss(trainer.make_batch(first)) / count)
-    gradients = {name: value.grad for name, value in trainer.parameters.items()}
+        torch.autograd.backward(trainer.model.loss(trainer.batches.make(first)) / count)
+    gradients = {name: value.grad for name, value in trainer.model.parameters.items()}
     assert_close(gradients, plain.gradients(1)[1])
     trainer.optimizer.zero_grad()
 
@@ -205,4 +206,4 @@ def assert_trains_alike(trainer: Trainer, plain: PlainTraining) -> None:
         assert loss == pytest.approx(plain_loss, rel=1e-4)
         assert norm == pytest.approx(plain_norm, rel=1e-3)
         assert norm > config.max_grad_norm  # so that clipping was at work
-        assert_close(trainer.parameters, plain.lora)
+        assert_close(trainer.model.parameters, plain.lora)

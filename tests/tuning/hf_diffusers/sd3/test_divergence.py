@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3 import records
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.training import records
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 def test_no_checkpoint_of_a_poisoned_state(studio: Studio, tmp_path: Path) -> None:
     trainer = make_trainer(studio, tmp_path, *RUN)
     trainer.take_step(1)
-    next(iter(trainer.parameters.values())).data[0, 0] = float("inf")
+    next(iter(trainer.model.parameters.values())).data[0, 0] = float("inf")
     with pytest.raises(TrainingFailed, match=r"after step 1, .* is no finite number: training diverged"):
         trainer.save_checkpoint()
     assert names(tmp_path) == ["metrics.jsonl", "training_run.json"]
@@ -40,15 +40,15 @@ def test_no_checkpoint_of_a_poisoned_state(studio: Studio, tmp_path: Path) -> No
 def test_a_gradient_that_is_no_number_ends_the_training(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch_loss = Trainer.batch_loss
+    batch_loss = AdaptedTransformer.loss
 
-    def endless_slope(trainer: Trainer, batch: Batch) -> torch.Tensor:
-        loss = batch_loss(trainer, batch)
-        if trainer._record.steps == 3:
+    def endless_slope(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+        loss = batch_loss(model, batch)
+        if batch.samples[0].index >= 6:
             loss.register_hook(lambda slope: slope * float("inf"))  # type: ignore[no-untyped-call]
         return loss
 
-    monkeypatch.setattr(Trainer, "batch_loss", endless_slope)
+    monkeypatch.setattr(AdaptedTransformer, "loss", endless_slope)
     with pytest.raises(TrainingFailed, match=r"the gradient of step 4 is (nan|inf): training diverged"):
         train(studio, tmp_path, *RUN, "--checkpointing_steps=2")
     run = training_run(tmp_path)
@@ -63,8 +63,8 @@ def test_fp16_leaves_a_step_out_while_it_looks_for_its_scale(
     scale: float, ends: bool, studio: Studio, tmp_path: Path
 ) -> None:
     trainer = make_trainer(studio, tmp_path, *RUN)
-    trainer.setup.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    trainer.setup.accelerator.scaler.scale(torch.ones(()))  # which makes its state
+    trainer.runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.runtime.accelerator.scaler.scale(torch.ones(()))  # which makes its state
     if ends:
         with pytest.raises(TrainingFailed, match="the gradient of step 1 is inf"):
             trainer._refuse_divergence(1, 0.5, float("inf"))

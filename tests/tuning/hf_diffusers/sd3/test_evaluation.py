@@ -12,9 +12,10 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
 from mimicry.study.states import State
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
-from mimicry.tuning.hf_diffusers.training.latents import LatentSource, apply_crop, to_pixels
+from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop, normal
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_job, make_trainer, train
@@ -40,10 +41,9 @@ def weights(folder: Path) -> bytes:
 
 def evaluation_of(trainer: Trainer, studio: Studio, *flags: str) -> Evaluation:
     """Return an evaluation of `trainer` on the original art."""
-    setup = trainer.setup
-    source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
-    job = make_job(studio, setup.job.inputs.output_dir, *flags, on(studio.images))
-    return Evaluation(trainer, source, find_eval_set(job, source, trainer._record), trainer._record)
+    job = make_job(studio, trainer._record.output_dir, *flags, on(studio.images))
+    images = find_eval_set(job, trainer.batches.latents, trainer._record)
+    return Evaluation(trainer.model, trainer.batches, images, trainer._record)
 
 
 class TestTimesteps:
@@ -236,9 +236,8 @@ class TestRecords:
         for number in range(23):
             shutil.copyfile(path, many / f"{number:02}.jpg")
         trainer = make_trainer(studio, tmp_path / "out")
-        setup = trainer.setup
-        source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
-        chosen = find_eval_set(make_job(studio, tmp_path / "out", on(many)), source, trainer._record)
+        job = make_job(studio, tmp_path / "out", on(many))
+        chosen = find_eval_set(job, trainer.batches.latents, trainer._record)
         assert chosen is not None
         assert chosen.stems == [f"{number:02}" for number in range(20)]
         assert "encoding 20 images for the evaluation, the first by name; 3 more are left out\n" in (
@@ -290,13 +289,13 @@ class TestLoop:
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         modes: list[tuple[bool, bool]] = []
-        predict = Trainer.predict
+        predict = AdaptedTransformer.predict
 
-        def watched(trainer: Trainer, batch: Any) -> torch.Tensor:
-            modes.append((trainer.transformer.training, torch.is_grad_enabled()))
-            return predict(trainer, batch)
+        def watched(model: AdaptedTransformer, batch: Any) -> torch.Tensor:
+            modes.append((model.transformer.training, torch.is_grad_enabled()))
+            return predict(model, batch)
 
-        monkeypatch.setattr(Trainer, "predict", watched)
+        monkeypatch.setattr(AdaptedTransformer, "predict", watched)
         train(studio, tmp_path, on(studio.images), "--train_batch_size=16")
         assert modes == [(False, False), (True, True), (True, True), (False, False)]
 
@@ -307,7 +306,7 @@ class TestLoop:
         trainer = make_trainer(studio, tmp_path)
         evaluation = evaluation_of(trainer, studio)
         monkeypatch.setattr(
-            Trainer, "predict", lambda trainer, batch: torch.full_like(batch.latents_BCHW, float("nan"))
+            Trainer, "predict", lambda model, batch: torch.full_like(batch.latents_BCHW, float("nan"))
         )
         with pytest.raises(TrainingFailed, match=f"evaluation loss of step {step} is nan: .*{words}"):
             evaluation.evaluate_at(step)
@@ -321,7 +320,7 @@ class TestLoop:
         def spoil(trainer: Trainer, step: int) -> tuple[float, float]:
             loss = take_step(trainer, step)
             if step == STEPS:
-                for value in trainer.parameters.values():
+                for value in trainer.model.parameters.values():
                     value.data.fill_(float("inf"))
             return loss
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3 import memory
+from mimicry.tuning.hf_diffusers.sd3 import adapted_transformer
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.many_prompts import write_captioned, write_class_images
@@ -119,7 +119,7 @@ class TestExactResume:
 
 
 def batches(trainer: Trainer, count: int = 8) -> list[Batch]:
-    return [trainer.make_batch(first) for first in range(count)]
+    return [trainer.batches.make(first) for first in range(count)]
 
 
 class TestCaptions:
@@ -159,7 +159,7 @@ class TestCaptions:
         images, _ = write_captioned(studio, tmp_path / "captioned")
         (images / "metadata.jsonl").write_text("{")
         trainer = make_trainer(studio, tmp_path / "out", images=images)
-        assert trainer.setup.prompts.texts == (trainer.setup.job.config.instance_prompt,)
+        assert trainer.batches.prompt_plan.texts == (trainer.config.instance_prompt,)
 
 
 class TestPriorPreservation:
@@ -173,7 +173,7 @@ class TestPriorPreservation:
             assert ours.samples[:1] == theirs.samples
             for name in ("latents_BCHW", "noise_BCHW", "sigmas_B", "sequence_BLD", "pooled_BP"):
                 assert torch.equal(getattr(ours, name)[:1], getattr(theirs, name)), name
-        assert list(plain.setup.own_samples()) == list(trainer.setup.own_samples())
+        assert list(plain.schedule.own_indices()) == list(trainer.schedule.own_indices())
 
     def test_class_samples_have_draws_of_their_own(self, studio: Studio, tmp_path: Path) -> None:
         """Even on the very images of the style nothing is drawn alike but by chance."""
@@ -210,9 +210,9 @@ class TestPriorPreservation:
         losses = []
         for weight in ("0", "0.7", "1.7"):
             trainer = make_trainer(studio, tmp_path / weight, *flags, f"--prior_loss_weight={weight}")
-            losses.append(trainer.batch_loss(trainer.make_batch(0)).item())
+            losses.append(trainer.model.loss(trainer.batches.make(0)).item())
         alone = make_trainer(studio, tmp_path / "alone")
-        assert losses[0] == pytest.approx(alone.batch_loss(alone.make_batch(0)).item(), rel=1e-6)
+        assert losses[0] == pytest.approx(alone.model.loss(alone.batches.make(0)).item(), rel=1e-6)
         assert losses[1] - losses[0] == pytest.approx(0.7 * (losses[2] - losses[1]), rel=1e-4)
 
     def test_memory_is_estimated_for_the_doubled_batch(
@@ -220,28 +220,25 @@ class TestPriorPreservation:
     ) -> None:
         flags, _ = inputs("prior", studio, tmp_path)
         trainer = make_trainer(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2", *flags)
+        assert trainer.schedule.forward_batch_size == 4
         asked: dict[str, Any] = {}
-        monkeypatch.setattr(Setup, "device", torch.device("cuda"))
-        monkeypatch.setattr(memory, "free_device_bytes", lambda device: 7 << 30)
-        monkeypatch.setattr(
-            memory, "choose_checkpointed_blocks", lambda free, **facts: asked.update(facts) or 1
-        )
-        memory.checkpoint_blocks(trainer.setup, trainer.transformer, sequence_length=154)
-        assert asked["stream_values"] == 4 * (16 + 154) * 96
+        monkeypatch.setattr(adapted_transformer, "checkpoint_blocks", lambda *_, **facts: asked.update(facts))
+        make_trainer(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2", *flags)
+        assert asked["batch_size"] == 4
 
     def test_the_evaluation_fills_batches_of_the_real_size(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         flags, _ = inputs("both", studio, tmp_path)
         seen: list[tuple[int, set[int]]] = []
-        predict = Trainer.predict
+        predict = AdaptedTransformer.predict
 
-        def watched(trainer: Trainer, batch: Batch) -> torch.Tensor:
+        def watched(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
             if not batch.samples:
                 seen.append((len(batch.latents_BCHW), set(batch.prompt_indices)))
-            return predict(trainer, batch)
+            return predict(model, batch)
 
-        monkeypatch.setattr(Trainer, "predict", watched)
+        monkeypatch.setattr(AdaptedTransformer, "predict", watched)
         words = (f"--eval_data_dir={studio.images}", "--conditioning_table", "--train_batch_size=3")
         captioned = tmp_path / "captioned"
         train(studio, tmp_path / "out", *flags, *words, "--max_train_steps=1", images=captioned)

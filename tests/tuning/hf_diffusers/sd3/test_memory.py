@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import memory
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
-from mimicry.tuning.hf_diffusers.sd3.setup import Setup
+from mimicry.tuning.hf_diffusers.training import device_memory
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -67,15 +68,15 @@ class TestChoice:
 
 def gradients(studio: Studio, folder: Path, *flags: str, dropout: float = 0.0) -> dict[str, Tensor]:
     trainer = make_trainer(studio, folder, "--gradient_checkpointing", *flags)
-    draw_lora_b(trainer.parameters)
-    trainer.transformer.train()
-    for module in trainer.transformer.modules():
+    draw_lora_b(trainer.model.parameters)
+    trainer.model.transformer.train()
+    for module in trainer.model.transformer.modules():
         if dropout and hasattr(module, "lora_dropout"):
             module.lora_dropout["default"] = torch.nn.Dropout(dropout)
     torch.manual_seed(0)
-    loss = trainer.batch_loss(trainer.make_batch(0))
+    loss = trainer.model.loss(trainer.batches.make(0))
     torch.autograd.backward(loss)
-    found = {name: value.grad for name, value in trainer.parameters.items() if value.grad is not None}
+    found = {name: value.grad for name, value in trainer.model.parameters.items() if value.grad is not None}
     return {"loss": loss.detach(), **found}
 
 
@@ -98,7 +99,7 @@ def runs_of_blocks(studio: Studio, folder: Path, *flags: str) -> list[int]:
     """Return how often each block ran in one forward and backward pass."""
     trainer = make_trainer(studio, folder, *flags)
     counts: Counter[int] = Counter()
-    for number, block in enumerate(trainer.transformer.transformer_blocks):
+    for number, block in enumerate(trainer.model.transformer.transformer_blocks):
         block.register_forward_pre_hook(lambda *_, number=number: counts.update([number]))
     trainer.take_step(1)
     return [counts[number] for number in range(3)]
@@ -137,17 +138,18 @@ def test_on_a_gpu_free_memory_decides(
         asked.update(facts, free_bytes=free_bytes)
         return 1
 
-    monkeypatch.setattr(Setup, "device", torch.device("cuda"))
     monkeypatch.setattr(memory, "free_device_bytes", lambda device: 7 * GIB)
     monkeypatch.setattr(memory, "choose_checkpointed_blocks", choose)
-    assert memory.checkpoint_blocks(trainer.setup, trainer.transformer, sequence_length=154) == 1
+    tokens = memory.image_tokens(BaseModel(studio.base_model), 32) + 154
+    transformer, cuda = trainer.model.transformer, torch.device("cuda")
+    assert memory.checkpoint_blocks(transformer, trainer.config, cuda, batch_size=2, token_count=tokens) == 1
     assert asked == {
         "free_bytes": 7 * GIB,
         # 32 pixels are 8 in latents and 4 patches: 16 tokens, and a width of 96.
         "stream_values": 2 * (16 + 154) * 96,
         "value_bytes": 4,
         "block_count": 3,
-        "trained_parameters": sum(value.numel() for value in trainer.parameters.values()),
+        "trained_parameters": sum(value.numel() for value in trainer.model.parameters.values()),
         "compiled": False,
         "keeps_inputs": False,
         "shared": False,
@@ -163,6 +165,6 @@ def test_free_memory_counts_a_limit_and_what_the_allocator_holds(monkeypatch: py
         "get_per_process_memory_fraction": 1.0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    assert memory.free_device_bytes(device) == 62 * GIB
+    assert device_memory.free_device_bytes(device) == 62 * GIB
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
-    assert memory.free_device_bytes(device) == 10 * GIB
+    assert device_memory.free_device_bytes(device) == 10 * GIB

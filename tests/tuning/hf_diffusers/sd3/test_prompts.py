@@ -11,7 +11,8 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, PromptPlan, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, Crop, Sample
 from tests.tuning.hf_diffusers.studio import Studio
 

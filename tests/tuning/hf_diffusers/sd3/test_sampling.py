@@ -21,13 +21,12 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE,
     PROMPT,
     SamplingSettings,
-    decode,
     initial_noise,
     latent_shape,
-    load_vae,
     sample_latents,
     sampling_timesteps,
 )
+from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
 from tests.tuning.hf_diffusers.studio import Studio
 
 CPU = torch.device("cpu")

@@ -63,5 +63,5 @@ def test_other_numerics_are_warned_of_or_refused(
 def test_another_recipe_is_no_sister(mist: Path, studio: Studio) -> None:
     pretend(mist, "1.0")
     trainer = make_trainer(studio, mist, STRICT, "--rank=2")
-    assert trainer.setup.job.config == make_job(studio, mist, STRICT, "--rank=2").config
+    assert trainer.config == make_job(studio, mist, STRICT, "--rank=2").config
     assert training_run(mist)["other_numerics"] == {}

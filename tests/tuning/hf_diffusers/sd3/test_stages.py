@@ -15,7 +15,8 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.states import State
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import rng
@@ -34,15 +35,15 @@ class Recorder:
         self.streams: dict[tuple[object, ...], str] = {}
         self.samples: list[rng.Sample] = []
         self.batches: list[Batch] = []
-        normal, make_batch, sample = rng.normal, Trainer.make_batch, rng.SamplePlan.sample
+        normal, make_batch, sample = rng.normal, BatchSource.make, rng.SamplePlan.sample
 
         def watched_normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...]) -> Any:
             values = normal(seed, purpose, index, name, shape)
             self.streams[seed, purpose, index, name, shape] = hashlib.sha256(values.tobytes()).hexdigest()
             return values
 
-        def watched_batch(trainer: Trainer, first: int) -> Batch:
-            self.batches.append(make_batch(trainer, first))
+        def watched_batch(batches: BatchSource, first: int) -> Batch:
+            self.batches.append(make_batch(batches, first))
             return self.batches[-1]
 
         def watched_sample(plan: rng.SamplePlan, index: int) -> rng.Sample:
@@ -50,7 +51,7 @@ class Recorder:
             return self.samples[-1]
 
         patch.setattr(rng, "normal", watched_normal)
-        patch.setattr(Trainer, "make_batch", watched_batch)
+        patch.setattr(BatchSource, "make", watched_batch)
         patch.setattr(rng.SamplePlan, "sample", watched_sample)
 
 
@@ -240,7 +241,7 @@ class TestFailure:
             "training_run.json",
         ]
         job = make_job(studio, folder)
-        images = Setup.prepare(job).images
+        images = Setup.prepare(job).data.images
         existing = judge(folder, adapter_spec(job.config, "mimicry"), images, full=True)
         assert existing.state is State.PENDING
 
@@ -272,7 +273,7 @@ class TestFailure:
         monkeypatch.setattr(
             Trainer,
             "batch_loss",
-            lambda trainer, _: next(iter(trainer.parameters.values())).sum() * float("nan"),
+            lambda model, _: next(iter(model.parameters.values())).sum() * float("nan"),
         )
         with pytest.raises(TrainingFailed, match="the loss of step 1"):
             train(studio, out)
@@ -301,7 +302,7 @@ class TestFailure:
         def fail(*_: object) -> None:
             raise RuntimeError("the roof fell in")
 
-        monkeypatch.setattr(Trainer, "batch_loss", fail)
+        monkeypatch.setattr(AdaptedTransformer, "loss", fail)
         with pytest.raises(RuntimeError, match="the roof"):
             train(studio, tmp_path / "out")
         assert training_run(tmp_path / "out")["error"] == "RuntimeError: the roof fell in"
@@ -313,7 +314,7 @@ class TestFailure:
         def fail(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
-        monkeypatch.setattr(Trainer, "batch_loss", fail)
+        monkeypatch.setattr(AdaptedTransformer, "loss", fail)
         with pytest.raises(
             TrainingFailed, match=r"out of GPU memory: .*9 GiB\.; type a smaller --resolution"
         ):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer
@@ -48,26 +48,26 @@ def test_the_first_step_from_the_untouched_beginning(studio: Studio, tmp_path: P
     trainer = make_trainer(studio, tmp_path, "--center_crop", *STEADY)
     plain = PlainTraining(trainer, studio, studio.images)
     assert trainer.take_step(1)[0] == pytest.approx(plain.take_step(1)[0], rel=1e-4)
-    assert_close(trainer.parameters, plain.lora)
+    assert_close(trainer.model.parameters, plain.lora)
 
 
 class TestPrecision:
     def test_adapter_and_optimizer_are_fp32_on_a_bf16_base(self, studio: Studio, tmp_path: Path) -> None:
         trainer = make_trainer(studio, tmp_path, "--mixed_precision=bf16")
         trainer.take_step(1)
-        assert {value.dtype for value in trainer.parameters.values()} == {torch.float32}
+        assert {value.dtype for value in trainer.model.parameters.values()} == {torch.float32}
         states = [value for state in trainer.optimizer.state.values() for value in state.values()]
-        assert len(states) == 3 * len(trainer.parameters)
+        assert len(states) == 3 * len(trainer.model.parameters)
         assert {value.dtype for value in states} == {torch.float32}
-        frozen = {value.dtype for value in trainer.transformer.parameters() if not value.requires_grad}
+        frozen = {value.dtype for value in trainer.model.transformer.parameters() if not value.requires_grad}
         assert frozen == {torch.bfloat16}
 
     def test_an_update_too_small_for_bf16_is_not_lost(self, studio: Studio, tmp_path: Path) -> None:
         trainer = make_trainer(studio, tmp_path, "--mixed_precision=bf16", "--learning_rate=0.000001")
-        draw_lora_b(trainer.parameters)
-        before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
+        draw_lora_b(trainer.model.parameters)
+        before = {name: value.detach().clone() for name, value in trainer.model.parameters.items()}
         trainer.take_step(1)
-        for name, value in trainer.parameters.items():
+        for name, value in trainer.model.parameters.items():
             if "transformer_blocks.2.attn.add_q_proj" in name:
                 continue  # what the prompt asks for in the last block reaches no output
             moved = value != before[name]
@@ -77,24 +77,24 @@ class TestPrecision:
     @pytest.mark.parametrize("precision", ["no", "bf16"])
     def test_noise_levels_are_fp32(self, precision: str, studio: Studio, tmp_path: Path) -> None:
         trainer = make_trainer(studio, tmp_path, f"--mixed_precision={precision}")
-        table = load_sigmas(trainer.setup)
+        table = trainer.batches.maker.sigmas
         assert table.sigmas.dtype == table.timesteps.dtype == torch.float32
         assert len(set(table.sigmas.tolist())) == len(table.sigmas) == 1000
         expected = torch.tensor([plain_sigma(index) for index in range(1000)])
         torch.testing.assert_close(table.sigmas, expected)
         torch.testing.assert_close(table.timesteps, 1000 * expected)
-        batch = trainer.make_batch(0)
+        batch = trainer.batches.make(0)
         parts = (batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B, batch.timesteps_B)
         assert {part.dtype for part in parts} == {torch.float32}
-        assert trainer.batch_loss(batch).dtype == torch.float32
+        assert trainer.model.loss(batch).dtype == torch.float32
 
 
 def test_a_sample_is_the_same_whatever_its_batch(studio: Studio, tmp_path: Path) -> None:
     alone = make_trainer(studio, tmp_path / "alone", "--random_flip")
     together = make_trainer(studio, tmp_path / "together", "--random_flip", "--train_batch_size=3")
-    batch = together.make_batch(3)
+    batch = together.batches.make(3)
     for row, index in enumerate((3, 4, 5)):
-        single = alone.make_batch(index)
+        single = alone.batches.make(index)
         assert torch.equal(batch.latents_BCHW[row], single.latents_BCHW[0])
         assert torch.equal(batch.noise_BCHW[row], single.noise_BCHW[0])
         assert batch.sigmas_B[row] == single.sigmas_B[0]
@@ -126,11 +126,11 @@ class TestDropout:
         dropped = []
         hooks = [
             module.register_forward_hook(lambda _, inputs, output: dropped.append((output == 0).clone()))
-            for module in trainer.transformer.modules()
+            for module in trainer.model.transformer.modules()
             if isinstance(module, torch.nn.Dropout) and module.p
         ]
-        trainer.transformer.train()
-        trainer.batch_loss(trainer.make_batch(first))
+        trainer.model.transformer.train()
+        trainer.model.loss(trainer.batches.make(first))
         for hook in hooks:
             hook.remove()
         return dropped
@@ -168,9 +168,9 @@ def test_a_loss_that_is_no_number_ends_the_training(
     bad: float, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(studio, tmp_path)
-    before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
-    batch_loss = Trainer.batch_loss
-    monkeypatch.setattr(Trainer, "batch_loss", lambda trainer, batch: batch_loss(trainer, batch) * bad)
+    before = {name: value.detach().clone() for name, value in trainer.model.parameters.items()}
+    batch_loss = AdaptedTransformer.loss
+    monkeypatch.setattr(AdaptedTransformer, "loss", lambda model, batch: batch_loss(model, batch) * bad)
     with pytest.raises(TrainingFailed, match=r"the loss of step 1 is (nan|inf).*--learning-rate"):
         trainer.run()
-    assert all(torch.equal(value, before[name]) for name, value in trainer.parameters.items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.parameters.items())

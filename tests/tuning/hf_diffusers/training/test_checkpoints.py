@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, NotWholeError
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import (
     RUN,
@@ -52,14 +51,14 @@ class TestWhatLies:
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[list[str]] = []
-        make_batch = Trainer.make_batch
+        make_batch = BatchSource.make
 
-        def look(trainer: Trainer, first: int) -> Batch:
+        def look(batches: BatchSource, first: int) -> Batch:
             if first % 2 == 0:
                 seen.append(checkpoint_names(tmp_path))
-            return make_batch(trainer, first)
+            return make_batch(batches, first)
 
-        monkeypatch.setattr(Trainer, "make_batch", look)
+        monkeypatch.setattr(BatchSource, "make", look)
         train(studio, tmp_path, *RUN, "--checkpointing_steps=1", "--checkpoints_total_limit=2")
         assert seen == [
             [],

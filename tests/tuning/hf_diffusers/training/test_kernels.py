@@ -140,5 +140,5 @@ def test_a_loop_compiles_only_when_asked(
     for flags, expected in (((), False), (("--compile_blocks",), True)):
         trainer = make_trainer(studio, tmp_path, *flags)
         assert training_run(tmp_path)["numerics"]["compile"] is expected
-        blocks = trainer.transformer.transformer_blocks
+        blocks = trainer.model.transformer.transformer_blocks
         assert {block._compiled_call_impl is not None for block in blocks} == {expected}

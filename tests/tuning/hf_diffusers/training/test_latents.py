@@ -53,7 +53,7 @@ def make_source(studio: Studio) -> MakeSource:
         chosen: dict[str, Any] = {"resolution": RESOLUTION, "mixed_precision": "no", **values}
         config = TuningConfig(**chosen)
         paths = sorted(studio.images.iterdir()) if images is None else images
-        return LatentSource(BaseModel(folder=studio.base_model), paths, config, CPU)
+        return LatentSource.load(BaseModel(folder=studio.base_model), paths, config, CPU)
 
     return make
 

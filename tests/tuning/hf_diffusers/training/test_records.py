@@ -13,7 +13,7 @@ import torch
 
 from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import OPTIONS
 from tests.tuning.hf_diffusers.sd3.parts import train
@@ -144,13 +144,13 @@ def test_while_it_runs_the_record_says_so(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    make_batch = Trainer.make_batch
+    make_batch = BatchSource.make
 
-    def look(trainer: Trainer, first: int) -> Batch:
+    def look(batches: BatchSource, first: int) -> Batch:
         seen.append(training_run(tmp_path))
-        return make_batch(trainer, first)
+        return make_batch(batches, first)
 
-    monkeypatch.setattr(Trainer, "make_batch", look)
+    monkeypatch.setattr(BatchSource, "make", look)
     train(studio, tmp_path)
     assert {run["status"] for run in seen} == {"running"}
     assert {run["finished_at"] for run in seen} == {None}
