@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.random_pipeline import SIZES, write_pipeline
 from benchmarks.results_file import add_output_option, report
-from mimicry.tuning.options.command_line import trainer_flags
+from mimicry.tuning.options.trainer_flags import trainer_flags
 from mimicry.tuning.options.config import TuningConfig
 
 _IMAGES = 4

@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import atomic_path, json_bytes, read_json, remove_leftovers, utc_now
+from mimicry.study.states import State
 
 LOCK_TIMEOUT_SECONDS = 60.0
 
@@ -38,16 +38,6 @@ _INDENTED_LEVELS = 3
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 Bookmarks = dict[str, dict[str, Any]]
-
-
-class BookmarkStatus(StrEnum):
-    """What became of one artist."""
-
-    PENDING = "pending"
-    COMPLETE = "complete"
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
-    BLOCKED = "blocked"
 
 
 class ProgressTracker:
@@ -99,13 +89,13 @@ class ProgressTracker:
         standard error, and a new one is written, even when there is nothing to record.
 
         Raises:
-            ValueError: a status is none of `BookmarkStatus`.
+            ValueError: a status is not one of `State`.
             MimicryError: the lock was not to be had within LOCK_TIMEOUT_SECONDS, or the tracker cannot be
                 read or written. It then holds what it held.
         """
         for fields in fields_by_key.values():
             if "status" in fields:
-                BookmarkStatus(fields["status"])
+                State(fields["status"])
         if not fields_by_key and not self._read()[1]:
             return
         rebuilt: Bookmarks | None = None
@@ -200,7 +190,7 @@ class ProgressTracker:
         now = utc_now()
         ours: Bookmarks = document.setdefault("bookmarks", {}).setdefault(self._step, {})
         for key, fields in fields_by_key.items():
-            bookmark = ours.setdefault(key, {"status": BookmarkStatus.PENDING})
+            bookmark = ours.setdefault(key, {"status": State.PENDING})
             for name, value in {**fields, "updated_at": now}.items():
                 if value is None:
                     bookmark.pop(name, None)
@@ -209,7 +199,7 @@ class ProgressTracker:
         metadata = document.setdefault("metadata", {})
         metadata["last_updated_at"] = now
         metadata.setdefault("data_root", str(self._data_root.absolute()))
-        complete = all(bookmark.get("status") == BookmarkStatus.COMPLETE for bookmark in ours.values())
+        complete = all(bookmark.get("status") == State.COMPLETE for bookmark in ours.values())
         document.setdefault("step_status", {})[self._step] = "complete" if complete else "in_progress"
 
     def _write(self, document: dict[str, Any], fault: str | None) -> None:

@@ -5,7 +5,7 @@ See the tree in data/README.md. Nobody else joins the names of its folders.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimicry.common.errors import BatchFault, UsageError, nearest
@@ -13,6 +13,7 @@ from mimicry.common.files import is_folder
 
 DEFAULT_DATA_ROOT = Path("data/style_mimicry")
 NONE = "none"
+_VARIANT_MARK = "@"
 PROTECTIONS = ("glaze", "mist", "anti_dreambooth", "style_guard")
 COUNTERMEASURES = ("diff_pure", "gaussian_noise", "noisy_upscaling", "impress")
 
@@ -38,6 +39,53 @@ class Condition:
 
     def __str__(self) -> str:
         return f"{self.protection}__{self.countermeasure}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Condition | None":
+        """Return the condition whose folder has this name; None when none has."""
+        protection, joint, countermeasure = name.partition("__")
+        return cls(protection, countermeasure) if joint else None
+
+
+@dataclass(frozen=True)
+class AdapterId:
+    """Which adapter of the study: of which stack and variant, for which condition and artist.
+
+    A variant is a recipe beside the stack's usual one; None is the usual one.
+    """
+
+    stack: str
+    condition: Condition
+    artist: Artist
+    variant: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its key in the tracker."""
+        return f"{self._series}/{self.condition.protection}/{self.condition.countermeasure}/{self.artist}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies below models/lora."""
+        artist = self.artist
+        return Path(self._series, str(self.condition), artist.split, artist.style, artist.name)
+
+    @property
+    def _series(self) -> str:
+        return self.stack if self.variant is None else f"{self.stack}{_VARIANT_MARK}{self.variant}"
+
+    @classmethod
+    def parse(cls, output_dir: Path) -> "AdapterId | None":
+        """Return what an adapter's folder, .../STACK/PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST, is for.
+
+        Returns None when the last names of the path do not have that form.
+        """
+        parts = Path(os.path.abspath(output_dir)).parts[-5:]  # noqa: PTH100 - links stay as they are
+        condition = Condition.parse(parts[1]) if len(parts) == 5 else None
+        if condition is None:
+            return None
+        stack, _, variant = parts[0].partition(_VARIANT_MARK)
+        return cls(stack, condition, Artist(*parts[2:]), variant or None)
 
 
 @dataclass(frozen=True)
@@ -92,21 +140,43 @@ class StudyTree:
         """Return an artist's folder of images below `root`, which is original_art or a source's root."""
         return root / artist.split / artist.style / artist.name
 
-    def stack_outputs(self, stack: str) -> Path:
-        """Return the folder that holds all adapters of a stack, by condition."""
-        return self.data_root / "models" / "lora" / stack
+    @property
+    def lora(self) -> Path:
+        """The folder of all adapters, by stack."""
+        return self.data_root / "models" / "lora"
 
-    def output_dir(self, stack: str, condition: Condition, artist: Artist) -> Path:
+    def adapter_dir(self, adapter: AdapterId) -> Path:
         """Return the folder of one adapter."""
-        return self.images_of(self.stack_outputs(stack) / str(condition), artist)
+        return self.lora / adapter.folder
+
+    def adapters(self, stack: str | None = None) -> list[AdapterId]:
+        """Return every adapter that has a folder, whatever is in it, sorted by condition and artist.
+
+        Args:
+            stack: only those of this one, without its variants.
+        """
+        return [
+            AdapterId(name, condition, artist, variant or None)
+            for series in folders_in(self.lora)
+            for name, _, variant in [series.partition(_VARIANT_MARK)]
+            if stack is None or series == stack
+            for folder in folders_in(self.lora / series)
+            for condition in [Condition.parse(folder)]
+            if condition is not None
+            for artist in self.artists(self.lora / series / folder)
+        ]
 
     def base_samples(self, stack: str) -> Path:
         """Return the folder of what the base model draws of validation prompts; no condition is called so."""
-        return self.stack_outputs(stack) / "base_samples"
+        return self.lora / stack / "base_samples"
 
-    def mimic_art(self, stack: str) -> Path:
-        """Return the folder of what a stack's adapters have drawn, by condition."""
-        return self.data_root / "mimic_art" / stack
+    def samples_of(self, adapter: AdapterId) -> Path:
+        """Return the folder of what an adapter has drawn."""
+        return self.data_root / "mimic_art" / adapter.folder
+
+    def samples_of_base(self, stack: str) -> Path:
+        """Return the folder of what the base model has drawn."""
+        return self.data_root / "mimic_art" / stack / "base"
 
     def artists(self, root: Path) -> list[Artist]:
         """Return every artist with a folder below `root`, sorted; hidden folders do not count."""
@@ -169,16 +239,21 @@ class StudyTree:
             raise UsageError(*problems)
 
 
-def parse_output_dir(output_dir: Path) -> tuple[Condition, Artist] | None:
-    """Return what an adapter's folder, {protection}__{countermeasure}/{split}/{style}/{artist}, is for.
+def sister_folders(output_dir: Path) -> dict[str, Path]:
+    """Return the folders of the same artist's adapters in other conditions, by condition.
 
-    Returns None when the last four names of the path do not have that form.
+    They lie beside `output_dir` in the study's tree; an adapter elsewhere has none.
     """
-    parts = Path(os.path.abspath(output_dir)).parts[-4:]  # noqa: PTH100 - links stay as they are
-    if len(parts) < 4 or "__" not in parts[0]:
-        return None
-    protection, _, countermeasure = parts[0].partition("__")
-    return Condition(protection, countermeasure), Artist(*parts[1:])
+    adapter = AdapterId.parse(output_dir)
+    if adapter is None:
+        return {}
+    series = Path(os.path.abspath(output_dir)).parents[3]  # noqa: PTH100 - links stay as they are
+    folders = {
+        name: series / replace(adapter, condition=condition).folder.relative_to(adapter.folder.parts[0])
+        for name in folders_in(series)
+        if (condition := Condition.parse(name)) is not None and condition != adapter.condition
+    }
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def folders_in(path: Path) -> list[str]:

@@ -31,7 +31,6 @@ from mimicry.tuning.stack_traits import StackTraits
 
 RUNNER_CONFIG = "runner_config.json"
 STACK_MODULE = "stack.py"
-DEFAULT_STACK = "hf_diffusers"
 _STACKS = Path(__file__).resolve().parent
 _OPTIONS = "{options}"
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")

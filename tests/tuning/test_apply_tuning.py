@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import Artist
-from mimicry.tuning.options.command_line import option_words
+from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.stacks import Stack
 from tests.fake_hub import FakeHub

@@ -13,7 +13,7 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning import stacks
-from mimicry.tuning.options.command_line import option_words
+from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import DEFAULT_STACK, RUNNER_CONFIG, Stack
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names

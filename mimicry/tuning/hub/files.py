@@ -15,8 +15,9 @@ from typing import Any
 from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import read_json, sha256_file
 from mimicry.common.scrubbing import scrub
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS, run_weights_sha256
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.hub.identity import MADE_FOR, made_for
 from mimicry.tuning.hub.model_card import model_card
 from mimicry.tuning.hub.upload import HUB_ID, UploadJob
@@ -57,8 +58,10 @@ def hub_files(job: UploadJob) -> HubFiles:
         )
     _check_header(job.folder / WEIGHTS)
     run = _read_object(job.folder / TRAINING_RUN)
-    adapter = _read_object(job.folder / ADAPTER_CONFIG)
-    expected = run_weights_sha256(run)
+    # Somebody else's stack, whose record is ours, need not write one.
+    needless = "stack" in run and not (job.folder / ADAPTER_CONFIG).exists()
+    adapter = {} if needless else _read_object(job.folder / ADAPTER_CONFIG)
+    expected = TrainingRun(run).weights_sha256
     if expected is not None and sha256_file(job.folder / WEIGHTS) != expected:
         raise AdapterBroken(f"{job.folder / WEIGHTS} is not the file whose sha256 stands in {TRAINING_RUN}")
     used = _used_base_model(run, adapter)
@@ -68,7 +71,7 @@ def hub_files(job: UploadJob) -> HubFiles:
     run[MADE_FOR] = made_for(job.protection, job.countermeasure, job.artist, job.split, job.style)
     adapter = sanitised(adapter, local_names) | {"base_model_name_or_path": base_model}
     texts = {
-        ADAPTER_CONFIG: _json_text(adapter),
+        **({} if needless else {ADAPTER_CONFIG: _json_text(adapter)}),
         TRAINING_RUN: _json_text(run),
         "README.md": model_card(job, run, base_model),
     }

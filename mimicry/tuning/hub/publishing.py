@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import utc_now, write_json
-from mimicry.tuning.adapters.folder import TRAINING_RUN, read_training_run
+from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.hub.upload import Uploaded, UploadJob, upload_adapter
 
 
@@ -24,6 +24,6 @@ def upload_and_record(job: UploadJob) -> Uploaded:
 
 
 def _record(job: UploadJob, hub: dict[str, str]) -> None:
-    run = read_training_run(job.folder)
-    if run is not None:
-        write_json(job.folder / TRAINING_RUN, run | {"hub": hub})
+    folder = AdapterFolder(job.folder)
+    if folder.run is not None:
+        write_json(folder.record, {**folder.run.content, "hub": hub})

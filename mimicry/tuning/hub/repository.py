@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import read_json
-from mimicry.tuning.adapters.folder import TRAINING_RUN
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.hub.child import say
 from mimicry.tuning.hub.identity import is_empty, other_adapter
 from mimicry.tuning.hub.retries import repeated, status_of

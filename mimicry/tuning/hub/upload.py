@@ -12,6 +12,8 @@ from mimicry.common.environment import hub_token
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import sha256_text
 from mimicry.common.scrubbing import scrub
+from mimicry.study.tree import AdapterId
+from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.hub.child import WAITS, run_child
 from mimicry.tuning.hub.retries import TOKENS
 
@@ -22,6 +24,23 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HASH_LENGTH = 8
 # The client sends a file without a word: silence is allowed for as long as a slow line takes.
 _SLOWEST_BYTES_PER_SECOND = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """What was typed about uploads.
+
+    A repository goes under `namespace`, or else under the token's own user. `base_model_id` is the Hub id to
+    publish in place of a base model that is a local folder.
+    """
+
+    namespace: str | None = None
+    base_model_id: str | None = None
+
+    def words(self) -> list[str]:
+        """Return them as options of the wrapper."""
+        options = {"--hub-namespace": self.namespace, "--base-model-id": self.base_model_id}
+        return [f"{option}={value}" for option, value in options.items() if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +62,29 @@ class UploadJob:
     namespace: str | None = None
     base_model_id: str | None = None
 
+    @classmethod
+    def of(
+        cls, adapter: AdapterId, folder: Path, prefix: str, hub: HubOptions | None, name: str | None = None
+    ) -> "UploadJob":
+        """Return the upload of the adapter in `folder`.
+
+        Args:
+            prefix: see `repository_name`.
+            name: of the repository; by default made from the adapter.
+        """
+        hub = hub or HubOptions()
+        return cls(
+            folder=folder,
+            repository=name or repository_name(prefix, adapter),
+            protection=adapter.condition.protection,
+            countermeasure=adapter.condition.countermeasure,
+            artist=adapter.artist.name,
+            split=adapter.artist.split,
+            style=adapter.artist.style,
+            namespace=hub.namespace,
+            base_model_id=hub.base_model_id,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Uploaded:
@@ -53,14 +95,16 @@ class Uploaded:
     commit: str
 
 
-def repository_name(protection: str, countermeasure: str, artist: str) -> str:
-    """Return `sd35-lora-{protection}-{countermeasure}-{artist}`, made valid for the Hub.
+def repository_name(prefix: str, adapter: AdapterId) -> str:
+    """Return `{prefix}-{protection}-{countermeasure}-{artist}`, made valid for the Hub.
 
-    Accents are stripped, anything outside A-Z a-z 0-9 . _ - becomes a dash. A name that had to change ends
-    in a short hash of the original, so that distinct artists stay distinct; the composed and decomposed forms
-    of one name are one artist.
+    A variant's name comes after the artist's. Accents are stripped, anything outside A-Z a-z 0-9 . _ -
+    becomes a dash. A name that had to change ends in a short hash of the original, so that distinct artists
+    stay distinct; the composed and decomposed forms of one name are one artist.
     """
-    original = unicodedata.normalize("NFC", f"sd35-lora-{protection}-{countermeasure}-{artist}")
+    condition = adapter.condition
+    parts = [prefix, condition.protection, condition.countermeasure, adapter.artist.name, adapter.variant]
+    original = unicodedata.normalize("NFC", "-".join(part for part in parts if part is not None))
     letters = [c for c in unicodedata.normalize("NFKD", original) if not unicodedata.combining(c)]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", "".join(letters))
     name = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", name)).rstrip("-.")
@@ -116,9 +160,7 @@ def upload_adapter(
     """
     if problems := token_problems():
         raise UploadFailed(*problems)
-    from mimicry.tuning.adapters.folder import WEIGHTS  # imports numpy, and apply_tuning imports this module
-
-    weights = job.folder / WEIGHTS
+    weights = AdapterFolder(job.folder).weights
     weight_bytes = weights.stat().st_size if weights.is_file() else 0
     heard = run_child(
         "mimicry.tuning.hub.upload_child",

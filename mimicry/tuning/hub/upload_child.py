@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import UploadFailed
-from mimicry.tuning.adapters.folder import TRAINING_RUN, WEIGHTS
+from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.hub.child import say, serve
 from mimicry.tuning.hub.files import HubFiles, hub_files
 from mimicry.tuning.hub.repository import Connection, HubRepository

@@ -9,8 +9,10 @@ from mimicry.common.text import printable
 from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import leave_out
+from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.planning.plan import Action, Plan, Target
+from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.progress import checking_bar
 
 
@@ -19,7 +21,7 @@ def check_images(plan: Plan) -> Plan:
 
     One that another call is training now may be left to us.
     """
-    looked_at = [target for target in plan.targets if target.action in (Action.TRAIN, Action.CLAIMED)]
+    looked_at = plan.of(State.PENDING, State.CLAIMED)
     with checking_bar() as progress:
         bad = bad_images([target.images for target in looked_at], progress)
     problems: dict[Path, list[str]] = defaultdict(list)
@@ -30,7 +32,7 @@ def check_images(plan: Plan) -> Plan:
         found = problems.get(target.images.path, []) if target in looked_at else []
         if found:
             reason = "; ".join(found) + "; repair it, or type --quarantine-unpaired"
-            target = replace(target, action=Action.BLOCKED, reason=reason, warnings=())
+            target = replace(target, state=State.BLOCKED, reason=reason, warnings=())
         elif target in looked_at:
             links = _links_out(plan.request.tree, target.images)
             target = replace(target, warnings=(*target.warnings, *links))

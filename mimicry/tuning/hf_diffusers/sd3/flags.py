@@ -8,7 +8,7 @@ from pathlib import Path
 from mimicry.common.environment import process_count
 from mimicry.common.errors import UsageError, nearest
 from mimicry.tuning.hf_diffusers.sd3.job import Job
-from mimicry.tuning.options.command_line import TRAINER_OPTIONS, add_trainer_flags, config_from_flags
+from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, add_trainer_flags, config_from_flags
 
 # What the diffusers example understands and this trainer never will, with the reason.
 _FROM_FOLDERS = "images come from a folder, named by --instance_data_dir"

@@ -23,7 +23,7 @@ from mimicry.common.text import printable
 from mimicry.study.images import ImageRecord
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import METRICS, SAMPLES, WEIGHTS, AdapterFolder
-from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
+from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.run_facts import describe_setup, peak_memory_bytes
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
@@ -128,10 +128,10 @@ class RunRecord:
         if not found:
             return
         if not self.setup.job.config.require_same_numerics:
-            self.warn(told(found))
+            self.warn(describe_differences(found))
             return
         problem = (
-            f"{told(found)}, and --require-same-numerics is given; train this one as those were, those again "
+            f"{describe_differences(found)}, and --require-same-numerics is given; train this one as those were, those again "
             f"with --overwrite, or leave it out"
         )
         if not complete:
