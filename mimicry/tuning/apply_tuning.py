@@ -154,7 +154,7 @@ def _request(config: TuningConfig, stack: Stack, condition: Condition, parameter
 
 
 def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
-    """Refuse options that would have no effect, which nobody types on purpose."""
+    """Refuse options that would have no effect: they were typed by mistake."""
     given = [
         flag
         for name, flag in _HANDED_ON.items()

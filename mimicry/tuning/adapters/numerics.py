@@ -14,7 +14,7 @@ from mimicry.tuning.adapters.recipe import recipe_differences
 
 
 def numerics_differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Say in words in what two `numerics` blocks differ; what one of them does not tell is no difference."""
+    """Say in words how two `numerics` blocks differ; what only one of them has is not a difference."""
     return [
         f"{name} {former[name]!r} -> {value!r}"
         for name, value in present.items()
@@ -25,7 +25,7 @@ def numerics_differences(former: Mapping[str, Any], present: Mapping[str, Any]) 
 def sister_differences(
     output_dir: Path, recipe: Mapping[str, Any], numerics: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """Return in what the numerics of the sister adapters differ from `numerics`, by condition.
+    """Return how the numerics of the sister adapters differ from `numerics`, by condition.
 
     Sisters lie beside `output_dir` in the study's tree, are complete, and have the same `recipe`. Conditions
     without a difference are left out.

@@ -25,7 +25,7 @@ from mimicry.tuning.reports.progress import BatchDisplay, StepDisplay, duration,
 # Between two looks at targets that others train, and at running jobs.
 WAIT_SECONDS = 2.0
 _POLL_SECONDS = 0.05
-# What a bookmark says of a former training: it would be taken for news of the one to come.
+# What a bookmark says of a former training: it would be taken for that of the next one.
 _OF_ONE_RUN = (
     "started_at",
     "seconds",
@@ -167,7 +167,7 @@ class Batch:
                     one, JobEnd(state=State.INTERRUPTED, error=f"stopped by {stop}", steps=end.steps)
                 )
                 self.results.append(result)
-            except MimicryError as error:  # who stops us wants to hear of that first
+            except MimicryError as error:  # the stop signal comes first
                 report(error)
 
     def _look_again(self, elsewhere: list[Target]) -> None:
@@ -197,7 +197,7 @@ class Batch:
         )
 
     def prepare(self) -> None:
-        """Write down what is to come, then set aside the adapters that are to be trained again.
+        """Record the plan in the tracker, then set aside the adapters that are to be trained again.
 
         Raises:
             BatchFault: the tracker cannot be written, so nothing is done.

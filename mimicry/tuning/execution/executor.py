@@ -8,9 +8,9 @@ from mimicry.study.states import State
 from mimicry.tuning.adapters.state import AdapterState
 from mimicry.tuning.planning.target import Target
 
-# Is told each line of metrics.jsonl.
+# Gets each line of metrics.jsonl.
 OnStep = Callable[[dict[str, Any]], None]
-# Is asked, once the folder is claimed, what another call has made of it; None: it is still to be trained.
+# Says, once the folder is claimed, what another call has made of it; None: it is still to be trained.
 Recheck = Callable[[Target], AdapterState | None]
 
 
@@ -44,7 +44,7 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Trains targets. Whoever trains holds the claim to the adapter's folder: here or on another machine."""
+    """Trains targets. The worker that trains holds the claim to the adapter's folder."""
 
     @property
     def capacity(self) -> int:

@@ -110,6 +110,8 @@ class LocalJob:
             self._claim.check()
             end = self._ended(code)
         except (TrainingFailed, OSError) as error:
+            # The last lines of the log are those that it leaves when it is stopped.
+            self._running.close()
             end = self._failed(error)
         return self._finish(end)
 

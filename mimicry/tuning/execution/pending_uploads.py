@@ -143,10 +143,10 @@ def due_repositories(uploads: Sequence[PendingUpload]) -> list[tuple[str, str]]:
 
 
 def _upload(upload: PendingUpload, owner: str | None) -> str:
-    """Upload one adapter, while nobody else works in its folder; return the id of its repository.
+    """Upload one adapter, with its folder claimed; return the id of its repository.
 
     Args:
-        owner: whose token this is, where that is known: the Hub lets one ask a few times only.
+        owner: the user of the token, where that is known: the Hub limits how often it answers that.
 
     Raises:
         ClaimedElsewhere: another call works there, or has put another adapter there.

@@ -1,4 +1,4 @@
-"""The record of a training whose stack writes none: other people's scripts know nothing of ours."""
+"""The record of a training whose stack does not write one, as other people's scripts do not."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from mimicry.tuning.planning.target import Target
 
 @dataclass(frozen=True)
 class UnrecordedTraining:
-    """What is known of a training before it begins, in case that nobody else records it."""
+    """What is known of a training before it begins, in case the stack does not record it."""
 
     target: Target
     images: list[ImageRecord]

@@ -1,7 +1,7 @@
-"""What several calls of apply_tuning on one tree owe each other: each adapter is trained once.
+"""How several calls of apply_tuning share one tree: each adapter is trained once.
 
-Whoever works on an adapter holds the claim to its folder, and looks again at what lies there once it has it:
-since the plan was made, another call may have been there.
+A call that works on an adapter holds the claim to its folder. Once it has the claim it looks again at what
+lies there: another call may have trained the adapter since the plan was made.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ def set_aside_as_planned(target: Target) -> Path | None:
 
 
 def repair(folder: AdapterFolder) -> str:
-    """Put the folder of a complete adapter in order, if nobody works there; return what was mended, in words.
+    """Repair the folder of a complete adapter, unless a call works there; return what was repaired, in words.
 
-    What killed processes have left is removed, and a damaged adapter_config.json written again. A folder that
-    may not be written stays as it is, and so does one that another call has emptied meanwhile.
+    Leftovers of killed processes are removed, and a damaged adapter_config.json is written again. A folder
+    that may not be written stays as it is, and so does one that another call has emptied meanwhile.
     """
     with suppress(MimicryError, OSError):
         fault = folder.config_fault()

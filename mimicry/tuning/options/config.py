@@ -24,7 +24,7 @@ LR_SCHEDULERS = (
     "cosine_with_restarts",
     "polynomial",
 )
-# Values of resume_from_checkpoint that are no path.
+# Values of resume_from_checkpoint that are not a path.
 RESUME_LATEST, RESUME_NONE = "latest", "none"
 REPORT_NONE, REPORT_ALL = "none", "all"
 REPORTS = (REPORT_NONE, "tensorboard", "wandb", REPORT_ALL)

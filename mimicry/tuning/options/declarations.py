@@ -15,7 +15,7 @@ class Facts:
     `choices` may be spelt in any case. `takes_word` is for booleans that the diffusers example declares with
     a value: the trainer's flag takes true or false, and has the option's own default.
     `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
-    images only. `for_launcher` is for what the launcher is told instead of the trainer, which learns it from
+    images only. `for_launcher` marks options of the launcher instead of the trainer, which finds them in
     its environment. `rationale` is the README's reason for the default; only the main options have one.
     """
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 
-# The launcher is told the others, and the trainer learns them from its environment.
+# The other options go to the launcher; the trainer finds them in its environment.
 TRAINER_OPTIONS = tuple(option for option in OPTIONS if not option.facts.for_launcher)
 
 
 def trainer_flags(config: TuningConfig) -> dict[str, list[str]]:
     """Return the words for each flag of the trainer, by option name; a boolean that is off has none.
 
-    What the launcher is told is no flag of the trainer.
+    Options that go to the launcher are not flags of the trainer.
 
     A boolean that takes a word is "True", or empty for false: a script that declares it with type=bool, as
     the diffusers example does, takes every other word for true.
@@ -62,9 +62,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def config_from_flags(values: Mapping[str, Any], **told: Any) -> TuningConfig:
-    """Return the configuration for the parsed trainer flags in `values`, and what the launcher was `told`."""
-    return TuningConfig(**{option.name: values[option.name] for option in TRAINER_OPTIONS}, **told)
+def config_from_flags(values: Mapping[str, Any], **launched: Any) -> TuningConfig:
+    """Return the configuration for the parsed flags in `values`, and for what the launcher was given."""
+    return TuningConfig(**{option.name: values[option.name] for option in TRAINER_OPTIONS}, **launched)
 
 
 def _truth(word: str) -> Any:
