@@ -33,9 +33,7 @@ LOCK_TIMEOUT_SECONDS = 60.0
 _LOCK_POLL_SECONDS = 0.02
 # A step that writes in place leaves a torn file for a moment: look again before calling it broken.
 _LOOKS = 4
-_LOOK_AGAIN_SECONDS = 0.25
-_INDENTED_LEVELS = 3
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+LOOK_AGAIN_SECONDS = 0.25
 
 Bookmarks = dict[str, dict[str, Any]]
 
@@ -168,7 +166,7 @@ class ProgressTracker:
         fault = ""
         for look in range(_LOOKS):
             if look:
-                time.sleep(_LOOK_AGAIN_SECONDS)
+                time.sleep(LOOK_AGAIN_SECONDS)
             try:
                 return _sound_parts(read_json(self.path), self._step)
             except FileNotFoundError:
@@ -216,7 +214,7 @@ class ProgressTracker:
         # A rename needs no permission from the file itself, so somebody's `chmod a-w` has to be heeded here.
         if self.path.exists() and not self.path.stat().st_mode & 0o222:
             raise PermissionError(errno.EACCES, "the file is write-protected", str(self.path))
-        content = json_bytes(_layered_json(document, _INDENTED_LEVELS))
+        content = json_bytes(json.dumps(document, indent=2, ensure_ascii=False))
         remove_leftovers(self.path)
         with atomic_path(self.path) as temporary:
             temporary.write_bytes(content)
@@ -257,22 +255,6 @@ def _sound_parts(document: Any, step: str) -> tuple[dict[str, Any], str | None]:
         faults.append(f'"bookmarks" of "{step}" are no objects')
         bookmarks[step] = sound
     return document, "; ".join(faults) or None
-
-
-def _layered_json(value: Any, levels: int, indent: str = "") -> str:
-    """Return JSON whose outer `levels` are indented by two spaces, and the rest on one line each.
-
-    One bookmark to a line is easy to read and to search, and json.dumps is slow when it has to indent:
-    1.1 s instead of 0.4 s for 100,000 bookmarks.
-    """
-    if not levels or not value or not isinstance(value, dict):
-        return _ENCODER.encode(value)
-    inner = indent + "  "
-    lines = [
-        f"{inner}{_ENCODER.encode(key)}: {_layered_json(item, levels - 1, inner)}"
-        for key, item in value.items()
-    ]
-    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def _for_json(value: Any) -> Any:
