@@ -14,10 +14,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 # With up to this many steps, the trainer prints a line for each.
 _MOST_STEPS = 39

@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.common.files import read_json
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG
 from mimicry.tuning.execution.bookmarks import STEP
 from tests.chaos.tiny_pilot import TinyPilot, start_pilot
+from tools.results_file import add_output_option, report
 
 _DEADLINE_SECONDS = 3600.0
 

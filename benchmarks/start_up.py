@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.study.tree import Artist, StudyTree
+from tools.results_file import add_output_option, report
 
 _STYLES = 10
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.demo.chance import generator
 from mimicry.demo.hands import LeadedFacets
 from mimicry.demo.paintings import SUBJECTS, draw_scene
 from mimicry.demo.tiny_sd3 import WEIGHTS
 from tools.demo_weights.training_set import PALETTES, draw_training_set
 from tools.demo_weights.vae import as_pixels
+from tools.results_file import add_output_option, report
 
 _PROMPTS = {
     "hills": "a painting of hills",

@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 # The first words of the line that ends each part.
 _PARTS = (

@@ -22,7 +22,6 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.tuning.hf_diffusers.sd3.conditioning import ConditioningTable, TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import (
@@ -33,6 +32,7 @@ from mimicry.tuning.hf_diffusers.sd3.memory import (
 from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
 from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 _POOLED_WIDTH = 2048
 _LEVELS = 1000

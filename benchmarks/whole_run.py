@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 from benchmarks.random_pipeline import SIZES, write_pipeline
-from benchmarks.results_file import add_output_option, report
 from mimicry.tuning.options.command_line import trainer_flags
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 _IMAGES = 4
 _SAMPLE_SECONDS = 0.005

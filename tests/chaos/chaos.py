@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.common.claims import SILENT_SECONDS
 from tests.chaos.disturbances import break_a_file, draw_kill, kill_when_due
 from tests.chaos.tiny_pilot import TinyPilot, faults_of, start_pilot
+from tools.results_file import add_output_option, report
 
 # A run that nobody disturbs must complete what is left; another one may be needed to repair.
 _LAST_RUNS = 3
