@@ -36,18 +36,18 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep the rounds that went wrong here.")
     add_output_option(parser)
-    asked = parser.parse_args(words)
+    options = parser.parse_args(words)
     # What a shell or nohup makes us ignore would be ignored by the runs, too.
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        pilot = TinyPilot.prepare(asked.demo, Path(folder))
+        pilot = TinyPilot.prepare(options.demo, Path(folder))
         print(f"undisturbed: {pilot.seconds:.1f} s", flush=True)
         wrong, seconds = [], []
-        for seed in range(asked.seed, asked.seed + asked.rounds):
+        for seed in range(options.seed, options.seed + options.rounds):
             begin = time.monotonic()
-            faults = _round(pilot, seed, Path(folder) / f"round-{seed}", asked.keep)
+            faults = _round(pilot, seed, Path(folder) / f"round-{seed}", options.keep)
             seconds.append(time.monotonic() - begin)
             print(f"seed {seed}: {'; '.join(faults) or 'clean'}, {seconds[-1]:.1f} s", flush=True)
             wrong += [seed] if faults else []
@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
         "undisturbed [s]": pilot.seconds,
         "mean round [s]": sum(seconds) / len(seconds),
     }
-    report("chaos", figures, asked.output, first_seed=asked.seed, wrong_seeds=wrong)
+    report("chaos", figures, options.output, first_seed=options.seed, wrong_seeds=wrong)
     return 1 if wrong else 0
 
 
