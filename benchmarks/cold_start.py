@@ -14,10 +14,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 # With up to this many steps, the trainer prints a line for each.
 _MOST_STEPS = 39
@@ -38,18 +38,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, choices=range(1, _MOST_STEPS + 1), default=20, metavar="COUNT")
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
-    asked = parser.parse_args()
-    tree = StudyTree(asked.demo / "style_mimicry")
+    options = parser.parse_args()
+    tree = StudyTree(options.demo / "style_mimicry")
     first, second = (
         tree.images_of(tree.original_art, artist) for artist in tree.artists(tree.original_art)[:2]
     )
     config = TuningConfig(
-        pretrained_model_name_or_path=str(asked.demo / "tiny_sd3"), resolution=64, max_train_steps=asked.steps
+        pretrained_model_name_or_path=str(options.demo / "tiny_sd3"),
+        resolution=64,
+        max_train_steps=options.steps,
     )
     load_before = os.getloadavg()[0]
     seconds: dict[str, list[float]] = {}
     # One more, which warms the disk and is not counted.
-    for run in range(asked.runs + 1):
+    for run in range(options.runs + 1):
         with tempfile.TemporaryDirectory() as folder:
             for images, which in ((first, "first artist, cache cold"), (second, "second artist, cache warm")):
                 for part, value in _run(config, images, Path(folder), which).items():
@@ -59,9 +61,9 @@ def main() -> None:
     report(
         "cold_start",
         figures,
-        asked.output,
-        runs=asked.runs,
-        steps=asked.steps,
+        options.output,
+        runs=options.runs,
+        steps=options.steps,
         # Of other programs, with which the figures were measured.
         load_average_before=round(load_before, 2),
     )

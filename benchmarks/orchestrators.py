@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.common.files import read_json
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG
 from mimicry.tuning.execution.bookmarks import STEP
 from tests.chaos.tiny_pilot import TinyPilot, start_pilot
+from tools.results_file import add_output_option, report
 
 _DEADLINE_SECONDS = 3600.0
 
@@ -33,15 +33,15 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--artists", type=int, default=24)
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="orchestrators-") as name:
         folder = Path(name)
-        pilot = TinyPilot.copied(asked.demo, folder)
-        tree = _multiplied(pilot, folder, asked.artists)
+        pilot = TinyPilot.copied(options.demo, folder)
+        tree = _multiplied(pilot, folder, options.artists)
         begin = time.monotonic()
         # Every artist is the pilot of a style of its own.
-        calls = [start_pilot(pilot, folder) for _ in range(asked.calls)]
+        calls = [start_pilot(pilot, folder) for _ in range(options.calls)]
         codes = [call.wait(_DEADLINE_SECONDS) for call in calls]
         seconds = time.monotonic() - begin
         trainings = Counter(
@@ -50,18 +50,18 @@ def main() -> int:
         )
         marks = read_json(tree.tracker)["bookmarks"][STEP].values()
         complete = sum(mark["status"] == "complete" for mark in marks)
-        if codes != [0] * asked.calls:
+        if codes != [0] * options.calls:
             print((folder / "output.log").read_text("utf-8", "replace"), file=sys.stderr)
     figures = {
-        "calls": float(asked.calls),
-        "artists": float(asked.artists),
+        "calls": float(options.calls),
+        "artists": float(options.artists),
         "artists trained once": float(trainings[1]),
         "bookmarks that say complete": float(complete),
         "calls with exit code 0": float(codes.count(0)),
         "all [s]": seconds,
     }
-    report("orchestrators", figures, asked.output, load_average_before=load)
-    well = trainings == {1: asked.artists} and complete == asked.artists and codes == [0] * asked.calls
+    report("orchestrators", figures, options.output, load_average_before=load)
+    well = trainings == {1: options.artists} and complete == options.artists and codes == [0] * options.calls
     return 0 if well else 1
 
 

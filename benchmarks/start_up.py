@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.study.tree import Artist, StudyTree
+from tools.results_file import add_output_option, report
 
 _STYLES = 10
 
@@ -29,20 +29,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         data_root = Path(folder) / "style_mimicry"
-        _make_tree(StudyTree(data_root), asked.artists, asked.images)
+        _make_tree(StudyTree(data_root), options.artists, options.images)
         dry_run = ["--dry-run", "--data-root", str(data_root), "--no-push-to-hub"]
         figures = {}
-        what = f"apply_tuning --dry-run, {asked.artists} artists of {asked.images} images"
+        what = f"apply_tuning --dry-run, {options.artists} artists of {options.images} images"
         for name, words in (("apply_tuning --help", ["--help"]), (what, dry_run)):
-            seconds, cpu_seconds, peak_bytes = _measure(words, asked.runs)
+            seconds, cpu_seconds, peak_bytes = _measure(words, options.runs)
             figures[f"{name} [s]"] = seconds
             figures[f"{name}, of which computing [s]"] = cpu_seconds
             figures[f"{name}, peak memory [MB]"] = peak_bytes / 1e6
-    report("start_up", figures, asked.output, runs=asked.runs, load_average_before=load)
+    report("start_up", figures, options.output, runs=options.runs, load_average_before=load)
 
 
 def _make_tree(tree: StudyTree, artists: int, images: int) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.demo.chance import generator
 from mimicry.demo.hands import LeadedFacets
 from mimicry.demo.paintings import SUBJECTS, draw_scene
 from mimicry.demo.tiny_sd3 import WEIGHTS
 from tools.demo_weights.training_set import PALETTES, draw_training_set
 from tools.demo_weights.vae import as_pixels
+from tools.results_file import add_output_option, report
 
 _PROMPTS = {
     "hills": "a painting of hills",
@@ -42,11 +42,11 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
     from diffusers import StableDiffusion3Pipeline
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(asked.model).to(torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(options.model).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
     classifier = _trained_classifier(pipeline.vae)
@@ -54,19 +54,19 @@ def main() -> None:
     figures = {"drawn scenes told right": _share_right(classifier, images_NIHW, labels_N)}
     for subject, prompt in _PROMPTS.items():
         output = pipeline(
-            [prompt] * asked.samples,
-            height=64, width=64, num_inference_steps=asked.steps, guidance_scale=asked.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in range(asked.samples)],
+            [prompt] * options.samples,
+            height=64, width=64, num_inference_steps=options.steps, guidance_scale=options.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(options.samples)],
             max_sequence_length=77, output_type="pt",
         )  # fmt: skip
-        labels_N = torch.full((asked.samples,), SUBJECTS.index(subject))
+        labels_N = torch.full((options.samples,), SUBJECTS.index(subject))
         figures[f"samples of {subject} told right"] = _share_right(
             classifier, 2 * output.images - 1, labels_N
         )
     sampled = [value for name, value in figures.items() if name.startswith("samples")]
     figures["samples told right, mean"] = float(np.mean(sampled))
     figures |= _kept_by(pipeline.vae)
-    report("subjects_shown", figures, asked.output, samples=asked.samples, guidance=asked.guidance)
+    report("subjects_shown", figures, options.output, samples=options.samples, guidance=options.guidance)
 
 
 def _drawn(vae: Any, purpose: str, count: int) -> tuple[Tensor, Tensor]:

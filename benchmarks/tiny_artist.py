@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 # The first words of the line that ends each part.
 _PARTS = (
@@ -41,18 +41,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
-    asked = parser.parse_args()
-    tree = StudyTree(asked.demo / "style_mimicry")
+    options = parser.parse_args()
+    tree = StudyTree(options.demo / "style_mimicry")
     artist = tree.artists(tree.original_art)[0]
     config = TuningConfig(
-        pretrained_model_name_or_path=str(asked.demo / "tiny_sd3"), resolution=64, max_train_steps=asked.steps
+        pretrained_model_name_or_path=str(options.demo / "tiny_sd3"),
+        resolution=64,
+        max_train_steps=options.steps,
     )
     images = tree.images_of(tree.original_art, artist)
-    runs = [_parts(config, images) for _ in range(asked.runs + 1)][1:]
+    runs = [_parts(config, images) for _ in range(options.runs + 1)][1:]
     figures = {f"{part} [s]": statistics.median(run[part] for run in runs) for part in runs[0]}
-    pilots = [_pilot_seconds(config, tree) for _ in range(asked.runs + 1)][1:]
+    pilots = [_pilot_seconds(config, tree) for _ in range(options.runs + 1)][1:]
     figures["apply_tuning --pilot, three artists [s]"] = statistics.median(pilots)
-    report("tiny_artist", figures, asked.output, runs=asked.runs, steps=asked.steps)
+    report("tiny_artist", figures, options.output, runs=options.runs, steps=options.steps)
 
 
 def _parts(config: TuningConfig, images: Path) -> dict[str, float]:

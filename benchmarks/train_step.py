@@ -22,7 +22,6 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.tuning.hf_diffusers.sd3.conditioning import ConditioningTable, TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import (
@@ -33,6 +32,7 @@ from mimicry.tuning.hf_diffusers.sd3.memory import (
 from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
 from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 _POOLED_WIDTH = 2048
 _LEVELS = 1000
@@ -70,28 +70,28 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=4, help="Micro-steps to an optimizer step.")
     parser.add_argument("--memory-limit-gib", type=float, help="Of the GPU's memory, use so much at most.")
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
-    if cuda and asked.memory_limit_gib:
+    if cuda and options.memory_limit_gib:
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(asked.memory_limit_gib * 2**30 / total, device)
-    geometry = GEOMETRIES[asked.geometry]
+        torch.cuda.set_per_process_memory_fraction(options.memory_limit_gib * 2**30 / total, device)
+    geometry = GEOMETRIES[options.geometry]
     flop_count = count_flops(geometry)
     rate = matmul_rate(device)
     figures = {"one micro-step [TFLOP]": flop_count / 1e12, "matrix multiplication [TFLOP/s]": rate / 1e12}
     for way in WAYS:
-        if way in asked.ways:
-            figures |= measure(way, geometry, device, asked, flop_count, rate)
+        if way in options.ways:
+            figures |= measure(way, geometry, device, options, flop_count, rate)
     report(
         "train_step",
         figures,
-        asked.output,
+        options.output,
         device=torch.cuda.get_device_name(device) if cuda else "cpu",
         threads=torch.get_num_threads(),
         geometry=asdict(geometry),
-        runs=asked.runs,
-        accumulation=asked.accumulation,
-        memory_limit_gib=asked.memory_limit_gib,
+        runs=options.runs,
+        accumulation=options.accumulation,
+        memory_limit_gib=options.memory_limit_gib,
     )
 
 
@@ -207,7 +207,7 @@ def make_rows(transformer: TabledTransformer, device: torch.device) -> Condition
 
 
 def measure(
-    way: str, geometry: Geometry, device: torch.device, asked: argparse.Namespace, flops: int, rate: float
+    way: str, geometry: Geometry, device: torch.device, options: argparse.Namespace, flops: int, rate: float
 ) -> dict[str, float]:
     """Return the figures of one way."""
     if device.type == "cuda":
@@ -216,8 +216,8 @@ def measure(
     torch._dynamo.reset()
     step = Step(way, geometry, device)
     with step.kernels():
-        micro = median_seconds(step.micro_step, asked.runs, device)
-        whole = median_seconds(lambda: step.optimizer_step(asked.accumulation), asked.runs, device)
+        micro = median_seconds(step.micro_step, options.runs, device)
+        whole = median_seconds(lambda: step.optimizer_step(options.accumulation), options.runs, device)
     label = f"{'' if way in WAYS[:2] else '+ '}{way}"
     figures = {
         f"{label}: micro-step [s]": micro,

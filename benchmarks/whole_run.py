@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 from benchmarks.random_pipeline import SIZES, write_pipeline
-from benchmarks.results_file import add_output_option, report
-from mimicry.tuning.options.trainer_flags import trainer_flags
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.trainer_flags import trainer_flags
+from tools.results_file import add_output_option, report
 
 _IMAGES = 4
 _SAMPLE_SECONDS = 0.005
@@ -53,23 +53,23 @@ def main() -> None:
     parser.add_argument("--checkpointed-blocks", type=int, help="By default as few as memory allows.")
     parser.add_argument("--folder", type=Path, help="Keep the pipeline here, or use the one that is here.")
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        figures = _measure(asked, Path(work))
+        figures = _measure(options, Path(work))
     report(
         "whole_run",
         figures,
-        asked.output,
-        sizes=asked.sizes,
-        steps=asked.steps,
-        memory_limit_gib=asked.memory_limit_gib or None,
-        checkpointed_blocks_asked=asked.checkpointed_blocks,
+        options.output,
+        sizes=options.sizes,
+        steps=options.steps,
+        memory_limit_gib=options.memory_limit_gib or None,
+        checkpointed_blocks_asked=options.checkpointed_blocks,
     )
 
 
-def _measure(asked: argparse.Namespace, work: Path) -> dict[str, float]:
-    sizes = SIZES[asked.sizes]
-    folder = asked.folder or work / "pipeline"
+def _measure(options: argparse.Namespace, work: Path) -> dict[str, float]:
+    sizes = SIZES[options.sizes]
+    folder = options.folder or work / "pipeline"
     if not folder.exists():
         write_pipeline(folder, sizes, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     images = work / "images"
@@ -80,15 +80,15 @@ def _measure(asked: argparse.Namespace, work: Path) -> dict[str, float]:
     config = TuningConfig(
         pretrained_model_name_or_path=str(folder),
         resolution=sizes.resolution,
-        max_train_steps=asked.steps,
-        checkpointed_blocks=asked.checkpointed_blocks,
+        max_train_steps=options.steps,
+        checkpointed_blocks=options.checkpointed_blocks,
         prompt_cache_dir=str(work / "prompts"),
     )
     flags = [word for words in trainer_flags(config).values() for word in words]
     adapter = work / "adapter"
     run = Run(
         [
-            *(sys.executable, "-m", "benchmarks.limited_trainer", str(asked.memory_limit_gib)),
+            *(sys.executable, "-m", "benchmarks.limited_trainer", str(options.memory_limit_gib)),
             *("--instance_data_dir", str(images), "--output_dir", str(adapter)),
             *flags,
         ]

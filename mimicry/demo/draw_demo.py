@@ -23,8 +23,8 @@ TUNING_OPTIONS = (
     *("--mixed-precision", "no", "--no-gradient-checkpointing", "--no-push-to-hub"),
 )
 
-_STAGING = ".demo_drawing"
-_LOCK = ".demo_lock"
+STAGING = ".demo_drawing"
+LOCK = ".demo_lock"
 
 
 def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) -> bool:
@@ -39,17 +39,17 @@ def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) ->
     if not force and is_whole(folder, seed):
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / _LOCK):
+    with FileLock(folder / LOCK):
         # Another call may have drawn it while this one waited.
         if not force and is_whole(folder, seed):
             return False
         former = read_manifest(folder)
         if former is None:
             _refuse_to_mix(folder)
-        staging = folder / _STAGING
+        staging = folder / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            _draw(staging, seed)
+            draw_files(staging, seed)
             _put_in_place(staging, folder, seed, former.files if former else {})
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -62,7 +62,7 @@ def is_whole(folder: Path, seed: int) -> bool:
     return manifest is not None and manifest.is_whole(folder, seed)
 
 
-def _draw(staging: Path, seed: int) -> None:
+def draw_files(staging: Path, seed: int) -> None:
     from mimicry.demo.study import draw_study
     from mimicry.demo.tiny_sd3 import WEIGHTS
 

@@ -50,13 +50,13 @@ class VariantMaker:
         Projected gradient descent with momentum on the pixels, as in Mist's textural loss: Liang and Wu 2023,
         arXiv:2305.12683. Size and framing stay.
         """
-        painted_1IHW = _to_tensor(painting)
-        target_1CHW = self._encode(_stripes(painting.height, painting.width))
+        painted_1IHW = to_tensor(painting)
+        target_1CHW = self.encode(stripes(painting.height, painting.width))
         change_1IHW = torch.zeros_like(painted_1IHW)
         momentum_1IHW = torch.zeros_like(painted_1IHW)
         for _ in range(_STEPS):
             change_1IHW.requires_grad_(True)
-            distance = nn.functional.mse_loss(self._encode(painted_1IHW + change_1IHW / 255), target_1CHW)
+            distance = nn.functional.mse_loss(self.encode(painted_1IHW + change_1IHW / 255), target_1CHW)
             (slope_1IHW,) = torch.autograd.grad(distance, change_1IHW)
             momentum_1IHW = _MOMENTUM * momentum_1IHW + slope_1IHW / slope_1IHW.abs().mean()
             moved_1IHW = change_1IHW.detach() - _STEP_SIZE * momentum_1IHW.sign()
@@ -71,17 +71,17 @@ class VariantMaker:
 
         As Hönig et al. 2024 do it with a large one, arXiv:2406.12027.
         """
-        pixels_1IHW = _to_tensor(image)
+        pixels_1IHW = to_tensor(image)
         noise_1IHW = torch.from_numpy(rng.standard_normal(pixels_1IHW.shape, dtype=np.float32))
         return _to_image(self.upscaler((pixels_1IHW + _NOISE * noise_1IHW).clamp(0, 1)))
 
-    def _encode(self, pixels_BIHW: Tensor) -> Tensor:
+    def encode(self, pixels_BIHW: Tensor) -> Tensor:
         """Return the means of the posteriors of pixels from 0 to 1."""
         latents_BCHW: Tensor = self.vae.encode(2 * pixels_BIHW - 1).latent_dist.mean
         return latents_BCHW
 
 
-def _stripes(height: int, width: int) -> Tensor:
+def stripes(height: int, width: int) -> Tensor:
     """Return the target (1, 3, H, W), black and white: the same for all pictures in their centre square."""
     rows, columns = np.mgrid[:height, :width]
     across, down = columns + 0.5 - width / 2, rows + 0.5 - height / 2
@@ -90,7 +90,7 @@ def _stripes(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.broadcast_to(wave, (1, 3, height, width)).astype(np.float32))
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """Return `image` as (1, 3, H, W), from 0 to 1."""
     return (
         torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -1,7 +1,4 @@
-"""The study's folder tree: the one place that knows where things lie.
-
-See the tree in data/README.md. Nobody else joins the names of its folders.
-"""
+"""The study's folder tree. No other module knows the names of its folders; data/README.md shows the tree."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +17,7 @@ COUNTERMEASURES = ("diff_pure", "gaussian_noise", "noisy_upscaling", "impress")
 
 @dataclass(frozen=True, order=True)
 class Artist:
-    """An artist's place in the study. Sorts by split, style and name."""
+    """An artist of the study. Sorts by split, style and name."""
 
     split: str
     style: str
@@ -90,10 +87,10 @@ class AdapterId:
 
 @dataclass(frozen=True)
 class Source:
-    """The tree of images that a condition is trained on.
+    """The folder of images that a condition is trained on, by split, style and artist.
 
-    `names_protection` is False in the layout robust_samples/{countermeasure}/{split}, where the files do
-    not tell which protection they were made from.
+    `names_protection` is False in the layout robust_samples/{countermeasure}/{split}, where the path does not
+    say which protection the images were made from.
     """
 
     root: Path
@@ -127,7 +124,7 @@ class StudyTree:
         return self.data_root / "progress" / "quarantine.json"
 
     def image_roots(self) -> list[Path]:
-        """Return the root of the images of every condition that there is, original art first."""
+        """Return the root of the images of every condition on disk, original art first."""
         countered = []
         for name in folders_in(self.robust_samples):
             root = self.robust_samples / name
@@ -137,7 +134,7 @@ class StudyTree:
         return [self.original_art, *protected, *countered]
 
     def images_of(self, root: Path, artist: Artist) -> Path:
-        """Return an artist's folder of images below `root`, which is original_art or a source's root."""
+        """Return an artist's folder below `root`, which is original_art or a source's root."""
         return root / artist.split / artist.style / artist.name
 
     @property
@@ -167,7 +164,7 @@ class StudyTree:
         ]
 
     def base_samples(self, stack: str) -> Path:
-        """Return the folder of what the base model draws of validation prompts; no condition is called so."""
+        """Return the folder of the base model's validation images, beside those of the conditions."""
         return self.lora / stack / "base_samples"
 
     def samples_of(self, adapter: AdapterId) -> Path:
@@ -179,7 +176,7 @@ class StudyTree:
         return self.data_root / "mimic_art" / stack / "base"
 
     def artists(self, root: Path) -> list[Artist]:
-        """Return every artist with a folder below `root`, sorted; hidden folders do not count."""
+        """Return every artist with a folder below `root`, sorted, without hidden folders."""
         return sorted(
             Artist(split, style, name)
             for split in folders_in(root)
@@ -188,11 +185,11 @@ class StudyTree:
         )
 
     def source(self, condition: Condition) -> Source:
-        """Return where the images of `condition` lie.
+        """Return the folder with the images of `condition`.
 
         Raises:
-            UsageError: a name that is neither canonical nor a folder, a folder that is missing, or a
-                condition that the layout on disk cannot tell from another one.
+            UsageError: a name is neither a known method nor a folder, a folder is missing, or the layout on
+                disk does not distinguish this condition from another one.
         """
         self._check_names(condition)
         if condition.countermeasure == NONE:
@@ -217,14 +214,14 @@ class StudyTree:
         if condition.protection == NONE:
             raise UsageError(
                 f"--protection none --countermeasure {condition.countermeasure}: {root} does not say which "
-                f"protection its images were made from, so they are no unprotected set; name the protection, "
-                f"or lay them out as {root / NONE}/SPLIT/STYLE/ARTIST"
+                f"protection its images were made from, so they may be protected; name the protection, "
+                f"or arrange them as {root / NONE}/SPLIT/STYLE/ARTIST"
             )
         return Source(root, names_protection=False)
 
     def _protections_in(self, root: Path) -> list[str]:
-        """Return the protections that the samples in `root` are laid out by; none in the other layout."""
-        # A protection's name is never a split, so a folder that bears one says which layout this is.
+        """Return the protections that have a folder in `root`; none in the layout without protections."""
+        # A split never has the name of a protection, so one such folder tells the two layouts apart.
         protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
         return [name for name in folders_in(root) if name in protections]
 
@@ -257,10 +254,10 @@ def sister_folders(output_dir: Path) -> dict[str, Path]:
 
 
 def folders_in(path: Path) -> list[str]:
-    """Return the names of the visible folders in `path`, sorted; none when it is not there.
+    """Return the names of the visible folders in `path`, sorted; none if it does not exist.
 
     Raises:
-        BatchFault: it may not be listed.
+        BatchFault: `path` cannot be listed.
     """
     try:
         with os.scandir(path) as entries:
@@ -270,14 +267,17 @@ def folders_in(path: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise BatchFault(f"{path} cannot be listed: {error.strerror}; give yourself the right to") from error
+        raise BatchFault(f"{path} cannot be listed: {error.strerror}; get read permission for it") from error
 
 
 def _name_problem(option: str, name: str, canonical: tuple[str, ...], root: Path) -> Iterator[str]:
     present = folders_in(root)
-    # With the underscores that join the two names, one at the end of a name would leave in doubt which it is.
+    # A folder of adapters joins two names with "__". An underscore at the end of a name would be ambiguous.
     if "__" in f"_{name}_" or "/" in name or name in (".", ".."):
-        yield f"{option} is {name!r}; it takes the name of a folder, without '/', '__' and '_' at either end"
+        yield (
+            f"{option} is {name!r}; it takes the name of a folder, without '/' and '__', "
+            "and without '_' at either end"
+        )
     elif name != NONE and name not in canonical and name not in present:
         known = sorted({NONE, *canonical, *present})
         yield f"{option} {name}: no such name and no folder {root / name}; {nearest(name, known)}"
@@ -287,7 +287,7 @@ def _existing(root: Path, what: str) -> Path:
     if not root.is_dir():
         beside = ", ".join(folders_in(root.parent))
         raise UsageError(
-            f"there is no {what}: {root} is no folder"
+            f"there is no {what}: {root} is not a folder"
             + (f" (beside it there is: {beside})" if beside else "")
             + "; put images there as SPLIT/STYLE/ARTIST/*.jpg, or name another tree with --data-root"
         )

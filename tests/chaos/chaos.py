@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.common.claims import SILENT_SECONDS
 from tests.chaos.disturbances import break_a_file, draw_kill, kill_when_due
 from tests.chaos.tiny_pilot import TinyPilot, faults_of, start_pilot
+from tools.results_file import add_output_option, report
 
 # A run that nobody disturbs must complete what is left; another one may be needed to repair.
 _LAST_RUNS = 3
@@ -36,18 +36,18 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep the rounds that went wrong here.")
     add_output_option(parser)
-    asked = parser.parse_args(words)
+    options = parser.parse_args(words)
     # What a shell or nohup makes us ignore would be ignored by the runs, too.
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        pilot = TinyPilot.prepare(asked.demo, Path(folder))
+        pilot = TinyPilot.prepare(options.demo, Path(folder))
         print(f"undisturbed: {pilot.seconds:.1f} s", flush=True)
         wrong, seconds = [], []
-        for seed in range(asked.seed, asked.seed + asked.rounds):
+        for seed in range(options.seed, options.seed + options.rounds):
             begin = time.monotonic()
-            faults = _round(pilot, seed, Path(folder) / f"round-{seed}", asked.keep)
+            faults = _round(pilot, seed, Path(folder) / f"round-{seed}", options.keep)
             seconds.append(time.monotonic() - begin)
             print(f"seed {seed}: {'; '.join(faults) or 'clean'}, {seconds[-1]:.1f} s", flush=True)
             wrong += [seed] if faults else []
@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
         "undisturbed [s]": pilot.seconds,
         "mean round [s]": sum(seconds) / len(seconds),
     }
-    report("chaos", figures, asked.output, first_seed=asked.seed, wrong_seeds=wrong)
+    report("chaos", figures, options.output, first_seed=options.seed, wrong_seeds=wrong)
     return 1 if wrong else 0
 
 

@@ -82,7 +82,7 @@ def test_filters_that_leave_nobody_together_say_whom_there_is() -> None:
         choose(Selection(styles=("cubism",), artists=("Anna_Berg",)))
 
     (problem,) = caught.value.problems
-    assert "no artist is left by the filters together" in problem
+    assert "no artist matches all filters together" in problem
     assert all(str(artist) in problem for artist in EVERYBODY)
 
 

@@ -14,7 +14,7 @@ from mimicry.common.files import atomic_path
 # The loss of batch number n, counted from 0, with what else is worth printing.
 LossOf = Callable[[int], tuple[Tensor, dict[str, float]]]
 
-_SAVE_SECONDS = 60.0
+SAVE_SECONDS = 60.0
 _PRINT_SECONDS = 10.0
 _WARM_UP_STEPS = 50
 _MAX_GRAD_NORM = 1.0
@@ -65,12 +65,12 @@ class Training:
         started, before = time.monotonic(), self.seconds
         printed = saved = self.seconds
         while (spent := budget.spent(self.steps, self.seconds)) < 1:
-            self._step(loss_of, spent)
+            self.step(loss_of, spent)
             self.seconds = before + time.monotonic() - started
             if self.seconds - printed > _PRINT_SECONDS:
                 self._print()
                 printed = self.seconds
-            if self.seconds - saved > _SAVE_SECONDS:
+            if self.seconds - saved > SAVE_SECONDS:
                 self._save()
                 saved = self.seconds
         self._print()
@@ -84,7 +84,7 @@ class Training:
         figures = {name: round(value, 4) for name, value in self.recent.items()}
         return {"steps": self.steps, "seconds": round(self.seconds), **figures}
 
-    def _step(self, loss_of: LossOf, spent: float) -> None:
+    def step(self, loss_of: LossOf, spent: float) -> None:
         rate = self.learning_rate * min(1.0, (self.steps + 1) / _WARM_UP_STEPS) * (1 - spent)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -55,7 +55,7 @@ def _start_of_second_halving(encoder: Any) -> None:
     convolution = encoder.down_blocks[1].downsamplers[0].conv
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(convolution.bias)
-    for row, pattern in enumerate(_patterns()):
+    for row, pattern in enumerate(patterns()):
         for colour, y, x in product(range(3), range(_BLOCK), range(_BLOCK)):
             channel = colour * 4 + (y % 2) * 2 + x % 2
             convolution.weight[row, channel, y // 2, x // 2] = float(pattern[colour, y, x])
@@ -83,7 +83,7 @@ def _connect(convolution: Any, output: int, channel: int, down: int = 0, across:
     convolution.weight[output, channel, down, across] = 1
 
 
-def _patterns() -> list[NDArray[np.float64]]:
+def patterns() -> list[NDArray[np.float64]]:
     """Return the carried patterns, each of shape (3, 4, 4), coarsest first for each row of _COLOURS."""
     places = (np.arange(_BLOCK) + 0.5) * np.pi / _BLOCK
     waves = [np.cos(frequency * places) for frequency in range(_BLOCK)]

@@ -78,7 +78,7 @@ class TestCaptions:
         (folder / "metadata.jsonl").write_text("{")
         target = self.plan(tree)
         assert target.action is Action.BLOCKED
-        assert f"{STEMS[0]}.txt is no UTF-8" in target.reason
+        assert f"{STEMS[0]}.txt is not UTF-8" in target.reason
         assert "metadata.jsonl, line 1" in target.reason
         plan = plan_of(tree, MIST, asked=asked_for(captions=True), captions=True)
         assert target_of(plan, BORIS).action is Action.TRAIN
