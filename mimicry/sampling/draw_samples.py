@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mimicry.common.errors import AdapterBroken, BatchFault, Problems
 from mimicry.common.programs import run_command
+from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
 from mimicry.sampling.plan import Request, SampleSet, State, make_plan
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
@@ -26,7 +27,6 @@ from mimicry.tuning import base_model
 from mimicry.tuning.base_model import BaseModel
 from mimicry.tuning.options.command_line import options_named, selection_of, selection_options, tree_options
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.reports.tables import text_table
 from mimicry.tuning.stacks import Stack
 
 _SHARED = (

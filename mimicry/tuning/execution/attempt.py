@@ -12,6 +12,7 @@ from typing import Any
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.scrubbing import mask_token
+from mimicry.common.text import first_few
 from mimicry.study.images import ImageFolder, ImageRecord
 from mimicry.tuning.adapters.folder import (
     BLOCKED,
@@ -135,10 +136,7 @@ def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -
     """
     changed = images.changed_since(records)
     if changed:
-        shown = ", ".join(map(repr, changed[:3])) + (
-            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        )
         raise TrainingFailed(
-            f"images were changed while it was trained on them: {shown}; nothing is published, and the same "
-            f"command trains on what is there now"
+            f"images were changed while it was trained on them: {first_few(changed)}; nothing is "
+            f"published, and the same command trains on what is there now"
         )
