@@ -23,7 +23,7 @@ from mimicry.study.tree import (
     Condition,
     StudyTree,
 )
-from mimicry.tuning.hub.preflight import refuse_names
+from mimicry.tuning.hub.names import refuse_names
 from mimicry.tuning.options.command_line import (
     handed_on_options,
     hyper_parameter_options,

@@ -17,8 +17,10 @@ from mimicry.tuning.adapters.state import Asked, Existing, judge_existing
 from mimicry.tuning.execution.batch import Batch, LocalExecutor
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.pending_uploads import find_debts, pay
+from mimicry.tuning.hub.job import UploadJob
+from mimicry.tuning.hub.names import colliding_names, repository_name
 from mimicry.tuning.hub.preflight import hub_problems
-from mimicry.tuning.hub.upload import UploadJob, colliding_names, repository_name, token_problems
+from mimicry.tuning.hub.token import token_problems
 from mimicry.tuning.options.command_line import option_words, selection_of
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images

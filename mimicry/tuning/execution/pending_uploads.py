@@ -12,8 +12,8 @@ from mimicry.tuning.adapters.folder import TRAINING_RUN, read_training_run
 from mimicry.tuning.adapters.state import Asked, State, judge_existing, weights_identity
 from mimicry.tuning.execution.batch import Result
 from mimicry.tuning.execution.bookmarks import complete_bookmark
-from mimicry.tuning.hub.publishing import upload_and_record
-from mimicry.tuning.hub.upload import UploadJob
+from mimicry.tuning.hub.job import UploadJob
+from mimicry.tuning.hub.upload import upload_and_record
 from mimicry.tuning.planning.plan import Action, Plan, Target
 
 # So many failures that are alike mean that the Hub, and not an adapter, is at fault.

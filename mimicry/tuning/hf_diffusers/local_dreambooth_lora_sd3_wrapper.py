@@ -26,9 +26,10 @@ from mimicry.tuning.adapters.folder import set_adapter_aside
 from mimicry.tuning.adapters.state import Asked, Existing, State, judge_existing
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
-from mimicry.tuning.hub.preflight import hub_problems, refuse_names
-from mimicry.tuning.hub.publishing import upload_and_record
-from mimicry.tuning.hub.upload import UploadJob, repository_name
+from mimicry.tuning.hub.job import UploadJob
+from mimicry.tuning.hub.names import refuse_names, repository_name
+from mimicry.tuning.hub.preflight import hub_problems
+from mimicry.tuning.hub.upload import upload_and_record
 from mimicry.tuning.options.command_line import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.planning.preflight import batch_problems
 

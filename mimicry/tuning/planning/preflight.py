@@ -9,16 +9,14 @@ from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.base_model import BaseModel, access_problem
 from mimicry.tuning.class_images import ClassImages, generation_settings
-from mimicry.tuning.hub.retries import repeated
-from mimicry.tuning.hub.upload import token_problems
+from mimicry.tuning.hub.preflight import hub_is_offline, read_access_error
+from mimicry.tuning.hub.token import token_problems
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.reporting import report_problems
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)
 _LOG_BYTES = 4 << 20
-# Seconds before the Hub is asked again for a base model that it could not tell of.
-_WAITS = (1.0, 2.0)
 
 
 def batch_problems(
@@ -68,17 +66,10 @@ def _missing_model_problems(config: TuningConfig, network: bool) -> list[str]:
         return [f"--pretrained-model-name-or-path {name}: there is no such folder"]
     if not network:
         return []
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:
+    if hub_is_offline():
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
-    try:
-        repeated(lambda: HfApi().auth_check(name), _WAITS, lambda _: None)
-    # The client lets errors of its HTTP library through, which is another one in each of its versions.
-    except Exception as error:
-        return [access_problem(name, error)]
-    return []
+    error = read_access_error(name)
+    return [] if error is None else [access_problem(name, error)]
 
 
 def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: bool) -> list[str]:
