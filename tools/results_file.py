@@ -7,8 +7,8 @@ from typing import Any
 
 from mimicry.common.environment import processor_count
 from mimicry.common.files import utc_now, write_json
+from mimicry.common.text import text_table
 from mimicry.common.versions import versions
-from mimicry.tuning.reports.tables import text_table
 
 
 def add_output_option(parser: argparse.ArgumentParser) -> None:

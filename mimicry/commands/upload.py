@@ -14,8 +14,8 @@ from mimicry.tuning.execution.pending_uploads import (
     pending_upload,
     upload_pending,
 )
-from mimicry.tuning.hub.preflight import refuse_names
-from mimicry.tuning.hub.upload import HubOptions, UploadJob
+from mimicry.tuning.hub.job import HubOptions, UploadJob
+from mimicry.tuning.hub.names import refuse_names
 from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,

@@ -1,7 +1,7 @@
-"""Names of folders and files in lines for people: whatever a name holds, a line stays one line."""
+"""Text for people: names that may hold anything, lists, tables, and commands to copy into a shell."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -19,6 +19,22 @@ def message_lines(text: str) -> str:
     """
     first, *others = text.split("\n")
     return "\n".join([printable(first), *("  " + printable(line).removeprefix("  ") for line in others)])
+
+
+def first_few(names: Sequence[str], count: int = 3) -> str:
+    """Return the first `count` names, quoted, and how many more there are: "'a', 'b', 'c' and 4 more"."""
+    shown = ", ".join(map(repr, names[:count]))
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned columns; what cannot be printed is escaped, the last column is not padded."""
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def shell_line(words: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mimicry.common.errors import AdapterBroken, BatchFault
 from mimicry.common.programs import run_command
+from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
 from mimicry.sampling.plan import SampleRequest, SampleSet, plan_samples
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
@@ -35,7 +36,6 @@ from mimicry.tuning.options.click_options import (
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.grouped_help import option, program
 from mimicry.tuning.planning.on_disk import AdapterFilter
-from mimicry.tuning.reports.tables import text_table
 from mimicry.tuning.stacks import Stack
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.text import first_few
 from mimicry.study.images import ImageFolder, stem_of
 
 METADATA = "metadata.jsonl"
@@ -20,7 +21,6 @@ FILE_KEY = "file_name"
 # One of these keys holds the caption; all others are ignored.
 TEXT_KEYS = ("text", "caption", "prompt")
 _TEXT_SUFFIX = ".txt"
-_NAMED_STEMS = 3
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Captions:
         if own.texts and other is not None:
             differing = [stem for stem in images.stems if own.texts.get(stem) != other.texts.get(stem)]
             if differing:
-                warnings.append(f"captions differ from those of the original art: {_some(differing)}")
+                warnings.append(f"captions differ from those of the original art: {first_few(differing)}")
         without = [stem for stem, text in zip(images.stems, texts, strict=True) if text is None]
         if without:
             warnings.append(
                 f"{len(without)} of {len(texts)} images have no caption and are trained with the instance "
-                f"prompt: {_some(without)}"
+                f"prompt: {first_few(without)}"
             )
         return cls(texts, tuple(warnings), problems)
 
@@ -198,8 +198,3 @@ def _read_text(path: Path, problems: list[str]) -> str | None:
     except UnicodeDecodeError as error:
         problems.append(f"{path} is not UTF-8, at byte {error.start}; save it as UTF-8")
     return None
-
-
-def _some(stems: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, stems[:_NAMED_STEMS]))
-    return shown + (f" and {len(stems) - _NAMED_STEMS} more" if len(stems) > _NAMED_STEMS else "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from mimicry.common.environment import processor_count
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.file_memory import FileMemory
+from mimicry.common.text import first_few
 from mimicry.study.images import ImageFolder, ImageRecord, check_image
 
 # Decoding a large scan needs a gigabyte.
@@ -68,16 +69,13 @@ def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -
     """Make sure that the images are still those that a training began with.
 
     Raises:
-        TrainingFailed: some were changed or removed, so that nobody knows what it was trained on.
+        TrainingFailed: some were changed or removed, so that it is not known what it was trained on.
     """
     changed = images.changed_since(records)
     if changed:
-        shown = ", ".join(map(repr, changed[:3])) + (
-            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        )
         raise TrainingFailed(
-            f"images were changed while it was trained on them: {shown}; nothing is published, and the same "
-            f"command trains on what is there now"
+            f"images were changed while it was trained on them: {first_few(changed)}; nothing is "
+            f"published, and the same command trains on what is there now"
         )
 
 

@@ -17,8 +17,8 @@ from click.core import ParameterSource
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS, Condition, StudyTree
-from mimicry.tuning.hub.preflight import refuse_names
-from mimicry.tuning.hub.upload import HubOptions
+from mimicry.tuning.hub.job import HubOptions
+from mimicry.tuning.hub.names import refuse_names
 from mimicry.tuning.options.click_options import (
     CALL,
     CONDITIONS,

@@ -12,8 +12,9 @@ from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.execution.pending_uploads import pending_of_plan, upload_pending
 from mimicry.tuning.execution.result import Result
+from mimicry.tuning.hub.names import colliding_names
 from mimicry.tuning.hub.preflight import hub_problems
-from mimicry.tuning.hub.upload import colliding_names, token_problems
+from mimicry.tuning.hub.token import token_problems
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images
 from mimicry.tuning.planning.plan import Plan, make_plan
 from mimicry.tuning.planning.preflight import batch_problems

@@ -17,8 +17,8 @@ from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.sampler import Sampler
 from mimicry.study.sample_files import read_settings
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings, initial_noise, latent_shape

@@ -16,8 +16,8 @@ from mimicry.tuning.adapters.state import AdapterSpec, judge_adapter
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import SAME_FAILURES, same_failure
-from mimicry.tuning.hub.publishing import upload_and_record
-from mimicry.tuning.hub.upload import UploadJob
+from mimicry.tuning.hub.job import UploadJob
+from mimicry.tuning.hub.upload import upload_and_record
 from mimicry.tuning.planning.plan import Plan
 
 

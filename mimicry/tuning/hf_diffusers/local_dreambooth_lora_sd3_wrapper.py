@@ -27,9 +27,10 @@ from mimicry.tuning.adapters.state import AdapterState, judge_adapter
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from mimicry.tuning.hf_diffusers.stack import TRAITS
-from mimicry.tuning.hub.preflight import hub_problems, refuse_names
-from mimicry.tuning.hub.publishing import upload_and_record
-from mimicry.tuning.hub.upload import HubOptions, UploadJob
+from mimicry.tuning.hub.job import HubOptions, UploadJob
+from mimicry.tuning.hub.names import refuse_names
+from mimicry.tuning.hub.preflight import hub_problems
+from mimicry.tuning.hub.upload import upload_and_record
 from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.planning.preflight import batch_problems
 

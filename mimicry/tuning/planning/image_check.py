@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mimicry.common.text import printable
+from mimicry.common.text import first_few, printable
 from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import leave_out
@@ -71,5 +71,4 @@ def _links_out(tree: StudyTree, images: ImageFolder) -> list[str]:
     names = [
         path.name for path in images.paths if path.is_symlink() and not path.resolve().is_relative_to(root)
     ]
-    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"links to files outside of the tree: {shown}"] if names else []
+    return [f"links to files outside of the tree: {first_few(names)}"] if names else []

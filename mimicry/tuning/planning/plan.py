@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import claimed_by
+from mimicry.common.text import first_few
 from mimicry.study.captions import Captions
 from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import left_out
@@ -174,15 +175,10 @@ def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
         return ""
     parts = []
     if there - here:
-        parts.append(f"lacks {_some(there - here)} of original_art")
+        parts.append(f"lacks {first_few(sorted(there - here))} of original_art")
     if here - there:
-        parts.append(f"has {_some(here - there)} that original_art has not")
+        parts.append(f"has {first_few(sorted(here - there))} that original_art has not")
     return " and ".join(parts)
-
-
-def _some(stems: set[str]) -> str:
-    shown = sorted(stems)[:3]
-    return ", ".join(map(repr, shown)) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")
 
 
 def _warnings(

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from mimicry.common.files import existing_part
-from mimicry.tuning.hub.upload import token_problems
+from mimicry.tuning.hub.token import token_problems
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 

@@ -9,7 +9,7 @@ from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.recipe import trainer_identity
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.tuning.hub.upload import HubOptions
+from mimicry.tuning.hub.job import HubOptions
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import Stack
 

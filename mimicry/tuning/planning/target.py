@@ -10,7 +10,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Artist
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.state import AdapterState, judge_adapter
-from mimicry.tuning.hub.upload import UploadJob
+from mimicry.tuning.hub.job import UploadJob
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.planning.request import Request
 

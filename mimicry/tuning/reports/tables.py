@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mimicry.common.text import printable, shell_line
+from mimicry.common.text import printable, shell_line, text_table
 from mimicry.study.states import State
 from mimicry.tuning.execution.pending_uploads import PendingUpload, UploadEnd
 from mimicry.tuning.execution.result import Result
@@ -137,13 +137,3 @@ def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[str]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
     table = text_table(("condition", "artist", "state", "reason"), rows)
     return "\n".join((table, *map(printable, problems), f"{counts}; {len(problems)} problems with images"))
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned columns; what cannot be printed is escaped, the last column is not padded."""
-    lines = [header, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

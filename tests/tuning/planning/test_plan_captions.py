@@ -8,9 +8,9 @@ import pytest
 from mimicry.study.captions import Captions, image_records
 from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
+from mimicry.study.states import State
 from mimicry.study.tree import Condition, StudyTree
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.study.states import State
 from mimicry.tuning.planning.plan import Action
 from tests.small_study import (
     ANNA,
