@@ -19,8 +19,8 @@ from mimicry.tuning.planning.image_check import check_images, quarantine_bad_ima
 from mimicry.tuning.planning.plan import Plan, make_plan
 from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.planning.request import Request
+from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
-from mimicry.tuning.reports.progress import BatchDisplay
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ if behaviour == "owe":
 
 
 def write_quick_stack(folder: Path, *, options: bool = True) -> Path:
-    """Write a stack that makes an adapter of rank 1 at once. With options, its traits are those of our own."""
+    """Write a stack that makes an adapter of rank 1 at once; with options, its traits are those of ours."""
     folder.mkdir(parents=True)
     command = "{python} {stack_dir}/train.py {input_dir} {output_dir}" + (" {options}" if options else "")
     (folder / "runner_config.json").write_text(json.dumps({"command": command}))

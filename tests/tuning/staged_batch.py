@@ -17,7 +17,7 @@ from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.reports.progress import BatchDisplay
+from mimicry.tuning.progress import BatchDisplay
 from tests.small_study import ANNA, EVERYBODY, ORIGINAL, bookmarks_in, output_dir, write_adapter
 
 Ending = Callable[[Target, OnStep], int]

@@ -116,7 +116,7 @@ def test_what_is_broken_is_found_and_trained_again(run: Runner, stack: Path, tmp
 
 def test_uploaded_under_the_prefix_of_the_stack(run: Runner, stack: Path, fake_hub: FakeHub) -> None:
     (stack / "stack.py").write_text(
-        "from mimicry.tuning.stack_traits import StackTraits\n\nTRAITS = StackTraits(hub_prefix='sd15-lora')\n"
+        "from mimicry.tuning.stack_traits import StackTraits\nTRAITS = StackTraits(hub_prefix='sd15-lora')\n"
     )
     assert run(apply_tuning)[0] == 0
     code, said = run(upload)

@@ -20,7 +20,7 @@ from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.execution.sharing import recheck, repair, set_aside_as_planned
 from mimicry.tuning.planning.plan import OVERWRITTEN, Plan
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.reports.progress import BatchDisplay, StepDisplay, duration, eval_change
+from mimicry.tuning.progress import BatchDisplay, StepDisplay, duration, eval_change
 
 # Between two looks at targets that others train, and at running jobs.
 WAIT_SECONDS = 2.0

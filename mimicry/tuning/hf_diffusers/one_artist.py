@@ -25,7 +25,7 @@ from mimicry.tuning.hf_diffusers.class_settings import class_images_of
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
 from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.reports.progress import StepDisplay, is_terminal
+from mimicry.tuning.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0

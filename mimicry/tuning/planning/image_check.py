@@ -13,7 +13,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.reports.progress import checking_bar
+from mimicry.tuning.progress import checking_bar
 
 
 def check_images(plan: Plan) -> Plan:

@@ -10,7 +10,7 @@ from mimicry.tuning.execution.pending_uploads import PendingUpload, UploadEnd
 from mimicry.tuning.execution.result import Result
 from mimicry.tuning.planning.plan import Plan, plan_word
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.reports.progress import duration
+from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
 
 # The words of a summary, in the order in which they are counted.

@@ -24,7 +24,7 @@ from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.format import AdapterFormat
 from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.training_run import TrainingRun
-from mimicry.tuning.reports.progress import checking_bar, is_terminal
+from mimicry.tuning.progress import checking_bar, is_terminal
 
 # Reading and hashing leave Python free for other threads.
 _THREADS = 8
