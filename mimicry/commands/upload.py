@@ -2,30 +2,27 @@
 
 from typing import Any
 
-from mimicry.study.images import ImageFolder
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, StudyTree
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.state import AdapterSpec, judge_adapter
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.pending_uploads import (
+from mimicry.study import AdapterId, ImageFolder, State, StudyTree
+from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
+from mimicry.tuning.execution import (
     PendingUpload,
     due_repositories,
+    open_tracker,
     pending_upload,
     upload_pending,
 )
-from mimicry.tuning.hub.job import HubOptions, UploadJob
-from mimicry.tuning.hub.names import refuse_names
-from mimicry.tuning.options.click_options import (
+from mimicry.tuning.hub import HubOptions, UploadJob, refuse_names
+from mimicry.tuning.options import (
     CALL,
     condition_filters,
     hub_options,
+    option,
+    program,
     selection_options,
     tree_options,
 )
-from mimicry.tuning.options.grouped_help import option, program
 from mimicry.tuning.orchestrator import refuse_hub_faults
-from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.reports.tables import upload_summary, upload_table
 from mimicry.tuning.stacks import Stack
 

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
-from mimicry.tuning.options.click_options import condition_filters, selection_options, tree_options
-from mimicry.tuning.options.grouped_help import program
-from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.study import State, StudyTree
+from mimicry.tuning.options import condition_filters, program, selection_options, tree_options
+from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.reports.tables import verdict_table
 from mimicry.tuning.reports.verify import image_problems, verify_adapters
 from mimicry.tuning.stacks import Stack

@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from mimicry.common.errors import BatchFault
 from mimicry.common.files import atomic_path
 from mimicry.sampling.plan import SampleSet, artists_of, conditions_of, pairs_for_sheet
-from mimicry.study.images import ImageFolder, read_rgb
-from mimicry.study.states import State
-from mimicry.study.tree import NONE, Artist, Condition, StudyTree
+from mimicry.study import Artist, Condition, ImageFolder, State, StudyTree
+from mimicry.study.images import read_rgb
+from mimicry.study.tree import NONE
 
 _ACROSS = 2
 _SHOWN = _ACROSS * _ACROSS

@@ -5,41 +5,37 @@ mimicry samples --pilot --contact-sheet sheet.png
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import click
-from tqdm import tqdm
 
-from mimicry.common.errors import AdapterBroken, BatchFault
 from mimicry.common.programs import run_command
 from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
+from mimicry.sampling.drawing import draw, usable_model
 from mimicry.sampling.plan import SampleRequest, SampleSet, plan_samples
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
+from mimicry.study import State, StudyTree
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.options.click_options import (
+from mimicry.tuning.options import (
     CALL,
+    OPTIONS,
+    TuningConfig,
     condition_filters,
     hyper_parameter,
+    option,
     options,
+    program,
     selection_options,
     tree_options,
 )
-from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from mimicry.tuning.options.grouped_help import option, program
-from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.stacks import Stack
-
-if TYPE_CHECKING:
-    from mimicry.sampling.sampler import Sampler
 
 _CHANGEABLE = ("pretrained_model_name_or_path", "cache_dir", "resolution", "mixed_precision")
 # What the states of a picture are called in the table.
@@ -120,11 +116,11 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
         return 0
     configs = list(dict.fromkeys(found.config for found in sets))
     is_new = any(BaseModel.find(config) is None for config in configs)
-    models = {config: _usable_model(config) for config in configs}
+    models = {config: usable_model(config) for config in configs}
     if is_new:  # what tells a downloaded model from others is part of what pictures are compared by
         sets = plan_samples(request)
     print(_table(sets), flush=True)
-    sets = _draw(sets, models, request)
+    sets = draw(sets, models, request)
     failed = [found for found in sets if found.problem]
     for found in failed:
         print(f"error: {found.name}: {found.problem}", file=sys.stderr)
@@ -132,14 +128,6 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
         write_contact_sheet(contact_sheet, request.tree, sets)
         print(contact_sheet)
     return 1 if failed else 0
-
-
-def _usable_model(config: TuningConfig) -> BaseModel:
-    model = BaseModel.resolve(config)
-    problems = model.problems(config.resolution)
-    if problems:
-        raise BatchFault(*problems)
-    return model
 
 
 def _request(parameters: dict[str, Any], *, base: bool) -> SampleRequest:
@@ -158,55 +146,6 @@ def _request(parameters: dict[str, Any], *, base: bool) -> SampleRequest:
         overwrite=parameters["overwrite"],
         changes=changes,
     )
-
-
-def _draw(
-    sets: Sequence[SampleSet], models: Mapping[TuningConfig, BaseModel], request: SampleRequest
-) -> list[SampleSet]:
-    """Draw what is to be drawn, and return the sets with the problems that came up."""
-    drawn = list(sets)
-    count = sum(len(found.of(State.PENDING)) for found in sets)
-    with tqdm(total=count, unit="image", desc="drawing", disable=None) as bar:
-        # One base model is in memory at a time, for all adapters that draw alike.
-        for config, model in models.items():
-            places = [place for place, found in enumerate(sets) if found.config == config]
-            todo = [picture for place in places for picture in sets[place].of(State.PENDING)]
-            if not todo:
-                continue
-            sampler = _sampler(model, config, request, [picture.prompt for picture in todo])
-            for place in places:
-                drawn[place] = _draw_set(sampler, sets[place], bar)
-            del sampler
-    return drawn
-
-
-def _sampler(model: BaseModel, config: TuningConfig, request: SampleRequest, prompts: list[str]) -> "Sampler":
-    from mimicry.sampling.sampler import Sampler
-    from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
-
-    settings = SamplingSettings(resolution=config.resolution, steps=request.steps, guidance=request.guidance)
-    return Sampler(model, config, settings, prompts)
-
-
-def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
-    pictures = found.of(State.PENDING)
-    if not pictures:
-        return found
-    try:
-        with sampler.adapter(found.adapter_dir):
-            for picture in pictures:
-                _save(picture.path, sampler.image(picture.prompt, picture.seed), picture.settings)
-                bar.update()
-    except AdapterBroken as error:
-        return replace(found, problem=str(error))
-    return found
-
-
-def _save(path: Path, image: Any, settings: Any) -> None:
-    try:
-        save_sample(path, image, settings)
-    except OSError as error:
-        raise BatchFault(f"{path} cannot be written: {error.strerror}; make room, or the right to") from error
 
 
 def _table(sets: Sequence[SampleSet]) -> str:

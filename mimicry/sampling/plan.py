@@ -11,14 +11,13 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
+from mimicry.study import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.training_run import TrainingRun
+from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.planning.on_disk import AdapterFilter, condition_order
+from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.planning.on_disk import condition_order
 from mimicry.tuning.stacks import Stack
 
 # What an adapter is asked to paint, beside its instance prompt, when no prompt is given.

@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from PIL import Image
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
-from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.adapters import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
@@ -25,7 +25,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     sample_latents,
 )
 from mimicry.tuning.hf_diffusers.training.kernels import attention
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options import TuningConfig
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -16,24 +16,26 @@ from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
-from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS, Condition, StudyTree
-from mimicry.tuning.hub.job import HubOptions
-from mimicry.tuning.hub.names import refuse_names
-from mimicry.tuning.options.click_options import (
+from mimicry.study import Condition, StudyTree
+from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
+from mimicry.tuning.hub import HubOptions, refuse_names
+from mimicry.tuning.options import (
     CALL,
     CONDITIONS,
+    OPTIONS,
+    TuningConfig,
     handed_on_options,
     hyper_parameter_options,
+    option,
     options,
+    program,
     selection_of,
     selection_options,
     take_config,
     tree_options,
 )
-from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from mimicry.tuning.options.grouped_help import option, program
 from mimicry.tuning.orchestrator import Orchestrator
-from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 
 # What reaches a stack through {options} only, by parameter.

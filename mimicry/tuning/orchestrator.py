@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
-from mimicry.study.states import State
-from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.local import LocalExecutor
-from mimicry.tuning.execution.pending_uploads import pending_of_plan, upload_pending
-from mimicry.tuning.execution.result import Result
-from mimicry.tuning.hub.names import colliding_names
-from mimicry.tuning.hub.preflight import hub_problems
-from mimicry.tuning.hub.token import token_problems
+from mimicry.study import State
+from mimicry.tuning.execution import (
+    Batch,
+    LocalExecutor,
+    Result,
+    open_tracker,
+    pending_of_plan,
+    upload_pending,
+)
+from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
+from mimicry.tuning.planning import Plan, Request, make_plan
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images
-from mimicry.tuning.planning.plan import Plan, make_plan
 from mimicry.tuning.planning.preflight import batch_problems
-from mimicry.tuning.planning.request import Request
 from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
 

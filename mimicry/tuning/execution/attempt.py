@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.scrubbing import mask_token
-from mimicry.study.states import State
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.training_run import TrainingRun
+from mimicry.study import State
+from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 
 # With less than this on the disk, a training cannot even say that it failed.
 _ROOM_BYTES = 1 << 16

@@ -10,16 +10,15 @@ from mimicry.common.claims import claimed_by
 from mimicry.common.errors import BatchFault, ClaimedElsewhere, ClaimLost, MimicryError, report
 from mimicry.common.files import utc_now
 from mimicry.common.text import printable
-from mimicry.study.states import State
+from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
+from mimicry.tuning.adapters import AdapterState
 from mimicry.tuning.adapters.numerics import describe_differences
-from mimicry.tuning.adapters.state import AdapterState
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.execution.executor import Executor, Job, JobEnd
 from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.execution.sharing import recheck, repair, set_aside_as_planned
-from mimicry.tuning.planning.plan import OVERWRITTEN, Plan
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.planning import OVERWRITTEN, Plan, Target
 from mimicry.tuning.progress import BatchDisplay, StepDisplay, duration, eval_change
 
 # Between two looks at targets that others train, and at running jobs.

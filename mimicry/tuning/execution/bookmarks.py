@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from mimicry.study.states import State
+from mimicry.study import State, StudyTree
 from mimicry.study.tracker import Bookmarks, ProgressTracker
-from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import AdapterFolder
+from mimicry.tuning.adapters import AdapterFolder
 
 STEP = "step_3_fine_tune_sd35"
 

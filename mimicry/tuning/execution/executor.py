@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mimicry.study.states import State
-from mimicry.tuning.adapters.state import AdapterState
-from mimicry.tuning.planning.target import Target
+from mimicry.study import State
+from mimicry.tuning.adapters import AdapterState
+from mimicry.tuning.planning import Target
 
 # Gets each line of metrics.jsonl.
 OnStep = Callable[[dict[str, Any]], None]

@@ -9,12 +9,12 @@ from typing import IO
 from mimicry.common.children import Child, running_child
 from mimicry.common.claims import Claim
 from mimicry.common.errors import TrainingFailed, disk_fault
-from mimicry.study.states import State
+from mimicry.study import State
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.executor import JobEnd, OnStep, Recheck
 from mimicry.tuning.execution.records import UnrecordedTraining
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.planning import Target
 
 # The wrapper gives its own child fifteen seconds.
 GRACE_SECONDS = 20.0

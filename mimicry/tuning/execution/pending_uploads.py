@@ -8,17 +8,13 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import AdapterBroken, ClaimedElsewhere, MimicryError
 from mimicry.common.files import FileIdentity
 from mimicry.common.text import printable
-from mimicry.study.states import State
+from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import ProgressTracker
-from mimicry.study.tree import AdapterId, StudyTree
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.state import AdapterSpec, judge_adapter
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, AdapterSpec, judge_adapter
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import SAME_FAILURES, same_failure
-from mimicry.tuning.hub.job import UploadJob
-from mimicry.tuning.hub.upload import upload_and_record
-from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.hub import UploadJob, upload_and_record
+from mimicry.tuning.planning import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mimicry.common.files import utc_now, write_json
+from mimicry.study import ImageRecord, State
 from mimicry.study.image_checks import refuse_changed_images
-from mimicry.study.images import ImageRecord
-from mimicry.study.states import State
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.adapters.weights import check_weights
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.planning import Target
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mimicry.study.states import State
-from mimicry.tuning.planning.target import Target
+from mimicry.study import State
+from mimicry.tuning.planning import Target
 
 # When so many trainings or uploads in a row fail alike, the others would fail as well.
 SAME_FAILURES = 3

@@ -11,10 +11,9 @@ from typing import Any
 
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import ClaimedElsewhere, MimicryError
-from mimicry.study.states import State
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.state import AdapterState
-from mimicry.tuning.planning.target import Target
+from mimicry.study import State
+from mimicry.tuning.adapters import AdapterFolder, AdapterState
+from mimicry.tuning.planning import Target
 
 ELSEWHERE = "by another call"
 

@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mimicry.common.text import first_few, printable
+from mimicry.study import ImageFolder, State, StudyTree
 from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import leave_out
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.progress import checking_bar

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import Problems, UsageError, nearest
-from mimicry.study.images import ImageFolder
+from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
 from mimicry.study.selection import Selection
-from mimicry.study.tree import NONE, AdapterId, Artist, Condition, StudyTree, folders_in
-from mimicry.tuning.options.click_options import selection_of
+from mimicry.study.tree import NONE, folders_in
+from mimicry.tuning.options import selection_of
 
 
 @dataclass(frozen=True, kw_only=True)

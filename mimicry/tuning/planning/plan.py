@@ -9,13 +9,10 @@ from typing import Any
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.text import first_few
-from mimicry.study.captions import Captions
-from mimicry.study.images import ImageFolder
+from mimicry.study import Artist, Captions, Condition, ImageFolder, State
 from mimicry.study.quarantine import left_out
-from mimicry.study.states import State
-from mimicry.study.tree import Artist, Condition, Source, sister_folders
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.state import AdapterState, judge_adapter
+from mimicry.study.tree import Source, sister_folders
+from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
 from mimicry.tuning.planning.request import Request
 from mimicry.tuning.planning.target import Target
 

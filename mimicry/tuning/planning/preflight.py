@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from mimicry.common.files import existing_part
-from mimicry.tuning.hub.token import token_problems
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.hub import token_problems
+from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 
 

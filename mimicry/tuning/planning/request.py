@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from mimicry.study import AdapterId, Artist, Condition, StudyTree
 from mimicry.study.selection import Selection
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import AdapterFolder
+from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
 from mimicry.tuning.adapters.recipe import trainer_identity
-from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.tuning.hub.job import HubOptions
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.hub import HubOptions
+from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stacks import Stack
 
 

@@ -4,14 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mimicry.common.files import FileIdentity
-from mimicry.study.captions import Captions
-from mimicry.study.images import ImageFolder
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Artist
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.state import AdapterState, judge_adapter
-from mimicry.tuning.hub.job import UploadJob
-from mimicry.tuning.options.click_options import option_words
+from mimicry.study import AdapterId, Artist, Captions, ImageFolder, State
+from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.tuning.hub import UploadJob
+from mimicry.tuning.options import option_words
 from mimicry.tuning.planning.request import Request
 
 

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mimicry.common.text import printable, shell_line, text_table
-from mimicry.study.states import State
-from mimicry.tuning.execution.pending_uploads import PendingUpload, UploadEnd
-from mimicry.tuning.execution.result import Result
-from mimicry.tuning.planning.plan import Plan, plan_word
-from mimicry.tuning.planning.target import Target
+from mimicry.study import State
+from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
+from mimicry.tuning.planning import Plan, Target, plan_word
 from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
 

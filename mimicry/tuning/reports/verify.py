@@ -13,17 +13,18 @@ from tqdm import tqdm
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.study.captions import Captions
+from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, State, StudyTree
 from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import left_out
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.format import AdapterFormat
-from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
-from mimicry.tuning.adapters.training_run import TrainingRun
+from mimicry.tuning.adapters import (
+    AdapterFolder,
+    AdapterFormat,
+    AdapterSpec,
+    AdapterState,
+    TrainingRun,
+    judge_adapter,
+)
 from mimicry.tuning.progress import checking_bar, is_terminal
 
 # Reading and hashing leave Python free for other threads.
