@@ -1,11 +1,11 @@
-"""How long it takes from the start of the process to the first step: for the first artist, and the second.
+"""Measure the time from the start of the process to the first step, for the first artist and the second.
 
     .venv/bin/python -m benchmarks.cold_start [--demo data/demo] [--steps 20] [--output FILE]
 
 Runs the wrapper's exact command on two artists of the demo study (`make demo`, or `mimicry-demo DIR`), each
-with its original art to evaluate on. The first one finds no prompt embeddings on disk, the second one those
-of the first. What is read from disk is in the memory of the machine already, so that the runs can be
-compared; figures are medians, in seconds, and in MB for the most host memory that a process took.
+with its original art to evaluate on. The first one finds no prompt embeddings on disk, the second one finds
+those of the first. A first run, which does not count, fills the disk cache. Figures are medians in seconds,
+and in MB for the peak host memory of a process.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
 from tools.results_file import add_output_option, report
 
-# With up to this many steps, the trainer prints a line for each.
+# Up to this number of steps, the trainer prints a line for each.
 _MOST_STEPS = 39
-# The first words of the line that ends each part.
+# Each part ends with the line that starts with these words.
 _MARKS = (
     ("to the trainer's first line", "mimicry "),
     ("to the prompt embeddings", "prompt embeddings "),
@@ -50,7 +50,7 @@ def main() -> None:
     )
     load_before = os.getloadavg()[0]
     seconds: dict[str, list[float]] = {}
-    # One more, which warms the disk and is not counted.
+    # The first run fills the disk cache and does not count.
     for run in range(options.runs + 1):
         with tempfile.TemporaryDirectory() as folder:
             for images, which in ((first, "first artist, cache cold"), (second, "second artist, cache warm")):
@@ -64,13 +64,13 @@ def main() -> None:
         options.output,
         runs=options.runs,
         steps=options.steps,
-        # Of other programs, with which the figures were measured.
+        # Other programs that ran at the same time.
         load_average_before=round(load_before, 2),
     )
 
 
 def _run(config: TuningConfig, images: Path, folder: Path, which: str) -> dict[str, float]:
-    """Train once; return the seconds since the start of each mark, and the peak of host memory in MB."""
+    """Train once; return the seconds from the start to each mark, and the peak host memory in MB."""
     run = timed_run(config, images, folder, evaluate=True)
     expected = "from the cache" if which.endswith("warm") else "cached"
     if not any(line.startswith(f"prompt embeddings {expected}") for line, _ in run.lines):

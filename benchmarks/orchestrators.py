@@ -1,9 +1,9 @@
-"""Several calls of apply_tuning at once on one tree: is each artist trained once, and how long does it take?
+"""Run several calls of apply_tuning at once on one study: is each artist trained once, and how fast?
 
     .venv/bin/python -m benchmarks.orchestrators [--calls 8] [--artists 24] [--demo data/demo] [--output FILE]
 
-The artists have a few paintings of the demo study each, the trainings are as short as can be. Ends with exit
-code 1 if an artist was trained twice or not at all, or a call ended with another exit code than 0.
+Each artist has a few paintings of the demo study, and trainings are as short as possible. The exit code is 1
+if an artist was trained twice or not at all, or if a call had an exit code other than 0.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--demo", type=Path, default=Path("data/demo"), help="Of `make demo`.")
+    parser.add_argument(
+        "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
+    )
     parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--artists", type=int, default=24)
     add_output_option(parser)
@@ -40,7 +42,7 @@ def main() -> int:
         pilot = TinyPilot.copied(options.demo, folder)
         tree = _multiplied(pilot, folder, options.artists)
         begin = time.monotonic()
-        # Every artist is the pilot of a style of its own.
+        # Every artist has a style of its own, so --pilot takes all of them.
         calls = [start_pilot(pilot, folder) for _ in range(options.calls)]
         codes = [call.wait(_DEADLINE_SECONDS) for call in calls]
         seconds = time.monotonic() - begin
@@ -61,12 +63,14 @@ def main() -> int:
         "all [s]": seconds,
     }
     report("orchestrators", figures, options.output, load_average_before=load)
-    well = trainings == {1: options.artists} and complete == options.artists and codes == [0] * options.calls
-    return 0 if well else 1
+    as_expected = (
+        trainings == {1: options.artists} and complete == options.artists and codes == [0] * options.calls
+    )
+    return 0 if as_expected else 1
 
 
 def _multiplied(pilot: TinyPilot, folder: Path, count: int) -> StudyTree:
-    """Return a study in which so many artists have the paintings of the pilot's artists in turn."""
+    """Return a study of `count` artists that have the paintings of the pilot's artists in turn."""
     template, tree = StudyTree(pilot.template), StudyTree(folder / "study")
     models = template.artists(template.original_art)
     for number in range(count):

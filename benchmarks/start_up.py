@@ -1,9 +1,9 @@
-"""How long apply_tuning takes before it trains anything: --help, and --dry-run over many artists.
+"""Measure how long apply_tuning takes before it trains: --help, and --dry-run over many artists.
 
     .venv/bin/python -m benchmarks.start_up [--artists 1000] [--images 20] [--output FILE]
 
-Draws a tree of small image files in a temporary folder and reports the median of several runs in seconds,
-and the most memory that one of them took.
+Makes a tree of small files in a temporary folder and reports the median of several runs in seconds, and the
+peak memory of all of them.
 """
 
 import argparse
@@ -55,14 +55,14 @@ def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
 
 
 def _measure(words: list[str], runs: int) -> tuple[float, float, int]:
-    """Return the medians of the seconds that the program takes and computes, and its peak memory in bytes."""
+    """Return the medians of wall seconds and CPU seconds, and the peak memory in bytes."""
     times, cpu_times, peaks = [], [], []
     for _ in range(runs):
         begin = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "mimicry.tuning.apply_tuning", *words], stdout=subprocess.DEVNULL
         )
-        # Unlike wait(), it tells what the process took.
+        # Unlike wait(), this returns the resources that the process used.
         _, status, usage = os.wait4(process.pid, 0)
         times.append(time.perf_counter() - begin)
         cpu_times.append(usage.ru_utime + usage.ru_stime)

@@ -1,10 +1,10 @@
-"""Where the wall time of one tiny artist goes: launcher, imports, encoding, training, saving; and of a pilot.
+"""Measure where the time of one tiny artist goes (launcher, imports, encoding, training), and a pilot's.
 
     .venv/bin/python -m benchmarks.tiny_artist [--demo data/demo] [--steps 20] [--output FILE]
 
 Runs the wrapper's exact command on the demo study (`make demo`, or `mimicry-demo DIR`) and notes when the
 trainer prints which line; then times `apply_tuning --pilot`, three artists, on a copy of the study's original
-art. The first run of each warms the disk and is not counted; figures are medians in seconds.
+art. The first run of each fills the disk cache and does not count; figures are medians in seconds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
 from tools.results_file import add_output_option, report
 
-# The first words of the line that ends each part.
+# Each part ends with the line that starts with these words.
 _PARTS = (
     ("launcher", "mimicry "),
     ("imports", "encoding the prompt"),
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _parts(config: TuningConfig, images: Path) -> dict[str, float]:
-    """Train once and return the seconds of each part, of what is left at the end, and in all."""
+    """Train once and return the seconds of each part, of the exit, and of all."""
     with tempfile.TemporaryDirectory() as folder:
         run = timed_run(config, images, Path(folder), evaluate=False)
     seconds, last = {}, 0.0
@@ -69,10 +69,10 @@ def _parts(config: TuningConfig, images: Path) -> dict[str, float]:
 
 
 def _pilot_seconds(config: TuningConfig, tree: StudyTree) -> float:
-    """Train the pilot by the ordinary apply_tuning and return the seconds that it took.
+    """Train the pilot with apply_tuning and return the seconds.
 
     Raises:
-        SystemExit: not all of three artists were trained; the message is what it printed.
+        SystemExit: not all three artists were trained; the message is the output.
     """
     with tempfile.TemporaryDirectory() as folder:
         study = StudyTree(Path(folder))

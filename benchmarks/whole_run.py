@@ -1,12 +1,12 @@
-"""What a whole run takes of time and memory, stage by stage: text encoders, VAE, transformer, training.
+"""Measure time and memory of each stage of a run: text encoders, VAE, transformer, training.
 
     .venv/bin/python -m benchmarks.whole_run [--sizes large] [--memory-limit-gib 16] [--output FILE]
 
-Writes a pipeline of random weights in the layout of the real one, and lets the ordinary trainer train a few
-steps on it, with the study's defaults. The default sizes are those of Stable Diffusion 3.5 Large on CUDA (28
-GB on disk), and small ones elsewhere; `cut` has its widths with fewer layers. A run that ends under
-`--memory-limit-gib` shows that every stage fits into a GPU with so much memory. Host memory is read from the
-process every few milliseconds: its own, and with mapped files, which the system can drop at any time.
+Writes a pipeline of random weights with the layout of the real one, and trains a few steps on it with the
+ordinary trainer and the study's defaults. The default sizes are those of Stable Diffusion 3.5 Large on CUDA
+(28 GB on disk), and small ones elsewhere; `cut` has its widths with fewer layers. A run that succeeds with
+`--memory-limit-gib` shows that every stage fits into a GPU with that much memory. Host memory is sampled
+every few milliseconds: the process's own, and with mapped files, which the system can drop at any time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tools.results_file import add_output_option, report
 
 _IMAGES = 4
 _SAMPLE_SECONDS = 0.005
-# The first words of the line that begins each part.
+# Each part begins with the line that starts with these words.
 _PARTS = {
     "encoding the prompt": "text encoders",
     "encoding ": "VAE",
@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("--sizes", choices=SIZES, default="large" if cuda else "small")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument(
-        "--memory-limit-gib", type=float, default=0.0, help="Of the GPU's memory, use so much."
+        "--memory-limit-gib", type=float, default=0.0, help="Use at most this much of the GPU's memory."
     )
-    parser.add_argument("--checkpointed-blocks", type=int, help="By default as few as memory allows.")
-    parser.add_argument("--folder", type=Path, help="Keep the pipeline here, or use the one that is here.")
+    parser.add_argument("--checkpointed-blocks", type=int, help="By default, as few as memory allows.")
+    parser.add_argument("--folder", type=Path, help="Write the pipeline here, or use the one that is here.")
     add_output_option(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -113,13 +113,13 @@ def _weight_bytes(folder: Path) -> dict[str, int]:
 
 
 class Run:
-    """One run of the trainer: how long each part took, and the most host memory that it had meanwhile."""
+    """One run of the trainer, with the time and the peak host memory of each part."""
 
     def __init__(self, command: list[str]) -> None:
         """Run `command` to its end.
 
         Raises:
-            SystemExit: it failed; the message is what it printed.
+            SystemExit: it failed; the message is its output.
         """
         self.checkpointed = 0
         self._part = "start"
