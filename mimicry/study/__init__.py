@@ -1,6 +1,6 @@
 """The study's data: its tree, artists and conditions, images, captions, progress.
 
-What most of the project needs of it is named here; the rest lies in its modules.
+Import common names from here, and others from the modules.
 """
 
 from mimicry.study.captions import Captions

@@ -66,7 +66,7 @@ def bad_images(
 
 
 def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
-    """Make sure that the images are still those that a training began with.
+    """Check that the images are still those that a training began with.
 
     Raises:
         TrainingFailed: some were changed or removed, so that it is not known what it was trained on.

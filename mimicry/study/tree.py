@@ -39,16 +39,16 @@ class Condition:
 
     @classmethod
     def parse(cls, name: str) -> "Condition | None":
-        """Return the condition whose folder has this name; None when none has."""
+        """Return the condition whose folder has this name, or None if the name is not that of a condition."""
         protection, joint, countermeasure = name.partition("__")
         return cls(protection, countermeasure) if joint else None
 
 
 @dataclass(frozen=True)
 class AdapterId:
-    """Which adapter of the study: of which stack and variant, for which condition and artist.
+    """Identifies an adapter of the study by stack, condition, artist and variant.
 
-    A variant is a recipe beside the stack's usual one; None is the usual one.
+    A variant is another recipe of the same stack; None is the usual recipe.
     """
 
     stack: str
@@ -58,12 +58,12 @@ class AdapterId:
 
     @property
     def key(self) -> str:
-        """Its key in the tracker."""
+        """The adapter's key in the tracker."""
         return f"{self._series}/{self.condition.protection}/{self.condition.countermeasure}/{self.artist}"
 
     @property
     def folder(self) -> Path:
-        """Where it lies below models/lora."""
+        """The adapter's folder, relative to models/lora."""
         artist = self.artist
         return Path(self._series, str(self.condition), artist.split, artist.style, artist.name)
 
@@ -73,9 +73,9 @@ class AdapterId:
 
     @classmethod
     def parse(cls, output_dir: Path) -> "AdapterId | None":
-        """Return what an adapter's folder, .../STACK/PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST, is for.
+        """Return the adapter of a folder .../STACK/PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST.
 
-        Returns None when the last names of the path do not have that form.
+        Returns None if the path does not end like that.
         """
         parts = Path(os.path.abspath(output_dir)).parts[-5:]  # noqa: PTH100 - links stay as they are
         condition = Condition.parse(parts[1]) if len(parts) == 5 else None
@@ -147,10 +147,10 @@ class StudyTree:
         return self.lora / adapter.folder
 
     def adapters(self, stack: str | None = None) -> list[AdapterId]:
-        """Return every adapter that has a folder, whatever is in it, sorted by condition and artist.
+        """Return every adapter that has a folder, complete or not, sorted by condition and artist.
 
         Args:
-            stack: only those of this one, without its variants.
+            stack: return only the adapters of this stack, without its variants.
         """
         return [
             AdapterId(name, condition, artist, variant or None)
@@ -168,11 +168,11 @@ class StudyTree:
         return self.lora / stack / "base_samples"
 
     def samples_of(self, adapter: AdapterId) -> Path:
-        """Return the folder of what an adapter has drawn."""
+        """Return the folder of the images drawn with an adapter."""
         return self.data_root / "mimic_art" / adapter.folder
 
     def samples_of_base(self, stack: str) -> Path:
-        """Return the folder of what the base model has drawn."""
+        """Return the folder of the images drawn with the base model."""
         return self.data_root / "mimic_art" / stack / "base"
 
     def artists(self, root: Path) -> list[Artist]:
@@ -239,7 +239,7 @@ class StudyTree:
 def sister_folders(output_dir: Path) -> dict[str, Path]:
     """Return the folders of the same artist's adapters in other conditions, by condition.
 
-    They lie beside `output_dir` in the study's tree; an adapter elsewhere has none.
+    They are beside `output_dir` in the study's tree; an adapter elsewhere has no sisters.
     """
     adapter = AdapterId.parse(output_dir)
     if adapter is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.files import read_json, sha256_file, write_json
-from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
 from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
@@ -102,7 +102,7 @@ class TinyPilot:
     def output_dirs(self, tree: StudyTree) -> dict[Artist, Path]:
         """Return the folders of the artists' adapters."""
         return {
-            artist: tree.output_dir(self.stack, Condition(), artist)
+            artist: tree.adapter_dir(AdapterId(self.stack, Condition(), artist))
             for artist in tree.artists(tree.original_art)
         }
 
