@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line: what cannot be printed, line breaks included, is escaped as in Python."""
+    """Return `text` on one line; line breaks and whatever else cannot be printed are escaped as in Python."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
         for letter in text
@@ -13,9 +13,9 @@ def printable(text: str) -> str:
 
 
 def message_lines(text: str) -> str:
-    """Return a message of one line or several, all but the first indented.
+    """Return a message with all lines but the first indented.
 
-    A line break in a folder's name must not begin a line that a program, or its reader, takes for our own.
+    Otherwise a line break in a folder's name could forge a message of ours.
     """
     first, *others = text.split("\n")
     return "\n".join([printable(first), *("  " + printable(line).removeprefix("  ") for line in others)])
@@ -38,7 +38,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """Return a command on one line, as bash and zsh take it."""
+    """Return a command on one line, quoted for bash and zsh."""
     return " ".join(map(_shell_word, words))
 
 
@@ -54,5 +54,5 @@ def _ansi_c(letter: str) -> str:
         return "\\" + letter
     if letter.isprintable():
         return letter
-    # Octal digits, three at most, cannot run into what follows; a name that is no UTF-8 keeps its bytes.
+    # Three octal digits cannot run into what follows; a name that is not UTF-8 keeps its bytes.
     return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "surrogateescape"))

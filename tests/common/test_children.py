@@ -16,6 +16,7 @@ from mimicry.common.children import (
     Child,
     Interrupted,
     last_lines,
+    process_start,
     running_child,
     stop_signals_raise,
 )
@@ -309,6 +310,24 @@ class TestStopSignals:
 
     def test_are_no_error_that_a_careless_except_would_swallow(self) -> None:
         assert not issubclass(Interrupted, Exception)
+
+
+class TestProcessStart:
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="compares with /proc")
+    def test_it_does_not_change_with_the_clock(self) -> None:
+        """The kernel's ticks since the boot, to the tick; the time of day would move when it is set."""
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        start = process_start(os.getpid())
+        assert start is not None
+        assert round(float(start) * os.sysconf("SC_CLK_TCK")) == ticks
+        assert process_start(os.getpid()) == start
+
+    def test_a_zombie_has_ended(self, tmp_path: Path) -> None:
+        with subprocess.Popen(python(tmp_path, "time.sleep(60)")) as process:
+            assert process_start(process.pid) is not None
+            process.kill()
+            wait_until(lambda: process_start(process.pid) is None)
+        assert process_start(process.pid) is None
 
 
 class TestLastLines:

@@ -120,7 +120,7 @@ class TestRead:
             "command has {options} inside a word; it takes a word by itself",
             "command has {inputdir}, which is no placeholder; did you mean 'input_dir' or 'output_dir'?",
             "command has {}, which is no placeholder; "
-            "there is: input_dir, options, output_dir, python, stack_dir",
+            "available: input_dir, options, output_dir, python, stack_dir",
             "command has no {input_dir}",
             "command has no {output_dir}",
         ]

@@ -112,7 +112,7 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     try:
         code = _run(job, {} if claim is None else claim.variable())
         if not job.script.is_own:
-            with nullcontext() if claim is None else claim.kept():
+            with nullcontext() if claim is None else claim.fenced():
                 _publish_foreign(job, started_at, images)
     except AdapterBroken as error:
         raise TrainingFailed(*error.problems) from error

@@ -82,7 +82,7 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
                 say(f"training {setup.step_count - record.steps} steps on {setup.device}")
                 loop.run(checkpoint_asked, validation.draw_after)
             evaluation.evaluate_at(setup.step_count)
-            with stop_signals_held(), nullcontext() if record.claim is None else record.claim.kept():
+            with stop_signals_held(), nullcontext() if record.claim is None else record.claim.fenced():
                 return _save(setup, loop, record) if processes.is_main else None
 
 
