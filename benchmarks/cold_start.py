@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.cold_start [--demo data/demo] [--steps 20] [--output FILE]
 
-Runs the wrapper's exact command on two artists of the demo study (`make demo`, or `mimicry-demo DIR`), each
+Runs the wrapper's exact command on two artists of the demo study (`make demo`, or `mimicry demo DIR`), each
 with its original art to evaluate on. The first one finds no prompt embeddings on disk, the second one finds
 those of the first. A first run, which does not count, fills the disk cache. Figures are medians in seconds,
 and in MB for the peak host memory of a process.

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.tiny_artist [--demo data/demo] [--steps 20] [--output FILE]
 
-Runs the wrapper's exact command on the demo study (`make demo`, or `mimicry-demo DIR`) and notes when the
+Runs the wrapper's exact command on the demo study (`make demo`, or `mimicry demo DIR`) and notes when the
 trainer prints which line; then times `apply_tuning --pilot`, three artists, on a copy of the study's original
 art. The first run of each fills the disk cache and does not count; figures are medians in seconds.
 """

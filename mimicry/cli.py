@@ -30,7 +30,7 @@ _SUBCOMMANDS = {
     "samples": _Subcommand(
         "mimicry.sampling.draw_samples", "draw_samples", "Draw pictures with the adapters."
     ),
-    "demo": _Subcommand("mimicry.demo.draw_demo", "mimicry_demo", "Draw a small study to try all this on."),
+    "demo": _Subcommand("mimicry.demo.draw_demo", "demo", "Draw a small study to try all this on."),
 }
 
 

@@ -20,7 +20,7 @@ PROGRAMS: dict[str, click.Command] = {
     "apply_tuning": apply_tuning,
     "python mimicry/tuning/apply_tuning.py": apply_tuning,
     f"python {WRAPPER}": wrapper,
-    "mimicry-samples": draw_samples,
+    "mimicry samples": draw_samples,
 }
 # What is in an adapter's folder, and not in the checkout.
 OUTPUTS = {

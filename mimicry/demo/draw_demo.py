@@ -1,15 +1,13 @@
-"""The program `mimicry-demo`: draws the demo study, paintings and tiny base model, into a folder."""
+"""The program `mimicry demo`: draws the demo study, paintings and tiny base model, into a folder."""
 
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import click
 from filelock import FileLock
 
 from mimicry.common.errors import BatchFault, UsageError
-from mimicry.common.programs import run_command
 from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
 from mimicry.study.tree import StudyTree
 
@@ -101,9 +99,9 @@ def _refuse_to_mix(folder: Path) -> None:
     foreign = [name for name in (DATA_ROOT, BASE_MODEL) if (folder / name).exists()]
     if foreign:
         raise UsageError(
-            f"{folder} has {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry-demo "
+            f"{folder} has {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry demo "
             "drew it; nothing was changed. Name a folder without these, for example: "
-            f"mimicry-demo {shlex.quote(str(folder / 'demo'))}"
+            f"mimicry demo {shlex.quote(str(folder / 'demo'))}"
         )
 
 
@@ -123,13 +121,13 @@ def _summary(folder: Path, seed: int) -> str:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--seed", type=int, default=DEFAULT_SEED, show_default=True, help="Another seed gives other pictures."
 )
 @click.option("--force", is_flag=True, help="Draw again even if the demo is complete.")
-def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
+def demo(folder: Path, seed: int, force: bool) -> None:
     """Draw the demo study into DIR: paintings for apply_tuning, and a base model to tune.
 
     DIR/style_mimicry is a data tree as described in the README: three styles, two invented artists each,
@@ -140,7 +138,7 @@ def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
     upscaling: perturbations against the tiny model's own VAE, and a small network that upscales. They work on
     this model, and are no evidence about the real methods.
 
-    A second call draws nothing. Only files that mimicry-demo drew are ever replaced.
+    A second call draws nothing. Only files that mimicry demo drew are ever replaced.
     """
     try:
         if not force and is_whole(folder, seed):
@@ -151,15 +149,6 @@ def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
     except OSError as error:
         raise BatchFault(
             f"cannot draw into {folder}: {error}. Name a folder that can be written, with 60 MB free, "
-            "for example: mimicry-demo ./demo"
+            "for example: mimicry demo ./demo"
         ) from error
     click.echo(_summary(folder, seed))
-
-
-def main() -> int:
-    """Run the program and return its exit code."""
-    return run_command(mimicry_demo)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

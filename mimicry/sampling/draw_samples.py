@@ -3,18 +3,13 @@
 mimicry samples --pilot --contact-sheet sheet.png
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 import click
 
-from mimicry.common.programs import run_command
 from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
 from mimicry.sampling.drawing import draw, usable_model
@@ -155,14 +150,3 @@ def _table(sets: Sequence[SampleSet]) -> str:
         stale = "drawn with other settings; kept, type --overwrite" if found.of(State.STALE) else ""
         rows.append((found.name, *counts, found.problem or stale))
     return text_table(("drawn by", *_COLUMNS.values(), "remark"), rows)
-
-
-def main() -> int:
-    """Run the program and return its exit code."""
-    # It warns that torchvision is missing, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    return run_command(draw_samples)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,6 @@
 """Drawing what a plan says: one base model in memory at a time, for all adapters that draw alike."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,8 @@ def draw(
 
 
 def _sampler(model: BaseModel, config: TuningConfig, request: SampleRequest, prompts: list[str]) -> "Sampler":
+    # It warns that torchvision is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from mimicry.sampling.sampler import Sampler
     from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 

@@ -67,7 +67,7 @@ class TinyPilot:
         """
         source = StudyTree(demo / "style_mimicry")
         if not source.original_art.is_dir():
-            raise SystemExit(f"there is no demo study in {demo}; type `make demo`, or mimicry-demo {demo}")
+            raise SystemExit(f"there is no demo study in {demo}; type `make demo`, or mimicry demo {demo}")
         pilot = cls(folder / "template", demo.absolute() / "tiny_sd3", folder / "cache")
         template = StudyTree(pilot.template)
         styles = set()

@@ -1,4 +1,4 @@
-"""The program mimicry-demo: draws once, the same each time, never half, and over nobody's files."""
+"""The program mimicry demo: draws once, the same each time, never half, and over nobody's files."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.programs import run_command
 from mimicry.demo import draw_demo as program
-from mimicry.demo.draw_demo import TUNING_OPTIONS, draw_demo, mimicry_demo
+from mimicry.demo.draw_demo import TUNING_OPTIONS, demo, draw_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
 from mimicry.demo.tiny_sd3 import WEIGHTS
 
@@ -153,7 +153,7 @@ def test_a_study_that_was_not_drawn_here_is_left_alone(
     result = _run(capsys, str(tmp_path))
 
     assert result.exit_code == 2
-    assert f"mimicry-demo {tmp_path}/demo" in result.stderr
+    assert f"mimicry demo {tmp_path}/demo" in result.stderr
     assert file_sizes(tmp_path / name) == {"mine": len("precious")}
     assert quick_draw == []
 
@@ -258,5 +258,5 @@ class _Result:
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: str) -> _Result:
-    code = run_command(mimicry_demo, words)
+    code = run_command(demo, words)
     return _Result(code, *capsys.readouterr())
