@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters import WEIGHTS
 from mimicry.tuning.options.config import TuningConfig
 from tools.results_file import add_output_option, report
 
@@ -88,7 +89,7 @@ def _pilot_seconds(config: TuningConfig, tree: StudyTree) -> float:
             command, capture_output=True, text=True, check=False, env=os.environ | {"XDG_CACHE_HOME": folder}
         )
         seconds = time.perf_counter() - begin
-        adapters = list(study.data_root.rglob("pytorch_lora_weights.safetensors"))
+        adapters = list(study.data_root.rglob(WEIGHTS))
         if done.returncode != 0 or len(adapters) != 3:
             raise SystemExit(done.stdout + done.stderr)
     return seconds

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks.random_pipeline import SIZES, write_pipeline
+from mimicry.tuning.adapters import METRICS, TRAINING_RUN
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.trainer_flags import trainer_flags
 from tools.results_file import add_output_option, report
@@ -95,11 +96,11 @@ def _measure(options: argparse.Namespace, work: Path) -> dict[str, float]:
     )
     figures = {f"weights of the {name} [GB]": size / 1e9 for name, size in _weight_bytes(folder).items()}
     figures |= run.figures()
-    record = json.loads((adapter / "training_run.json").read_text("utf-8"))
+    record = json.loads((adapter / TRAINING_RUN).read_text("utf-8"))
     if torch.cuda.is_available():
         figures["GPU memory, whole run: peak [GiB]"] = record["peak_memory_bytes"] / 2**30
     figures["checkpointed blocks"] = float(run.checkpointed)
-    lines = (adapter / "metrics.jsonl").read_text("utf-8").splitlines()
+    lines = (adapter / METRICS).read_text("utf-8").splitlines()
     seconds = sorted(line["seconds"] for line in map(json.loads, lines) if "seconds" in line)
     return figures | {"optimizer step, median [s]": seconds[len(seconds) // 2]}
 

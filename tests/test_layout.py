@@ -75,6 +75,17 @@ LIBRARIES = {
     ),
     "huggingface_hub": ("mimicry.tuning.hub", f"{STACK}.download"),
 }
+# Names on disk, and the only package that may write them out. Everybody else asks it for paths.
+NAMES_ON_DISK = {
+    "mimicry.study.tree": {
+        *("original_art", "protected_art", "robust_samples", "mimic_art"),
+        *("progress_tracker.json", "quarantine.json", "base_samples", "__"),
+    },
+    "mimicry.tuning.adapters": {
+        *("pytorch_lora_weights.safetensors", "adapter_config.json", "training_run.json"),
+        *("metrics.jsonl", "train.log"),
+    },
+}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
 MOST_LINES_OF_A_FUNCTION = 60
 MOST_PROJECT_IMPORTS = 12
@@ -181,6 +192,18 @@ def test_a_library_has_its_place(library: str) -> None:
         line
         for line in imports_of("mimicry", library)
         if not any(is_in(line.partition(" ")[0], place) for place in LIBRARIES[library])
+    )
+
+
+@pytest.mark.parametrize("place", NAMES_ON_DISK)
+def test_a_name_on_disk_has_its_place(place: str) -> None:
+    none_of(
+        f"{name}, line {node.lineno} writes out {node.value!r}"
+        for folder in ("mimicry", "benchmarks")
+        for name, module in modules_of(folder).items()
+        if not is_in(name, place)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Constant) and node.value in NAMES_ON_DISK[place]
     )
 
 
