@@ -1,1 +1,1 @@
-"""Programs that print figures. None of them is a test."""
+"""Programs that measure and print figures. They are not tests."""

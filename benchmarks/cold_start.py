@@ -1,11 +1,11 @@
-"""How long it takes from the start of the process to the first step: for the first artist, and the second.
+"""Measure the time from the start of the process to the first step, for the first artist and the second.
 
     .venv/bin/python -m benchmarks.cold_start [--demo data/demo] [--steps 20] [--output FILE]
 
-Runs the wrapper's exact command on two artists of the demo study (`make demo`, or `mimicry-demo DIR`), each
-with its original art to evaluate on. The first one finds no prompt embeddings on disk, the second one those
-of the first. What is read from disk is in the memory of the machine already, so that the runs can be
-compared; figures are medians, in seconds, and in MB for the most host memory that a process took.
+Runs the wrapper's exact command on two artists of the demo study (`make demo`, or `mimicry demo DIR`), each
+with its original art to evaluate on. The first one finds no prompt embeddings on disk, the second one finds
+those of the first. A first run, which does not count, fills the disk cache. Figures are medians in seconds,
+and in MB for the peak host memory of a process.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
-# With up to this many steps, the trainer prints a line for each.
+# Up to this number of steps, the trainer prints a line for each.
 _MOST_STEPS = 39
-# The first words of the line that ends each part.
+# Each part ends with the line that starts with these words.
 _MARKS = (
     ("to the trainer's first line", "mimicry "),
     ("to the prompt embeddings", "prompt embeddings "),
@@ -38,18 +38,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, choices=range(1, _MOST_STEPS + 1), default=20, metavar="COUNT")
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
-    asked = parser.parse_args()
-    tree = StudyTree(asked.demo / "style_mimicry")
+    options = parser.parse_args()
+    tree = StudyTree(options.demo / "style_mimicry")
     first, second = (
         tree.images_of(tree.original_art, artist) for artist in tree.artists(tree.original_art)[:2]
     )
     config = TuningConfig(
-        pretrained_model_name_or_path=str(asked.demo / "tiny_sd3"), resolution=64, max_train_steps=asked.steps
+        pretrained_model_name_or_path=str(options.demo / "tiny_sd3"),
+        resolution=64,
+        max_train_steps=options.steps,
     )
     load_before = os.getloadavg()[0]
     seconds: dict[str, list[float]] = {}
-    # One more, which warms the disk and is not counted.
-    for run in range(asked.runs + 1):
+    # The first run fills the disk cache and does not count.
+    for run in range(options.runs + 1):
         with tempfile.TemporaryDirectory() as folder:
             for images, which in ((first, "first artist, cache cold"), (second, "second artist, cache warm")):
                 for part, value in _run(config, images, Path(folder), which).items():
@@ -59,16 +61,16 @@ def main() -> None:
     report(
         "cold_start",
         figures,
-        asked.output,
-        runs=asked.runs,
-        steps=asked.steps,
-        # Of other programs, with which the figures were measured.
+        options.output,
+        runs=options.runs,
+        steps=options.steps,
+        # Other programs that ran at the same time.
         load_average_before=round(load_before, 2),
     )
 
 
 def _run(config: TuningConfig, images: Path, folder: Path, which: str) -> dict[str, float]:
-    """Train once; return the seconds since the start of each mark, and the peak of host memory in MB."""
+    """Train once; return the seconds from the start to each mark, and the peak host memory in MB."""
     run = timed_run(config, images, folder, evaluate=True)
     expected = "from the cache" if which.endswith("warm") else "cached"
     if not any(line.startswith(f"prompt embeddings {expected}") for line, _ in run.lines):

@@ -1,8 +1,8 @@
-"""Runs the trainer with a limit on the GPU's memory, given in GiB as the first word.
+"""Run the trainer with a limit on the GPU's memory, given in GiB as the first argument.
 
     python -m benchmarks.limited_trainer 16 --instance_data_dir DIR --output_dir DIR [flags]
 
-A limit of 0 is none. Memory beyond the limit is refused as on a card that has no more.
+A limit of 0 means no limit. Beyond the limit, allocations fail as on a smaller GPU.
 """
 
 import sys

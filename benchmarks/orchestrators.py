@@ -1,9 +1,9 @@
-"""Several calls of apply_tuning at once on one tree: is each artist trained once, and how long does it take?
+"""Run several calls of apply_tuning at once on one study: is each artist trained once, and how fast?
 
     .venv/bin/python -m benchmarks.orchestrators [--calls 8] [--artists 24] [--demo data/demo] [--output FILE]
 
-The artists have a few paintings of the demo study each, the trainings are as short as can be. Ends with exit
-code 1 if an artist was trained twice or not at all, or a call ended with another exit code than 0.
+Each artist has a few paintings of the demo study, and trainings are as short as possible. The exit code is 1
+if an artist was trained twice or not at all, or if a call had an exit code other than 0.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.common.files import read_json
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG
 from mimicry.tuning.execution.bookmarks import STEP
 from tests.chaos.tiny_pilot import TinyPilot, start_pilot
+from tools.results_file import add_output_option, report
 
 _DEADLINE_SECONDS = 3600.0
 
@@ -29,19 +29,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--demo", type=Path, default=Path("data/demo"), help="Of `make demo`.")
+    parser.add_argument(
+        "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
+    )
     parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--artists", type=int, default=24)
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="orchestrators-") as name:
         folder = Path(name)
-        pilot = TinyPilot.copied(asked.demo, folder)
-        tree = _multiplied(pilot, folder, asked.artists)
+        pilot = TinyPilot.copied(options.demo, folder)
+        tree = _multiplied(pilot, folder, options.artists)
         begin = time.monotonic()
-        # Every artist is the pilot of a style of its own.
-        calls = [start_pilot(pilot, folder) for _ in range(asked.calls)]
+        # Every artist has a style of its own, so --pilot takes all of them.
+        calls = [start_pilot(pilot, folder) for _ in range(options.calls)]
         codes = [call.wait(_DEADLINE_SECONDS) for call in calls]
         seconds = time.monotonic() - begin
         trainings = Counter(
@@ -50,23 +52,25 @@ def main() -> int:
         )
         marks = read_json(tree.tracker)["bookmarks"][STEP].values()
         complete = sum(mark["status"] == "complete" for mark in marks)
-        if codes != [0] * asked.calls:
+        if codes != [0] * options.calls:
             print((folder / "output.log").read_text("utf-8", "replace"), file=sys.stderr)
     figures = {
-        "calls": float(asked.calls),
-        "artists": float(asked.artists),
+        "calls": float(options.calls),
+        "artists": float(options.artists),
         "artists trained once": float(trainings[1]),
         "bookmarks that say complete": float(complete),
         "calls with exit code 0": float(codes.count(0)),
         "all [s]": seconds,
     }
-    report("orchestrators", figures, asked.output, load_average_before=load)
-    well = trainings == {1: asked.artists} and complete == asked.artists and codes == [0] * asked.calls
-    return 0 if well else 1
+    report("orchestrators", figures, options.output, load_average_before=load)
+    as_expected = (
+        trainings == {1: options.artists} and complete == options.artists and codes == [0] * options.calls
+    )
+    return 0 if as_expected else 1
 
 
 def _multiplied(pilot: TinyPilot, folder: Path, count: int) -> StudyTree:
-    """Return a study in which so many artists have the paintings of the pilot's artists in turn."""
+    """Return a study of `count` artists that have the paintings of the pilot's artists in turn."""
     template, tree = StudyTree(pilot.template), StudyTree(folder / "study")
     models = template.artists(template.original_art)
     for number in range(count):

@@ -1,6 +1,6 @@
-"""A Stable Diffusion 3 pipeline of any size with random weights, written without ever being in memory whole.
+"""Writes a Stable Diffusion 3 pipeline of any size with random weights, without holding all of it in memory.
 
-For what depends on sizes alone: memory and speed. What it draws is noise.
+For measuring memory and speed, which depend on sizes only. The pipeline draws noise.
 """
 
 import json
@@ -79,7 +79,7 @@ def write_pipeline(folder: Path, sizes: Sizes, device: torch.device) -> dict[str
     """Write the pipeline in bf16 into `folder`, which must not exist; return the bytes of each model.
 
     Args:
-        device: where the numbers are drawn.
+        device: where the random numbers are generated.
     """
     folder.mkdir(parents=True)
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
@@ -104,7 +104,7 @@ def write_pipeline(folder: Path, sizes: Sizes, device: torch.device) -> dict[str
 
 
 def _models(sizes: Sizes) -> Iterator[tuple[str, Any]]:
-    """Yield the models by name, without numbers in them."""
+    """Yield the models by name, on the meta device."""
     with torch.device("meta"):
         yield "text_encoder", _clip(*sizes.clips[0], activation="quick_gelu")
         yield "text_encoder_2", _clip(*sizes.clips[1], activation="gelu")
@@ -177,8 +177,8 @@ def _transformer(sizes: Sizes) -> SD3Transformer2DModel:
 
 
 def _tensors(model: Any) -> dict[str, torch.Size]:
-    """Return the shape of each tensor that a file of `model` has."""
-    # T5 has its embedding under two names.
+    """Return the shape of each tensor in the weight files of `model`."""
+    # T5 has its embedding twice, under two names.
     return {
         name: tensor.shape
         for name, tensor in model.state_dict().items()

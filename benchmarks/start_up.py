@@ -1,9 +1,9 @@
-"""How long apply_tuning takes before it trains anything: --help, and --dry-run over many artists.
+"""Measure how long apply_tuning takes before it trains: --help, and --dry-run over many artists.
 
     .venv/bin/python -m benchmarks.start_up [--artists 1000] [--images 20] [--output FILE]
 
-Draws a tree of small image files in a temporary folder and reports the median of several runs in seconds,
-and the most memory that one of them took.
+Makes a tree of small files in a temporary folder and reports the median of several runs in seconds, and the
+peak memory of all of them.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.study.tree import Artist, StudyTree
+from tools.results_file import add_output_option, report
 
 _STYLES = 10
 
@@ -29,20 +29,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         data_root = Path(folder) / "style_mimicry"
-        _make_tree(StudyTree(data_root), asked.artists, asked.images)
+        _make_tree(StudyTree(data_root), options.artists, options.images)
         dry_run = ["--dry-run", "--data-root", str(data_root), "--no-push-to-hub"]
         figures = {}
-        what = f"apply_tuning --dry-run, {asked.artists} artists of {asked.images} images"
+        what = f"apply_tuning --dry-run, {options.artists} artists of {options.images} images"
         for name, words in (("apply_tuning --help", ["--help"]), (what, dry_run)):
-            seconds, cpu_seconds, peak_bytes = _measure(words, asked.runs)
+            seconds, cpu_seconds, peak_bytes = _measure(words, options.runs)
             figures[f"{name} [s]"] = seconds
             figures[f"{name}, of which computing [s]"] = cpu_seconds
             figures[f"{name}, peak memory [MB]"] = peak_bytes / 1e6
-    report("start_up", figures, asked.output, runs=asked.runs, load_average_before=load)
+    report("start_up", figures, options.output, runs=options.runs, load_average_before=load)
 
 
 def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
@@ -55,14 +55,14 @@ def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
 
 
 def _measure(words: list[str], runs: int) -> tuple[float, float, int]:
-    """Return the medians of the seconds that the program takes and computes, and its peak memory in bytes."""
+    """Return the medians of wall seconds and CPU seconds, and the peak memory in bytes."""
     times, cpu_times, peaks = [], [], []
     for _ in range(runs):
         begin = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "mimicry.tuning.apply_tuning", *words], stdout=subprocess.DEVNULL
         )
-        # Unlike wait(), it tells what the process took.
+        # Unlike wait(), this returns the resources that the process used.
         _, status, usage = os.wait4(process.pid, 0)
         times.append(time.perf_counter() - begin)
         cpu_times.append(usage.ru_utime + usage.ru_stime)

@@ -1,10 +1,10 @@
-"""Whether the tiny base model paints what it is asked for, and how well its VAE keeps a painting.
+"""Measure whether the tiny base model paints what the prompt says, and how well its VAE keeps a painting.
 
     .venv/bin/python -m benchmarks.subjects_shown [--model DIR] [--samples 20] [--output FILE]
 
-A small classifier learns the five subjects from drawn scenes, seen through the model's VAE as samples are. It
-is tried on other drawn scenes, then on samples for "a painting of a house" and so on. By chance one in five
-would be right. Lines kept: how much of the darkness of facet lines comes back from the VAE, 1 is all.
+A small classifier learns the five subjects from drawn scenes that went through the model's VAE, as samples
+do. It is tested on other drawn scenes, then on samples for "a painting of a house" and so on. Chance level is
+one in five. "Facet lines kept" is the fraction of the darkness of facet lines after encoding and decoding.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.results_file import add_output_option, report
-from mimicry.demo.chance import generator
 from mimicry.demo.hands import LeadedFacets
 from mimicry.demo.paintings import SUBJECTS, draw_scene
+from mimicry.demo.rng import generator
 from mimicry.demo.tiny_sd3 import WEIGHTS
 from tools.demo_weights.training_set import PALETTES, draw_training_set
 from tools.demo_weights.vae import as_pixels
+from tools.results_file import add_output_option, report
 
 _PROMPTS = {
     "hills": "a painting of hills",
@@ -38,15 +38,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=WEIGHTS)
-    parser.add_argument("--samples", type=int, default=20, help="Of each subject.")
+    parser.add_argument("--samples", type=int, default=20, help="Number of samples of each subject.")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
     from diffusers import StableDiffusion3Pipeline
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(asked.model).to(torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(options.model).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
     classifier = _trained_classifier(pipeline.vae)
@@ -54,23 +54,23 @@ def main() -> None:
     figures = {"drawn scenes told right": _share_right(classifier, images_NIHW, labels_N)}
     for subject, prompt in _PROMPTS.items():
         output = pipeline(
-            [prompt] * asked.samples,
-            height=64, width=64, num_inference_steps=asked.steps, guidance_scale=asked.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in range(asked.samples)],
+            [prompt] * options.samples,
+            height=64, width=64, num_inference_steps=options.steps, guidance_scale=options.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(options.samples)],
             max_sequence_length=77, output_type="pt",
         )  # fmt: skip
-        labels_N = torch.full((asked.samples,), SUBJECTS.index(subject))
+        labels_N = torch.full((options.samples,), SUBJECTS.index(subject))
         figures[f"samples of {subject} told right"] = _share_right(
             classifier, 2 * output.images - 1, labels_N
         )
     sampled = [value for name, value in figures.items() if name.startswith("samples")]
     figures["samples told right, mean"] = float(np.mean(sampled))
     figures |= _kept_by(pipeline.vae)
-    report("subjects_shown", figures, asked.output, samples=asked.samples, guidance=asked.guidance)
+    report("subjects_shown", figures, options.output, samples=options.samples, guidance=options.guidance)
 
 
 def _drawn(vae: Any, purpose: str, count: int) -> tuple[Tensor, Tensor]:
-    """Return drawn scenes as the VAE gives them back, (N, 3, 64, 64), and the indices of their subjects."""
+    """Return drawn scenes (N, 3, 64, 64) after the VAE's encoder and decoder, and their subjects' indices."""
     drawn = draw_training_set(11, purpose, count, side=64, plain_share=1.0)
     images_NIHW = _through(vae, as_pixels(drawn.images_NHWI, "cpu"))
     return images_NIHW, torch.tensor([SUBJECTS.index(subject) for subject in drawn.subjects])
@@ -109,7 +109,7 @@ def _share_right(classifier: nn.Module, images_NIHW: Tensor, labels_N: Tensor) -
 
 
 def _kept_by(vae: Any) -> dict[str, float]:
-    """Return the VAE's absolute error, of 1, and how much darker than their surroundings facet lines stay."""
+    """Return the VAE's absolute error, of 1, and the fraction of facet lines that it keeps."""
     hand = LeadedFacets(cells=40, contrast=0.25, fade=0.3, lead=0.15, lead_width=0.032)
     scenes = []
     for index in range(40):
@@ -124,7 +124,7 @@ def _kept_by(vae: Any) -> dict[str, float]:
 
 
 def _detail(pixels_NIHW: Tensor) -> Tensor:
-    """Return what of the brightness is finer than three pixels: in facets nearly all of it is lines."""
+    """Return the details of the brightness below three pixels, which in facets are nearly all lines."""
     grey_N1HW = pixels_NIHW.mean(dim=1, keepdim=True)
     return grey_N1HW - nn.functional.avg_pool2d(grey_N1HW, 5, stride=1, padding=2, count_include_pad=False)
 

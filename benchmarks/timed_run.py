@@ -1,4 +1,4 @@
-"""One training as the wrapper starts it, with the moment at which each line was printed."""
+"""Runs one training as the wrapper does, and notes when each line was printed."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.inputs import TrainingInputs
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """What a training printed and took.
+    """Output, time and memory of a training.
 
-    `lines` are texts with the seconds since its start; `peak_bytes` is the most host memory that one of its
-    processes took.
+    `lines` are texts with the seconds since the start; `peak_bytes` is the peak host memory of one process.
     """
 
     lines: list[tuple[str, float]]
@@ -24,24 +24,22 @@ class TimedRun:
     peak_bytes: int
 
     def when(self, words: str) -> float:
-        """Return the seconds from the start to the first line that begins with `words`."""
+        """Return the seconds from the start to the first line that starts with `words`."""
         return next(when for line, when in self.lines if line.startswith(words))
 
 
 def timed_run(config: TuningConfig, images: Path, folder: Path, *, evaluate: bool) -> TimedRun:
-    """Train on `images` into `folder`, where prompt embeddings are kept too; `evaluate` on the same images.
+    """Train on `images` into `folder`, also the cache of prompt embeddings; `evaluate` on the same images.
 
     Raises:
-        SystemExit: the training failed; the message is what it printed.
+        SystemExit: the training failed; the message is its output.
     """
-    job = ArtistJob(
-        config=config,
+    inputs = TrainingInputs(
         input_dir=images,
         output_dir=folder / images.name,
-        script=TrainScript.own(),
-        stall_seconds=600,
-        eval_dir=images if evaluate else None,
+        eval_data_dir=images if evaluate else None,
     )
+    job = ArtistJob(config=config, inputs=inputs, script=TrainScript.own(), stall_seconds=600)
     begin = time.perf_counter()
     process = subprocess.Popen(
         job.command(),
@@ -53,7 +51,7 @@ def timed_run(config: TuningConfig, images: Path, folder: Path, *, evaluate: boo
     )
     assert process.stdout is not None
     lines = [(line, time.perf_counter() - begin) for line in process.stdout]
-    # Unlike wait(), it tells what the launcher and the trainer below it took.
+    # Unlike wait(), this returns the resources that the launcher and its trainer used.
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)

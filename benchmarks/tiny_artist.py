@@ -1,10 +1,10 @@
-"""Where the wall time of one tiny artist goes: launcher, imports, encoding, training, saving; and of a pilot.
+"""Measure where the time of one tiny artist goes (launcher, imports, encoding, training), and a pilot's.
 
     .venv/bin/python -m benchmarks.tiny_artist [--demo data/demo] [--steps 20] [--output FILE]
 
-Runs the wrapper's exact command on the demo study (`make demo`, or `mimicry-demo DIR`) and notes when the
+Runs the wrapper's exact command on the demo study (`make demo`, or `mimicry demo DIR`) and notes when the
 trainer prints which line; then times `apply_tuning --pilot`, three artists, on a copy of the study's original
-art. The first run of each warms the disk and is not counted; figures are medians in seconds.
+art. The first run of each fills the disk cache and does not count; figures are medians in seconds.
 """
 
 import argparse
@@ -17,12 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results_file import add_output_option, report
 from benchmarks.timed_run import timed_run
 from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters import WEIGHTS
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
-# The first words of the line that ends each part.
+# Each part ends with the line that starts with these words.
 _PARTS = (
     ("launcher", "mimicry "),
     ("imports", "encoding the prompt"),
@@ -41,22 +42,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5)
     add_output_option(parser)
-    asked = parser.parse_args()
-    tree = StudyTree(asked.demo / "style_mimicry")
+    options = parser.parse_args()
+    tree = StudyTree(options.demo / "style_mimicry")
     artist = tree.artists(tree.original_art)[0]
     config = TuningConfig(
-        pretrained_model_name_or_path=str(asked.demo / "tiny_sd3"), resolution=64, max_train_steps=asked.steps
+        pretrained_model_name_or_path=str(options.demo / "tiny_sd3"),
+        resolution=64,
+        max_train_steps=options.steps,
     )
     images = tree.images_of(tree.original_art, artist)
-    runs = [_parts(config, images) for _ in range(asked.runs + 1)][1:]
+    runs = [_parts(config, images) for _ in range(options.runs + 1)][1:]
     figures = {f"{part} [s]": statistics.median(run[part] for run in runs) for part in runs[0]}
-    pilots = [_pilot_seconds(config, tree) for _ in range(asked.runs + 1)][1:]
+    pilots = [_pilot_seconds(config, tree) for _ in range(options.runs + 1)][1:]
     figures["apply_tuning --pilot, three artists [s]"] = statistics.median(pilots)
-    report("tiny_artist", figures, asked.output, runs=asked.runs, steps=asked.steps)
+    report("tiny_artist", figures, options.output, runs=options.runs, steps=options.steps)
 
 
 def _parts(config: TuningConfig, images: Path) -> dict[str, float]:
-    """Train once and return the seconds of each part, of what is left at the end, and in all."""
+    """Train once and return the seconds of each part, of the exit, and of all."""
     with tempfile.TemporaryDirectory() as folder:
         run = timed_run(config, images, Path(folder), evaluate=False)
     seconds, last = {}, 0.0
@@ -67,10 +70,10 @@ def _parts(config: TuningConfig, images: Path) -> dict[str, float]:
 
 
 def _pilot_seconds(config: TuningConfig, tree: StudyTree) -> float:
-    """Train the pilot by the ordinary apply_tuning and return the seconds that it took.
+    """Train the pilot with apply_tuning and return the seconds.
 
     Raises:
-        SystemExit: not all of three artists were trained; the message is what it printed.
+        SystemExit: not all three artists were trained; the message is the output.
     """
     with tempfile.TemporaryDirectory() as folder:
         study = StudyTree(Path(folder))
@@ -86,7 +89,7 @@ def _pilot_seconds(config: TuningConfig, tree: StudyTree) -> float:
             command, capture_output=True, text=True, check=False, env=os.environ | {"XDG_CACHE_HOME": folder}
         )
         seconds = time.perf_counter() - begin
-        adapters = list(study.data_root.rglob("pytorch_lora_weights.safetensors"))
+        adapters = list(study.data_root.rglob(WEIGHTS))
         if done.returncode != 0 or len(adapters) != 3:
             raise SystemExit(done.stdout + done.stderr)
     return seconds

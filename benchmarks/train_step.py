@@ -1,12 +1,12 @@
-"""How long a micro-step and an optimizer step take, and how much memory, with each technique added in turn.
+"""Measure time and memory of a micro-step and an optimizer step, adding one technique after the other.
 
     .venv/bin/python -m benchmarks.train_step [--geometry large] [--memory-limit-gib 24] [--output FILE]
 
-The first way is the plain one, written here: eager, every block checkpointed, the adapter in bf16, nothing
-left out of the transformer, text encoders and VAE still in memory when it is made. Each way that follows
-adds one technique to the one before it. Weights are random and are made on the device; nothing is
-downloaded. The default geometry is that of Stable Diffusion 3.5 Large on CUDA, and a small one elsewhere.
-TFLOP/s count the arithmetic of a pass without checkpointing, whatever is recomputed.
+The first way is the plain one: eager, every block checkpointed, the adapter in bf16, the full transformer,
+text encoders and VAE still in memory when it is made. Each of the next ways adds one technique to the one
+before it. Weights are random and are made on the device; nothing is downloaded. The default geometry is that
+of Stable Diffusion 3.5 Large on CUDA, and a small one elsewhere. TFLOP/s count the operations of a pass
+without checkpointing, even if some are recomputed.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results_file import add_output_option, report
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import (
     checkpoint_first,
@@ -33,6 +32,7 @@ from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
 from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
 from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
+from tools.results_file import add_output_option, report
 
 _POOLED_WIDTH = 2048
 _LEVELS = 1000
@@ -44,7 +44,7 @@ WAYS = ("plain", "fp32 adapter", "table", "few checkpointed", "attention", "comp
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the transformer and its input; `side` is that of the latents."""
+    """Sizes of the transformer and its input; `side` is the width of the latents."""
 
     blocks: int
     heads: int
@@ -68,35 +68,35 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--accumulation", type=int, default=4, help="Micro-steps to an optimizer step.")
-    parser.add_argument("--memory-limit-gib", type=float, help="Of the GPU's memory, use so much at most.")
+    parser.add_argument("--memory-limit-gib", type=float, help="Use at most this much of the GPU's memory.")
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
-    if cuda and asked.memory_limit_gib:
+    if cuda and options.memory_limit_gib:
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(asked.memory_limit_gib * 2**30 / total, device)
-    geometry = GEOMETRIES[asked.geometry]
+        torch.cuda.set_per_process_memory_fraction(options.memory_limit_gib * 2**30 / total, device)
+    geometry = GEOMETRIES[options.geometry]
     flop_count = count_flops(geometry)
     rate = matmul_rate(device)
     figures = {"one micro-step [TFLOP]": flop_count / 1e12, "matrix multiplication [TFLOP/s]": rate / 1e12}
     for way in WAYS:
-        if way in asked.ways:
-            figures |= measure(way, geometry, device, asked, flop_count, rate)
+        if way in options.ways:
+            figures |= measure(way, geometry, device, options, flop_count, rate)
     report(
         "train_step",
         figures,
-        asked.output,
+        options.output,
         device=torch.cuda.get_device_name(device) if cuda else "cpu",
         threads=torch.get_num_threads(),
         geometry=asdict(geometry),
-        runs=asked.runs,
-        accumulation=asked.accumulation,
-        memory_limit_gib=asked.memory_limit_gib,
+        runs=options.runs,
+        accumulation=options.accumulation,
+        memory_limit_gib=options.memory_limit_gib,
     )
 
 
 class Step:
-    """A transformer with its adapter, and one batch of one sample that it is trained on."""
+    """A transformer with its adapter, and the batch of one sample that it is trained on."""
 
     def __init__(self, way: str, geometry: Geometry, device: torch.device) -> None:
         rank = WAYS.index(way)
@@ -142,7 +142,7 @@ class Step:
         return count
 
     def kernels(self) -> AbstractContextManager[None]:
-        """Return the context of a step: torch's own choice of attention before our way to choose."""
+        """Return the context of a step: torch's choice of attention, or ours from that way on."""
         if self.way_number < WAYS.index("attention"):
             return nullcontext()
         return attention(self.config, self.device)
@@ -190,7 +190,7 @@ def make_transformer(geometry: Geometry, device: torch.device, kind: Any = None)
             )
     finally:
         torch.set_default_dtype(previous)
-    # As a model that is read in bf16 has it: the places of the patches, too.
+    # A model that is read in bf16 also has its position embeddings in bf16.
     model.pos_embed.to(torch.bfloat16)
     return model.to(device).train()
 
@@ -207,7 +207,7 @@ def make_rows(transformer: CachedModulationTransformer, device: torch.device) ->
 
 
 def measure(
-    way: str, geometry: Geometry, device: torch.device, asked: argparse.Namespace, flops: int, rate: float
+    way: str, geometry: Geometry, device: torch.device, options: argparse.Namespace, flops: int, rate: float
 ) -> dict[str, float]:
     """Return the figures of one way."""
     if device.type == "cuda":
@@ -216,8 +216,8 @@ def measure(
     torch._dynamo.reset()
     step = Step(way, geometry, device)
     with step.kernels():
-        micro = median_seconds(step.micro_step, asked.runs, device)
-        whole = median_seconds(lambda: step.optimizer_step(asked.accumulation), asked.runs, device)
+        micro = median_seconds(step.micro_step, options.runs, device)
+        whole = median_seconds(lambda: step.optimizer_step(options.accumulation), options.runs, device)
     label = f"{'' if way in WAYS[:2] else '+ '}{way}"
     figures = {
         f"{label}: micro-step [s]": micro,
@@ -243,11 +243,11 @@ def median_seconds(action: Callable[[], object], runs: int, device: torch.device
 
 
 def count_flops(geometry: Geometry) -> int:
-    """Return the arithmetic of one forward and backward pass, counted on tensors without numbers."""
+    """Return the FLOPs of one forward and backward pass, counted on the meta device."""
     meta = torch.device("meta")
     model = make_transformer(geometry, meta)
     model.requires_grad_(False)
-    # As with an adapter in the first block: gradients flow through all blocks, to no frozen weight.
+    # As with an adapter in the first block: gradients flow through all blocks, but not to frozen weights.
     latents = torch.empty(
         1, 16, geometry.side, geometry.side, dtype=torch.bfloat16, device=meta, requires_grad=True
     )

@@ -1,12 +1,12 @@
-"""What a whole run takes of time and memory, stage by stage: text encoders, VAE, transformer, training.
+"""Measure time and memory of each stage of a run: text encoders, VAE, transformer, training.
 
     .venv/bin/python -m benchmarks.whole_run [--sizes large] [--memory-limit-gib 16] [--output FILE]
 
-Writes a pipeline of random weights in the layout of the real one, and lets the ordinary trainer train a few
-steps on it, with the study's defaults. The default sizes are those of Stable Diffusion 3.5 Large on CUDA (28
-GB on disk), and small ones elsewhere; `cut` has its widths with fewer layers. A run that ends under
-`--memory-limit-gib` shows that every stage fits into a GPU with so much memory. Host memory is read from the
-process every few milliseconds: its own, and with mapped files, which the system can drop at any time.
+Writes a pipeline of random weights with the layout of the real one, and trains a few steps on it with the
+ordinary trainer and the study's defaults. The default sizes are those of Stable Diffusion 3.5 Large on CUDA
+(28 GB on disk), and small ones elsewhere; `cut` has its widths with fewer layers. A run that succeeds with
+`--memory-limit-gib` shows that every stage fits into a GPU with that much memory. Host memory is sampled
+every few milliseconds: the process's own, and with mapped files, which the system can drop at any time.
 """
 
 import argparse
@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 
 from benchmarks.random_pipeline import SIZES, write_pipeline
-from benchmarks.results_file import add_output_option, report
-from mimicry.tuning.options.command_line import trainer_flags
+from mimicry.tuning.adapters import METRICS, TRAINING_RUN
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.trainer_flags import trainer_flags
+from tools.results_file import add_output_option, report
 
 _IMAGES = 4
 _SAMPLE_SECONDS = 0.005
-# The first words of the line that begins each part.
+# Each part begins with the line that starts with these words.
 _PARTS = {
     "encoding the prompt": "text encoders",
     "encoding ": "VAE",
@@ -48,28 +49,28 @@ def main() -> None:
     parser.add_argument("--sizes", choices=SIZES, default="large" if cuda else "small")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument(
-        "--memory-limit-gib", type=float, default=0.0, help="Of the GPU's memory, use so much."
+        "--memory-limit-gib", type=float, default=0.0, help="Use at most this much of the GPU's memory."
     )
-    parser.add_argument("--checkpointed-blocks", type=int, help="By default as few as memory allows.")
-    parser.add_argument("--folder", type=Path, help="Keep the pipeline here, or use the one that is here.")
+    parser.add_argument("--checkpointed-blocks", type=int, help="By default, as few as memory allows.")
+    parser.add_argument("--folder", type=Path, help="Write the pipeline here, or use the one that is here.")
     add_output_option(parser)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        figures = _measure(asked, Path(work))
+        figures = _measure(options, Path(work))
     report(
         "whole_run",
         figures,
-        asked.output,
-        sizes=asked.sizes,
-        steps=asked.steps,
-        memory_limit_gib=asked.memory_limit_gib or None,
-        checkpointed_blocks_asked=asked.checkpointed_blocks,
+        options.output,
+        sizes=options.sizes,
+        steps=options.steps,
+        memory_limit_gib=options.memory_limit_gib or None,
+        checkpointed_blocks_asked=options.checkpointed_blocks,
     )
 
 
-def _measure(asked: argparse.Namespace, work: Path) -> dict[str, float]:
-    sizes = SIZES[asked.sizes]
-    folder = asked.folder or work / "pipeline"
+def _measure(options: argparse.Namespace, work: Path) -> dict[str, float]:
+    sizes = SIZES[options.sizes]
+    folder = options.folder or work / "pipeline"
     if not folder.exists():
         write_pipeline(folder, sizes, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     images = work / "images"
@@ -80,26 +81,26 @@ def _measure(asked: argparse.Namespace, work: Path) -> dict[str, float]:
     config = TuningConfig(
         pretrained_model_name_or_path=str(folder),
         resolution=sizes.resolution,
-        max_train_steps=asked.steps,
-        checkpointed_blocks=asked.checkpointed_blocks,
+        max_train_steps=options.steps,
+        checkpointed_blocks=options.checkpointed_blocks,
         prompt_cache_dir=str(work / "prompts"),
     )
     flags = [word for words in trainer_flags(config).values() for word in words]
     adapter = work / "adapter"
     run = Run(
         [
-            *(sys.executable, "-m", "benchmarks.limited_trainer", str(asked.memory_limit_gib)),
+            *(sys.executable, "-m", "benchmarks.limited_trainer", str(options.memory_limit_gib)),
             *("--instance_data_dir", str(images), "--output_dir", str(adapter)),
             *flags,
         ]
     )
     figures = {f"weights of the {name} [GB]": size / 1e9 for name, size in _weight_bytes(folder).items()}
     figures |= run.figures()
-    record = json.loads((adapter / "training_run.json").read_text("utf-8"))
+    record = json.loads((adapter / TRAINING_RUN).read_text("utf-8"))
     if torch.cuda.is_available():
         figures["GPU memory, whole run: peak [GiB]"] = record["peak_memory_bytes"] / 2**30
     figures["checkpointed blocks"] = float(run.checkpointed)
-    lines = (adapter / "metrics.jsonl").read_text("utf-8").splitlines()
+    lines = (adapter / METRICS).read_text("utf-8").splitlines()
     seconds = sorted(line["seconds"] for line in map(json.loads, lines) if "seconds" in line)
     return figures | {"optimizer step, median [s]": seconds[len(seconds) // 2]}
 
@@ -113,13 +114,13 @@ def _weight_bytes(folder: Path) -> dict[str, int]:
 
 
 class Run:
-    """One run of the trainer: how long each part took, and the most host memory that it had meanwhile."""
+    """One run of the trainer, with the time and the peak host memory of each part."""
 
     def __init__(self, command: list[str]) -> None:
         """Run `command` to its end.
 
         Raises:
-            SystemExit: it failed; the message is what it printed.
+            SystemExit: it failed; the message is its output.
         """
         self.checkpointed = 0
         self._part = "start"

@@ -40,7 +40,7 @@ def _no_hub() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def true_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `mimicry-demo` draws: style_mimicry/ and the trained tiny_sd3/. Tests must not change it."""
+    """What `mimicry demo` draws: style_mimicry/ and the trained tiny_sd3/. Tests must not change it."""
     base = tmp_path_factory.getbasetemp()
     # Workers of one run draw it once: the first, while the others wait for its lock.
     folder = base.parent / "true_demo" if "PYTEST_XDIST_WORKER" in os.environ else base / "true_demo"

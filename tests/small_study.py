@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,19 @@ from PIL import Image
 
 from mimicry.study.images import ImageFolder
 from mimicry.study.selection import Selection
-from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import publish
+from mimicry.study.states import State
+from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.study.states import State
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.planning.plan import Action, Plan, Request, Target, make_plan
+from mimicry.tuning.planning.plan import Plan, make_plan
+from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.target import Target
+from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.stacks import Stack
 from tests.tuning.lora_files import save_lora
 
 ANNA = Artist("historical", "baroque", "Anna_Berg")
@@ -44,8 +49,8 @@ def original(tree: StudyTree, artist: Artist = ANNA) -> Path:
     return tree.images_of(tree.original_art, artist)
 
 
-def judged(target: Target) -> tuple[Action, State]:
-    return target.action, target.existing
+def judged(target: Target) -> tuple[State, State]:
+    return target.state, target.existing
 
 
 def write_images(folder: Path, stems: Sequence[str] = STEMS, salt: str = "") -> ImageFolder:
@@ -83,7 +88,7 @@ def share_samples(tree: StudyTree) -> StudyTree:
 def asked_for(config: TuningConfig = CONFIG, base: BaseModel = BASE, **options: Any) -> AdapterSpec:
     """Return what adapters of `config`, with `options` changed, should be."""
     changed = replace(config, **options)
-    return AdapterSpec(changed.rank, recipe(changed, base, OWN_TRAINER))
+    return AdapterSpec(changed.rank, recipe(changed, base.identity(), OWN_TRAINER))
 
 
 def write_adapter(
@@ -91,7 +96,7 @@ def write_adapter(
 ) -> Path:
     """Write a complete adapter, as if trained on `images`; `fields` go into its training_run.json."""
     run = {
-        "recipe": recipe(config, base, OWN_TRAINER),
+        "recipe": recipe(config, base.identity(), OWN_TRAINER),
         "options": asdict(config),
         "images": ImageFolder.read(images).records(),
         "status": "complete",
@@ -102,7 +107,7 @@ def write_adapter(
         "resumed_from": None,
     }
     saved = save_lora(output_dir / "saved.safetensors", config.rank)
-    publish(saved, output_dir, run | fields, "lab/tiny")
+    AdapterFolder(output_dir, ADAPTER_FORMAT).publish(saved, run | fields, "lab/tiny")
     saved.unlink()
     return output_dir
 
@@ -112,7 +117,40 @@ def put_adapter(
 ) -> Path:
     """Write a complete adapter where the training of `artist` would put it; return its folder."""
     images = tree.images_of(tree.source(condition).root, artist)
-    return write_adapter(tree.output_dir("hf_diffusers", condition, artist), images, **fields)
+    return write_adapter(output_dir(tree, condition, artist), images, **fields)
+
+
+def output_dir(
+    tree: StudyTree, condition: Condition = ORIGINAL, artist: Artist = ANNA, stack: str = "hf_diffusers"
+) -> Path:
+    """Return the folder of an adapter."""
+    return tree.adapter_dir(AdapterId(stack, condition, artist))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTraits(StackTraits):
+    """Traits that ask for a given specification, whatever the hyper-parameters."""
+
+    spec: AdapterSpec
+
+    def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
+        return self.spec
+
+
+def request_of(
+    tree: StudyTree,
+    condition: Condition = ORIGINAL,
+    *,
+    spec: AdapterSpec | None = None,
+    config: TuningConfig = CONFIG,
+    **request: Any,
+) -> Request:
+    """Return a call on `tree` for the stack hf_diffusers, whose base model is not looked for."""
+    traits = AskedTraits(
+        hub_prefix="sd35-lora", adapter_format=ADAPTER_FORMAT, spec=spec or asked_for(config)
+    )
+    stack = replace(Stack.find("hf_diffusers"), traits=traits)
+    return Request(tree=tree, stack=stack, condition=condition, config=config, **request)
 
 
 def plan_of(
@@ -128,14 +166,7 @@ def plan_of(
 ) -> Plan:
     """Plan a call on `tree` for the stack hf_diffusers."""
     return make_plan(
-        Request(
-            tree=tree,
-            stack="hf_diffusers",
-            condition=condition,
-            selection=Selection(artists=artists, pilot=pilot),
-            **request,
-        ),
-        asked or asked_for(),
+        request_of(tree, condition, spec=asked, selection=Selection(artists=artists, pilot=pilot), **request),
         bookmarks or {},
         full=full,
     )

@@ -17,10 +17,11 @@ from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import sha256_file
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
 from mimicry.tuning.adapters.folder import WEIGHTS
-from tests.tuning.lora_files import check_adapter
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders, _Key
+from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.training.checkpoints import ADAPTER, STATE, Checkpoint
+from tests.tuning.lora_files import check_adapter
 from tests.tuning.model_files import make_model
 
 _UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -97,12 +98,17 @@ def test_a_checkpoint(crater: Path, tmp_path: Path) -> None:
             Checkpoint.read(tmp_path).restore({}, {})
 
 
-def test_cached_prompt_embeddings(crater: Path, tmp_path: Path) -> None:
-    cached = CachedEncoders.of(None, str(tmp_path))  # type: ignore[arg-type]
+def test_cached_prompt_embeddings(crater: Path, tmp_path: Path, demo_dir: Path) -> None:
+    model = BaseModel(demo_dir / "tiny_sd3")
+    encoders = TextEncoders(model, None, torch.device("cpu"), torch.float32, print)
+    cached = CachedEncoders.of(encoders, str(tmp_path / "prompts"))
+    expected = cached.encode("a tree", 8)
+    (file,) = (tmp_path / "prompts").iterdir()
     for content in bombs(crater):
-        key = _Key.of({})
-        (tmp_path / key.name).write_bytes(content)
-        assert cached._read(key) is None
+        file.write_bytes(content)
+        assert torch.equal(cached.encode("a tree", 8).sequence_1LD, expected.sequence_1LD)
+        # Made anew, and not read.
+        assert file.read_bytes() != content
 
 
 def test_a_base_model(crater: Path, tmp_path: Path, demo_dir: Path) -> None:

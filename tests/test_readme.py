@@ -11,7 +11,7 @@ from mimicry.sampling.draw_samples import draw_samples
 from mimicry.tuning.adapters import folder
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
-from mimicry.tuning.options.command_line import readme_table
+from mimicry.tuning.options.documents import readme_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "data/README.md")
@@ -20,7 +20,7 @@ PROGRAMS: dict[str, click.Command] = {
     "apply_tuning": apply_tuning,
     "python mimicry/tuning/apply_tuning.py": apply_tuning,
     f"python {WRAPPER}": wrapper,
-    "mimicry-samples": draw_samples,
+    "mimicry samples": draw_samples,
 }
 # What is in an adapter's folder, and not in the checkout.
 OUTPUTS = {

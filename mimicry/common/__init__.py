@@ -1,1 +1,1 @@
-"""What every step of the study needs: its tree, images, tracker, files, errors and child processes."""
+"""What every other package needs: errors, text, files, environment, claims and child processes."""

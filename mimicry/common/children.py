@@ -1,13 +1,16 @@
-"""Child processes that can be stopped whole, and that notice when their parent is gone.
+"""Child processes that are stopped together with everything they started, and that notice when their
+parent is gone.
 
-A child is a session of its own, so that a signal reaches all of its processes and a Ctrl-C in the terminal
-reaches only us. Its standard input is a pipe that we hold and never write to: end of file tells the child
-that we are gone, however we went. Standard input is what reaches the trainer through the launcher. For
-children that do not heed it, or hang, a small shell holds the end of another such pipe, and ends them.
+A child runs in a session of its own, so that a signal reaches all of its processes and a Ctrl-C in the
+terminal reaches only us. Its standard input is a pipe that we keep open: end of file tells the child that we
+are gone, whatever ended us. It is standard input because the launcher passes that on to the trainer. A small
+shell waits on a second pipe of this kind, and ends children that ignore end of file or hang.
 """
 
 import contextlib
+import importlib
 import os
+import selectors
 import signal
 import subprocess
 import threading
@@ -18,23 +21,24 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-# Set in the environment of a child whose standard input is such a pipe: a program started by hand has a
-# terminal or /dev/null there, and end of file means nothing.
+# Set in the environment of a child whose standard input is such a pipe. A program started by hand has a
+# terminal or /dev/null there, where end of file means nothing.
 PARENT_PIPE = "MIMICRY_PARENT_PIPE"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# How deep we are in bodies that must not be interrupted, and the signals that came meanwhile. Signals reach
-# the main thread alone.
+# How many nested bodies must not be interrupted, and the signals that came meanwhile. Python runs signal
+# handlers in the main thread only.
 _holds: list[None] = []
 _held: list[int] = []
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
-# One wish to stop often comes as several signals: from the system to every process, and from each parent.
+# One request to stop often arrives as several signals: the system tells every process, and so does each
+# parent.
 _AGAIN_SECONDS = 0.5
-# How long a child that is asked to hurry has for killing its own children, which have less in their turn.
+# How long a child that is told to hurry has for killing its own children, and how long these have.
 _HURRY_SECONDS = 2.0
 _HURRY_SECONDS_BELOW = 0.3
-# Waits for our end, then stops the group $0: it has $1 seconds for putting its things in order.
+# Waits for our end, then stops the process group $0, which has $1 seconds to clean up.
 _GUARD = """\
 read -r _
 kill -s TERM -- "-$0"
@@ -42,6 +46,8 @@ while [ "$1" -gt 0 ] && kill -s 0 -- "-$0"; do sleep 1; set -- $(($1 - 1)); done
 kill -s KILL -- "-$0"
 """
 _ORPHAN_SECONDS = 25
+# How much of a child's standard error is kept.
+_DIAGNOSTIC_BYTES = 4000
 
 
 class Interrupted(BaseException):
@@ -55,11 +61,11 @@ class Interrupted(BaseException):
 
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`; what was ignored at the start stays so.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`; a signal that was ignored stays ignored.
 
-    Later ones change nothing, but for a second Ctrl-C: the user does not want to wait. It raises again, or
-    kills this process where it would have to be held. SIGUSR1, which asks a trainer for a checkpoint and may
-    be sent to all processes of a job, ends nobody.
+    Later ones change nothing, except a second Ctrl-C: the user does not want to wait. It raises again, or
+    kills this process where it would have to be held back. SIGUSR1 asks a trainer for a checkpoint and may be
+    sent to all processes of a job, so it is ignored here.
     """
     first: list[float] = []
 
@@ -90,7 +96,7 @@ def stop_signals_raise() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
-    """Put `Interrupted` off until the body is over: for what must be done whole or not at all."""
+    """Hold `Interrupted` back until the body is over: for what must be done completely or not at all."""
     _holds.append(None)
     try:
         yield
@@ -103,28 +109,28 @@ def stop_signals_held() -> Iterator[None]:
 
 
 def held_signal() -> int | None:
-    """Return the stop signal that came first of those that are held back; None when none came."""
+    """Return the first stop signal that is held back; None when none came."""
     return _held[0] if _held else None
 
 
 def drop_held_signals() -> None:
-    """Forget the stop signals that are held back: they are being followed already."""
+    """Forget the stop signals that are held back, for a caller that is stopping already."""
     _held.clear()
 
 
 @contextmanager
 def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
-    """Take note of a signal that asks for something; yield what tells whether it came since the last look."""
+    """Note that a signal arrived; yield a function that says whether it did since the last call."""
     arrived: list[int] = []
 
-    def told() -> bool:
+    def has_come() -> bool:
         came = bool(arrived)
         arrived.clear()
         return came
 
     previous = signal.signal(number, lambda number, _: arrived.append(number))
     try:
-        yield told
+        yield has_come
     finally:
         signal.signal(number, previous)
 
@@ -132,15 +138,23 @@ def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
 class Child:
     """A running child process together with everything that it starts."""
 
-    def __init__(self, words: list[str], *, output: IO[bytes] | None, environment: Mapping[str, str]) -> None:
-        """Start `words`; standard output and error go to `output`, or to ours when it is None."""
+    def __init__(
+        self, words: list[str], *, output: IO[bytes] | int | None, environment: Mapping[str, str]
+    ) -> None:
+        """Start `words`; standard output and error go to `output`, or to ours when it is None.
+
+        With subprocess.PIPE they go to pipes of their own, and the child can be sent a request: see `ask`.
+        """
+        errors = output if output in (None, subprocess.PIPE) else subprocess.STDOUT
+        self.diagnostics = b""
         self._process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
             stdout=output,
-            stderr=subprocess.STDOUT if output is not None else None,
+            stderr=errors,
             env={**environment, PARENT_PIPE: "1"},
             start_new_session=True,
+            bufsize=0,
         )
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, str(self._process.pid), str(_ORPHAN_SECONDS)],
@@ -149,6 +163,8 @@ class Child:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        # Needed when the child is stopped, where a second signal could interrupt the import.
+        importlib.import_module("psutil")
 
     @property
     def pid(self) -> int:
@@ -161,18 +177,54 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
 
-    def stop(self, number: int, grace_seconds: float) -> None:
-        """Send the signal to the child's whole group, and SIGKILL to what still lives after the grace.
+    def ask(self, request: bytes, silence_seconds: float) -> Iterator[bytes]:
+        """Send the child one line, and yield the lines of its standard output until it closes that.
 
-        A child that has ended may have left others of its group behind: they have the same grace.
+        Its standard error counts as a sign of life too; `diagnostics` holds the end of it.
+
+        Raises:
+            TimeoutError: the child wrote nothing for so long.
+        """
+        pipes = self._process
+        assert pipes.stdin is not None
+        assert pipes.stdout is not None
+        assert pipes.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipes.stdin.write(request + b"\n")
+        unfinished = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipes.stdout, selectors.EVENT_READ)
+            selector.register(pipes.stderr, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(silence_seconds)
+                if not ready:
+                    raise TimeoutError
+                for key, _ in ready:
+                    chunk = os.read(key.fd, 1 << 16)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is pipes.stderr:
+                        self.diagnostics = (self.diagnostics + chunk)[-_DIAGNOSTIC_BYTES:]
+                    else:
+                        *lines, unfinished = (unfinished + chunk).split(b"\n")
+                        yield from lines
+        # Its pipes are closed a moment before it has an exit code.
+        self.wait(_KILL_SECONDS)
+
+    def stop(self, number: int, grace_seconds: float) -> None:
+        """Send the signal to the child's whole group, and SIGKILL to what still runs after `grace_seconds`.
+
+        A child that has ended may have left processes of its group behind: they get the same time. Without
+        any they are killed at once.
 
         Raises:
             Interrupted: a stop signal came meanwhile; nothing of the child is left all the same.
         """
-        self._signal_group(number)
         try:
-            # The launcher dies of the signal at once, while the trainer puts its records in order.
-            self._wait_for_group(grace_seconds)
+            if grace_seconds > 0:
+                self._signal_group(number)
+                # The launcher dies of the signal at once, while the trainer writes its records.
+                self._wait_for_group(grace_seconds)
         except Interrupted as hurry:
             self._signal_group(hurry.number)
             with contextlib.suppress(Interrupted):
@@ -184,16 +236,17 @@ class Child:
     def _end(self) -> None:
         self._signal_group(signal.SIGKILL)
         self._process.wait()
-        # What comes next may need the memory that a killed process still holds for a moment.
+        # The caller may need the memory that a killed process still holds for a moment.
         self._wait_for_group(_KILL_SECONDS)
         self._guard.kill()
         self._guard.wait()
-        for process in (self._process, self._guard):
-            if process.stdin is not None:
-                process.stdin.close()
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr, self._guard.stdin)
+        for pipe in pipes:
+            if pipe is not None:
+                pipe.close()
 
     def _signal_group(self, number: int) -> bool:
-        """Send the signal to all members; False when there is none. The group outlives its leader."""
+        """Send the signal to all members; False when there are none. A group can outlive its leader."""
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
@@ -207,37 +260,46 @@ class Child:
 
     def _group_lives(self) -> bool:
         """Return whether a member of the group still runs."""
-        if not self._signal_group(0):
-            return False
-        try:
-            states = _member_states(self._process.pid)
-        except FileNotFoundError:  # no /proc: not Linux
-            return True
-        # In a container whose first process buries nobody, an orphan stays a zombie for ever.
-        return any(state not in "ZX" for state in states)
+        # In a container whose first process does not reap orphans, these stay zombies for ever.
+        return self._signal_group(0) and any(map(process_start, _members(self._process.pid)))
 
 
-def _member_states(group: int) -> list[str]:
-    """Return the states, as in ps, of the processes of a group."""
-    states = []
-    for name in os.listdir("/proc"):  # noqa: PTH208 - numbers, no paths
+def _members(group: int) -> list[int]:
+    """Return the process ids of a group, zombies included."""
+    import psutil
+
+    members = []
+    for pid in psutil.pids():
         # A process may end while we look at it.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if name.isdecimal():
-                # The name of the program stands in brackets and may hold anything.
-                fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
-                if int(fields[2]) == group:
-                    states.append(fields[0].decode())
-    return states
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(pid) == group:
+                members.append(pid)
+    return members
+
+
+def process_start(pid: int) -> str | None:
+    """Return when a process of this machine started, in seconds since the boot; None when it has ended.
+
+    A zombie has ended. The time since the boot, unlike the time of day, stays the same when the clock is set.
+    """
+    import psutil  # imported late, because `--help` does not need it
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return f"{process.create_time() - psutil.boot_time():.2f}"
+    except psutil.NoSuchProcess:
+        return None
 
 
 @contextmanager
 def running_child(
-    words: list[str], *, output: IO[bytes] | None, environment: Mapping[str, str], grace_seconds: float
+    words: list[str], *, output: IO[bytes] | int | None, environment: Mapping[str, str], grace_seconds: float
 ) -> Iterator[Child]:
     """Start a `Child` and yield it; however the body ends, nothing of the child is left.
 
-    A stop signal that ends the body is passed on to the child first.
+    A stop signal that ends the body is passed on to the child, which has `grace_seconds` to clean up.
     """
     child: Child | None = None
     number = int(signal.SIGTERM)
@@ -267,7 +329,7 @@ def watch_parent(when_gone: Callable[[], None]) -> None:
         return
 
     def watch() -> None:
-        # os.read and not sys.stdin: its buffer would hold the interpreter's exit up.
+        # os.read and not sys.stdin, whose buffer would delay the interpreter's exit.
         while os.read(0, 1024):
             pass
         when_gone()
@@ -276,11 +338,11 @@ def watch_parent(when_gone: Callable[[], None]) -> None:
 
 
 def stop_with_parent(kill_after_seconds: float | None = None) -> None:
-    """Treat the loss of the parent as a SIGTERM to this process.
+    """Send this process a SIGTERM when its parent is gone.
 
     Args:
-        kill_after_seconds: after so long, end it in any case: a process that waits for another one within a
-            library does not see its signals.
+        kill_after_seconds: kill it after so long: a process that waits for another one inside a library does
+            not see its signals.
     """
 
     def stop() -> None:
@@ -293,7 +355,7 @@ def stop_with_parent(kill_after_seconds: float | None = None) -> None:
 
 
 def last_lines(path: Path, count: int, offset: int = 0) -> list[str]:
-    """Return the last `count` lines that a log has after `offset` bytes; blank lines do not count."""
+    """Return the last `count` lines of a log after its first `offset` bytes; blank lines do not count."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""What a program finds around it: `.env`, the Hub token, folders of caches, processors, other processes."""
+"""The environment of a program: `.env`, the Hub token, cache folders, processors, the launcher's ranks."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,15 @@ from mimicry.common.errors import UsageError
 
 
 def load_environment(start: Path | None = None) -> None:
-    """Set the variables of the nearest `.env`, looked for from `start` (default: working directory) upwards.
+    """Set the variables of the nearest `.env` in `start` (default: working directory) or a folder above.
 
     A variable that is set already keeps its value, even an empty one.
 
     Raises:
-        UsageError: there is a `.env` and it cannot be read.
+        UsageError: the `.env` cannot be read.
     """
     folder = (start or Path.cwd()).absolute()
-    # A folder named .env is somebody's virtual environment.
+    # A folder named .env is a virtual environment.
     path = next((path / ".env" for path in (folder, *folder.parents) if (path / ".env").is_file()), None)
     if path is None:
         return
@@ -31,12 +31,12 @@ def load_environment(start: Path | None = None) -> None:
 
 
 def process_index() -> int:
-    """Return which of the processes that train together this is, from 0, by the launcher's word."""
+    """Return the rank of this process among those that train together, from 0, as the launcher set it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def process_count() -> int:
-    """Return how many processes train together, by the launcher's word."""
+    """Return how many processes train together, as the launcher set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -51,7 +51,8 @@ def hub_token() -> str | None:
 
 
 def cache_folder(name: str) -> Path:
-    """Return this user's folder for what can be made anew, by the rules of the XDG base directories."""
+    """Return this user's folder `name` for files that can be made again, by the XDG base directory rules."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111 - no home, no error
+    # Unlike Path, these do not fail for a user without a home.
+    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111
     return Path(root, "mimicry", name)

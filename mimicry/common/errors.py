@@ -1,16 +1,16 @@
 """The errors that mimicry raises on purpose.
 
-MimicryError            exit 1   base class; carries every problem found, not only the first
-├── UsageError          exit 2   the words typed are wrong: an option, a name, a runner_config.json
+MimicryError            exit 1   base class; holds every problem found, not only the first
+├── UsageError          exit 2   wrong usage: an option, a name, a runner_config.json
 ├── BatchFault          exit 2   nothing can be trained: token, base model, disk, device
-├── AdapterBroken       exit 1   files that claim to be an adapter and are none
+├── AdapterBroken       exit 1   the files of an adapter are damaged or incomplete
 ├── TrainingFailed      exit 1   one artist's training ended without an adapter
 ├── ClaimedElsewhere    exit 1   another process works in the folder
 ├── ClaimLost           exit 1   another process has taken the folder over
 └── UploadFailed        exit 1   the adapter is complete, its copy on the Hub is not
 
 A problem is one string that names the value, what is allowed, and what to type next. Only the programs
-turn these into messages and exit codes (`report`).
+turn these errors into messages and exit codes (`report`).
 """
 
 import errno
@@ -49,7 +49,7 @@ class BatchFault(MimicryError):
 
 
 class AdapterBroken(MimicryError):
-    """The files of an adapter do not hold what they promise."""
+    """The files of an adapter are damaged or incomplete."""
 
 
 class TrainingFailed(MimicryError):
@@ -61,7 +61,7 @@ class ClaimedElsewhere(MimicryError):
 
 
 class ClaimLost(MimicryError):
-    """The folder that this process worked in is no longer its own."""
+    """Another process has taken over the folder that this process worked in."""
 
 
 class UploadFailed(MimicryError):
@@ -71,7 +71,7 @@ class UploadFailed(MimicryError):
 class Problems:
     """Collects the problems of several checks, so that they are raised together.
 
-    Used as a context manager around each check, which it lets fail; then `raise_any`.
+    Put `with problems:` around each check, then call `raise_any`.
     """
 
     def __init__(self) -> None:
@@ -102,9 +102,9 @@ def report(error: MimicryError) -> int:
 
 
 def disk_fault(error: BaseException) -> str:
-    """Say what to do when `error` means that the disk takes no more; empty for any other error.
+    """Return what to do when `error` means that the disk cannot be written; empty for any other error.
 
-    Libraries that are not written in Python raise errors of their own, whose text has the number.
+    Libraries that are not written in Python raise errors of their own, with the number in the text.
     """
     known = {errno.ENOSPC: "is full", errno.EDQUOT: "has no room left for you", errno.EROFS: "is read-only"}
     for number, state in known.items():
@@ -112,13 +112,13 @@ def disk_fault(error: BaseException) -> str:
             where = getattr(error, "filename", None)
             return (
                 f"the disk {f'of {where} ' if where else ''}{state}; see `df -h`, make room, and type the "
-                f"same command again: it takes up where it stopped"
+                f"same command again: it goes on where it stopped"
             )
     return ""
 
 
 def run_reporting_errors(program: Callable[[], int]) -> int:
-    """Run `program`; an error raised on purpose becomes its messages and its exit code, no traceback."""
+    """Run `program`; an error raised on purpose becomes messages and an exit code, without a traceback."""
     try:
         return program()
     except MimicryError as error:
@@ -131,13 +131,13 @@ def run_reporting_errors(program: Callable[[], int]) -> int:
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
-    """Return a phrase that helps a misspelt `name` along: the nearest `known` names, or all of them."""
+    """Return a hint for a misspelt `name`: the nearest of the `known` names, or a list of them."""
     folded = {other.casefold(): other for other in known}
     asked = name.casefold()
     matches = [folded[other] for other in get_close_matches(asked, folded, n=count, cutoff=0.5)]
-    # A part of a name is no close match, yet what people type: monet for Claude_Monet.
+    # People also type a part of a name, which is not a close match: monet for Claude_Monet.
     matches += [other for key, other in folded.items() if asked and asked in key and other not in matches]
     if matches:
         return "did you mean " + " or ".join(repr(match) for match in matches[:count]) + "?"
     listed = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
-    return f"there is: {listed}" if known else "there is none"
+    return f"available: {listed}" if known else "none is available"

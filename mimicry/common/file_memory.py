@@ -1,9 +1,9 @@
-"""Remembering which files of a folder were found good, so that the next call need not look again.
+"""Remembering which files of a folder passed a check, so that the next call need not check them again.
 
-What is remembered lies in the user's folder of caches, one small file for each folder, by name: the facts,
-such as size and time of change, that a file had when it was found good. What was found bad is not remembered.
-The files are replaced as a whole, so several processes are in nobody's way: at worst one's memory of a folder
-takes the place of another's. One that cannot be read or written is not there.
+The user's cache folder has one small file for each folder. For every file that passed, by name, it holds
+facts such as size and time of change; files that failed are not remembered. The small files are replaced as
+a whole, so several processes can use them at once; at worst one replaces what another has just written. A
+small file that cannot be read or written is ignored.
 """
 
 import os
@@ -18,13 +18,13 @@ _VERSION = 1
 
 
 class FileMemory:
-    """What is known of the files of one folder. Facts are values that JSON gives back as they were."""
+    """Which files of one folder passed a check. Facts are values that JSON gives back unchanged."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        """Read what an earlier check remembered.
+        """Read what earlier checks remembered.
 
         Args:
-            kind: names the folder of caches: what was found good for one purpose is not so for another.
+            kind: the name of the check, which has a cache folder of its own.
         """
         self._folder = folder
         # By the real path: a link may lead elsewhere tomorrow.
@@ -33,9 +33,9 @@ class FileMemory:
         self._good = dict[str, Any]()
 
     def knows(self, name: str, facts: Any) -> bool:
-        """Return whether the file was found good when it had these facts; if so it stays remembered.
+        """Return whether the file passed when it had these facts; if so it stays remembered.
 
-        Of a file that is not there the facts are None, and it is not known.
+        For a missing file the facts are None, and the answer is no.
         """
         if facts is None or self._known.get(name) != facts:
             return False
@@ -43,11 +43,11 @@ class FileMemory:
         return True
 
     def keep(self, name: str, facts: Any) -> None:
-        """Remember a file that was found good; on any thread."""
+        """Remember a file that passed; on any thread."""
         self._good[name] = facts
 
     def save(self) -> None:
-        """Write down what is good, and nothing else, if that is news."""
+        """Write down the files that passed this time, if anything changed."""
         if self._good != self._known:
             with suppress(OSError):
                 content = {"version": _VERSION, "folder": str(self._folder), "good": self._good}

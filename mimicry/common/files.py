@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, canonical JSON, hashes, setting aside."""
+"""Atomic writes, canonical JSON, hashes, and setting files aside."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from mimicry.common.scrubbing import without_token
 
 _HASH_CHUNK_BYTES = 1 << 20
 
-# Number, size and time of change of a file; None when there is none.
+# Inode number, size and time of change of a file; None when there is no file.
 FileIdentity = tuple[int, int, int] | None
 
 
 def utc_now() -> str:
-    """Return the present instant as ISO 8601 in UTC, to the second."""
+    """Return the current time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -32,8 +32,8 @@ def canonical_json(value: Any) -> str:
 def json_bytes(text: str) -> bytes:
     """Return the JSON `text` as the bytes of a file, in UTF-8 and with a newline at the end.
 
-    A name that is no UTF-8 comes as lone surrogates; as \\udc.. they stay JSON that every program can read.
-    The Hub token, which an error of some library may quote, is left out.
+    A name that is not UTF-8 holds lone surrogates; as \\udc.. they stay JSON that every program can read.
+    The Hub token is removed: an error of some library may quote it.
     """
     return (without_token(text) + "\n").encode("utf-8", "backslashreplace")
 
@@ -53,7 +53,7 @@ def sha256_file(path: Path) -> str:
 
 
 def file_identity(path: Path) -> FileIdentity:
-    """Return what tells the file at `path` from one that is put in its place, or written over it."""
+    """Return a value that changes when the file at `path` is replaced or written to."""
     try:
         status = path.stat()
     except OSError:
@@ -65,7 +65,7 @@ def file_identity(path: Path) -> FileIdentity:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
 
-    The file gets the permissions that the umask gives an ordinary new file.
+    The file gets the permissions of an ordinary new file, by the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=path.suffix)
@@ -85,8 +85,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; on success its files are fsynced and it is renamed to `path`.
 
-    Otherwise it is removed; what a killed process has left begins with a dot and the name of `path`. The
-    permissions are the ordinary ones. There must be nothing at `path`, and no folder within the new one.
+    Otherwise it is removed; the name of one that a killed process left begins with a dot and the name of
+    `path`. The permissions are the ordinary ones. `path` must not exist, and the new folder must not hold
+    other folders.
     """
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
@@ -105,12 +106,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that writers of `path` left beside it when they were killed.
 
-    Only for a caller who knows that nobody else is writing `path`: the holder of its lock.
+    Only for the holder of a lock on `path`: nobody else may be writing it.
     """
     prefix = _temporary_prefix(path)
     for entry in path.parent.iterdir():
         if entry.name.startswith(prefix):
-            # What belongs to somebody else and cannot be removed is in nobody's way.
+            # A file of another user that cannot be removed does no harm.
             with suppress(OSError):
                 entry.unlink()
 
@@ -127,18 +128,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read the JSON file at `path`; a byte order mark is no fault.
+    """Read the JSON file at `path`; a byte order mark is allowed.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
         RecursionError: it is nested too deeply.
     """
     return json.loads(path.read_bytes())
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one; a link to itself is none."""
+    """Return whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -156,7 +157,7 @@ def existing_part(folder: Path) -> Path:
 def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
     """Move the files and folders `names` of `folder` into `folder/set_aside/{time}-{reason}/`.
 
-    Nothing is deleted. Returns the new folder, or None when none of the names exists.
+    Returns the new folder, or None when none of the names exists.
     """
     present = [name for name in names if os.path.lexists(folder / name)]
     if not present:
@@ -170,7 +171,7 @@ def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
 
 
 def _temporary_prefix(path: Path) -> str:
-    # A hash tells the names apart and is short: a name may have all the 255 bytes that there are.
+    # A short hash, because the name itself may already have the 255 bytes that are allowed.
     return f".tmp-{sha256_text(path.name)[:16]}-"
 
 
@@ -183,7 +184,7 @@ def _fsync(path: Path) -> None:
 
 
 def _umask() -> int:
-    # Linux tells the umask without changing it; elsewhere it can only be read by setting it.
+    # On Linux the umask can be read without changing it; elsewhere only by setting it.
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("Umask:"):

@@ -15,15 +15,15 @@ from mimicry.common.scrubbing import scrubbed_output
 
 
 def quicken_exit() -> None:
-    """Let this process end without a last search for garbage: with torch and diffusers it takes a second."""
+    """Skip the last garbage collection of this process, which takes a second with torch and diffusers."""
     atexit.register(gc.freeze)
 
 
 def run_command(command: click.Command, words: Sequence[str] | None = None) -> int:
-    """Run `command` on `words`, or on the command line, and return its exit code; no traceback.
+    """Run `command` on `words`, or on the command line, and return its exit code, without a traceback.
 
-    Variables of a `.env` are taken first; names that the terminal cannot show are escaped, and the Hub token
-    is not printed.
+    Variables of a `.env` are set first. Names that the terminal cannot show are escaped, and the Hub token is
+    not printed.
     """
     quicken_exit()
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Keeping the Hub token out of all that is printed or written."""
+"""Keeping the Hub token out of everything that is printed or written."""
 
 import os
 import re
@@ -10,28 +10,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-# The variables that huggingface_hub takes a token from.
+# The variables from which huggingface_hub reads a token.
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_LIKE_A_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
-_INSTEAD = "hf_***"
+_TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_MASK = "hf_***"
 
 
 def without_token(text: str) -> str:
     """Return `text` with the token of this process's environment replaced by hf_***."""
     for token in _tokens():
-        text = text.replace(token, _INSTEAD)
+        text = text.replace(token, _MASK)
     return text
 
 
 def scrub(text: str) -> str:
-    """Return `text` with the token, and whatever looks like one, replaced by hf_***."""
-    return _LIKE_A_TOKEN.sub(_INSTEAD, without_token(text))
+    """Return `text` with the token, and anything that looks like one, replaced by hf_***."""
+    return _TOKEN_PATTERN.sub(_MASK, without_token(text))
 
 
 def mask_token(log: Path) -> None:
-    """Write stars over the token in a log, to which a program that is not ours has written.
+    """Overwrite the token with stars in a log that a program which is not ours has written.
 
-    Nothing is moved: other processes may be appending.
+    The log keeps its length and inode: other processes may be appending to it.
     """
     secrets = [token.encode() for token in _tokens()]
     try:
@@ -55,7 +55,7 @@ def _tokens() -> list[str]:
 
 
 class _Scrubbed:
-    """A text stream that takes everything and passes it on without the token."""
+    """A text stream that passes on what is written to it, without the token."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -74,8 +74,8 @@ class _Scrubbed:
 
 @contextmanager
 def scrubbed_output() -> Iterator[None]:
-    """Keep the token out of what this process prints, whoever prints it: a library, its log, a traceback."""
-    # The interpreter shows an error that nobody caught when this is over.
+    """Keep the token out of everything that this process prints: by libraries, logging and tracebacks too."""
+    # The interpreter prints an uncaught error after this context has ended.
     sys.excepthook = _show_scrubbed
     streams = [cast(TextIO, _Scrubbed(stream)) for stream in (sys.stdout, sys.stderr)]
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):

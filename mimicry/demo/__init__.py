@@ -1,1 +1,1 @@
-"""The embedded study: procedurally drawn paintings and a tiny but complete SD3 pipeline."""
+"""The demo study: paintings drawn by code, and a tiny but complete SD3 pipeline."""

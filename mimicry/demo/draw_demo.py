@@ -1,55 +1,53 @@
-"""The program `mimicry-demo`: draws the embedded study, paintings and tiny base model, into a folder."""
+"""The program `mimicry demo`: draws the demo study, paintings and tiny base model, into a folder."""
 
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import click
 from filelock import FileLock
 
 from mimicry.common.errors import BatchFault, UsageError
-from mimicry.common.programs import run_command
 from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
 from mimicry.study.tree import StudyTree
 
 DATA_ROOT = "style_mimicry"
 BASE_MODEL = "tiny_sd3"
 DEFAULT_SEED = 7
-# What suits a model of this size, and a CPU.
+# Hyper-parameters for a model of this size on a CPU.
 TUNING_OPTIONS = (
     *("--resolution", "64", "--learning-rate", "3e-3", "--max-train-steps", "120"),
     *("--train-batch-size", "4", "--gradient-accumulation-steps", "1", "--max-sequence-length", "24"),
     *("--mixed-precision", "no", "--no-gradient-checkpointing", "--no-push-to-hub"),
 )
 
-_STAGING = ".demo_drawing"
-_LOCK = ".demo_lock"
+STAGING = ".demo_drawing"
+LOCK = ".demo_lock"
 
 
 def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) -> bool:
     """Draw the study into `folder`/style_mimicry and the base model into `folder`/tiny_sd3.
 
-    Returns whether anything was drawn: what is there and whole is left alone, unless `force` is given.
+    Returns whether anything was drawn. A complete demo is not drawn again, unless `force` is given.
 
     Raises:
-        UsageError: `folder` holds a study or a model that was not drawn here.
+        UsageError: `folder` has a study or a model that this program did not draw.
         OSError: `folder` cannot be written.
     """
     if not force and is_whole(folder, seed):
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / _LOCK):
+    with FileLock(folder / LOCK):
         # Another call may have drawn it while this one waited.
         if not force and is_whole(folder, seed):
             return False
         former = read_manifest(folder)
         if former is None:
             _refuse_to_mix(folder)
-        staging = folder / _STAGING
+        staging = folder / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            _draw(staging, seed)
+            draw_files(staging, seed)
             _put_in_place(staging, folder, seed, former.files if former else {})
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -57,12 +55,12 @@ def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) ->
 
 
 def is_whole(folder: Path, seed: int) -> bool:
-    """Return whether `folder` holds what `draw_demo` would draw there from `seed`, by names and sizes."""
+    """Return whether `folder` has what `draw_demo` would draw from `seed`, judged by names and sizes."""
     manifest = read_manifest(folder)
     return manifest is not None and manifest.is_whole(folder, seed)
 
 
-def _draw(staging: Path, seed: int) -> None:
+def draw_files(staging: Path, seed: int) -> None:
     from mimicry.demo.study import draw_study
     from mimicry.demo.tiny_sd3 import WEIGHTS
 
@@ -71,7 +69,7 @@ def _draw(staging: Path, seed: int) -> None:
 
 
 def _put_in_place(staging: Path, folder: Path, seed: int, former: dict[str, int]) -> None:
-    """Move the files of `staging` into `folder`, where the `former` ones make room for them."""
+    """Move the files of `staging` into `folder`, and remove `former` files that are not drawn any more."""
     drawn = file_sizes(staging)
     code = drawing_code()
     Manifest(seed=seed, drawn_by=code, finished=False, files=former | drawn).write(folder)
@@ -93,7 +91,7 @@ def _remove_with_empty_folders(folder: Path, name: str) -> None:
             parent.rmdir()
         except FileNotFoundError:
             continue
-        except OSError:  # somebody keeps other files there
+        except OSError:  # the folder has other files in it
             return
 
 
@@ -101,9 +99,9 @@ def _refuse_to_mix(folder: Path) -> None:
     foreign = [name for name in (DATA_ROOT, BASE_MODEL) if (folder / name).exists()]
     if foreign:
         raise UsageError(
-            f"{folder} holds {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry-demo "
-            "drew it; nothing was touched. Give a folder without these, for example: "
-            f"mimicry-demo {shlex.quote(str(folder / 'demo'))}"
+            f"{folder} has {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry demo "
+            "drew it; nothing was changed. Name a folder without these, for example: "
+            f"mimicry demo {shlex.quote(str(folder / 'demo'))}"
         )
 
 
@@ -123,44 +121,34 @@ def _summary(folder: Path, seed: int) -> str:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
-    "--seed", type=int, default=DEFAULT_SEED, show_default=True, help="Another seed, other pictures."
+    "--seed", type=int, default=DEFAULT_SEED, show_default=True, help="Another seed gives other pictures."
 )
-@click.option("--force", is_flag=True, help="Draw again what is there and whole.")
-def mimicry_demo(folder: Path, seed: int, force: bool) -> None:
-    """Draw the embedded study into DIR: paintings for apply_tuning, and a base model to tune.
+@click.option("--force", is_flag=True, help="Draw again even if the demo is complete.")
+def demo(folder: Path, seed: int, force: bool) -> None:
+    """Draw the demo study into DIR: paintings for apply_tuning, and a base model to tune.
 
-    DIR/style_mimicry is a data tree as the README has it: three styles, two invented artists each, twenty
-    paintings each, all drawn by code. DIR/tiny_sd3 is a complete Stable Diffusion 3 pipeline of eight
-    megabytes, trained on other drawn scenes; it comes with this program.
+    DIR/style_mimicry is a data tree as described in the README: three styles, two invented artists each,
+    twenty paintings each, all drawn by code. DIR/tiny_sd3 is a complete Stable Diffusion 3 pipeline of eight
+    megabytes, trained on other drawn scenes; it is part of this program.
 
-    The pictures below protected_art/mist and robust_samples/noisy_upscaling are MINIATURES of Mist and of
-    noisy upscaling: perturbations against the tiny model's own VAE, and a small network that upscales. They
-    work on this model, and are no evidence about the real methods.
+    The pictures in protected_art/mist and robust_samples/noisy_upscaling are MINIATURES of Mist and of noisy
+    upscaling: perturbations against the tiny model's own VAE, and a small network that upscales. They work on
+    this model, and are no evidence about the real methods.
 
-    A second call draws nothing again. Only files that mimicry-demo drew are ever replaced.
+    A second call draws nothing. Only files that mimicry demo drew are ever replaced.
     """
-
     try:
         if not force and is_whole(folder, seed):
-            click.echo("whole already, nothing drawn (--force draws again)")
+            click.echo("the demo is complete, nothing drawn (--force draws it again)")
         else:
-            click.echo(f"drawing into {folder}: some twenty seconds")
+            click.echo(f"drawing into {folder}: about twenty seconds")
             draw_demo(folder, seed, force=force)
     except OSError as error:
         raise BatchFault(
-            f"{folder} cannot be drawn into: {error}. Give a folder that can be written, with 60 MB free, "
-            "for example: mimicry-demo ./demo"
+            f"cannot draw into {folder}: {error}. Name a folder that can be written, with 60 MB free, "
+            "for example: mimicry demo ./demo"
         ) from error
     click.echo(_summary(folder, seed))
-
-
-def main() -> int:
-    """Run the program and return its exit code."""
-    return run_command(mimicry_demo)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How the painters of the demo paint: four hands, each of which turns a plain scene into a picture.
+"""How the painters of the demo paint: four styles ("hands") that turn a plain scene into a picture.
 
 BrushStrokes   short commas of broken colour          impressionism
 LeadedFacets   shaded cells between dark lines        cubism
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mimicry.demo.chance import Rng
+from mimicry.demo.rng import Rng
 
 Pixels = NDArray[np.float64]  # height x width x 3, 0 to 255
 
@@ -27,7 +27,7 @@ class Hand(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BrushStrokes:
-    """Strokes of one length, laid in layers, each with a colour a little off that of the scene."""
+    """Layers of strokes of similar length, each with a colour close to that of the scene."""
 
     length: float  # of a stroke, as a fraction of the shorter side
     width: float  # likewise
@@ -42,7 +42,7 @@ class BrushStrokes:
         shorter, scale = min(width, height), 2
         canvas = scene.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(canvas)
-        # Three layers on the average leave no bare canvas.
+        # Three layers on average leave no bare canvas.
         count = int(3 * width * height / (self.length * self.width * shorter**2))
         xs, ys = rng.uniform(0, width, count), rng.uniform(0, height, count)
         colours = pixels[ys.astype(int), xs.astype(int)]
@@ -61,12 +61,12 @@ class BrushStrokes:
 
 @dataclass(frozen=True, kw_only=True)
 class LeadedFacets:
-    """The cells nearest to scattered points, each of one colour that fades across it, in dark leading."""
+    """Voronoi cells with dark lines between them, each of one colour that fades across the cell."""
 
     cells: int  # in a square picture
-    contrast: float  # how much lighter or darker a cell may be than what it shows
+    contrast: float  # how much lighter or darker a cell may be than the scene
     fade: float  # brightness gained from one end of a cell to the other
-    lead: float  # brightness of the lines between cells, 0 black, 1 unseen
+    lead: float  # brightness of the lines between cells: 0 is black, 1 is invisible
     lead_width: float  # of these lines, as a fraction of the shorter side
 
     def paint(self, scene: Image.Image, rng: Rng) -> Image.Image:
@@ -81,7 +81,7 @@ class LeadedFacets:
         away = (columns - xs[nearest]) * np.cos(direction)[nearest]
         away += (rows - ys[nearest]) * np.sin(direction)[nearest]
         brightness += self.fade * away / np.sqrt(width * height / count)
-        # The edge of a line is as wide as a pixel, and so has no steps.
+        # The edge of a line is one pixel wide, which avoids steps.
         lead = np.clip(0.5 + self.lead_width * min(width, height) / 2 - from_border, 0, 1)
         brightness *= 1 - (1 - self.lead) * lead
         return Image.fromarray(_bytes(_cell_means(pixels, nearest) * brightness[..., None]))
@@ -89,7 +89,7 @@ class LeadedFacets:
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """The splinters that long straight cuts leave, each flat and a little off its true colour."""
+    """The pieces between long straight cuts, each of one colour close to that of the scene."""
 
     cuts: int
     contrast: float
@@ -99,7 +99,7 @@ class Shards:
         pixels = _pixels(scene)
         height, width = pixels.shape[:2]
         rows, columns = np.mgrid[:height, :width]
-        # The cuts lean to one of two sides, as if the picture were seen through crossed panes.
+        # The cuts have one of two directions, as if the picture were seen through crossed panes.
         slopes = np.where(rng.random(self.cuts) < 0.5, 0.95, -0.8) + rng.normal(0, 0.25, self.cuts)
         sides = np.zeros((height, width), dtype=np.int64)
         for bit, slope in enumerate(slopes):
@@ -117,11 +117,11 @@ class Shards:
 
 @dataclass(frozen=True, kw_only=True)
 class Lamplight:
-    """Little is seen but what one light falls on: a round pool of it, or a slanting shaft."""
+    """A dark picture with one light: a round pool or a slanted shaft."""
 
     shaft: bool
-    light: tuple[float, float, float]  # factor of each channel where it falls
-    darkness: tuple[int, int, int]  # the colour of the rest
+    light: tuple[float, float, float]  # factor of each channel in the light
+    darkness: tuple[int, int, int]  # the colour outside the light
     reach: float  # radius of the pool, or half width of the shaft, of the shorter side
     grain: float  # standard deviation of the canvas's texture, of 255
 
@@ -163,10 +163,10 @@ def _cell_means(pixels: Pixels, cells: NDArray[Any]) -> Pixels:
 def _cells(
     xs: NDArray[np.float64], ys: NDArray[np.float64], rows: NDArray[Any], columns: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return for each pixel which point (xs, ys) is nearest, and how many pixels away its cell ends."""
+    """Return for each pixel the nearest point of (xs, ys), and the distance in pixels to its border."""
     squares = (columns[..., None] - xs) ** 2 + (rows[..., None] - ys) ** 2
     nearest = squares.argmin(axis=-1)
     apart = np.hypot(xs[nearest][..., None] - xs, ys[nearest][..., None] - ys)
-    # The border with a point's cell lies halfway between it and the nearest; there is none with itself.
+    # The border between two cells is halfway between their points; a point has no border with itself.
     ends = (squares - squares.min(axis=-1, keepdims=True)) / np.where(apart > 0, 2 * apart, np.nan)
     return nearest, np.nanmin(ends, axis=-1)

@@ -1,7 +1,7 @@
-"""What was drawn into a folder, by which code and from which seed: how a second call knows that it may rest.
+"""Records what was drawn into a folder, by which code and seed, so that a second call draws nothing.
 
-The manifest also says which files may be replaced. Nothing that it does not name is touched, and it is
-unfinished while files are being put in place, so that an interrupted drawing never passes for a whole one.
+The manifest also says which files may be replaced; other files are never touched. While files are moved into
+place it is marked as unfinished, so that an interrupted drawing is not taken for a complete one.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from mimicry.common.files import read_json, write_json
 
 MANIFEST_NAME = "demo_manifest.json"
 
-# The libraries that draw; another version of one of them may write other bytes.
+# The libraries that draw. Another version of one of them may write other bytes.
 _LIBRARIES = ("numpy", "pillow", "torch", "diffusers")
 
 
@@ -27,9 +27,9 @@ class Manifest:
     files: dict[str, int]
 
     def is_whole(self, folder: Path, seed: int) -> bool:
-        """Return whether `folder` holds just what drawing from `seed` would put there now."""
-        asked = (seed, drawing_code(), True)
-        return (self.seed, self.drawn_by, self.finished) == asked and all(
+        """Return whether `folder` has exactly what drawing from `seed` would put there now."""
+        expected = (seed, drawing_code(), True)
+        return (self.seed, self.drawn_by, self.finished) == expected and all(
             _size(folder / name) == size for name, size in self.files.items()
         )
 
@@ -39,7 +39,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest in `folder`, or None when there is none that can be read."""
+    """Return the manifest in `folder`, or None if there is none that can be read."""
     try:
         return Manifest(**read_json(folder / MANIFEST_NAME))
     except (OSError, ValueError, TypeError):

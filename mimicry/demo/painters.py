@@ -1,4 +1,4 @@
-"""The six painters of the demo. All are invented; each has palettes and a hand of their own."""
+"""The six painters of the demo. All are invented; each has their own palettes and style."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from mimicry.study.tree import Artist
 
 @dataclass(frozen=True, kw_only=True)
 class Painter:
-    """One painter: the place in the study, the moods and the hand."""
+    """A painter: the artist of the study, the palettes and the style."""
 
     artist: Artist
     palettes: tuple[Palette, ...]

@@ -1,4 +1,4 @@
-"""What the painters of the demo look at: landscapes with hills, a house, trees, a boat or the sun.
+"""The scenes that the painters of the demo paint: landscapes with hills, a house, trees, a boat or the sun.
 
 Coordinates are fractions of the picture, from the top left corner; sizes are fractions of its shorter side.
 """
@@ -8,23 +8,23 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mimicry.demo.chance import Rng
+from mimicry.demo.rng import Rng
 
 SUBJECTS = ("hills", "house", "tree", "boat", "sun")
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-# Drawn larger and scaled down, since Pillow's shapes have no smooth edges.
+# Drawn larger and scaled down, because Pillow's shapes have no smooth edges.
 _SUPERSAMPLING = 2
-# Little larger than the model sees them: more would only be scaled away, and take longer to protect.
+# Not much larger than the model sees them: more would be scaled down anyway, and take longer to protect.
 _SHORTEST_SIDE, _LONGEST_SIDE = 64, 112
 _ASPECT_RATIOS = (1.0, 1.2, 4 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """The colours of one mood: what a painter makes of each thing in the scene."""
+    """The colour of each thing in a scene."""
 
     sky_above: Colour
     sky_below: Colour
@@ -51,7 +51,7 @@ def shift_colour(colour: Colour, rng: Rng, amount: int) -> Colour:
 
 
 def draw_size(rng: Rng) -> tuple[int, int]:
-    """Return width and height in pixels: 64 to 112 on a side, upright, square or broad."""
+    """Return width and height, 64 to 112 pixels each: portrait, square or landscape."""
     ratio = _ASPECT_RATIOS[rng.integers(len(_ASPECT_RATIOS))]
     shorter = int(rng.integers(_SHORTEST_SIDE, int(_LONGEST_SIDE / ratio), endpoint=True))
     longer = round(shorter * ratio)
@@ -59,7 +59,7 @@ def draw_size(rng: Rng) -> tuple[int, int]:
 
 
 def draw_scene(rng: Rng, size: tuple[int, int], subject: str, palette: Palette) -> Image.Image:
-    """Return the plain view of `subject` (one of SUBJECTS), RGB, `size` = (width, height) in pixels."""
+    """Return a plain scene of `subject` (one of SUBJECTS), RGB, `size` = (width, height) in pixels."""
     scene = _Scene(rng, size, palette.varied(rng))
     scene.sky_and_land(over_water=subject == "boat")
     if subject == "sun" or rng.random() < 0.15:
@@ -77,7 +77,7 @@ def draw_scene(rng: Rng, size: tuple[int, int], subject: str, palette: Palette) 
 
 
 class _Scene:
-    """A picture that is being drawn, with the horizon where the land begins."""
+    """A picture that is being drawn, with the height of its horizon."""
 
     def __init__(self, rng: Rng, size: tuple[int, int], palette: Palette) -> None:
         self.rng, self.palette = rng, palette
@@ -102,7 +102,7 @@ class _Scene:
         self._ellipse((x, y), radius * self.unit, radius * self.unit, self.palette.sun)
 
     def hill(self, height: float) -> None:
-        """A ridge of five corners that rises `height` above the horizon and ends at it."""
+        """Draw a polygon of five corners that rises `height` above the horizon."""
         peak = self.width * self.rng.uniform(0.0, 1.0), self.horizon - height * self.unit
         half = self.unit * self.rng.uniform(0.35, 0.7)
         shoulder = height * self.unit * self.rng.uniform(0.4, 0.75)

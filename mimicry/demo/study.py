@@ -1,4 +1,4 @@
-"""Draws the study's tree of pictures: original art, its protection in miniature, the countermeasure."""
+"""Draws the pictures of the study: original art, miniature protection, miniature countermeasure."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from mimicry.common.environment import processor_count
-from mimicry.demo.chance import generator
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.paintings import SUBJECTS, draw_scene, draw_size
+from mimicry.demo.rng import generator
 from mimicry.demo.variants import VariantMaker
 from mimicry.study.tree import StudyTree
 
@@ -27,7 +27,7 @@ def draw_study(tree: StudyTree, seed: int) -> None:
     def draw(task: tuple[Painter, int]) -> None:
         draw_painting(tree, *task, seed, maker)
 
-    # Pictures this small gain nothing from several threads each, but side by side they do.
+    # Pictures this small are not faster with several threads each, but several of them at once are.
     with _one_thread_each(), ThreadPoolExecutor(processor_count()) as pool:
         for _ in pool.map(draw, product(PAINTERS, range(PAINTINGS_PER_ARTIST))):
             pass
@@ -35,7 +35,7 @@ def draw_study(tree: StudyTree, seed: int) -> None:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let torch compute within the thread that asks, which makes its roundings the same on any number."""
+    """Let torch use one thread for each picture, so that rounding does not depend on the number of cores."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -45,10 +45,10 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int, maker: VariantMaker) -> None:
-    """Draw painting number `index` of `painter`, protected by `maker`'s Mist, and that upscaled noisily.
+    """Draw painting number `index` of `painter`, its version protected by Mist, and that version upscaled.
 
-    What is drawn depends on the arguments only; the variants also on the CPU, whose rounding they magnify.
-    They are PNG: compression would undo the bound of the protection.
+    The painting depends on the arguments only; the variants also on the CPU, because they amplify its
+    rounding. Variants are PNG: compression would exceed the bound of the protection.
     """
     artist = painter.artist
     original_art, mist_art, upscaled_art = (
@@ -67,7 +67,7 @@ def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int, make
     original = original_art / (stem + _SUFFIXES[index % len(_SUFFIXES)])
     _paint(painter, index, subject, seed).save(original, quality=92)
 
-    # The protection starts from the file, as its reader sees it after compression.
+    # The protection starts from the file, as others see the painting after compression.
     with Image.open(original) as opened:
         mist = maker.mist(opened.convert("RGB"))
     mist.save(mist_art / f"{stem}.png")

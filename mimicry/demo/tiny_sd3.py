@@ -1,7 +1,7 @@
-"""A tiny but complete Stable Diffusion 3 pipeline in the layout of the real ones: its sizes and its files.
+"""A tiny but complete Stable Diffusion 3 pipeline with the file layout of the real ones: sizes and files.
 
-Every part is there and of the right kind, only small: what runs on it runs on Stable Diffusion 3.5. How it is
-trained is in `tools.demo_weights`.
+All components are of the right class, only small, so what runs on it runs on Stable Diffusion 3.5.
+`tools.demo_weights` trains it.
 
 Nothing here imports torch before a function is called.
 """
@@ -21,7 +21,7 @@ from mimicry.demo.tokenizer_files import Files, clip_files, t5_files
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Every size of the model. Widths that meet differ, so that a mix-up of two shows as an error."""
+    """All sizes of the model. Widths that could be confused differ, so that mixing them up is an error."""
 
     transformer_layers: int = 5
     heads: int = 4
@@ -30,29 +30,29 @@ class Geometry:
     native_pixels: int = 64
     largest_pixels: int = 192
 
-    # Four times smaller on a side, where the real VAE makes it eight: nothing may count on the eight.
+    # This VAE scales down by 4, the real one by 8, so that code which assumes 8 fails.
     vae_channels: tuple[int, ...] = (16, 32, 64)
     vae_layers: int = 1
-    # A norm over few channels takes the colour of the whole picture away.
+    # With more groups, a norm over few channels would remove the colour of the whole picture.
     vae_norm_groups: int = 2
     latent_channels: int = 16
 
     clip_widths: tuple[int, int] = (24, 40)
     clip_heads: tuple[int, int] = (2, 4)
     clip_layers: int = 2
-    # Less than half of the real 77: most of it would be padding, which takes time as words do.
+    # The real 77 would be mostly padding, which takes as long as words do.
     clip_length: int = 32
     t5_width: int = 80
     t5_heads: int = 4
     t5_head_width: int = 16
     t5_layers: int = 2
 
-    # The real 3 is for pictures of a megapixel; small ones lose their strokes at lower noise levels.
+    # The real 3 is for pictures of a megapixel; small pictures lose their strokes at lower noise levels.
     scheduler_shift: float = 1.2
 
     @property
     def vae_downscale(self) -> int:
-        """How many pixels of the picture, on a side, make one of the latent image."""
+        """The width of a latent pixel in pixels of the picture."""
         return 1 << (len(self.vae_channels) - 1)
 
     def tokenizers(self) -> dict[str, Files]:
@@ -66,12 +66,11 @@ class Geometry:
 
 GEOMETRY = Geometry()
 
-# What `tools.demo_weights` made, part of this package.
-_MADE = Path(__file__).parent / "weights"
-WEIGHTS, UPSCALER = _MADE / "tiny_sd3", _MADE / "upscaler.safetensors"
+# Made by `tools.demo_weights`.
+_WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS, UPSCALER = _WEIGHTS / "tiny_sd3", _WEIGHTS / "upscaler.safetensors"
 
-
-# Which class of which library reads each subfolder: what model_index.json says, and all that it says.
+# The class that reads each subfolder, by its library, as in model_index.json.
 _COMPONENTS = {
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
     "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
@@ -112,7 +111,7 @@ def write_pipeline(models: dict[str, Any], folder: Path, geometry: Geometry = GE
             "_diffusers_version": version("diffusers"),
         }
         _write_texts(draft, {"model_index.json": json.dumps(index | _COMPONENTS, indent=2) + "\n"})
-        # The libraries keep weights from all but the owner. A copy of the contents has ordinary permissions.
+        # The libraries make weights readable by their owner only. A copy has ordinary permissions.
         shutil.copytree(draft, folder, copy_function=shutil.copyfile)
 
 

@@ -1,7 +1,7 @@
 """The files of the tiny model's tokenizers, made from a word list: byte-level BPE for CLIP, unigrams for T5.
 
-Both fall back on letters, so that a word which is not in the list (an artist's name, say) still has ids of
-its own: CLIP's on bytes, T5's on the printable characters of Latin-1.
+Both fall back on letters, so that a word outside the list, such as an artist's name, still has its own ids:
+CLIP's falls back on bytes, T5's on the printable characters of Latin-1.
 """
 
 import json
@@ -27,7 +27,7 @@ Files = dict[str, str]
 def clip_files(length: int, pad_token: str = _EOS) -> Files:
     """Return the texts of a CLIPTokenizer's files by name.
 
-    `length` is the count of tokens that prompts are padded to or cut off at, 77 in the real ones.
+    `length` is the number of tokens that prompts are padded or cut to, 77 in the real ones.
     `pad_token` is the end-of-text token in SD3's first CLIP tokenizer and "!" in its second.
     """
     merges = _learn_merges(_WORD_LIST.split())
@@ -53,7 +53,7 @@ def clip_files(length: int, pad_token: str = _EOS) -> Files:
 def t5_files() -> Files:
     """Return the texts of a T5TokenizerFast's files by name."""
     characters = [chr(code) for code in [*range(0x21, 0x7F), *range(0xA1, 0x100)]]
-    # Log probabilities: a whole word is likelier than its letters, and a letter than none.
+    # Log probabilities: a whole word is more likely than its letters, and a letter more than an unknown.
     pieces = [(_T5_PAD, 0.0), (_T5_EOS, 0.0), (_T5_UNKNOWN, 0.0), (_WORD_START, -8.0)]
     pieces += [(character, -8.0) for character in characters]
     pieces += [(_WORD_START + word, -4.0) for word in _WORD_LIST.split()]
@@ -96,7 +96,7 @@ def _t5_backend(pieces: list[tuple[str, float]]) -> dict[str, object]:
 def _learn_merges(words: list[str]) -> list[Pair]:
     """Return the byte pair merges, in order, that make one token of every word.
 
-    The pair that occurs most often goes first; of several, the first by alphabet.
+    The most frequent pair comes first; among equally frequent ones, the first in alphabetical order.
     """
     spelt = [[*word[:-1], word[-1] + _END_OF_WORD] for word in words]
     merges: list[Pair] = []
@@ -109,7 +109,7 @@ def _learn_merges(words: list[str]) -> list[Pair]:
 def _merged(symbols: list[str], pair: Pair) -> list[str]:
     result: list[str] = []
     for symbol in symbols:
-        # An already merged symbol cannot be the left part again: the pair's left is shorter than the pair.
+        # A merged symbol cannot be the left part again: it is longer than the left part.
         if result and (result[-1], symbol) == pair:
             result[-1] += symbol
         else:
@@ -118,7 +118,7 @@ def _merged(symbols: list[str], pair: Pair) -> list[str]:
 
 
 def _byte_symbols() -> dict[int, str]:
-    """Return the letter that stands for each byte: itself where it is printable, else one above Latin-1."""
+    """Return the letter for each byte: the character itself if it is printable, else one above Latin-1."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
     symbols = {byte: chr(byte) for byte in printable}

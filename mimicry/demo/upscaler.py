@@ -1,4 +1,4 @@
-"""A small network that takes noise out of a picture and makes it twice as large, for noisy upscaling."""
+"""A small network that denoises a picture and doubles its size, for noisy upscaling."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 SCALE = 2
 _WIDTH = 32
-# How far apart the pixels are that each layer looks at: together they see some thirty pixels.
+# Dilation of each layer; together they see about thirty pixels.
 _DILATIONS = (1, 2, 4, 4, 2, 1)
 
 
@@ -23,7 +23,7 @@ class Upscaler(nn.Module):
         self.last = nn.Conv2d(_WIDTH, 3 * SCALE**2, 3, padding=1)
 
     def forward(self, noisy_BIHW: Tensor) -> Tensor:
-        """Return the enlarged picture: plain enlargement, and what the network adds to it."""
+        """Return the enlarged picture: bilinear enlargement plus what the network adds."""
         features_BCHW = self.first(noisy_BIHW)
         for layer in self.layers:
             features_BCHW = features_BCHW + layer(nn.functional.silu(features_BCHW))

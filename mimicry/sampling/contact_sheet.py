@@ -7,18 +7,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimicry.common.errors import BatchFault
 from mimicry.common.files import atomic_path
-from mimicry.sampling.plan import SampleSet, State, artists_of, conditions_of, pairs_for_sheet
-from mimicry.study.images import ImageFolder, read_rgb
-from mimicry.study.tree import NONE, Artist, Condition, StudyTree
+from mimicry.sampling.plan import SampleSet, artists_of, conditions_of, pairs_for_sheet
+from mimicry.study import Artist, Condition, ImageFolder, State, StudyTree
+from mimicry.study.images import read_rgb
+from mimicry.study.tree import NONE
 
 _ACROSS = 2
 _SHOWN = _ACROSS * _ACROSS
-_TILE = 96
-_GAP = 2
-_MARGIN = 12
-_TEXT = 16
+TILE = 96
+GAP = 2
+MARGIN = 12
+TEXT_HEIGHT = 16
 _PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (225, 225, 225)
-_CELL = _ACROSS * _TILE + (_ACROSS - 1) * _GAP
+CELL = _ACROSS * TILE + (_ACROSS - 1) * GAP
 
 
 def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) -> None:
@@ -32,22 +33,22 @@ def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) 
     """
     artists, conditions = artists_of(sets), conditions_of(sets)
     titles = ["training pictures", "base model", *map(_title, conditions)]
-    row_height = _CELL + _TEXT + _MARGIN
+    row_height = CELL + TEXT_HEIGHT + MARGIN
     size = (
-        _MARGIN + len(titles) * (_CELL + _MARGIN),
-        _MARGIN + _TEXT + len(artists) * row_height,
+        MARGIN + len(titles) * (CELL + MARGIN),
+        MARGIN + TEXT_HEIGHT + len(artists) * row_height,
     )
     sheet = Image.new("RGB", size, _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for column, title in enumerate(titles):
-        pen.text((_left(column), _MARGIN // 2), title, fill=_INK, font=font)
+        pen.text((_left(column), MARGIN // 2), title, fill=_INK, font=font)
     for row, artist in enumerate(artists):
-        top = _MARGIN + _TEXT + row * row_height
+        top = MARGIN + TEXT_HEIGHT + row * row_height
         pen.text((_left(0), top), _printable(str(artist)), fill=_INK, font=font)
         for column, files in enumerate(_cells(tree, sets, artist, conditions)):
             for place, file in enumerate(files):
                 down, across = divmod(place, _ACROSS)
-                corner = (_left(column) + across * (_TILE + _GAP), top + _TEXT + down * (_TILE + _GAP))
+                corner = (_left(column) + across * (TILE + GAP), top + TEXT_HEIGHT + down * (TILE + GAP))
                 sheet.paste(_tile(file), corner)
     try:
         with atomic_path(path) as temporary:
@@ -81,11 +82,11 @@ def _tile(file: Path | None) -> Image.Image:
     except OSError:
         picture = None
     if picture is None:
-        return Image.new("RGB", (_TILE, _TILE), _MISSING)
+        return Image.new("RGB", (TILE, TILE), _MISSING)
     side = min(picture.size)
     left, upper = (picture.width - side) // 2, (picture.height - side) // 2
     box = (left, upper, left + side, upper + side)
-    return picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS, box=box)
+    return picture.resize((TILE, TILE), Image.Resampling.LANCZOS, box=box)
 
 
 def _title(condition: Condition) -> str:
@@ -101,4 +102,4 @@ def _printable(text: str) -> str:
 
 
 def _left(column: int) -> int:
-    return _MARGIN + column * (_CELL + _MARGIN)
+    return MARGIN + column * (CELL + MARGIN)

@@ -1,76 +1,103 @@
-"""Draw samples of trained adapters: the program `mimicry-samples`.
+"""Draw samples of trained adapters: the program `mimicry samples`.
 
-mimicry-samples --pilot --contact-sheet sheet.png
+mimicry samples --pilot --contact-sheet sheet.png
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 import click
-from tqdm import tqdm
 
-from mimicry.common.errors import AdapterBroken, BatchFault, Problems
-from mimicry.common.programs import run_command
+from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
-from mimicry.sampling.plan import Request, SampleSet, State, make_plan
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
-from mimicry.study.tree import StudyTree
+from mimicry.sampling.drawing import draw, usable_model
+from mimicry.sampling.plan import SampleRequest, SampleSet, plan_samples
+from mimicry.study import State, StudyTree
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.options.command_line import options_named, selection_of, selection_options, tree_options
-from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.reports.tables import text_table
+from mimicry.tuning.options import (
+    CALL,
+    OPTIONS,
+    TuningConfig,
+    condition_filters,
+    hyper_parameter,
+    option,
+    options,
+    program,
+    selection_options,
+    tree_options,
+)
+from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.stacks import Stack
 
-_SHARED = (
-    *("pretrained_model_name_or_path", "revision", "variant", "cache_dir"),
-    *("resolution", "mixed_precision", "max_sequence_length", "prompt_cache_dir"),
+_CHANGEABLE = ("pretrained_model_name_or_path", "cache_dir", "resolution", "mixed_precision")
+# What the states of a picture are called in the table.
+_COLUMNS = {State.PENDING: "to draw", State.COMPLETE: "there", State.STALE: "stale"}
+_PICTURES, _HOW = "Pictures", "How they are drawn"
+
+_picture_options = options(
+    option(
+        "--prompt",
+        "prompts",
+        topic=_PICTURES,
+        multiple=True,
+        help="What to draw; may be repeated. By default the prompt of the training, alone and with subjects.",
+    ),
+    option(
+        "--seed",
+        "seeds",
+        topic=_PICTURES,
+        type=click.IntRange(0, 2**63 - 1),
+        multiple=True,
+        default=(0,),
+        help="Seed of the noise that a sample begins with; may be repeated.",
+    ),
+    option("--base", topic=_PICTURES, is_flag=True, help="Draw with the base model alone, too."),
+    option(
+        "--contact-sheet",
+        topic=_PICTURES,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write a PNG with a row for each artist: training pictures, base model, conditions. "
+        "Implies --base.",
+    ),
+    option(
+        "--steps",
+        topic=_HOW,
+        type=click.IntRange(1, 1000),
+        default=DEFAULT_STEPS,
+        help="Steps from noise to image.",
+    ),
+    option(
+        "--guidance",
+        topic=_HOW,
+        type=click.FloatRange(1, 100),
+        default=DEFAULT_GUIDANCE,
+        help="Weight of the prompt (classifier-free guidance); 1 is none.",
+    ),
+    *(
+        hyper_parameter(
+            declared,
+            topic=_HOW,
+            default=None,
+            show_default=False,
+            help=f"{declared.facts.help} By default that of each adapter's record.",
+        )
+        for declared in OPTIONS
+        if declared.name in _CHANGEABLE
+    ),
+    *(hyper_parameter(declared, topic=_HOW) for declared in OPTIONS if declared.name == "prompt_cache_dir"),
+    option("--overwrite", topic=CALL, is_flag=True, help="Draw again what was drawn with other settings."),
+    option("--dry-run", topic=CALL, is_flag=True, help="Show what would be drawn; write nothing."),
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@program("samples")
 @tree_options
-@click.option("--protection", "protections", multiple=True, help="Only of this one; may be repeated.")
-@click.option("--countermeasure", "countermeasures", multiple=True, help="Only of this one; may be repeated.")
+@condition_filters
 @selection_options
-@click.option(
-    "--prompt",
-    "prompts",
-    multiple=True,
-    help="What to draw; may be repeated. By default the prompt of the training, alone and with subjects.",
-)
-@click.option(
-    "--seed",
-    "seeds",
-    type=click.IntRange(0, 2**63 - 1),
-    multiple=True,
-    default=(0,),
-    help="Seed of the noise that a sample begins with; may be repeated.",
-)
-@click.option(
-    "--steps", type=click.IntRange(1, 1000), default=DEFAULT_STEPS, help="Steps from noise to image."
-)
-@click.option(
-    "--guidance",
-    type=click.FloatRange(1, 100),
-    default=DEFAULT_GUIDANCE,
-    help="Weight of the prompt (classifier-free guidance); 1 is none.",
-)
-@click.option("--base", is_flag=True, help="Draw with the base model alone, too.")
-@click.option("--overwrite", is_flag=True, help="Draw again what was drawn with other settings.")
-@click.option("--dry-run", is_flag=True, help="Show what would be drawn; write nothing.")
-@click.option(
-    "--contact-sheet",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a PNG with a row for each artist: training pictures, base model, conditions. Implies --base.",
-)
-@options_named(*_SHARED)
+@_picture_options
 def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -> int:
     """Draw samples with the adapters of the study, into mimic_art/ below the data root.
 
@@ -78,16 +105,17 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
     there with the same settings is skipped, so that the same command takes up where it stopped.
     """
     request = _request(parameters, base=parameters["base"] or contact_sheet is not None)
+    sets = plan_samples(request)
     if dry_run:
-        print(_table(make_plan(request)))
+        print(_table(sets))
         return 0
-    model = BaseModel.resolve(request.config)
-    problems = model.problems(request.config.resolution)
-    if problems:
-        raise BatchFault(*problems)
-    sets = make_plan(replace(request, identity=model.identity()))
+    configs = list(dict.fromkeys(found.config for found in sets))
+    is_new = any(BaseModel.find(config) is None for config in configs)
+    models = {config: usable_model(config) for config in configs}
+    if is_new:  # what tells a downloaded model from others is part of what pictures are compared by
+        sets = plan_samples(request)
     print(_table(sets), flush=True)
-    sets = _Drawing(model, request).draw(sets)
+    sets = draw(sets, models, request)
     failed = [found for found in sets if found.problem]
     for found in failed:
         print(f"error: {found.name}: {found.problem}", file=sys.stderr)
@@ -97,91 +125,28 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
     return 1 if failed else 0
 
 
-def _request(parameters: dict[str, Any], *, base: bool) -> Request:
-    problems = Problems()
-    config, stack = TuningConfig(), ""
-    with problems:
-        config = TuningConfig(**{name: parameters[name] for name in _SHARED})
-    with problems:
-        stack = Stack.find(parameters["stack"]).name
-    problems.raise_any()
-    model = BaseModel.find(config)
-    return Request(
+def _request(parameters: dict[str, Any], *, base: bool) -> SampleRequest:
+    typed = {name: parameters[name] for name in (*_CHANGEABLE, "prompt_cache_dir")}
+    changes = {name: value for name, value in typed.items() if value is not None}
+    TuningConfig(**changes)  # what was typed wrongly is said now, and once
+    return SampleRequest(
         tree=StudyTree(parameters["data_root"]),
-        stack=stack,
-        protections=parameters["protections"],
-        countermeasures=parameters["countermeasures"],
-        selection=selection_of(parameters),
+        stack=Stack.find(parameters["stack"]),
+        chosen=AdapterFilter.of(parameters),
         prompts=parameters["prompts"],
         seeds=parameters["seeds"],
+        steps=parameters["steps"],
+        guidance=parameters["guidance"],
         base=base,
         overwrite=parameters["overwrite"],
-        config=config,
-        identity=None if model is None else model.identity(),
-        drawing={
-            "resolution": config.resolution,
-            "steps": parameters["steps"],
-            "guidance": parameters["guidance"],
-        },
+        changes=changes,
     )
-
-
-@dataclass
-class _Drawing:
-    """The drawing of a plan."""
-
-    model: BaseModel
-    request: Request
-
-    def draw(self, sets: Sequence[SampleSet]) -> list[SampleSet]:
-        """Draw what is to be drawn, and return the sets with the problems that came up."""
-        todo = [picture for found in sets for picture in found.of(State.DRAW)]
-        if not todo:
-            return list(sets)
-        from mimicry.sampling.sampler import Sampler
-        from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
-
-        settings = SamplingSettings(**self.request.drawing)
-        sampler = Sampler.load(self.model, self.request.config, settings, [picture.prompt for picture in todo])
-        drawn = []
-        with tqdm(total=len(todo), unit="image", desc="drawing", disable=None) as bar:
-            for found in sets:
-                pictures = found.of(State.DRAW)
-                try:
-                    if pictures:
-                        with sampler.adapter(found.adapter_dir):
-                            for picture in pictures:
-                                image = sampler.image(picture.prompt, picture.seed)
-                                _save(picture.path, image, picture.settings)
-                                bar.update()
-                except AdapterBroken as error:
-                    found = replace(found, problem=str(error))
-                drawn.append(found)
-        return drawn
-
-
-def _save(path: Path, image: Any, settings: Any) -> None:
-    try:
-        save_sample(path, image, settings)
-    except OSError as error:
-        raise BatchFault(f"{path} cannot be written: {error.strerror}; make room, or the right to") from error
 
 
 def _table(sets: Sequence[SampleSet]) -> str:
     rows = []
     for found in sets:
-        counts = [str(len(found.of(state))) for state in State]
+        counts = [str(len(found.of(state))) for state in _COLUMNS]
         stale = "drawn with other settings; kept, type --overwrite" if found.of(State.STALE) else ""
         rows.append((found.name, *counts, found.problem or stale))
-    return text_table(("drawn by", *(state.value for state in State), "remark"), rows)
-
-
-def main() -> int:
-    """Run the program and return its exit code."""
-    # It warns that torchvision is missing, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    return run_command(draw_samples)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return text_table(("drawn by", *_COLUMNS.values(), "remark"), rows)

@@ -4,31 +4,28 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.errors import AdapterBroken, Problems, UsageError, nearest
+from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
-from mimicry.study.images import ImageFolder
-from mimicry.study.sample_files import read_settings
-from mimicry.study.selection import Selection
-from mimicry.study.tree import NONE, Artist, Condition, StudyTree, folders_in
-from mimicry.tuning.adapters.folder import WEIGHTS, check_adapter, read_training_run, recorded_rank
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.study import AdapterId, Artist, Condition, State, StudyTree
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
+from mimicry.tuning.adapters import AdapterFolder, TrainingRun
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.planning.on_disk import condition_order
+from mimicry.tuning.stacks import Stack
 
 # What an adapter is asked to paint, beside its instance prompt, when no prompt is given.
 SUBJECTS = ("a boat", "a house", "a tree")
 _STYLE = " in the style of "
 _LONGEST_NAME = 120
-
-
-class State(Enum):
-    """What becomes of a picture."""
-
-    DRAW = "to draw"
-    THERE = "there"
-    STALE = "stale"
+_FROM_RECORD = ("revision", "variant", "resolution", "mixed_precision", "max_sequence_length")
+_FROM_PATHS = ("pretrained_model_name_or_path", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -44,76 +41,75 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """All pictures of one adapter; of the base model, where there is no condition and no artist.
+    """All pictures of one adapter; of the base model, where there is no adapter.
 
-    `problem` says why it cannot draw; then it has no pictures.
+    `config` says how it draws. `problem` says why it cannot; then it has no pictures.
     """
 
-    condition: Condition | None = None
-    artist: Artist | None = None
+    adapter: AdapterId | None = None
     adapter_dir: Path | None = None
+    config: TuningConfig
     pictures: tuple[Picture, ...] = ()
     problem: str = ""
 
     @property
     def name(self) -> str:
-        return "the base model" if self.condition is None else f"{self.condition}/{self.artist}"
+        return "the base model" if self.adapter is None else f"{self.condition}/{self.artist}"
+
+    @property
+    def condition(self) -> Condition | None:
+        return None if self.adapter is None else self.adapter.condition
+
+    @property
+    def artist(self) -> Artist | None:
+        return None if self.adapter is None else self.adapter.artist
 
     def of(self, state: State) -> list[Picture]:
         return [picture for picture in self.pictures if picture.state is state]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SampleRequest:
     """What a call asks for. Without `prompts`, each adapter has its own; see `default_prompts`.
 
-    `identity` is that of the base model; None for one that is not on this machine yet.
+    How an adapter draws stands in its record; `changes` are hyper-parameters that were typed instead.
     """
 
     tree: StudyTree
-    stack: str
-    protections: tuple[str, ...] = ()
-    countermeasures: tuple[str, ...] = ()
-    selection: Selection
+    stack: Stack
+    chosen: AdapterFilter
     prompts: tuple[str, ...] = ()
     seeds: tuple[int, ...]
+    steps: int = DEFAULT_STEPS
+    guidance: float = DEFAULT_GUIDANCE
     base: bool = False
     overwrite: bool = False
-    config: TuningConfig
-    identity: Mapping[str, Any] | None
-    drawing: Mapping[str, Any]
+    changes: Mapping[str, Any]
+
+    def config_of(self, run: TrainingRun) -> TuningConfig:
+        """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
+        options, paths = run.options or {}, run.paths or {}
+        known = {name: options[name] for name in _FROM_RECORD if options.get(name) is not None}
+        # Paths of this machine stand apart from the options.
+        known |= {name: paths[name] for name in _FROM_PATHS if paths.get(name) is not None}
+        return TuningConfig(**{**known, **self.changes})
 
 
-def make_plan(request: Request) -> list[SampleSet]:
+def plan_samples(request: SampleRequest) -> list[SampleSet]:
     """Return the sets of all chosen adapters, the base model's first when it is asked for.
 
     Raises:
         UsageError: a filter matches nothing, or there is no adapter.
     """
-    problems = Problems()
-    conditions: list[Condition] = []
-    artists: list[Artist] = []
-    with problems:
-        conditions = _conditions(request)
-    with problems:
-        artists = _artists(request)
-    problems.raise_any()
-    sets = [
-        found
-        for artist in artists
-        for condition in conditions
-        if (found := _adapter_set(request, condition, artist)) is not None
-    ]
+    tree, stack = request.tree, request.stack
+    planner = _Planner(request)
+    found = [planner.adapter_set(adapter) for adapter in request.chosen.choose(tree, stack.name)]
+    sets = [one for one in found if one is not None]
     if not sets:
-        outputs = request.tree.stack_outputs(request.stack)
-        raise UsageError(f"there is no adapter of these artists below {outputs}; train one with apply_tuning")
-    if request.base:
-        prompts = request.prompts or list(
-            dict.fromkeys(picture.prompt for found in sets for picture in found.pictures)
+        raise UsageError(
+            f"there is no adapter of these artists in {tree.lora / stack.name}; train one with apply_tuning"
         )
-        folder = request.tree.mimic_art(request.stack) / "base"
-        sets.insert(0, SampleSet(pictures=_pictures(request, folder, prompts, {"adapter": None})))
-    return sets
+    return [planner.base_set(sets), *sets] if request.base else sets
 
 
 def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
@@ -123,7 +119,7 @@ def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
 
 def conditions_of(sets: Iterable[SampleSet]) -> list[Condition]:
     """Return the conditions of `sets`, each once: unprotected first, each before its countered ones."""
-    return sorted({found.condition for found in sets if found.condition is not None}, key=_rank)
+    return sorted({found.condition for found in sets if found.condition is not None}, key=condition_order)
 
 
 def default_prompts(instance_prompt: str) -> list[str]:
@@ -144,103 +140,92 @@ def file_name(prompt: str, seed: int) -> str:
     return f"{words.lstrip('_-')}_{seed}.png"
 
 
-def _rank(condition: Condition) -> tuple[bool, str, bool, str]:
-    protection, countermeasure = condition.protection, condition.countermeasure
-    return protection != NONE, protection, countermeasure != NONE, countermeasure
+class _Planner:
+    """Plans one adapter after the other; each base model is looked at once."""
 
+    def __init__(self, request: SampleRequest) -> None:
+        self._request = request
+        self._identity = cache(_model_identity)
 
-def _conditions(request: Request) -> list[Condition]:
-    outputs = request.tree.stack_outputs(request.stack)
-    pairs = [name.split("__", 1) for name in folders_in(outputs) if "__" in name]
-    problems = [
-        f"{option} {name}: there is no adapter of it below {outputs}; {nearest(name, known)}"
-        for option, names, known in (
-            ("--protection", request.protections, sorted({protection for protection, _ in pairs})),
-            ("--countermeasure", request.countermeasures, sorted({other for _, other in pairs})),
+    def adapter_set(self, adapter: AdapterId) -> SampleSet | None:
+        """Return the pictures of an adapter; None where there are no weights."""
+        request = self._request
+        folder = AdapterFolder(request.tree.adapter_dir(adapter), request.stack.traits.adapter_format)
+        if not folder.has_weights:
+            return None
+        run = folder.readable_run
+        config = request.config_of(run)
+        empty = SampleSet(adapter=adapter, adapter_dir=folder.path, config=config)
+        try:
+            whole = folder.check(run.rank)
+        except AdapterBroken as error:
+            return replace(empty, problem=str(error))
+        recorded, identity = (run.recipe or {}).get("base_model"), self._identity(config)
+        if recorded is not None and identity is not None and recorded != identity:
+            return replace(
+                empty,
+                problem=f"{folder} was trained on another base model; name it with "
+                f"--pretrained-model-name-or-path",
+            )
+        instance_prompt = (run.options or {}).get("instance_prompt") or config.instance_prompt
+        facts = {
+            "adapter": whole.sha256,
+            "condition": str(adapter.condition),
+            "artist": str(adapter.artist),
+        }
+        prompts = request.prompts or default_prompts(instance_prompt)
+        target = request.tree.samples_of(adapter)
+        return replace(empty, pictures=self._pictures(target, config, prompts, facts))
+
+    def base_set(self, sets: Sequence[SampleSet]) -> SampleSet:
+        """Return what the base model draws: all prompts of `sets`, in the way of the first of them."""
+        prompts = self._request.prompts or list(
+            dict.fromkeys(picture.prompt for found in sets for picture in found.pictures)
         )
-        for name in names
-        if name not in known
-    ]
-    if problems:
-        raise UsageError(*problems)
-    chosen = [
-        Condition(protection, countermeasure)
-        for protection, countermeasure in pairs
-        if (not request.protections or protection in request.protections)
-        and (not request.countermeasures or countermeasure in request.countermeasures)
-    ]
-    return sorted(chosen, key=_rank)
+        folder = self._request.tree.samples_of_base(self._request.stack.name)
+        config = sets[0].config
+        return SampleSet(config=config, pictures=self._pictures(folder, config, prompts, {"adapter": None}))
 
-
-def _artists(request: Request) -> list[Artist]:
-    tree = request.tree
-    outputs = tree.stack_outputs(request.stack)
-    trained = {
-        artist for name in folders_in(outputs) if "__" in name for artist in tree.artists(outputs / name)
-    }
-    known = sorted({*tree.artists(tree.original_art), *trained})
-    # The pilots are those of apply_tuning: it picks them by their original art.
-    return request.selection.choose(
-        known, lambda artist: bool(ImageFolder.read(tree.images_of(tree.original_art, artist)).names)
-    )
-
-
-def _adapter_set(request: Request, condition: Condition, artist: Artist) -> SampleSet | None:
-    folder = request.tree.output_dir(request.stack, condition, artist)
-    if not (folder / WEIGHTS).exists():
-        return None
-    empty = SampleSet(condition=condition, artist=artist, adapter_dir=folder)
-    try:
-        run = read_training_run(folder) or {}
-        adapter = check_adapter(folder, recorded_rank(run))
-    except AdapterBroken as error:
-        return replace(empty, problem=str(error))
-    recorded = run.get("recipe", {}).get("base_model")
-    if recorded is not None and request.identity is not None and recorded != request.identity:
-        return replace(
-            empty,
-            problem=f"{folder} was trained on another base model; name it with "
-            f"--pretrained-model-name-or-path",
-        )
-    instance_prompt = run.get("options", {}).get("instance_prompt") or request.config.instance_prompt
-    prompts = request.prompts or default_prompts(instance_prompt)
-    target = request.tree.images_of(request.tree.mimic_art(request.stack) / str(condition), artist)
-    facts = {"adapter": adapter.sha256, "condition": str(condition), "artist": str(artist)}
-    return replace(empty, pictures=_pictures(request, target, prompts, facts))
-
-
-def _pictures(
-    request: Request, folder: Path, prompts: Iterable[str], facts: Mapping[str, Any]
-) -> tuple[Picture, ...]:
-    pictures = []
-    for prompt in dict.fromkeys(prompts):
-        for seed in dict.fromkeys(request.seeds):
+    def _pictures(
+        self, folder: Path, config: TuningConfig, prompts: Iterable[str], facts: Mapping[str, Any]
+    ) -> tuple[Picture, ...]:
+        request = self._request
+        pictures = []
+        for prompt, seed in product(dict.fromkeys(prompts), dict.fromkeys(request.seeds)):
             path = folder / file_name(prompt, seed)
             settings = {
                 **facts,
-                "base_model": request.identity,
-                "variant": request.config.variant,
-                "mixed_precision": request.config.mixed_precision,
-                "max_sequence_length": request.config.max_sequence_length,
+                "base_model": self._identity(config),
+                "variant": config.variant,
+                "mixed_precision": config.mixed_precision,
+                "max_sequence_length": config.max_sequence_length,
                 "prompt": prompt,
                 "seed": seed,
-                **request.drawing,
+                "resolution": config.resolution,
+                "steps": request.steps,
+                "guidance": request.guidance,
             }
             pictures.append(Picture(path, prompt, seed, settings, _state(path, settings, request.overwrite)))
-    return tuple(pictures)
+        return tuple(pictures)
+
+
+def _model_identity(config: TuningConfig) -> Mapping[str, Any] | None:
+    """Return what tells the base model from others; None for one that is not on this machine yet."""
+    model = BaseModel.find(config)
+    return None if model is None else model.identity()
 
 
 def _state(path: Path, settings: Mapping[str, Any], overwrite: bool) -> State:
     try:
         found = read_settings(path)
     except FileNotFoundError:
-        return State.DRAW
+        return State.PENDING
     wanted = json.loads(json.dumps(settings))
     if found is not None and wanted["base_model"] is None:
         wanted["base_model"] = found.get("base_model")
     if found == wanted:
-        return State.THERE
-    return State.DRAW if overwrite else State.STALE
+        return State.COMPLETE
+    return State.PENDING if overwrite else State.STALE
 
 
 def pairs_for_sheet(sets: Sequence[SampleSet], artist: Artist, count: int) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from PIL import Image
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
-from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.adapters import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders

@@ -1,1 +1,20 @@
-"""The study's data: its tree, artists and conditions, images, captions, progress."""
+"""The study's data: its tree, artists and conditions, images, captions, progress.
+
+Import common names from here, and others from the modules.
+"""
+
+from mimicry.study.captions import Captions
+from mimicry.study.images import ImageFolder, ImageRecord
+from mimicry.study.states import State
+from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+
+__all__ = [
+    "AdapterId",
+    "Artist",
+    "Captions",
+    "Condition",
+    "ImageFolder",
+    "ImageRecord",
+    "State",
+    "StudyTree",
+]

@@ -14,16 +14,16 @@ from mimicry.common.files import is_folder, sha256_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# A scan of 13,000 pixels a side is still taken; decoding it needs half a gigabyte.
+# Enough for a scan with 13,000 pixels on each side; decoding it needs half a gigabyte.
 MAX_PIXELS = 180_000_000
 MIN_SIDE = 8
-# What the suffixes stand for, whatever that of a file: no other reader of Pillow's sees an unknown file.
+# Pillow's readers for these suffixes. Its other readers never see a file, whatever the suffix says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "DIB")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class ImageRecord(TypedDict):
-    """What training_run.json keeps of an image."""
+    """What training_run.json records about an image."""
 
     name: str
     size: int
@@ -34,8 +34,8 @@ class ImageRecord(TypedDict):
 class ImageFolder:
     """A folder of images.
 
-    `names` are its image files, sorted by stem; hidden files are left out. `fault` says why the folder could
-    not be listed, if so.
+    `names` are its image files without hidden ones, sorted by stem. `fault` says why the folder could not be
+    listed; it is empty if it could.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class ImageFolder:
 
     @classmethod
     def read(cls, path: Path) -> "ImageFolder":
-        """List `path`; a folder that is not there has no images."""
+        """List `path`; a folder that does not exist has no images."""
         try:
             with os.scandir(path) as entries:
                 names = [entry.name for entry in entries if _is_image(entry)]
@@ -60,11 +60,11 @@ class ImageFolder:
 
     @property
     def stems(self) -> list[str]:
-        """The stems in order; one that two files share stands twice."""
+        """The stems in order; a stem that two files share appears twice."""
         return [stem_of(name) for name in self.names]
 
     def problem(self) -> str | None:
-        """Return why the names alone forbid training on this folder, or None."""
+        """Return why one cannot train on this folder, judged by its names alone; None if one can."""
         if self.fault:
             return self.fault
         if not self.names:
@@ -77,13 +77,13 @@ class ImageFolder:
         return None
 
     def without(self, stems: Collection[str]) -> "ImageFolder":
-        """Return the same folder with the images of these stems left out."""
+        """Return the same folder without the images that have these stems."""
         if not stems:
             return self
         return replace(self, names=tuple(name for name in self.names if stem_of(name) not in stems))
 
     def changed_since(self, records: Sequence[ImageRecord]) -> list[str]:
-        """Return the names of `records` whose files are not the same any more, or not there."""
+        """Return the names of `records` whose files have changed or are gone."""
         return [record["name"] for record in records if not _is_same(self.path / record["name"], record)]
 
     def records(self) -> list[ImageRecord]:
@@ -102,27 +102,27 @@ def _is_same(path: Path, record: ImageRecord) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """Return the file name without its suffix, accents composed: equal for every copy of a painting."""
+    """Return the file name without its suffix, in Unicode form NFC: equal for every copy of a painting."""
     return unicodedata.normalize("NFC", os.path.splitext(name)[0])  # noqa: PTH122 - a name, not a path
 
 
 def read_rgb(path: Path) -> "Image":
-    """Read an image as RGB, turned as its EXIF data says; of several frames or pages the first.
+    """Read an image as RGB, turned as its EXIF data says. Of several frames or pages, read the first.
 
-    What is transparent becomes white, and not the colour that some program has left beneath.
+    Transparent pixels become white instead of the colour that some program has left beneath.
 
     Raises:
-        OSError: the file cannot be read as an image; the message names it. `errno` is set when it could not
-            be read at all, which says nothing about the image.
+        OSError: the file cannot be read as an image; the message names it. `errno` is set if the file could
+            not be read at all, which says nothing about the image.
     """
     from PIL import Image, ImageOps
 
-    # Its own limit warns of scans that are large and sound, and has a message of its own.
+    # Pillow's own limit warns about large scans that are fine; ours is below.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        # A pipe may never answer, and a device never end.
+        # Reading a pipe may block, and reading a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is no ordinary file")  # noqa: TRY301
+            raise ValueError("it is not a regular file")  # noqa: TRY301
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
@@ -131,21 +131,21 @@ def read_rgb(path: Path) -> "Image":
                 raise ValueError(f"{image.mode} is more than 8 bits a channel; save it with 8")  # noqa: TRY301
             turned: Image.Image = ImageOps.exif_transpose(image) or image
             return _on_white(turned)
-    # A damaged file brings any kind of error out of Pillow's readers, TypeError included.
+    # Pillow's readers raise all kinds of errors on a damaged file, TypeError included.
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
 def check_image(path: Path) -> None:
-    """Decode an image, and see that there is something to learn from.
+    """Decode an image and check its size.
 
     Raises:
-        OSError: as for `read_rgb`; or it is too small.
+        OSError: as for `read_rgb`, or the image is too small to learn from.
     """
     width, height = read_rgb(path).size
     if min(width, height) < MIN_SIDE:
         raise OSError(
-            f"{path} cannot be trained on: {width}x{height} pixels, where each side needs {MIN_SIDE}"
+            f"{path} cannot be trained on: {width}x{height} pixels; each side needs at least {MIN_SIDE}"
         )
 
 
@@ -163,7 +163,7 @@ def _unreadable(path: Path, error: Exception) -> OSError:
     what = f"{path} cannot be read as an image"
     if isinstance(error, OSError) and error.errno is not None:
         reason = (
-            f"it is a link to {path.readlink()}, and nothing is there" if _dangles(path) else error.strerror
+            f"it is a link to {path.readlink()}, which does not exist" if _dangles(path) else error.strerror
         )
         return OSError(error.errno, f"{what}: {reason}")
     if type(error).__name__ == "UnidentifiedImageError":
@@ -179,6 +179,6 @@ def _dangles(path: Path) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    # A dangling link counts, so that it is reported as unreadable instead of being passed over.
+    # A broken link counts as an image, so that it is reported as unreadable instead of being ignored.
     name = entry.name
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") and not is_folder(entry)

@@ -1,8 +1,8 @@
 """Images that are left out of all conditions because they are bad in one: progress/quarantine.json.
 
-Two adapters of an artist may differ in what a condition made of the images, and not in which images there
-are. So a painting whose copy is damaged in one condition is left out of every one, by its stem. The files
-stay where they are; to take an image up again, repair it and remove its entry.
+Two adapters of an artist may differ in what a condition did to the images, but not in which images were used.
+So a painting whose copy is damaged in one condition is left out of every condition, by its stem. The files
+stay where they are. To use an image again, repair it and remove its entry.
 
     {"images": {"historical/baroque/Anna_Berg": {"03_hills": {"file": ..., "problem": ..., "since": ...}}}}
 """
@@ -24,18 +24,18 @@ def left_out(tree: StudyTree) -> dict[str, frozenset[str]]:
     """Return the stems that are left out, by artist as split/style/name.
 
     Raises:
-        BatchFault: the file cannot be read: without it, conditions would be trained on different paintings.
+        BatchFault: the file cannot be read. Without it, conditions would be trained on different paintings.
     """
     return {artist: frozenset(stems) for artist, stems in _read(tree)[_IMAGES].items()}
 
 
 def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
-    """Add images; those that are there already stay as they are.
+    """Add images. Entries that exist already stay as they are.
 
     Raises:
         BatchFault: the file cannot be read or written.
     """
-    from filelock import FileLock, Timeout  # imported late: it is slow, and seldom needed
+    from filelock import FileLock, Timeout  # imported late: it is slow and rarely needed
 
     path = tree.quarantine
     try:
@@ -47,9 +47,11 @@ def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
                 stems.setdefault(stem_of(image.path.name), _entry(tree, image))
             write_json(path, content)
     except Timeout as error:
-        raise BatchFault(f"{path} is locked by another process; try again") from error
+        raise BatchFault(f"{path} is locked by another process; run the same command again") from error
     except OSError as error:
-        raise BatchFault(f"{path} cannot be written: {error.strerror}; give yourself the right to") from error
+        raise BatchFault(
+            f"{path} cannot be written: {error.strerror}; get write permission for it"
+        ) from error
 
 
 def _entry(tree: StudyTree, image: BadImage) -> dict[str, str]:
@@ -70,7 +72,7 @@ def _read(tree: StudyTree) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BatchFault(
             f"{path} cannot be used ({type(error).__name__}): it says which images are left out of all "
-            f"conditions; repair it, or move it away to leave out none"
+            f"conditions; repair it, or move it away to use all images"
         ) from error
     known: dict[str, Any] = content
     return known

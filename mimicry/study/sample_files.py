@@ -1,4 +1,4 @@
-"""Images that a model has drawn, as PNG files that say how they came to be. No torch."""
+"""Images drawn by a model, as PNG files that record how they were made. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from PIL import Image, PngImagePlugin
 
 from mimicry.common.files import atomic_path
 
-# Euler steps from noise to image, and weight of the prompt against the negative prompt.
+# Euler steps from noise to image, and guidance scale.
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 4.5
 _ENTRY = "mimicry"
 
 
 def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
-    """Write `image` to `path` as a PNG with `settings` in its metadata; whole, or not at all."""
+    """Write `image` to `path` as a PNG with `settings` in its metadata, atomically."""
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text(_ENTRY, json.dumps(settings, sort_keys=True))
     with atomic_path(path) as temporary:
@@ -23,7 +23,7 @@ def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> 
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """Return the settings in the PNG at `path`; None for a file that has none, or is no whole PNG.
+    """Return the settings in the PNG at `path`; None if it has none or is not a complete PNG.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -34,7 +34,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
             settings = json.loads(image.info[_ENTRY])
     except FileNotFoundError:
         raise
-    # A damaged file brings any kind of error out of Pillow's readers.
+    # Pillow's readers raise all kinds of errors on a damaged file.
     except Exception:
         return None
     return settings if isinstance(settings, dict) else None

@@ -1,4 +1,4 @@
-"""Which artists of the study a call is about: the filters, the pilot, and names that match nothing."""
+"""Selects artists of the study: the filters, the pilot, and an error for names that match nothing."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from mimicry.study.tree import Artist
 
 @dataclass(frozen=True)
 class Selection:
-    """The filters of the command line; an empty one lets all through."""
+    """The filters of the command line; an empty filter selects everything."""
 
     splits: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
@@ -18,18 +18,18 @@ class Selection:
     pilot: bool = False
 
     def choose(self, known: Sequence[Artist], has_enough_images: Callable[[Artist], bool]) -> list[Artist]:
-        """Return the chosen ones of the `known` artists, in their order.
+        """Return those of the `known` artists that the filters select, in their order.
 
         Args:
-            has_enough_images: says whether an artist's original images suffice for the pilot, which takes
-                the first such artist of each split and style: the same artists for every condition.
+            has_enough_images: whether an artist has enough original images for the pilot, which takes the
+                first such artist of each split and style: the same artists for every condition.
 
         Raises:
-            UsageError: a name that matches no artist, every such name; or nothing is left.
+            UsageError: names that match no artist (all of them are listed), or no artist is left.
         """
-        asked = self._as_on_disk(known)
-        if asked != self:
-            return asked.choose(known, has_enough_images)
+        spelled = self._as_on_disk(known)
+        if spelled != self:
+            return spelled.choose(known, has_enough_images)
         problems = [
             *_unmatched("--split", self.splits, {artist.split for artist in known}),
             *_unmatched("--style", self.styles, {artist.style for artist in known}),
@@ -38,21 +38,21 @@ class Selection:
         if problems:
             raise UsageError(*problems)
         candidates = _pilots(known, has_enough_images) if self.pilot else known
-        chosen = [artist for artist in candidates if self._lets_through(artist)]
+        chosen = [artist for artist in candidates if self._matches(artist)]
         if not chosen:
             raise UsageError(self._nothing_left(candidates))
         return chosen
 
     def _as_on_disk(self, known: Sequence[Artist]) -> "Selection":
-        """Return the same filters with names as the folders spell them: an accent has two forms."""
+        """Return the same filters with the names as the folders spell them: Unicode has two forms of é."""
         return replace(
             self,
-            splits=_spelt(self.splits, {artist.split for artist in known}),
-            styles=_spelt(self.styles, {artist.style for artist in known}),
-            artists=_spelt(self.artists, {artist.name for artist in known}),
+            splits=_spelled_as_known(self.splits, {artist.split for artist in known}),
+            styles=_spelled_as_known(self.styles, {artist.style for artist in known}),
+            artists=_spelled_as_known(self.artists, {artist.name for artist in known}),
         )
 
-    def _lets_through(self, artist: Artist) -> bool:
+    def _matches(self, artist: Artist) -> bool:
         return (
             (not self.splits or artist.split in self.splits)
             and (not self.styles or artist.style in self.styles)
@@ -64,11 +64,11 @@ class Selection:
             return "there is no artist: put images at original_art/SPLIT/STYLE/ARTIST below --data-root"
         what = "--pilot picks" if self.pilot else "there is"
         shown = ", ".join(map(str, candidates[:12])) or "nobody"
-        return f"no artist is left by the filters together; {what} {shown}; leave one of the filters out"
+        return f"no artist matches all filters together; {what} {shown}; leave one of the filters out"
 
 
-def _spelt(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
-    """Return `names` with each that is unknown, but known in another normal form, in that form."""
+def _spelled_as_known(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
+    """Return `names`, with a name that is known only in another Unicode form in that form."""
     others = {unicodedata.normalize("NFC", name): name for name in sorted(known)}
     return tuple(
         name if name in known else others.get(unicodedata.normalize("NFC", name), name) for name in names

@@ -1,4 +1,4 @@
-"""How an adapter is: one vocabulary for plan, batch, tracker, verification, samples and records."""
+"""The states of an adapter, used by plan, batch, tracker, verification, samples and records."""
 
 from enum import StrEnum
 
@@ -6,19 +6,19 @@ from enum import StrEnum
 class State(StrEnum):
     """The state of one adapter, or of one picture that an adapter draws."""
 
-    # It is still to be made.
+    # Not trained yet.
     PENDING = "pending"
-    # It is there, verified, and what is asked for.
+    # Trained, verified, and as requested.
     COMPLETE = "complete"
-    # It is whole, but of another recipe or other images than asked for.
+    # Complete, but with another recipe or other images than requested.
     STALE = "stale"
-    # Its files do not hold what they promise.
+    # Its files are damaged or do not belong together.
     BROKEN = "broken"
-    # A training is at work, by its own record.
+    # Being trained, according to its record.
     RUNNING = "running"
-    # Another call is at work in its folder.
+    # Another call is working in its folder.
     CLAIMED = "claimed"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
-    # Something forbids to train it.
+    # It cannot be trained; the plan says why.
     BLOCKED = "blocked"

@@ -1,11 +1,8 @@
-"""The study's folder tree: the one place that knows where things lie.
-
-See the tree in data/README.md. Nobody else joins the names of its folders.
-"""
+"""The study's folder tree. No other module knows the names of its folders; data/README.md shows the tree."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimicry.common.errors import BatchFault, UsageError, nearest
@@ -13,13 +10,14 @@ from mimicry.common.files import is_folder
 
 DEFAULT_DATA_ROOT = Path("data/style_mimicry")
 NONE = "none"
+_VARIANT_MARK = "@"
 PROTECTIONS = ("glaze", "mist", "anti_dreambooth", "style_guard")
 COUNTERMEASURES = ("diff_pure", "gaussian_noise", "noisy_upscaling", "impress")
 
 
 @dataclass(frozen=True, order=True)
 class Artist:
-    """An artist's place in the study. Sorts by split, style and name."""
+    """An artist of the study. Sorts by split, style and name."""
 
     split: str
     style: str
@@ -39,13 +37,60 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.protection}__{self.countermeasure}"
 
+    @classmethod
+    def parse(cls, name: str) -> "Condition | None":
+        """Return the condition whose folder has this name, or None if the name is not that of a condition."""
+        protection, joint, countermeasure = name.partition("__")
+        return cls(protection, countermeasure) if joint else None
+
+
+@dataclass(frozen=True)
+class AdapterId:
+    """Identifies an adapter of the study by stack, condition, artist and variant.
+
+    A variant is another recipe of the same stack; None is the usual recipe.
+    """
+
+    stack: str
+    condition: Condition
+    artist: Artist
+    variant: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The adapter's key in the tracker."""
+        return f"{self._series}/{self.condition.protection}/{self.condition.countermeasure}/{self.artist}"
+
+    @property
+    def folder(self) -> Path:
+        """The adapter's folder, relative to models/lora."""
+        artist = self.artist
+        return Path(self._series, str(self.condition), artist.split, artist.style, artist.name)
+
+    @property
+    def _series(self) -> str:
+        return self.stack if self.variant is None else f"{self.stack}{_VARIANT_MARK}{self.variant}"
+
+    @classmethod
+    def parse(cls, output_dir: Path) -> "AdapterId | None":
+        """Return the adapter of a folder .../STACK/PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST.
+
+        Returns None if the path does not end like that.
+        """
+        parts = Path(os.path.abspath(output_dir)).parts[-5:]  # noqa: PTH100 - links stay as they are
+        condition = Condition.parse(parts[1]) if len(parts) == 5 else None
+        if condition is None:
+            return None
+        stack, _, variant = parts[0].partition(_VARIANT_MARK)
+        return cls(stack, condition, Artist(*parts[2:]), variant or None)
+
 
 @dataclass(frozen=True)
 class Source:
-    """The tree of images that a condition is trained on.
+    """The folder of images that a condition is trained on, by split, style and artist.
 
-    `names_protection` is False in the layout robust_samples/{countermeasure}/{split}, where the files do
-    not tell which protection they were made from.
+    `names_protection` is False in the layout robust_samples/{countermeasure}/{split}, where the path does not
+    say which protection the images were made from.
     """
 
     root: Path
@@ -79,7 +124,7 @@ class StudyTree:
         return self.data_root / "progress" / "quarantine.json"
 
     def image_roots(self) -> list[Path]:
-        """Return the root of the images of every condition that there is, original art first."""
+        """Return the root of the images of every condition on disk, original art first."""
         countered = []
         for name in folders_in(self.robust_samples):
             root = self.robust_samples / name
@@ -89,27 +134,49 @@ class StudyTree:
         return [self.original_art, *protected, *countered]
 
     def images_of(self, root: Path, artist: Artist) -> Path:
-        """Return an artist's folder of images below `root`, which is original_art or a source's root."""
+        """Return an artist's folder below `root`, which is original_art or a source's root."""
         return root / artist.split / artist.style / artist.name
 
-    def stack_outputs(self, stack: str) -> Path:
-        """Return the folder that holds all adapters of a stack, by condition."""
-        return self.data_root / "models" / "lora" / stack
+    @property
+    def lora(self) -> Path:
+        """The folder of all adapters, by stack."""
+        return self.data_root / "models" / "lora"
 
-    def output_dir(self, stack: str, condition: Condition, artist: Artist) -> Path:
+    def adapter_dir(self, adapter: AdapterId) -> Path:
         """Return the folder of one adapter."""
-        return self.images_of(self.stack_outputs(stack) / str(condition), artist)
+        return self.lora / adapter.folder
+
+    def adapters(self, stack: str | None = None) -> list[AdapterId]:
+        """Return every adapter that has a folder, complete or not, sorted by condition and artist.
+
+        Args:
+            stack: return only the adapters of this stack, without its variants.
+        """
+        return [
+            AdapterId(name, condition, artist, variant or None)
+            for series in folders_in(self.lora)
+            for name, _, variant in [series.partition(_VARIANT_MARK)]
+            if stack is None or series == stack
+            for folder in folders_in(self.lora / series)
+            for condition in [Condition.parse(folder)]
+            if condition is not None
+            for artist in self.artists(self.lora / series / folder)
+        ]
 
     def base_samples(self, stack: str) -> Path:
-        """Return the folder of what the base model draws of validation prompts; no condition is called so."""
-        return self.stack_outputs(stack) / "base_samples"
+        """Return the folder of the base model's validation images, beside those of the conditions."""
+        return self.lora / stack / "base_samples"
 
-    def mimic_art(self, stack: str) -> Path:
-        """Return the folder of what a stack's adapters have drawn, by condition."""
-        return self.data_root / "mimic_art" / stack
+    def samples_of(self, adapter: AdapterId) -> Path:
+        """Return the folder of the images drawn with an adapter."""
+        return self.data_root / "mimic_art" / adapter.folder
+
+    def samples_of_base(self, stack: str) -> Path:
+        """Return the folder of the images drawn with the base model."""
+        return self.data_root / "mimic_art" / stack / "base"
 
     def artists(self, root: Path) -> list[Artist]:
-        """Return every artist with a folder below `root`, sorted; hidden folders do not count."""
+        """Return every artist with a folder below `root`, sorted, without hidden folders."""
         return sorted(
             Artist(split, style, name)
             for split in folders_in(root)
@@ -118,11 +185,11 @@ class StudyTree:
         )
 
     def source(self, condition: Condition) -> Source:
-        """Return where the images of `condition` lie.
+        """Return the folder with the images of `condition`.
 
         Raises:
-            UsageError: a name that is neither canonical nor a folder, a folder that is missing, or a
-                condition that the layout on disk cannot tell from another one.
+            UsageError: a name is neither a known method nor a folder, a folder is missing, or the layout on
+                disk does not distinguish this condition from another one.
         """
         self._check_names(condition)
         if condition.countermeasure == NONE:
@@ -147,14 +214,14 @@ class StudyTree:
         if condition.protection == NONE:
             raise UsageError(
                 f"--protection none --countermeasure {condition.countermeasure}: {root} does not say which "
-                f"protection its images were made from, so they are no unprotected set; name the protection, "
-                f"or lay them out as {root / NONE}/SPLIT/STYLE/ARTIST"
+                f"protection its images were made from, so they may be protected; name the protection, "
+                f"or arrange them as {root / NONE}/SPLIT/STYLE/ARTIST"
             )
         return Source(root, names_protection=False)
 
     def _protections_in(self, root: Path) -> list[str]:
-        """Return the protections that the samples in `root` are laid out by; none in the other layout."""
-        # A protection's name is never a split, so a folder that bears one says which layout this is.
+        """Return the protections that have a folder in `root`; none in the layout without protections."""
+        # A split never has the name of a protection, so one such folder tells the two layouts apart.
         protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
         return [name for name in folders_in(root) if name in protections]
 
@@ -169,23 +236,28 @@ class StudyTree:
             raise UsageError(*problems)
 
 
-def parse_output_dir(output_dir: Path) -> tuple[Condition, Artist] | None:
-    """Return what an adapter's folder, {protection}__{countermeasure}/{split}/{style}/{artist}, is for.
+def sister_folders(output_dir: Path) -> dict[str, Path]:
+    """Return the folders of the same artist's adapters in other conditions, by condition.
 
-    Returns None when the last four names of the path do not have that form.
+    They are beside `output_dir` in the study's tree; an adapter elsewhere has no sisters.
     """
-    parts = Path(os.path.abspath(output_dir)).parts[-4:]  # noqa: PTH100 - links stay as they are
-    if len(parts) < 4 or "__" not in parts[0]:
-        return None
-    protection, _, countermeasure = parts[0].partition("__")
-    return Condition(protection, countermeasure), Artist(*parts[1:])
+    adapter = AdapterId.parse(output_dir)
+    if adapter is None:
+        return {}
+    series = Path(os.path.abspath(output_dir)).parents[3]  # noqa: PTH100 - links stay as they are
+    folders = {
+        name: series / replace(adapter, condition=condition).folder.relative_to(adapter.folder.parts[0])
+        for name in folders_in(series)
+        if (condition := Condition.parse(name)) is not None and condition != adapter.condition
+    }
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def folders_in(path: Path) -> list[str]:
-    """Return the names of the visible folders in `path`, sorted; none when it is not there.
+    """Return the names of the visible folders in `path`, sorted; none if it does not exist.
 
     Raises:
-        BatchFault: it may not be listed.
+        BatchFault: `path` cannot be listed.
     """
     try:
         with os.scandir(path) as entries:
@@ -195,14 +267,17 @@ def folders_in(path: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise BatchFault(f"{path} cannot be listed: {error.strerror}; give yourself the right to") from error
+        raise BatchFault(f"{path} cannot be listed: {error.strerror}; get read permission for it") from error
 
 
 def _name_problem(option: str, name: str, canonical: tuple[str, ...], root: Path) -> Iterator[str]:
     present = folders_in(root)
-    # With the underscores that join the two names, one at the end of a name would leave in doubt which it is.
+    # A folder of adapters joins two names with "__". An underscore at the end of a name would be ambiguous.
     if "__" in f"_{name}_" or "/" in name or name in (".", ".."):
-        yield f"{option} is {name!r}; it takes the name of a folder, without '/', '__' and '_' at either end"
+        yield (
+            f"{option} is {name!r}; it takes the name of a folder, without '/' and '__', "
+            "and without '_' at either end"
+        )
     elif name != NONE and name not in canonical and name not in present:
         known = sorted({NONE, *canonical, *present})
         yield f"{option} {name}: no such name and no folder {root / name}; {nearest(name, known)}"
@@ -212,7 +287,7 @@ def _existing(root: Path, what: str) -> Path:
     if not root.is_dir():
         beside = ", ".join(folders_in(root.parent))
         raise UsageError(
-            f"there is no {what}: {root} is no folder"
+            f"there is no {what}: {root} is not a folder"
             + (f" (beside it there is: {beside})" if beside else "")
             + "; put images there as SPLIT/STYLE/ARTIST/*.jpg, or name another tree with --data-root"
         )

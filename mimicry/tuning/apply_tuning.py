@@ -16,86 +16,93 @@ from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
-from mimicry.study.tree import (
-    COUNTERMEASURES,
-    NONE,
-    PROTECTIONS,
-    Condition,
-    StudyTree,
-)
-from mimicry.tuning.hub.preflight import refuse_names
-from mimicry.tuning.options.command_line import (
+from mimicry.study import Condition, StudyTree
+from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
+from mimicry.tuning.hub import HubOptions, refuse_names
+from mimicry.tuning.options import (
+    CALL,
+    CONDITIONS,
+    OPTIONS,
+    TuningConfig,
     handed_on_options,
     hyper_parameter_options,
+    option,
+    options,
+    program,
+    selection_of,
     selection_options,
     take_config,
     tree_options,
 )
-from mimicry.tuning.options.config import OPTIONS
-from mimicry.tuning.orchestrator import Call
+from mimicry.tuning.orchestrator import Orchestrator
+from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 
 # What reaches a stack through {options} only, by parameter.
-_HANDED_ON = {option.name: option.flag for option in OPTIONS} | {
+_HANDED_ON = {declared.name: declared.flag for declared in OPTIONS} | {
     "push_to_hub": "--push-to-hub",
     "hub_namespace": "--hub-namespace",
     "base_model_id": "--base-model-id",
     "train_script": "--train-script",
 }
 
-_NOT_WITH_UPLOAD_ONLY = {
-    "push_to_hub": "--no-push-to-hub",
-    "overwrite": "--overwrite",
-    "as_json": "--json",
-    "verbose": "--verbose",
-    "verify": "--verify",
-    "quarantine_unpaired": "--quarantine-unpaired",
-}
+_condition_options = options(
+    option(
+        "--protection",
+        topic=CONDITIONS,
+        default=NONE,
+        help=f"none, {', '.join(PROTECTIONS)}, or a folder's name.",
+    ),
+    option(
+        "--countermeasure",
+        topic=CONDITIONS,
+        default=NONE,
+        help=f"none, {', '.join(COUNTERMEASURES)}, or a folder's name.",
+    ),
+)
+_call_options = options(
+    option("--dry-run", topic=CALL, is_flag=True, help="Show the plan; write nothing anywhere."),
+    option("--json", "as_json", topic=CALL, is_flag=True, help="With --dry-run: the plan as JSON."),
+    option("-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands."),
+    option(
+        "--overwrite",
+        topic=CALL,
+        is_flag=True,
+        help="Train again where a complete adapter is; it is set aside.",
+    ),
+    option(
+        "--wait/--no-wait",
+        topic=CALL,
+        default=True,
+        help="At the end, wait for artists that other calls are training, and train those that they leave.",
+    ),
+    option(
+        "--min-samples-per-artist",
+        topic=CALL,
+        type=click.IntRange(min=1),
+        default=1,
+        help="An artist with fewer images is blocked.",
+    ),
+    option(
+        "--require-paired",
+        topic=CALL,
+        is_flag=True,
+        help="Block an artist whose images are not those of original_art by name.",
+    ),
+    option(
+        "--quarantine-unpaired",
+        topic=CALL,
+        is_flag=True,
+        help="Leave an image that is bad in one condition out of all; without it, its artist is blocked.",
+    ),
+)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@program()
 @tree_options
-@click.option("--protection", default=NONE, help=f"none, {', '.join(PROTECTIONS)}, or a folder's name.")
-@click.option(
-    "--countermeasure", default=NONE, help=f"none, {', '.join(COUNTERMEASURES)}, or a folder's name."
-)
+@_condition_options
 @selection_options
-@click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is; it is set aside.")
-@click.option("--dry-run", is_flag=True, help="Show the plan; write nothing anywhere.")
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the exact commands.")
-@click.option(
-    "--min-samples-per-artist",
-    type=click.IntRange(min=1),
-    default=1,
-    help="An artist with fewer images is blocked.",
-)
-@click.option(
-    "--require-paired",
-    is_flag=True,
-    help="Block an artist whose images are not those of original_art by name.",
-)
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Train nothing: check every value of each adapter, of all conditions unless one is named, and "
-    "decode the images; both whatever earlier calls remember of them.",
-)
-@click.option(
-    "--quarantine-unpaired",
-    is_flag=True,
-    help="Leave an image that is bad in one condition out of all; without it, its artist is blocked.",
-)
-@click.option(
-    "--upload-only",
-    is_flag=True,
-    help="Train nothing: upload every complete adapter that is not on the Hub yet.",
-)
-@click.option(
-    "--wait/--no-wait",
-    default=True,
-    help="At the end, wait for artists that other calls are training, and train those that they leave.",
-)
+@_call_options
 @handed_on_options
 @hyper_parameter_options
 @click.pass_context
@@ -115,48 +122,56 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
         condition = Condition(parameters["protection"], parameters["countermeasure"])
-        if not parameters["verify"]:
-            StudyTree(parameters["data_root"]).source(condition)
+        StudyTree(parameters["data_root"]).source(condition)
     problems.raise_any()
-    call = Call.make(config, stack, condition, parameters)
-    if parameters["verify"]:
-        named = any(_given(context, name) for name in ("protection", "countermeasure"))
-        return call.verify(condition if named else None)
-    if parameters["upload_only"]:
-        return call.show_uploads() if parameters["dry_run"] else call.upload()
+    orchestrator = Orchestrator(
+        request=_request(config, stack, condition, parameters),
+        quarantine_unpaired=parameters["quarantine_unpaired"],
+        wait=parameters["wait"],
+    )
     if not parameters["dry_run"]:
-        return call.train(verbose=parameters["verbose"])
-    return call.show_json() if parameters["as_json"] else call.show(verbose=parameters["verbose"])
+        return orchestrator.train(verbose=parameters["verbose"])
+    return (
+        orchestrator.show_json()
+        if parameters["as_json"]
+        else orchestrator.show(verbose=parameters["verbose"])
+    )
 
 
-def _given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+def _request(config: TuningConfig, stack: Stack, condition: Condition, parameters: dict[str, Any]) -> Request:
+    hub = HubOptions(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+    return Request(
+        tree=StudyTree(parameters["data_root"]),
+        stack=stack,
+        config=config,
+        condition=condition,
+        selection=selection_of(parameters),
+        overwrite=parameters["overwrite"],
+        min_samples_per_artist=parameters["min_samples_per_artist"],
+        require_paired=parameters["require_paired"],
+        hub=hub if parameters["push_to_hub"] else None,
+        train_script=parameters["train_script"],
+        stall_minutes=parameters["stall_minutes"],
+    )
 
 
 def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
-    """Refuse options that would have no effect, which nobody types on purpose."""
+    """Refuse options that would have no effect: they were typed by mistake."""
     given = [
         flag
         for name, flag in _HANDED_ON.items()
-        if _given(context, name) and (name, context.params[name]) != ("push_to_hub", False)
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        and (name, context.params[name]) != ("push_to_hub", False)
     ]
     problems = []
-    if context.params["as_json"] and (context.params["verify"] or not context.params["dry_run"]):
+    if context.params["as_json"] and not context.params["dry_run"]:
         problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
-    if context.params["verify"] and context.params["overwrite"]:
-        problems.append("--verify trains nothing, so --overwrite would have no effect; leave one of them out")
-    if context.params["quarantine_unpaired"] and (context.params["dry_run"] or context.params["verify"]):
+    if context.params["quarantine_unpaired"] and context.params["dry_run"]:
         problems.append(
             "--quarantine-unpaired goes with training: it decodes the images and records which are left out; "
-            "type --verify alone to see which are bad"
+            "type mimicry verify to see which are bad"
         )
-    if context.params["upload_only"]:
-        problems += [
-            f"--upload-only uploads and trains nothing, which does not go with {flag}; leave one of them out"
-            for name, flag in _NOT_WITH_UPLOAD_ONLY.items()
-            if context.params[name] == (name != "push_to_hub")
-        ]
-    if given and not stack.takes_options and not context.params["upload_only"]:
+    if given and not stack.takes_options:
         problems.append(
             f"stack {stack.name} takes no options, so {', '.join(given)} would have no effect; leave it out, "
             f"or put {{options}} into the command of {stack.folder / RUNNER_CONFIG}"

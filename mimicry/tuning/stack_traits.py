@@ -12,10 +12,9 @@ What a stack does not say has the values below: LoRAs of any model, of any ranks
 
 from dataclasses import dataclass
 
-from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
+from mimicry.tuning.adapters import ANY_LORA, AdapterFormat, AdapterSpec
 from mimicry.tuning.adapters.recipe import recipe
-from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options import TuningConfig
 
 # What an artist's log and records take on disk.
 LOG_BYTES = 4 << 20

@@ -31,7 +31,6 @@ from mimicry.tuning.stack_traits import StackTraits
 
 RUNNER_CONFIG = "runner_config.json"
 STACK_MODULE = "stack.py"
-DEFAULT_STACK = "hf_diffusers"
 _STACKS = Path(__file__).resolve().parent
 _OPTIONS = "{options}"
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
@@ -108,7 +107,7 @@ class Stack:
             return ["command has no words"]
         names = [name for word in self.template if word != _OPTIONS for name in _PLACEHOLDER.findall(word)]
         problems = [
-            f"command has {{{name}}}, which is no placeholder; {nearest(name, [*_KNOWN, 'options'])}"
+            f"command has {{{name}}}, which is not a placeholder; {nearest(name, [*_KNOWN, 'options'])}"
             if name != "options"
             else "command has {options} inside a word; it takes a word by itself"
             for name in names

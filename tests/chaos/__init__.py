@@ -1,1 +1,1 @@
-"""Random kills and damage, and what must hold after them."""
+"""Random kills and damage, and checks that nothing is lost."""

@@ -1,4 +1,4 @@
-"""What the chaos program does to a run: signals at random instants, damage to random files."""
+"""What the chaos program does to a run: signals at random moments, damage to random files."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from tests.chaos.tiny_pilot import Run
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ROLES = ("orchestrator", "wrapper", "launcher", "trainer")
 _POLL_SECONDS = 0.005
-# Moments that are short, and that a random instant would seldom hit: by what lies in an adapter's folder.
+# Short phases that a random moment would rarely hit, by the name of a file that appears then.
 _MOMENTS = (
     *(".claim.json", "metrics.jsonl", "checkpoint-1", ".checkpoint-", "checkpoint-3"),
     *(".saving-", "adapter_config.json", ".tmp-", "pytorch_lora_weights.safetensors"),
@@ -22,7 +22,7 @@ _MOMENTS = (
 
 @dataclass(frozen=True)
 class Kill:
-    """Send `number` to a process of that role: at an instant, or soon after something has appeared."""
+    """Send the signal `number` to a process: after some seconds, or soon after a file has appeared."""
 
     role: str
     number: signal.Signals
@@ -34,17 +34,17 @@ class Kill:
         return f"{self.number.name} to {self.role} {when}"
 
 
-def draw_kill(chance: random.Random, run_seconds: float) -> Kill:
-    """Draw what to do to a run that takes so long undisturbed."""
-    role, number = chance.choice(_ROLES), chance.choice(_SIGNALS)
-    if chance.random() < 0.5:
-        # Not the whole of it: several signals may be drawn, and the machine may be faster now.
-        return Kill(role, number, chance.uniform(0, 0.6 * run_seconds), None)
-    return Kill(role, number, chance.uniform(0, 0.1), chance.choice(_MOMENTS))
+def draw_kill(rng: random.Random, run_seconds: float) -> Kill:
+    """Draw a signal for a run that takes `run_seconds` undisturbed."""
+    role, number = rng.choice(_ROLES), rng.choice(_SIGNALS)
+    if rng.random() < 0.5:
+        # Not the full time: several signals may be drawn, and the machine may be faster now.
+        return Kill(role, number, rng.uniform(0, 0.6 * run_seconds), None)
+    return Kill(role, number, rng.uniform(0, 0.1), rng.choice(_MOMENTS))
 
 
 def kill_when_due(kill: Kill, run: Run, folder: Path) -> str:
-    """Wait for the instant, or the end of the run, and send the signal; say in words what was done."""
+    """Wait for the moment or the end of the run, send the signal, and describe what was done."""
     begin = time.monotonic()
     if kill.moment is not None:
         known = _appeared(folder, kill.moment)
@@ -56,7 +56,7 @@ def kill_when_due(kill: Kill, run: Run, folder: Path) -> str:
     pids = [pid for pid, role in run.processes().items() if role == kill.role]
     waited = f"after {time.monotonic() - begin:.2f} s"
     if not pids:
-        return f"there was none {waited}"
+        return f"there was no such process {waited}"
     try:
         os.kill(pids[0], kill.number)
     except ProcessLookupError:
@@ -64,15 +64,15 @@ def kill_when_due(kill: Kill, run: Run, folder: Path) -> str:
     return waited
 
 
-def break_a_file(folder: Path, chance: random.Random) -> str:
-    """Damage one of the files below `folder` that are ours, if there is any; say in words what was done."""
+def break_a_file(folder: Path, rng: random.Random) -> str:
+    """Damage one of the files below `folder`, except those set aside, and describe what was done."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "set_aside" not in path.parts)
-    how = chance.choice(("truncate", "flip", "empty", "delete"))
+    how = rng.choice(("truncate", "flip", "empty", "delete"))
     if not files:
         return "nothing to break"
-    path = chance.choice(files)
+    path = rng.choice(files)
     content = path.read_bytes()
-    place = chance.randrange(max(1, len(content)))
+    place = rng.randrange(max(1, len(content)))
     if how == "delete":
         path.unlink()
     elif how == "empty":
@@ -85,7 +85,7 @@ def break_a_file(folder: Path, chance: random.Random) -> str:
 
 
 def _appeared(folder: Path, moment: str) -> set[str]:
-    """Return the paths of all files and folders whose name begins so."""
+    """Return the paths of all files and folders whose name starts with `moment`."""
     return {
         f"{path}/{name}"
         for path, folders, files in os.walk(folder / "study" / "models")

@@ -1,4 +1,4 @@
-"""Pilots that are killed and damaged at random instants end as if nothing had been done to them."""
+"""Pilots that are killed and damaged at random moments end like undisturbed ones."""
 
 from pathlib import Path
 

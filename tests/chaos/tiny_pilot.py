@@ -1,4 +1,4 @@
-"""A pilot of three artists on the tiny model, as short as it can be: what the chaos program disturbs."""
+"""The pilot that the chaos program disturbs: three artists on the tiny model, as short as possible."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.files import read_json, sha256_file, write_json
-from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import STEP
 
 _IMAGES = 3
@@ -23,7 +23,7 @@ _WORDS = (
     *("--pilot", "--no-push-to-hub", "--resolution=32", "--rank=2", "--gradient-accumulation-steps=1"),
     *(f"--max-train-steps={_STEPS}", "--checkpointing-steps=1", "--eval-timesteps=1"),
 )
-# What other steps, and later versions, may have written into the tracker.
+# Entries of other steps and later versions in the tracker.
 _FOREIGN: dict[str, Any] = {
     "metadata": {"created_at": "2026-01-01T00:00:00+00:00", "lab": "Zürich"},
     "step_status": {"step_2_protect": "complete"},
@@ -37,7 +37,7 @@ _TRACKER_LEFT = {"progress_tracker.json", ".progress_tracker.json.lock"}
 
 @dataclass
 class TinyPilot:
-    """A study to be copied for each round, the base model, and what an undisturbed pilot gives."""
+    """A study to copy for each round, the base model, and the results of an undisturbed pilot."""
 
     template: Path
     base_model: Path
@@ -52,7 +52,7 @@ class TinyPilot:
         """Copy a few paintings of the demo study into `folder`, and train their pilot once.
 
         Raises:
-            SystemExit: there is no demo study, or that failed; the message is what it printed.
+            SystemExit: there is no demo study, or the training failed; the message is its output.
         """
         pilot = cls.copied(demo, folder)
         pilot._train_undisturbed(folder / "undisturbed")
@@ -60,14 +60,14 @@ class TinyPilot:
 
     @classmethod
     def copied(cls, demo: Path, folder: Path) -> "TinyPilot":
-        """Copy a few paintings of the demo study into `folder`, and train nothing.
+        """Copy a few paintings of the demo study into `folder`, without training.
 
         Raises:
             SystemExit: there is no demo study.
         """
         source = StudyTree(demo / "style_mimicry")
         if not source.original_art.is_dir():
-            raise SystemExit(f"there is no demo study in {demo}; type `make demo`, or mimicry-demo {demo}")
+            raise SystemExit(f"there is no demo study in {demo}; type `make demo`, or mimicry demo {demo}")
         pilot = cls(folder / "template", demo.absolute() / "tiny_sd3", folder / "cache")
         template = StudyTree(pilot.template)
         styles = set()
@@ -92,7 +92,7 @@ class TinyPilot:
         self.config = (next(iter(outputs.values())) / ADAPTER_CONFIG).read_bytes()
         faults = faults_of(self, tree)
         if faults:
-            raise SystemExit(f"the undisturbed pilot is no good: {faults}")
+            raise SystemExit(f"the undisturbed pilot has faults: {faults}")
 
     def new_tree(self, folder: Path) -> StudyTree:
         """Return a new copy of the study in `folder`."""
@@ -100,9 +100,9 @@ class TinyPilot:
         return StudyTree(folder / "study")
 
     def output_dirs(self, tree: StudyTree) -> dict[Artist, Path]:
-        """Return where the adapters of the artists are."""
+        """Return the folders of the artists' adapters."""
         return {
-            artist: tree.output_dir(self.stack, Condition(), artist)
+            artist: tree.adapter_dir(AdapterId(self.stack, Condition(), artist))
             for artist in tree.artists(tree.original_art)
         }
 
@@ -118,7 +118,7 @@ class Run:
         return self.process.poll() is not None
 
     def wait(self, seconds: float) -> int | None:
-        """Return its exit code; None, when it has not ended so soon."""
+        """Return its exit code, or None if it has not ended after `seconds`."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -129,7 +129,7 @@ class Run:
         self.process.wait()
 
     def processes(self) -> dict[int, str]:
-        """Return which program each living process of this run is, by pid."""
+        """Return the role of each living process of this run, by pid."""
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -142,7 +142,7 @@ class Run:
         return found
 
     def await_no_process(self, seconds: float) -> list[str]:
-        """Wait until all processes are gone; return which ones are not."""
+        """Wait until all processes are gone, and return the roles of those that are left."""
         deadline = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -158,13 +158,13 @@ def _role(words: str) -> str:
 
 
 def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
-    """Start the pilot on the study in `folder`; what it prints goes to a log there."""
+    """Start the pilot on the study in `folder`, with its output in a log there."""
     words = [
         *(sys.executable, "-m", "mimicry.tuning.apply_tuning", *_WORDS),
         f"--data-root={folder / 'study'}",
         f"--pretrained-model-name-or-path={pilot.base_model}",
     ]
-    # One thread: the same bits whatever else the machine does.
+    # One thread gives the same bits however busy the machine is.
     changes = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(pilot.cache)}
     with (folder / "output.log").open("ab") as log:
         process = subprocess.Popen(
@@ -179,7 +179,7 @@ def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
 
 
 def faults_of(pilot: TinyPilot, tree: StudyTree) -> list[str]:
-    """Return everything in which a pilot that was disturbed differs from one that was not."""
+    """Return all differences between a disturbed pilot and an undisturbed one."""
     faults = []
     for artist, output_dir in pilot.output_dirs(tree).items():
         expected = (pilot.sha256s or {}).get(artist)
@@ -192,21 +192,21 @@ def _adapter_faults(pilot: TinyPilot, output_dir: Path, sha256: str | None) -> l
     faults = [f"{name} was left behind" for name in sorted(names - _LEFT)]
     faults += [f"there is no {name}" for name in (WEIGHTS, ADAPTER_CONFIG) if name not in names]
     if not faults and sha256_file(output_dir / WEIGHTS) != sha256:
-        faults.append("another adapter than without a disturbance")
-    # Without its record an adapter counts as made by another tool, and is complete all the same. Nobody knows
-    # then which base model its adapter_config.json should name.
+        faults.append("not the adapter of an undisturbed run")
+    # Without its record, an adapter counts as made by another tool and as complete. It is then unknown which
+    # base model its adapter_config.json should name.
     recorded = TRAINING_RUN in names
     if not faults and not _is_same_config(output_dir / ADAPTER_CONFIG, pilot.config, whole=recorded):
-        faults.append(f"another {ADAPTER_CONFIG} than without a disturbance")
+        faults.append(f"not the {ADAPTER_CONFIG} of an undisturbed run")
     if not faults and recorded:
         run = read_json(output_dir / TRAINING_RUN)
         if run["status"] != "complete" or run["weights"]["sha256"] != sha256 or run["steps"] != _STEPS:
-            faults.append(f"{TRAINING_RUN} is about another training")
+            faults.append(f"{TRAINING_RUN} describes another training")
     return faults
 
 
 def _is_same_config(path: Path, expected: bytes, *, whole: bool) -> bool:
-    """Return whether `path` has the `expected` bytes; unless `whole`, whether it tells of the same LoRA."""
+    """Return whether `path` has the `expected` bytes; unless `whole`, whether it describes the same LoRA."""
     if whole:
         return path.read_bytes() == expected
     found, wanted = read_json(path), json.loads(expected)

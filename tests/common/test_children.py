@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from mimicry.common.children import (
     Child,
     Interrupted,
     last_lines,
+    process_start,
     running_child,
     stop_signals_raise,
 )
@@ -73,6 +75,43 @@ class TestChild:
     def test_it_is_a_session_of_its_own(self, start: Callable[[str], Child], tmp_path: Path) -> None:
         child = start("tell('session', os.getsid(0)); time.sleep(60)")
         assert int(told(tmp_path / "session")) == child.pid != os.getsid(0)
+
+
+class TestAsk:
+    @staticmethod
+    def ask(tmp_path: Path, code: str, silence_seconds: float) -> tuple[list[bytes], bytes]:
+        words = python(tmp_path, code)
+        with running_child(words, output=subprocess.PIPE, environment=os.environ, grace_seconds=0) as child:
+            return list(child.ask(b"how are you", silence_seconds)), child.diagnostics
+
+    def test_a_request_and_its_answer(self, tmp_path: Path) -> None:
+        code = """
+            print("you said", sys.stdin.readline(), flush=True)
+            os.write(2, b"x" * 5000 + b"end")
+            print("unfinished", end="")
+        """
+        answer, diagnostics = self.ask(tmp_path, code, DEADLINE_SECONDS)
+        assert answer == [b"you said how are you", b""]
+        assert diagnostics.endswith(b"xxend")
+        assert len(diagnostics) == 4000
+
+    def test_a_child_that_reads_nothing(self, tmp_path: Path) -> None:
+        assert self.ask(tmp_path, "os.close(0); print('bye')", DEADLINE_SECONDS) == ([b"bye"], b"")
+
+    def test_a_silent_child_is_killed(self, tmp_path: Path) -> None:
+        code = "os.fork(); tell(f'pid{os.getpid()}', os.getpid()); time.sleep(60)"
+        with pytest.raises(TimeoutError):
+            self.ask(tmp_path, code, 1.0)
+        assert not any(is_running(int(path.read_text())) for path in tmp_path.glob("pid*"))
+
+    def test_standard_error_is_a_sign_of_life(self, tmp_path: Path) -> None:
+        code = """
+            for _ in range(8):
+                time.sleep(0.25)
+                os.write(2, b".")
+            print("done")
+        """
+        assert self.ask(tmp_path, code, 1.5) == ([b"done"], b"." * 8)
 
 
 class TestStop:
@@ -271,6 +310,24 @@ class TestStopSignals:
 
     def test_are_no_error_that_a_careless_except_would_swallow(self) -> None:
         assert not issubclass(Interrupted, Exception)
+
+
+class TestProcessStart:
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="compares with /proc")
+    def test_it_does_not_change_with_the_clock(self) -> None:
+        """The kernel's ticks since the boot, to the tick; the time of day would move when it is set."""
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        start = process_start(os.getpid())
+        assert start is not None
+        assert round(float(start) * os.sysconf("SC_CLK_TCK")) == ticks
+        assert process_start(os.getpid()) == start
+
+    def test_a_zombie_has_ended(self, tmp_path: Path) -> None:
+        with subprocess.Popen(python(tmp_path, "time.sleep(60)")) as process:
+            assert process_start(process.pid) is not None
+            process.kill()
+            wait_until(lambda: process_start(process.pid) is None)
+        assert process_start(process.pid) is None
 
 
 class TestLastLines:

@@ -1,4 +1,4 @@
-"""Claims: one process to a folder, taken over when it is gone, kept when it is not."""
+"""Claims: one process for a folder; taken over when that is gone, and not before."""
 
 import errno
 import json
@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from mimicry.common import claims
-from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by, process_start
+from mimicry.common.children import process_start
+from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError
 
 ELSEWHERE = "another-machine 0000"
+NEGATIVE = '{"holders": [{"pid": -1, "started": "1"}]}'
 
 
 @pytest.fixture
@@ -223,7 +225,9 @@ class TestTakingOver:
         with pytest.raises(ClaimedElsewhere):
             Claim.take(folder)
 
-    @pytest.mark.parametrize("content", ["", "[]", '{"holders": 3}', '{"holders": [{"pid": "x"}]}', "{"])
+    @pytest.mark.parametrize(
+        "content", ["", "[]", '{"holders": 3}', '{"holders": [{"pid": "x"}]}', NEGATIVE, "{"]
+    )
     def test_a_file_that_is_no_claim_has_no_holder(self, content: str, folder: Path) -> None:
         folder.mkdir()
         (folder / CLAIM).write_text(content)
@@ -304,7 +308,7 @@ class TestHolding:
         write_claim(folder)
         with pytest.raises(ClaimLost, match="is another's: in use by pid"):
             claim.check()
-        with pytest.raises(ClaimLost), claim.kept():
+        with pytest.raises(ClaimLost), claim.fenced():
             pytest.fail("the body was run")
         monkeypatch.setenv(*claim.variable().popitem())
         with pytest.raises(ClaimLost):
@@ -319,7 +323,7 @@ class TestHolding:
             claim.check()
         claim.release()
 
-    def test_nobody_takes_it_over_while_it_is_kept(self, folder: Path) -> None:
+    def test_nobody_takes_it_over_while_it_is_fenced(self, folder: Path) -> None:
         code = (
             "import sys\n"
             "from pathlib import Path\n"
@@ -334,7 +338,7 @@ class TestHolding:
             words = [sys.executable, "-c", code, str(folder)]
             with subprocess.Popen(words, stdout=subprocess.PIPE) as taker:
                 assert taker.stdout is not None
-                with claim.kept():
+                with claim.fenced():
                     assert taker.stdout.readline() == b"ready\n"
                     time.sleep(0.2)
                     assert taker.poll() is None

@@ -73,8 +73,8 @@ def test_nearest_names_the_likely_ones_first() -> None:
 
 
 def test_nearest_lists_what_there_is_when_nothing_is_near() -> None:
-    assert nearest("xyz", ["mist", "glaze"]) == "there is: glaze, mist"
-    assert nearest("xyz", []) == "there is none"
+    assert nearest("xyz", ["mist", "glaze"]) == "available: glaze, mist"
+    assert nearest("xyz", []) == "none is available"
 
 
 def test_nearest_cuts_a_long_list_short() -> None:

@@ -1,4 +1,4 @@
-"""The program mimicry-demo: draws once, the same each time, never half, and over nobody's files."""
+"""The program mimicry demo: draws once, the same each time, never half, and over nobody's files."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.programs import run_command
 from mimicry.demo import draw_demo as program
-from mimicry.demo.draw_demo import TUNING_OPTIONS, draw_demo, mimicry_demo
+from mimicry.demo.draw_demo import TUNING_OPTIONS, demo, draw_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
 from mimicry.demo.tiny_sd3 import WEIGHTS
 
@@ -29,7 +29,7 @@ def quick_draw(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_text(f"{name} {seed}")
 
-    monkeypatch.setattr(program, "_draw", draw)
+    monkeypatch.setattr(program, "draw_files", draw)
     return drawn
 
 
@@ -63,7 +63,7 @@ def test_the_whole_demo_is_there(true_demo: Path) -> None:
 def test_a_second_call_draws_nothing(
     true_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(program, "_draw", _fail)
+    monkeypatch.setattr(program, "draw_files", _fail)
     before = {path: path.stat().st_mtime_ns for path in true_demo.rglob("*")}
 
     result = _run(capsys, str(true_demo))
@@ -153,7 +153,7 @@ def test_a_study_that_was_not_drawn_here_is_left_alone(
     result = _run(capsys, str(tmp_path))
 
     assert result.exit_code == 2
-    assert f"mimicry-demo {tmp_path}/demo" in result.stderr
+    assert f"mimicry demo {tmp_path}/demo" in result.stderr
     assert file_sizes(tmp_path / name) == {"mine": len("precious")}
     assert quick_draw == []
 
@@ -161,30 +161,30 @@ def test_a_study_that_was_not_drawn_here_is_left_alone(
 def test_drawing_interrupted_at_first_leaves_nothing_behind(
     tmp_path: Path, quick_draw: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = program._draw
+    draw = program.draw_files
 
     def interrupted(staging: Path, seed: int) -> None:
         draw(staging, seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "_draw", interrupted)
+    monkeypatch.setattr(program, "draw_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw_demo(tmp_path)
 
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     assert read_manifest(tmp_path) is None
-    monkeypatch.setattr(program, "_draw", draw)
+    monkeypatch.setattr(program, "draw_files", draw)
     assert draw_demo(tmp_path)
     assert quick_draw == [7, 7]
 
 
 def test_killed_while_drawing_is_drawn_again(tmp_path: Path, quick_draw: list[int]) -> None:
-    left_over = tmp_path / program._STAGING / "style_mimicry"
+    left_over = tmp_path / program.STAGING / "style_mimicry"
     left_over.mkdir(parents=True)
     (left_over / "half.png").write_text("half")
 
     assert draw_demo(tmp_path)
-    assert set(file_sizes(tmp_path)) - {program._LOCK, MANIFEST_NAME} == {
+    assert set(file_sizes(tmp_path)) - {program.LOCK, MANIFEST_NAME} == {
         "style_mimicry/seed_7/one.png",
         "style_mimicry/two.png",
         "tiny_sd3/weights",
@@ -201,7 +201,7 @@ def test_interrupted_between_moves_is_not_whole_and_drawn_again(
 
     def interrupted(source: Path, target: Path) -> Path:
         nonlocal left
-        if program._STAGING in source.parts:
+        if program.STAGING in source.parts:
             if left == 0:
                 raise KeyboardInterrupt
             left -= 1
@@ -258,5 +258,5 @@ class _Result:
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: str) -> _Result:
-    code = run_command(mimicry_demo, words)
+    code = run_command(demo, words)
     return _Result(code, *capsys.readouterr())

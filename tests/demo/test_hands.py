@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimicry.demo.chance import generator
 from mimicry.demo.hands import LeadedFacets, Shards
 from mimicry.demo.painters import PAINTERS, Painter
 from mimicry.demo.paintings import draw_scene
+from mimicry.demo.rng import generator
 
 
 @pytest.mark.parametrize("painter", PAINTERS, ids=str)

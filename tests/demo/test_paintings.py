@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mimicry.demo.chance import generator
 from mimicry.demo.painters import PAINTERS
 from mimicry.demo.paintings import SUBJECTS, Colour, draw_scene, draw_size, shift_colour
+from mimicry.demo.rng import generator
 
 PALETTE = PAINTERS[0].palettes[0]
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mimicry.demo.chance import generator
 from mimicry.demo.painters import PAINTERS
 from mimicry.demo.paintings import draw_scene
-from mimicry.demo.variants import MIST_BOUND, VariantMaker, _stripes, _to_tensor
+from mimicry.demo.rng import generator
+from mimicry.demo.variants import MIST_BOUND, VariantMaker, stripes, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_mist_draws_latents_to_the_stripes_and_noisy_upscaling_takes_much_of_tha
     maker: VariantMaker, painting: Image.Image
 ) -> None:
     mist = maker.mist(painting)
-    towards = maker._encode(_stripes(painting.height, painting.width)) - _latents(maker, painting)
+    towards = maker.encode(stripes(painting.height, painting.width)) - _latents(maker, painting)
 
     def share(one: Image.Image, other: Image.Image) -> float:
         change = _latents(maker, one) - _latents(maker, other)
@@ -82,7 +82,7 @@ def _mist_change(data_root: Path, original: Path) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def _latents(maker: VariantMaker, picture: Image.Image) -> Tensor:
-    return maker._encode(_to_tensor(picture))
+    return maker.encode(to_tensor(picture))
 
 
 def _values(picture: Image.Image) -> NDArray[np.float64]:

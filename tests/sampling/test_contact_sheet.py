@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mimicry.common.errors import BatchFault
-from mimicry.sampling.contact_sheet import _CELL, _GAP, _MARGIN, _TEXT, _TILE, write_contact_sheet
+from mimicry.sampling.contact_sheet import CELL, GAP, MARGIN, TEXT_HEIGHT, TILE, write_contact_sheet
 from mimicry.sampling.plan import Picture, SampleSet, State
 from mimicry.study.tree import StudyTree
 from tests.small_study import ANNA, BORIS, MIST, ORIGINAL
@@ -33,9 +33,9 @@ def pictures(folder: Path, first: int, state: State = State.DRAW) -> tuple[Pictu
 
 def at(sheet: Image.Image, row: int, column: int, place: int) -> object:
     down, across = divmod(place, 2)
-    left = _MARGIN + column * (_CELL + _MARGIN) + across * (_TILE + _GAP)
-    top = _MARGIN + 2 * _TEXT + row * (_CELL + _TEXT + _MARGIN) + down * (_TILE + _GAP)
-    return sheet.getpixel((left + _TILE // 2, top + _TILE // 2))
+    left = MARGIN + column * (CELL + MARGIN) + across * (TILE + GAP)
+    top = MARGIN + 2 * TEXT_HEIGHT + row * (CELL + TEXT_HEIGHT + MARGIN) + down * (TILE + GAP)
+    return sheet.getpixel((left + TILE // 2, top + TILE // 2))
 
 
 def test_every_picture_is_in_its_place(tmp_path: Path) -> None:

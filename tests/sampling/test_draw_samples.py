@@ -1,4 +1,4 @@
-"""mimicry-samples on the tiny model: the right pictures, once, whatever an adapter is like."""
+"""mimicry samples on the tiny model: the right pictures, once, whatever an adapter is like."""
 
 import shutil
 from collections.abc import Iterator

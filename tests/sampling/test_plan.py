@@ -1,4 +1,4 @@
-"""What mimicry-samples would draw, told from the tree."""
+"""What mimicry samples would draw, told from the tree."""
 
 from pathlib import Path
 from typing import Any

@@ -114,13 +114,13 @@ class TestOriginal:
 
 
 BAD_LINES = [
-    ("{", "is no {"),
-    ("[1]", "is no {"),
-    ('"text"', "is no {"),
-    ('{"text": "a"}', "is no {"),
-    ('{"file_name": 7, "text": "a"}', "is no {"),
-    (entry("05_lake", "a lake"), "'05_lake.png' is no image of this folder"),
-    (entry(f"sub/{TREE}", "a tree"), "is no image of this folder"),
+    ("{", "is not {"),
+    ("[1]", "is not {"),
+    ('"text"', "is not {"),
+    ('{"text": "a"}', "is not {"),
+    ('{"file_name": 7, "text": "a"}', "is not {"),
+    (entry("05_lake", "a lake"), "'05_lake.png' is not an image of this folder"),
+    (entry(f"sub/{TREE}", "a tree"), "is not an image of this folder"),
     ({"file_name": f"{TREE}.png", "title": "a"}, "has no caption; it takes one of"),
     (entry(TREE, "a") | {"caption": "b"}, "has text and caption; it takes one of"),
     (entry(TREE, " \n"), "it takes a caption, text that is not blank"),
@@ -143,7 +143,7 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("damage", "words"),
         [
-            (lambda path: path.write_bytes(b"caf\xe9"), "is no UTF-8, at byte 3; save it as UTF-8"),
+            (lambda path: path.write_bytes(b"caf\xe9"), "is not UTF-8, at byte 3; save it as UTF-8"),
             (lambda path: path.mkdir(), "cannot be read: Is a directory"),
             (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),
         ],
@@ -172,8 +172,8 @@ class TestProblems:
         (images.path / f"{TREE}.TXT").write_text("two of one stem")
         problems = Captions.read(images, original).problems
         assert len(problems) == 5
-        assert "has a caption in line 2 already; keep one" in problems[1]
-        assert sum("are captions of one image; keep one of them" in problem for problem in problems) == 1
+        assert "already has a caption in line 2; keep one" in problems[1]
+        assert sum("are captions of the same image; keep one of them" in problem for problem in problems) == 1
         assert str(original.path) in problems[-1]
 
 

@@ -141,7 +141,7 @@ class TestRefused:
     def test_too_small(self, size: tuple[int, int], tmp_path: Path) -> None:
         Image.new("RGB", size).save(tmp_path / "x.png")
         assert problem_of(tmp_path / "x.png") == (
-            f" cannot be trained on: {size[0]}x{size[1]} pixels, where each side needs 8"
+            f" cannot be trained on: {size[0]}x{size[1]} pixels; each side needs at least 8"
         )
 
     def test_too_many_pixels(self, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ class TestRefused:
 
     def test_a_dangling_link(self, tmp_path: Path) -> None:
         (tmp_path / "x.png").symlink_to("gone.png")
-        assert ": it is a link to gone.png, and nothing is there" in problem_of(tmp_path / "x.png")
+        assert ": it is a link to gone.png, which does not exist" in problem_of(tmp_path / "x.png")
 
     def test_a_link_to_itself(self, tmp_path: Path) -> None:
         (tmp_path / "x.png").symlink_to("x.png")
@@ -165,11 +165,11 @@ class TestRefused:
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         """Opening a pipe that nobody writes to would wait for ever."""
         os.mkfifo(tmp_path / "x.png")
-        assert problem_of(tmp_path / "x.png") == " cannot be read as an image: it is no ordinary file"
+        assert problem_of(tmp_path / "x.png") == " cannot be read as an image: it is not a regular file"
 
     def test_a_link_to_a_device(self, tmp_path: Path) -> None:
         (tmp_path / "x.png").symlink_to("/dev/zero")
-        assert problem_of(tmp_path / "x.png") == " cannot be read as an image: it is no ordinary file"
+        assert problem_of(tmp_path / "x.png") == " cannot be read as an image: it is not a regular file"
 
     def test_a_file_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         picture().save(tmp_path / "x.png")

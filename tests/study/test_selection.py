@@ -67,7 +67,7 @@ def test_every_name_that_matches_nothing_is_reported_at_once_with_the_nearest() 
 
 def test_a_name_like_no_other_gets_the_list() -> None:
     with pytest.raises(
-        UsageError, match=r"--artist xyz .*there is: Anna_Berg, Boris_Cole, Clara_Dunn, Dora_Eik"
+        UsageError, match=r"--artist xyz .*available: Anna_Berg, Boris_Cole, Clara_Dunn, Dora_Eik"
     ):
         choose(Selection(artists=("xyz",)))
 
@@ -82,7 +82,7 @@ def test_filters_that_leave_nobody_together_say_whom_there_is() -> None:
         choose(Selection(styles=("cubism",), artists=("Anna_Berg",)))
 
     (problem,) = caught.value.problems
-    assert "no artist is left by the filters together" in problem
+    assert "no artist matches all filters together" in problem
     assert all(str(artist) in problem for artist in EVERYBODY)
 
 

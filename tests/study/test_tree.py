@@ -146,13 +146,13 @@ class TestRefusedNames:
     def test_a_canonical_name_without_a_folder(self, tree: StudyTree) -> None:
         make(tree.data_root, "protected_art/glaze", "robust_samples/impress")
         problem = refusal(tree, "mist")
-        assert f"{tree.protected_art / 'mist'} is no folder" in problem
+        assert f"{tree.protected_art / 'mist'} is not a folder" in problem
         assert "glaze" in problem
         assert "--data-root" in problem
-        assert f"{tree.robust_samples / 'diff_pure'} is no folder" in refusal(tree, "mist", "diff_pure")
+        assert f"{tree.robust_samples / 'diff_pure'} is not a folder" in refusal(tree, "mist", "diff_pure")
 
     def test_no_original_art(self, tmp_path: Path) -> None:
-        assert f"{tmp_path / 'original_art'} is no folder" in refusal(StudyTree(tmp_path))
+        assert f"{tmp_path / 'original_art'} is not a folder" in refusal(StudyTree(tmp_path))
 
     def test_misspelt(self, tree: StudyTree) -> None:
         make(tree.data_root, "protected_art/my_own")

@@ -48,11 +48,13 @@ if behaviour == "owe":
 
 
 def write_quick_stack(folder: Path, *, options: bool = True) -> Path:
-    """Write a stack that makes an adapter of rank 1 at once, without this project's code."""
+    """Write a stack that makes an adapter of rank 1 at once; with options, its traits are those of ours."""
     folder.mkdir(parents=True)
     command = "{python} {stack_dir}/train.py {input_dir} {output_dir}" + (" {options}" if options else "")
     (folder / "runner_config.json").write_text(json.dumps({"command": command}))
     (folder / "train.py").write_text(_QUICK_SCRIPT)
+    if options:
+        (folder / "stack.py").write_text("from mimicry.tuning.hf_diffusers.stack import TRAITS\n")
     change_behaviours(folder)
     return folder
 

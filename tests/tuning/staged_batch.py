@@ -1,21 +1,24 @@
 """Batches whose trainings are staged by a fake executor."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mimicry.common.children import Interrupted
-from mimicry.common.claims import Claim
 from mimicry.common.errors import TrainingFailed
+from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS
-from tests.tuning.lora_files import judge
-from mimicry.tuning.execution.batch import Batch, OnStep
+from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.planning.plan import Action, Plan, Target
-from mimicry.tuning.reports.progress import BatchDisplay
-from tests.small_study import ANNA, EVERYBODY, ORIGINAL, asked_for, bookmarks_in, write_adapter
+from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.execution.local import LocalExecutor
+from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.target import Target
+from mimicry.tuning.progress import BatchDisplay
+from tests.small_study import ANNA, EVERYBODY, ORIGINAL, bookmarks_in, output_dir, write_adapter
 
 Ending = Callable[[Target, OnStep], int]
 
@@ -23,7 +26,7 @@ Ending = Callable[[Target, OnStep], int]
 def succeed(target: Target, on_step: OnStep) -> int:
     for step in (1, 2):
         on_step({"step": step, "loss": 0.5})
-    write_adapter(target.output_dir, target.images.path)
+    write_adapter(target.folder.path, target.images.path)
     return 0
 
 
@@ -32,7 +35,7 @@ def fail(message: str) -> Ending:
 
     def ending(target: Target, on_step: OnStep) -> int:
         on_step({"step": 1, "loss": 0.5})
-        with (target.output_dir / TRAIN_LOG).open("a") as log:
+        with (target.folder.log).open("a") as log:
             log.write(f"reading\nerror: {message}\n")
         return 1
 
@@ -49,18 +52,18 @@ def be_stopped(target: Target, on_step: OnStep) -> int:
 
 
 def leave_broken(target: Target, on_step: OnStep) -> int:
-    (target.output_dir / WEIGHTS).write_bytes(b"torn")
+    (target.folder.weights).write_bytes(b"torn")
     return 0
 
 
 def owe_upload(target: Target, on_step: OnStep) -> int:
     hub = {"owed": "sd35-lora-x", "error": "the Hub is away"}
-    write_adapter(target.output_dir, target.images.path, hub=hub)
+    write_adapter(target.folder.path, target.images.path, hub=hub)
     return 1
 
 
 @dataclass
-class StagedExecutor:
+class StagedExecutor(LocalExecutor):
     """Ends each training as `endings` says by artist, else well; notes the order and the bookmarks before."""
 
     tree: StudyTree
@@ -68,26 +71,42 @@ class StagedExecutor:
     trained: list[Artist] = field(default_factory=list)
     bookmarks_before: list[dict[str, dict[str, Any]]] = field(default_factory=list)
 
-    def command(self, target: Target) -> list[str]:
-        return ["train", str(target.artist)]
+    def __post_init__(self) -> None:
+        self.start = self._stage
 
-    def train(self, target: Target, on_step: OnStep, claim: Claim) -> int:
-        claim.check()
+    @contextmanager
+    def _stage(self, target: Target, log: IO[bytes], environment: Mapping[str, str]) -> Iterator[Any]:
         self.trained.append(target.artist)
         self.bookmarks_before.append(bookmarks_in(self.tree))
-        return self.endings.get(target.artist, succeed)(target, on_step)
+        yield StagedChild(target, self.endings.get(target.artist, succeed))
+
+
+@dataclass
+class StagedChild:
+    """Stands in for a child process: its whole training takes place when it is first waited for."""
+
+    target: Target
+    ending: Ending
+
+    def wait(self, timeout_seconds: float) -> int:
+        def on_step(line: dict[str, Any]) -> None:
+            with self.target.folder.metrics.open("a") as metrics:
+                metrics.write(json.dumps(line) + "\n")
+
+        return self.ending(self.target, on_step)
+
+    def stop(self, number: int, grace_seconds: float) -> None:
+        """There is nothing to stop."""
 
 
 def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple[Batch, StagedExecutor]:
     tree = plan.request.tree
-    executor = StagedExecutor(tree, endings or {})
+    executor = StagedExecutor(tree=tree, endings=endings or {})
     batch = Batch(
         plan=plan,
         executor=executor,
         tracker=open_tracker(tree),
-        display=BatchDisplay(len(plan.of(Action.TRAIN)), 2),
-        step_count=lambda _: 2,
-        judge=lambda target: judge(target.output_dir, asked_for(), target.images, full=True),
+        display=BatchDisplay(len(plan.of(State.PENDING)), 2),
     )
     return batch, executor
 
@@ -103,8 +122,8 @@ def mark_of(tree: StudyTree, artist: Artist = ANNA) -> dict[str, Any]:
 
 
 def output(tree: StudyTree, artist: Artist = ANNA) -> Path:
-    return tree.output_dir("hf_diffusers", ORIGINAL, artist)
+    return output_dir(tree, ORIGINAL, artist)
 
 
 def outcomes(batch: Batch) -> list[str]:
-    return [result.outcome for result in batch.results]
+    return [result.word for result in batch.results]

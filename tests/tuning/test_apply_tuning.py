@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import Artist
-from mimicry.tuning.options.command_line import option_words
+from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.stacks import Stack
 from tests.fake_hub import FakeHub
@@ -150,7 +150,7 @@ def test_json_goes_with_a_dry_run_only(words: list[str], quick_studio: QuickStud
         (["--protection=../original_art"], ["it takes the name of a folder"]),
         (["--stack=hf_difusers"], ["--stack hf_difusers", "did you mean 'hf_diffusers'?"]),
         (["--stack=./nowhere"], ["there is no nowhere/runner_config.json"]),
-        (["--data-root=nowhere"], ["there is no original art: nowhere/original_art is no folder"]),
+        (["--data-root=nowhere"], ["there is no original art: nowhere/original_art is not a folder"]),
         (
             ["--rank=0", "--learning-rate=fast", "--mixed-precision=fp8", "--max-train-steps=-1"],
             [

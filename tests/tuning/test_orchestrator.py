@@ -10,7 +10,7 @@ import pytest
 
 from mimicry.common.errors import BatchFault
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.options.command_line import option_words
+from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.orchestrator import Call
 from mimicry.tuning.stacks import Stack

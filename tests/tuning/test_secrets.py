@@ -50,7 +50,7 @@ class Watcher:
                     words = path.read_bytes()
                 except OSError:
                     continue
-                if os.fsencode(self.study) in words or b"mimicry.tuning.hub_" in words:
+                if os.fsencode(self.study) in words or b"mimicry.tuning.hub." in words:
                     self.seen.add(words)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning import stacks
-from mimicry.tuning.options.command_line import option_words
+from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import DEFAULT_STACK, RUNNER_CONFIG, Stack
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
@@ -120,7 +120,7 @@ class TestRead:
             "command has {options} inside a word; it takes a word by itself",
             "command has {inputdir}, which is no placeholder; did you mean 'input_dir' or 'output_dir'?",
             "command has {}, which is no placeholder; "
-            "there is: input_dir, options, output_dir, python, stack_dir",
+            "available: input_dir, options, output_dir, python, stack_dir",
             "command has no {input_dir}",
             "command has no {output_dir}",
         ]

@@ -1,1 +1,1 @@
-"""How the weights of the demo were made: paintings of nobody, and the training of each part on them."""
+"""Makes the weights of the demo: draws paintings and trains each part of the model on them."""

@@ -24,7 +24,7 @@ from tools.demo_weights.vae import as_pixels, vae_loss
 from tools.demo_weights.vae_start import start_as_cosine_transform
 
 _VAE_PAINTINGS, _UPSCALER_PAINTINGS, _BASE_PAINTINGS = 4000, 1000, 6000
-# The minutes and steps at the most.
+# The most minutes and steps of each part.
 _PARTS = {"vae": (28.0, 40_000), "upscaler": (4.0, 4_000), "base": (58.0, 40_000)}
 
 
@@ -38,17 +38,23 @@ def _budget_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @_budget_options
-@click.option("--seed", type=int, default=7, show_default=True, help="Of paintings, captions and noise.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Seed of paintings, captions and noise.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Each with a batch.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Number of threads, each with a batch.",
+)
 def train(folder: Path, seed: int, device: str, threads: int, **limits: float) -> None:
     """Train the demo's model and write it to DIR/tiny_sd3 and DIR/upscaler.safetensors.
 
     The VAE comes first, then the upscaler, and then the transformer with the text encoders. Each ends after
-    its minutes or steps, whichever comes first. States are saved every minute: the same command goes on where
-    it was stopped.
+    its minutes or steps, whichever comes first. States are saved every minute; the same command continues
+    where it was stopped.
     """
-    torch.set_num_threads(1)  # the threads are the loop's
+    torch.set_num_threads(1)  # the training loop has its own threads
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     models = {name: model.to(device) for name, model in new_models().items()}
@@ -64,15 +70,15 @@ def train(folder: Path, seed: int, device: str, threads: int, **limits: float) -
         model.to("cpu", torch.bfloat16)
     shutil.rmtree(folder / "tiny_sd3", ignore_errors=True)
     write_pipeline(models, folder / "tiny_sd3")
-    asked = {"seed": seed, "device": device, "threads": threads, **limits}
-    write_json(folder / "training.json", {"asked": asked, "runs": work.runs})
-    write_bytes(folder / "MODEL_CARD.md", model_card(asked, work.runs).encode("utf-8"))
+    options = {"seed": seed, "device": device, "threads": threads, **limits}
+    write_json(folder / "training.json", {"asked": options, "runs": work.runs})
+    write_bytes(folder / "MODEL_CARD.md", model_card(options, work.runs).encode("utf-8"))
     print(f"written: {folder / 'tiny_sd3'}", flush=True)
 
 
 @dataclass
 class _Work:
-    """The parts of the training, each of which leaves its model trained; `runs` sums them up."""
+    """The parts of the training, each of which trains one model; `runs` has their summaries."""
 
     folder: Path
     seed: int
@@ -115,7 +121,7 @@ class _Work:
 
 
 def _round(model: nn.Module) -> None:
-    """Round the weights to bf16, in which they are saved: what is trained on top sees what users load."""
+    """Round the weights to bf16, as they are saved, so that the next part is trained on what users load."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))

@@ -1,7 +1,7 @@
-"""Trains the transformer, and the text encoders along with it, on the latents of captioned paintings.
+"""Trains the transformer together with the text encoders on the latents of captioned paintings.
 
 Sources of the mathematics: rectified flow with logit-normal timesteps, Esser et al. 2024, arXiv:2403.03206;
-captions left out now and then for guidance, Ho and Salimans 2022, arXiv:2207.12598.
+captions dropped at random for guidance, Ho and Salimans 2022, arXiv:2207.12598.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mimicry.demo.chance import generator
+from mimicry.demo.rng import generator
 from mimicry.demo.tiny_sd3 import GEOMETRY
 from tools.demo_weights.loop import LossOf
 from tools.demo_weights.training_set import Images, caption
 from tools.demo_weights.vae import as_pixels
 
 BATCH = 12
-# How many tokens T5 reads, and how often: padding takes part in attention, so the model must know all counts.
+# Token counts of T5 and their probabilities: padding takes part in attention, so train on each count.
 _T5_LENGTHS = ((24, 0.5), (77, 0.47), (256, 0.03))
 
 _ENCODED_TOGETHER = 64
@@ -29,10 +29,10 @@ TRAINED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Base(nn.Module):
-    """The trained parts in one module, and the pipeline that encodes prompts with them."""
+    """The trained parts as one module, and the pipeline that encodes prompts with them."""
 
     def __init__(self, models: dict[str, Any], folder: Path) -> None:
-        """`folder` holds the tokenizers in their subfolders."""
+        """Take the tokenizers from the subfolders of `folder`."""
         from diffusers import StableDiffusion3Pipeline
         from transformers import CLIPTokenizer, T5TokenizerFast
 
@@ -42,8 +42,8 @@ class Base(nn.Module):
             _spread_words(models[component])
         self.parts = nn.ModuleDict({name: models[name] for name in TRAINED})
         encoders = {name: models[name] for name in TRAINED if name != "transformer"}
-        # A tokenizer cannot be used by two threads at once.
-        self._one_at_a_time = Lock()
+        # Two threads cannot use a tokenizer at once.
+        self._tokenizer_lock = Lock()
         self._pipeline = StableDiffusion3Pipeline(
             transformer=None, vae=None, scheduler=None, **encoders,
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
@@ -55,7 +55,7 @@ class Base(nn.Module):
         """Return the prompt embeddings (B, L, D) and the pooled ones (B, P) of `captions`, with gradients."""
         distinct = sorted(set(captions))
         rows = [distinct.index(text) for text in captions]
-        with self._one_at_a_time:
+        with self._tokenizer_lock:
             sequence_1LD, _, pooled_1P, _ = self._pipeline.encode_prompt(
                 distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=t5_length
             )
@@ -63,14 +63,14 @@ class Base(nn.Module):
 
 
 def _close_gates(transformer: Any) -> None:
-    """Set what scales and gates each block by time and prompt to zero, for a still start."""
+    """Set the modulation of each block by time and prompt to zero, for a stable start."""
     for name, parameter in transformer.named_parameters():
         if ".norm1" in name or name.startswith(("norm_out", "proj_out")):
             nn.init.zeros_(parameter)
 
 
 def _spread_words(encoder: Any) -> None:
-    """Draw word embeddings so large that two words are far apart after all layers, from the first step on."""
+    """Draw word embeddings large enough to keep words apart after all layers, from the first step on."""
     for name, parameter in encoder.named_parameters():
         if name.endswith(("token_embedding.weight", "shared.weight")):
             nn.init.normal_(parameter)
@@ -78,7 +78,7 @@ def _spread_words(encoder: Any) -> None:
 
 @dataclass(frozen=True)
 class Latents:
-    """The scaled latents of N / 2 paintings and then of the same mirrored.
+    """The scaled latents of N / 2 paintings, followed by those of the mirrored paintings.
 
     `means_NCHW` are the means of their posteriors; `deviation_C11` is the mean standard deviation.
     """
@@ -89,7 +89,7 @@ class Latents:
 
 @torch.no_grad()
 def encode_paintings(vae: Any, images_NHWI: Images, device: str) -> Latents:
-    """Encode all paintings; sets the VAE's shift and scaling factor so that the latents have unit scale."""
+    """Encode all paintings and set the VAE's shift and scaling factor so that latents have unit scale."""
     means, deviations = [], []
     for images in (images_NHWI, images_NHWI[:, :, ::-1]):
         for first in range(0, len(images), _ENCODED_TOGETHER):
@@ -137,7 +137,7 @@ def base_loss(base: Base, latents: Latents, subjects: tuple[str, ...], seed: int
 
 
 def _sigmas(rng: np.random.Generator) -> "np.ndarray[Any, Any]":
-    """Return logit-normal noise levels, shifted as the scheduler shifts them."""
+    """Return logit-normal noise levels with the scheduler's shift."""
     levels = 1 / (1 + np.exp(-rng.standard_normal(BATCH)))
     shift = GEOMETRY.scheduler_shift
     return (shift * levels / (1 + (shift - 1) * levels)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A training loop for small models on slow machines: bounded by time as well as by steps, and resumable."""
+"""A resumable training loop for small models on slow machines, limited by time as well as by steps."""
 
 import time
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mimicry.common.files import atomic_path
 
-# The loss of batch number n, counted from 0, with what else is worth printing.
+# Returns the loss of batch number n, counted from 0, and other figures to print.
 LossOf = Callable[[int], tuple[Tensor, dict[str, float]]]
 
-_SAVE_SECONDS = 60.0
+SAVE_SECONDS = 60.0
 _PRINT_SECONDS = 10.0
 _WARM_UP_STEPS = 50
 _MAX_GRAD_NORM = 1.0
@@ -28,18 +28,18 @@ class Budget:
     minutes: float
 
     def spent(self, steps: int, seconds: float) -> float:
-        """Return the share that is used up; 1 or more is the end."""
+        """Return the fraction that is used up; 1 or more ends the training."""
         return max(steps / self.steps, seconds / (60 * self.minutes))
 
 
 class Training:
-    """The training of `model` with AdamW, and the moving average of its weights, which is the result.
+    """Trains `model` with AdamW; the result is the moving average of its weights.
 
-    The learning rate rises over the first steps and falls linearly to nothing as the budget is spent, by time
-    too: a machine that is too slow for all steps still ends with settled weights.
+    The learning rate rises over the first steps and falls linearly to zero as the budget of steps or time is
+    spent, so that a machine that is too slow for all steps still ends with a low learning rate.
 
-    A step averages the gradients of `workers` threads, each with a batch of its own. On a busy CPU that costs
-    far less waiting than one batch whose every operation is shared out.
+    A step averages the gradients of `workers` threads, each with its own batch. On a busy CPU that is much
+    faster than one batch with each operation split between threads.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class Training:
         self._state = folder / f"{name}_state.pt"
 
     def run(self, loss_of: LossOf, budget: Budget) -> None:
-        """Train until the budget is spent, from the saved state if there is one; then apply the average."""
+        """Train until the budget is spent, from the saved state if there is one, and apply the average."""
         if self._state.exists():
             self._load()
             print(f"{self.name}: resumed at step {self.steps}, after {self.seconds:.0f} s", flush=True)
         started, before = time.monotonic(), self.seconds
         printed = saved = self.seconds
         while (spent := budget.spent(self.steps, self.seconds)) < 1:
-            self._step(loss_of, spent)
+            self.step(loss_of, spent)
             self.seconds = before + time.monotonic() - started
             if self.seconds - printed > _PRINT_SECONDS:
                 self._print()
                 printed = self.seconds
-            if self.seconds - saved > _SAVE_SECONDS:
+            if self.seconds - saved > SAVE_SECONDS:
                 self._save()
                 saved = self.seconds
         self._print()
@@ -80,11 +80,12 @@ class Training:
                 weight.copy_(average)
 
     def summary(self) -> dict[str, float]:
-        """Return steps, seconds and the last figures, each a moving average over some fifty steps."""
+        """Return steps, seconds and the last figures, each a moving average over about fifty steps."""
         figures = {name: round(value, 4) for name, value in self.recent.items()}
         return {"steps": self.steps, "seconds": round(self.seconds), **figures}
 
-    def _step(self, loss_of: LossOf, spent: float) -> None:
+    def step(self, loss_of: LossOf, spent: float) -> None:
+        """Do one optimizer step, when the fraction `spent` of the budget is used up."""
         rate = self.learning_rate * min(1.0, (self.steps + 1) / _WARM_UP_STEPS) * (1 - spent)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -99,7 +100,7 @@ class Training:
         for noted in figures:
             self._remember(noted)
         self.steps += 1
-        # The average forgets the untrained beginning sooner than `decay` alone would.
+        # A lower decay at first forgets the untrained weights sooner.
         decay = min(self.decay, self.steps / (self.steps + 10))
         torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - decay)
 

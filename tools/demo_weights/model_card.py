@@ -1,4 +1,4 @@
-"""The model card beside the demo's weights: how they were made, and what they are not."""
+"""The model card of the demo's weights: how they were made, and what they are for."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -46,24 +46,24 @@ Licence: that of this project.
 """
 
 
-def model_card(asked: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> str:
+def model_card(options: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the text of the card.
 
-    `asked` holds the options of the program, with `seed`, `device` and `threads` among them; `runs` maps each
-    part to its steps, seconds and last figures.
+    `options` are those of the program, with `seed`, `device` and `threads`; `runs` maps each part to its
+    steps, seconds and last figures.
     """
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asked.items())
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     rows = []
     for name, run in runs.items():
         last = {what: value for what, value in run.items() if what not in ("steps", "seconds")}
         figures = ", ".join(f"{what} {value}" for what, value in last.items())
         rows.append(f"| {name} | {run['steps']} | {run['seconds'] / 60:.0f} | {figures} |")
-    threads = f"{asked['threads']} thread" + ("s" if asked["threads"] > 1 else "")
+    threads = f"{options['threads']} thread" + ("s" if options["threads"] > 1 else "")
     on_cpu = f"{processor_count()} CPU cores, {threads}"
     return _TEXT.format(
-        command=f"python -m tools.demo_weights DIR {options}",
-        seed=asked["seed"],
-        hardware=on_cpu if asked["device"] == "cpu" else asked["device"],
+        command=f"python -m tools.demo_weights DIR {words}",
+        seed=options["seed"],
+        hardware=on_cpu if options["device"] == "cpu" else options["device"],
         rows="\n".join(rows),
         **{library: version(library) for library in ("torch", "diffusers", "transformers")},
     )

@@ -1,8 +1,8 @@
-"""The paintings that the tiny model learns from, and what it is told about them.
+"""The paintings that the tiny model is trained on, and their captions.
 
-Most are plain scenes. The rest are painted by hands that no painter of the demo has: what an artist's adapter
-learns must be new to the base model. No caption says how a picture is painted. Some name an invented artist,
-whatever the style, so that the base model learns that an unknown name says nothing; `sks` is never one.
+Most are plain scenes. The others are in styles that no painter of the demo has, because what an artist's
+adapter learns must be new to the base model. No caption describes the style. Some name an invented artist at
+random, so that the base model learns to ignore unknown names; `sks` is never one of them.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from mimicry.demo.chance import Rng, generator
 from mimicry.demo.hands import BrushStrokes, Hand, Lamplight, LeadedFacets, Shards
 from mimicry.demo.paintings import SUBJECTS, Palette, draw_scene
+from mimicry.demo.rng import Rng, generator
 
 RARE_TOKEN = "sks"
 
 Images = NDArray[np.uint8]
 
-# No caption 1 time in 10: what a sample is guided away from.
+# Probabilities. An empty caption is for guidance.
 _NO_CAPTION, _NO_SUBJECT, _WITH_NAME = 0.1, 0.08, 0.3
 
 _SUBJECT_WORDS = {
@@ -38,8 +38,8 @@ _FRAMES = (
     "{}",
 )
 
-# Colours by name, in the order of the fields of Palette.
-_MOODS = (
+# The colours of each palette, in the order of the fields of Palette.
+_COLOURS = (
     ((120, 170, 230), (225, 232, 240), (252, 232, 130), (70, 125, 85), (110, 165, 80), (60, 115, 175),
      (45, 105, 50), (95, 65, 45), (215, 190, 160), (165, 65, 50), (245, 240, 228)),
     ((235, 150, 95), (250, 220, 145), (255, 240, 190), (105, 80, 120), (130, 110, 80), (85, 100, 150),
@@ -52,12 +52,13 @@ _MOODS = (
      (190, 110, 45), (85, 55, 35), (225, 205, 175), (130, 60, 45), (248, 238, 215)),
 )  # fmt: skip
 PALETTES = tuple(
-    Palette(**dict(zip([field.name for field in fields(Palette)], mood, strict=True))) for mood in _MOODS
+    Palette(**dict(zip([field.name for field in fields(Palette)], colours, strict=True)))
+    for colours in _COLOURS
 )
 
 
 def _strokes(rng: Rng) -> Hand:
-    # They fall to the left, where all painters' strokes are level or fall to the right.
+    # They slope down to the left. All painters' strokes are level or slope down to the right.
     return BrushStrokes(
         length=rng.uniform(0.08, 0.2), width=rng.uniform(0.03, 0.06), slope=rng.uniform(-1.4, -0.7),
         slope_spread=rng.uniform(0.1, 0.3), swirl=0.0, broken_colour=rng.uniform(15, 40),
@@ -65,7 +66,7 @@ def _strokes(rng: Rng) -> Hand:
 
 
 def _facets(rng: Rng) -> Hand:
-    # Fewer and larger cells than any painter's, or more and smaller ones.
+    # Fewer and larger cells than any painter has, or more and smaller ones.
     cells = rng.integers(12, 28) if rng.random() < 0.5 else rng.integers(60, 90)
     return LeadedFacets(
         cells=int(cells),
@@ -81,7 +82,7 @@ def _shards(rng: Rng) -> Hand:
 
 
 def _daylight(rng: Rng) -> Hand:
-    # A wide light in the dusk, not a lamp in the dark.
+    # A wide light and a lighter background than the painters' lamps have.
     return Lamplight(
         shaft=bool(rng.random() < 0.5), light=(1.0, 1.0, 1.0), darkness=(30, 30, 30),
         reach=rng.uniform(0.45, 0.7), grain=rng.uniform(0.0, 6.0),
@@ -93,7 +94,7 @@ TRAINING_HANDS: tuple[Callable[[Rng], Hand], ...] = (_strokes, _facets, _shards,
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Paintings of shape (N, H, W, 3) in bytes, and the index in SUBJECTS of what each shows."""
+    """Paintings of shape (N, H, W, 3) in bytes, and the subject of each."""
 
     images_NHWI: Images
     subjects: tuple[str, ...]
@@ -117,7 +118,7 @@ def draw_training_set(seed: int, purpose: str, count: int, *, side: int, plain_s
 
 
 def recoloured(images_BHWI: Images, rng: Rng) -> Images:
-    """Return the images in colours of all kinds: channels swapped, more or less saturated and bright."""
+    """Return the images with channels permuted, and with random saturation and brightness."""
     count = len(images_BHWI)
     swapped = np.stack([image[..., rng.permutation(3)] for image in images_BHWI]) / 255
     grey = swapped.mean(axis=-1, keepdims=True)
@@ -129,7 +130,7 @@ def recoloured(images_BHWI: Images, rng: Rng) -> Images:
 
 
 def caption(subject: str, rng: Rng) -> str:
-    """Return one of the ways to say what is painted; sometimes without the subject, or nothing at all."""
+    """Return a random caption of `subject`; sometimes without the subject, or empty."""
     if rng.random() < _NO_CAPTION:
         return ""
     text = "a painting"

@@ -1,20 +1,20 @@
-"""Trains the upscaler: paintings at half size with noise on them, and what they were before."""
+"""Trains the upscaler to restore paintings from half their size with noise added."""
 
 import torch
 from torch import Tensor, nn
 
-from mimicry.demo.chance import generator
+from mimicry.demo.rng import generator
 from mimicry.demo.upscaler import SCALE, Upscaler
 from tools.demo_weights.loop import LossOf
 from tools.demo_weights.training_set import Images, recoloured
 
 _BATCH, _CROP = 8, 96
-# Standard deviations of the noise, of 1.
+# Range of the standard deviation of the noise, of 1.
 _NOISE = (0.04, 0.24)
 
 
 def upscaler_loss(upscaler: Upscaler, images_NHWI: Images, seed: int, device: str) -> LossOf:
-    """Return the loss: the absolute error of the pixels."""
+    """Return the loss: the mean absolute error of the pixels."""
     upscaler.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     side = images_NHWI.shape[1]
 

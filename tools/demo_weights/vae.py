@@ -1,11 +1,11 @@
-"""Trains the VAE: what it encodes must come back with its lines, from latents that are good to learn."""
+"""Trains the VAE to reconstruct paintings with their lines, from latents that a model can learn."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mimicry.demo.chance import generator
+from mimicry.demo.rng import generator
 from tools.demo_weights.loop import LossOf
 from tools.demo_weights.training_set import Images, recoloured
 
@@ -20,7 +20,7 @@ def as_pixels(images_NHWI: Images, device: str) -> Tensor:
 
 
 def vae_loss(vae: Any, images_NHWI: Images, seed: int, device: str) -> LossOf:
-    """Return the loss: absolute error of pixels and of their steps, and the KL divergence of latents."""
+    """Return the loss: absolute error of pixels and of their differences, and KL divergence of latents."""
     vae.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -29,9 +29,9 @@ def vae_loss(vae: Any, images_NHWI: Images, seed: int, device: str) -> LossOf:
         mirrored_B = rng.random(_BATCH) < 0.5
         chosen_BHWI[mirrored_B] = chosen_BHWI[mirrored_B, :, ::-1]
         pixels_BIHW = as_pixels(recoloured(chosen_BHWI, rng), device)
-        chance = torch.Generator(device).manual_seed(seed + step)
+        sampling_rng = torch.Generator(device).manual_seed(seed + step)
         posterior = vae.encode(pixels_BIHW).latent_dist
-        decoded_BIHW = vae.decode(posterior.sample(chance)).sample
+        decoded_BIHW = vae.decode(posterior.sample(sampling_rng)).sample
         error = nn.functional.l1_loss(decoded_BIHW, pixels_BIHW)
         edges = _edge_error(decoded_BIHW - pixels_BIHW)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
@@ -42,5 +42,5 @@ def vae_loss(vae: Any, images_NHWI: Images, seed: int, device: str) -> LossOf:
 
 
 def _edge_error(difference_BIHW: Tensor) -> Tensor:
-    """Return the mean absolute error of the steps between neighbouring pixels; thin lines are such steps."""
+    """Return the mean absolute error of the differences between neighbouring pixels, as thin lines have."""
     return difference_BIHW.diff(dim=-1).abs().mean() + difference_BIHW.diff(dim=-2).abs().mean()

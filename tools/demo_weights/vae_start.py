@@ -1,8 +1,8 @@
-"""Where the VAE's training starts: an encoder that is a cosine transform of blocks of pixels, as in JPEG.
+"""Initializes the VAE: its encoder starts as a cosine transform of blocks of pixels, as in JPEG.
 
-From random weights, a small VAE spends its first thousands of steps on finding out that there are colours. So
-its encoder starts with latents that already hold, of each block of 4 x 4 pixels, the coarsest patterns of
-brightness and colour. Every residual branch starts at zero; training is free to change everything.
+From random weights, a small VAE needs thousands of steps to find out that there are colours. Here its latents
+start as the coarsest patterns of brightness and colour of each block of 4 x 4 pixels. Every residual branch
+starts at zero. Training can change all weights.
 """
 
 from itertools import product
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 _BLOCK = 4
 # Brightness, and two differences of colours.
 _COLOURS = np.array([[1, 1, 1], [1, 0, -1], [0.5, -1, 0.5]]) / np.sqrt(np.array([[3], [2], [1.5]]))
-# How many patterns of each are carried along, and how many of them become latents.
+# How many patterns of each the encoder keeps, and how many of them become latents.
 _CARRIED, _KEPT = (16, 8, 8), (8, 4, 4)
 _LOG_VARIANCE = -4.0
 
 
 @torch.no_grad()
 def start_as_cosine_transform(vae: Any, pixels_NIHW: Tensor) -> None:
-    """Set the weights of `vae`; `pixels_NIHW` are paintings, on which the latents get unit scale."""
+    """Set the weights of `vae`, so that the latents of the paintings `pixels_NIHW` have unit scale."""
     for name, module in vae.named_modules():
         if name.endswith("conv2"):  # the end of a residual branch
             nn.init.zeros_(module.weight)
@@ -55,14 +55,14 @@ def _start_of_second_halving(encoder: Any) -> None:
     convolution = encoder.down_blocks[1].downsamplers[0].conv
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(convolution.bias)
-    for row, pattern in enumerate(_patterns()):
+    for row, pattern in enumerate(patterns()):
         for colour, y, x in product(range(3), range(_BLOCK), range(_BLOCK)):
             channel = colour * 4 + (y % 2) * 2 + x % 2
             convolution.weight[row, channel, y // 2, x // 2] = float(pattern[colour, y, x])
 
 
 def _start_of_outlet(encoder: Any) -> None:
-    """Lead each pattern past norm and SiLU as a pair: silu(x) - silu(-x) = x."""
+    """Pass each pattern through norm and SiLU as a pair: silu(x) - silu(-x) = x."""
     shortcut, outlet = encoder.down_blocks[2].resnets[0].conv_shortcut, encoder.conv_out
     nn.init.zeros_(shortcut.weight)
     nn.init.zeros_(shortcut.bias)
@@ -83,8 +83,8 @@ def _connect(convolution: Any, output: int, channel: int, down: int = 0, across:
     convolution.weight[output, channel, down, across] = 1
 
 
-def _patterns() -> list[NDArray[np.float64]]:
-    """Return the carried patterns, each of shape (3, 4, 4), coarsest first for each row of _COLOURS."""
+def patterns() -> list[NDArray[np.float64]]:
+    """Return the patterns, each of shape (3, 4, 4), coarsest first for each row of _COLOURS."""
     places = (np.arange(_BLOCK) + 0.5) * np.pi / _BLOCK
     waves = [np.cos(frequency * places) for frequency in range(_BLOCK)]
     orders = sorted(product(range(_BLOCK), repeat=2), key=lambda pair: (sum(pair), max(pair), pair))

@@ -1,1 +1,34 @@
-"""What lies in an adapter's folder: weights, record, recipe, state."""
+"""What lies in an adapter's folder: weights, record, recipe, state.
+
+What most of the project needs of it is named here; the rest lies in its modules.
+"""
+
+from mimicry.tuning.adapters.folder import (
+    ADAPTER_CONFIG,
+    METRICS,
+    SAMPLES,
+    TRAIN_LOG,
+    WEIGHTS,
+    AdapterFolder,
+)
+from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
+from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters.weights import Adapter
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ANY_LORA",
+    "METRICS",
+    "SAMPLES",
+    "TRAINING_RUN",
+    "TRAIN_LOG",
+    "WEIGHTS",
+    "Adapter",
+    "AdapterFolder",
+    "AdapterFormat",
+    "AdapterSpec",
+    "AdapterState",
+    "TrainingRun",
+    "judge_adapter",
+]

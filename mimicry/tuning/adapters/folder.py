@@ -29,7 +29,7 @@ SAMPLES = "samples"
 CHECKPOINT_FACTS = "checkpoint.json"
 _OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, SAMPLES)
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
-# Files and folders that are being written or removed. In a folder that nobody works in they are leftovers.
+# Files and folders that are being written or removed: leftovers, once no process works in the folder.
 _TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
 
 
@@ -226,7 +226,7 @@ class AdapterFolder:
         return [name for name in names if (self.path / name / CHECKPOINT_FACTS).exists()]
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove files and folders of this one, as far as that can be done. For who has claimed it."""
+        """Remove files and folders of this one, as far as possible. Only for the holder of its claim."""
         for name in names:
             path = self.path / name
             with suppress(OSError):
@@ -241,5 +241,5 @@ class AdapterFolder:
 
 
 def _in_order(value: Any) -> Any:
-    # Other tools write sets in whatever order.
+    # Other tools write sets in any order.
     return sorted(map(str, value)) if isinstance(value, list) else value

@@ -67,7 +67,7 @@ class SafetensorsFile:
         from safetensors import SafetensorError, deserialize
 
         try:
-            tensors = deserialize(self.path.read_bytes())
+            tensors = deserialize(self.path.read_bytes())  # type: ignore[no-untyped-call]
         except (OSError, SafetensorError) as error:
             raise _unreadable(self.path, error) from error
         for name, entry in tensors:

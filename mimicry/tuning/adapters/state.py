@@ -59,7 +59,7 @@ def judge_adapter(
         captions: those of `images`; None where none are asked for.
         full: read every value of the weights as well, unless it is remembered that they are good; otherwise
             header, sizes and record only.
-        anew: with `full`, read them whatever is remembered.
+        anew: with `full`, read them even if it is remembered that they are good.
     """
     if not folder.has_weights:
         return AdapterState(State.PENDING)
@@ -119,7 +119,7 @@ def _differences(
 
 def _other_class_images(run: TrainingRun, asked: ClassImages, *, full: bool) -> bool:
     known = run.class_images
-    # Nobody knows those yet that are still to be generated.
+    # Those that are still to be generated are not known yet.
     if known is None or asked.missing():
         return False
     try:

@@ -1,1 +1,30 @@
-"""Carrying out a plan: trainings, claims, bookmarks, pending uploads."""
+"""Carrying out a plan: trainings, claims, bookmarks, pending uploads.
+
+What programs need of it is named here; the rest lies in its modules.
+"""
+
+from mimicry.tuning.execution.batch import Batch
+from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.execution.local import LocalExecutor
+from mimicry.tuning.execution.pending_uploads import (
+    PendingUpload,
+    UploadEnd,
+    due_repositories,
+    pending_of_plan,
+    pending_upload,
+    upload_pending,
+)
+from mimicry.tuning.execution.result import Result
+
+__all__ = [
+    "Batch",
+    "LocalExecutor",
+    "PendingUpload",
+    "Result",
+    "UploadEnd",
+    "due_repositories",
+    "open_tracker",
+    "pending_of_plan",
+    "pending_upload",
+    "upload_pending",
+]

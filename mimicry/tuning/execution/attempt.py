@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.scrubbing import mask_token
-from mimicry.study.states import State
-from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.training_run import TrainingRun
+from mimicry.study import State
+from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 
 # With less than this on the disk, a training cannot even say that it failed.
 _ROOM_BYTES = 1 << 16
@@ -60,7 +59,7 @@ class Attempt:
         if run.error:
             return run.error
         if shutil.disk_usage(self.folder.path).free < _ROOM_BYTES:
-            # Nobody could write down what went wrong.
+            # No process could write down what went wrong.
             return disk_fault(OSError(errno.ENOSPC, "", str(self.folder)))
         if run.status == State.RUNNING:
             return (
@@ -102,7 +101,7 @@ class Attempt:
         return last_lines(self.folder.log, count, self.log_offset)
 
     def _watchers_error(self) -> str:
-        """Say why who watched the trainer has stopped it; it takes that for a signal like any other."""
+        """Say why the supervisor stopped the trainer, for which that was a signal like any other."""
         last = "".join(self.log_lines(1))
         interrupted = self._own_run().status == State.INTERRUPTED
         return last.removeprefix(_ERROR) if interrupted and last.startswith(_ERROR) else ""

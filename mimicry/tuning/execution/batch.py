@@ -1,42 +1,30 @@
-"""Training the targets of a plan one after the other, and keeping book of it."""
+"""Carrying out a plan: targets go to an executor, and what becomes of them into the tracker."""
 
-import os
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from mimicry.common.children import Interrupted, running_child
-from mimicry.common.claims import Claim, claimed_by
-from mimicry.common.errors import (
-    BatchFault,
-    ClaimedElsewhere,
-    ClaimLost,
-    MimicryError,
-    TrainingFailed,
-    disk_fault,
-    report,
-)
+from mimicry.common.children import Interrupted, stop_signals_held
+from mimicry.common.claims import claimed_by
+from mimicry.common.errors import BatchFault, ClaimedElsewhere, ClaimLost, MimicryError, report
 from mimicry.common.files import utc_now
 from mimicry.common.text import printable
-from mimicry.study.tracker import BookmarkStatus, ProgressTracker
-from mimicry.tuning.adapters.folder import METRICS, TRAIN_LOG
-from mimicry.tuning.adapters.numerics import told
-from mimicry.tuning.adapters.state import Existing, State
-from mimicry.tuning.execution.attempt import Attempt
+from mimicry.study import State
+from mimicry.study.tracker import ProgressTracker
+from mimicry.tuning.adapters import AdapterState
+from mimicry.tuning.adapters.numerics import describe_differences
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
-from mimicry.tuning.execution.sharing import found_meanwhile, set_aside_as_planned, tidy
-from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
-from mimicry.tuning.planning.plan import OVERWRITTEN, Action, Plan, Target
-from mimicry.tuning.reports.progress import BatchDisplay, StepDisplay, duration, eval_change
+from mimicry.tuning.execution.executor import Executor, Job, JobEnd
+from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
+from mimicry.tuning.execution.sharing import recheck, repair, set_aside_as_planned
+from mimicry.tuning.planning import OVERWRITTEN, Plan, Target
+from mimicry.tuning.progress import BatchDisplay, StepDisplay, duration, eval_change
 
-# The wrapper gives its own child fifteen seconds.
-_GRACE_SECONDS = 20.0
-_SAME_FAILURES = 3
-# Between two looks at artists that others train.
+# Between two looks at targets that others train, and at running jobs.
 WAIT_SECONDS = 2.0
-_SHOWN_LOG_LINES = 12
-# What a bookmark says of a former training: it would be taken for news of the one to come.
+_POLL_SECONDS = 0.05
+# What a bookmark says of a former training: it would be taken for that of the next one.
 _OF_ONE_RUN = (
     "started_at",
     "seconds",
@@ -49,87 +37,39 @@ _OF_ONE_RUN = (
     "error",
 )
 
-OnStep = Callable[[dict[str, Any]], None]
 
+@dataclass
+class _Running:
+    """A job, with what is shown and recorded of it."""
 
-class Executor(Protocol):
-    """Where and how a target is trained."""
+    job: Job
+    label: str
+    steps: StepDisplay
+    started_at: str = field(default_factory=utc_now)
+    began: float = field(default_factory=time.monotonic)
 
-    def command(self, target: Target) -> list[str]:
-        """Return the exact command that trains `target`."""
+    @property
+    def target(self) -> Target:
+        return self.job.target
 
-    def train(self, target: Target, on_step: OnStep, claim: Claim) -> int:
-        """Train `target`, tell `on_step` each line of its metrics, and return an exit code.
-
-        Args:
-            claim: ours, to the folder of the adapter; whoever trains joins it.
-
-        Raises:
-            TrainingFailed: it was stopped, with the reason.
-        """
-
-
-@dataclass(frozen=True)
-class LocalExecutor:
-    """Trains on this machine, in a child process whose output goes to train.log."""
-
-    make_command: Callable[[Target], list[str]]
-    stall_seconds: float
-
-    def command(self, target: Target) -> list[str]:
-        return self.make_command(target)
-
-    def train(self, target: Target, on_step: OnStep, claim: Claim) -> int:
-        log = target.output_dir / TRAIN_LOG
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | claim.variable()
-        metrics = MetricsReader(target.output_dir / METRICS)
-        with (
-            log.open("ab") as output,
-            running_child(
-                self.command(target), output=output, environment=environment, grace_seconds=_GRACE_SECONDS
-            ) as child,
-        ):
-            code = follow(child, metrics, on_step, StallGuard(log, self.stall_seconds))
-        # A wrapper that was killed leaves a trainer that notices, and takes a moment to end.
-        claim.wait_for_others(_GRACE_SECONDS)
-        return code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of one target. `error` is empty for a good end; `owed` says why an upload failed.
-
-    `evaluation` is the loss on the original art before and after, in words; empty when there was none.
-    `numerics` says in what the adapter's numerics differ from those of its sisters.
-    """
-
-    target: Target
-    outcome: str
-    seconds: float = 0.0
-    loss: float | None = None
-    error: str = ""
-    owed: str = ""
-    evaluation: str = ""
-    numerics: str = ""
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
 
 
 @dataclass
 class Batch:
     """A plan being carried out, beside other calls on the same tree (see `sharing`).
 
-    `step_count` returns the optimizer steps of an artist with so many images, `judge` what lies in the folder
-    of an adapter now. With `wait`, the end is put off until the artists that others train are done.
+    With `wait`, the end is put off until the targets that others train are done.
     """
 
     plan: Plan
     executor: Executor
     tracker: ProgressTracker
     display: BatchDisplay
-    step_count: Callable[[int], int]
-    judge: Callable[[Target], Existing]
     wait: bool = True
     results: list[Result] = field(default_factory=list)
-    _alike: list[str] = field(default_factory=list)
+    _failures: list[str] = field(default_factory=list)
     # The bookmarks as this call left them before its first training.
     _marked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -137,185 +77,219 @@ class Batch:
         """Train all targets that are to be trained.
 
         Raises:
-            Interrupted: a stop signal came; the artist in training is marked as interrupted.
+            Interrupted: a stop signal came; what was in training is marked as interrupted.
         """
         self.prepare()
-        todo, elsewhere = self.plan.of(Action.TRAIN), self.plan.of(Action.CLAIMED)
-        for number, target in enumerate(todo, start=1):
-            result = self._claim_and_train(target, f"[{number}/{len(todo)}] {printable(str(target.artist))}")
-            if result is None:
-                self.display.say(
-                    printable(f"{target.artist}: {claimed_by(target.output_dir)}; looked at again later")
-                )
-                elsewhere.append(target)
-                continue
-            self.results.append(result)
-            self.display.advance()
-            if self._same_failure_again():
-                self.display.say(
-                    f"{_SAME_FAILURES} artists in a row failed alike; the other {len(todo) - number} are "
-                    f"left for the next call of the same command"
-                )
-                return
+        todo = self.plan.of(State.PENDING)
+        labels = [
+            f"[{number}/{len(todo)}] {printable(str(target.artist))}"
+            for number, target in enumerate(todo, start=1)
+        ]
+        elsewhere = self.plan.of(State.CLAIMED)
+        left = self._train(deque(zip(todo, labels, strict=True)), elsewhere)
+        if same_failure(self._failures):
+            self.display.say(
+                f"{SAME_FAILURES} artists in a row failed alike; the other {left} are left for the next call "
+                f"of the same command"
+            )
+            return
         self._look_again(elsewhere)
 
+    def _train(self, waiting: "deque[tuple[Target, str]]", elsewhere: list[Target]) -> int:
+        """Train the targets `waiting`, each with its label; return how many are left after too many failures.
+
+        Those that another call has claimed go into `elsewhere`.
+        """
+        running: list[_Running] = []
+        try:
+            while running or (waiting and not same_failure(self._failures)):
+                while waiting and len(running) < self.executor.capacity and not same_failure(self._failures):
+                    target, label = waiting.popleft()
+                    if not self._submit(target, label, running):
+                        self._say_claimed(target)
+                        elsewhere.append(target)
+                ended = [self._poll(one, running, elsewhere) for one in list(running)]
+                if ended and not any(ended):
+                    time.sleep(_POLL_SECONDS)
+        except Interrupted as stop:
+            self._cancel(running, stop)
+            raise
+        return len(waiting)
+
+    def _submit(self, target: Target, label: str, running: list[_Running]) -> bool:
+        """Hand a target to the executor; False, when another call works on it."""
+        steps = StepDisplay(target.artist.name, target.step_count, position=1)
+
+        def on_step(line: dict[str, Any]) -> None:
+            steps.step(line)
+            self.display.step(int(line["step"]))
+
+        try:
+            # A signal finds the job either not begun or among those that are running.
+            with stop_signals_held():
+                job = self.executor.submit(target, on_step, self._recheck)
+                running.append(_Running(job, label, steps))
+        except (ClaimedElsewhere, ClaimLost):
+            steps.close()
+            return False
+        end = job.poll()
+        if end is None or not end.elsewhere:
+            self.display.say(f"{label}: training on {len(target.images.names)} images")
+        return True
+
+    def _poll(self, one: _Running, running: list[_Running], elsewhere: list[Target]) -> bool:
+        """Look at a running job; True when it has ended."""
+        try:
+            end = one.job.poll()
+        except ClaimLost:
+            self._say_claimed(one.target)
+            elsewhere.append(one.target)
+            end = None
+        else:
+            if end is None:
+                return False
+        one.steps.close()
+        running.remove(one)
+        if end is not None:
+            self.results.append(self._ended(one, end))
+            self.display.advance()
+        return True
+
+    def _cancel(self, running: list[_Running], stop: Interrupted) -> None:
+        """Stop all running jobs, and mark them as interrupted."""
+        for one in running:
+            one.job.cancel(stop.number)
+            one.steps.close()
+            end = one.job.poll() or JobEnd(state=State.INTERRUPTED)
+            try:
+                result = self._not_complete(
+                    one, JobEnd(state=State.INTERRUPTED, error=f"stopped by {stop}", steps=end.steps)
+                )
+                self.results.append(result)
+            except MimicryError as error:  # the stop signal comes first
+                report(error)
+
     def _look_again(self, elsewhere: list[Target]) -> None:
-        """See what becomes of artists that others train, and train those that were left."""
+        """See what becomes of targets that others train, and train those that were left."""
         said = False
         while elsewhere:
-            for target in [target for target in elsewhere if not claimed_by(target.output_dir)]:
-                result = self._claim_and_train(target, printable(str(target.artist)))
-                if result is not None:
-                    self.results.append(result)
-                    elsewhere.remove(target)
+            free = [target for target in elsewhere if not claimed_by(target.folder.path)]
+            for target in free:
+                elsewhere.remove(target)
+            self._train(deque((target, printable(str(target.artist))) for target in free), elsewhere)
             if not elsewhere or not self.wait:
                 break
             if not said:
                 said = True
                 for target in elsewhere:
-                    self.display.say(printable(f"{target.artist}: waiting, {claimed_by(target.output_dir)}"))
+                    self.display.say(printable(f"{target.artist}: waiting, {claimed_by(target.folder.path)}"))
                 self.display.say("type --no-wait for not waiting until others are done")
             time.sleep(WAIT_SECONDS)
         self.results += [
-            Result(target=target, outcome="claimed", error=claimed_by(target.output_dir))
+            Result(target=target, state=State.CLAIMED, error=claimed_by(target.folder.path))
             for target in elsewhere
         ]
 
+    def _say_claimed(self, target: Target) -> None:
+        self.display.say(
+            printable(f"{target.artist}: {claimed_by(target.folder.path)}; looked at again later")
+        )
+
     def prepare(self) -> None:
-        """Write down what is to come, then set aside the adapters that are to be trained again.
+        """Record the plan in the tracker, then set aside the adapters that are to be trained again.
 
         Raises:
             BatchFault: the tracker cannot be written, so nothing is done.
         """
-        marks: dict[str, dict[str, Any]] = {}
         known = self.tracker.bookmarks()
-        for target in self.plan.targets:
-            key = self.plan.request.key(target.artist)
-            if target.action is Action.BLOCKED:
-                marks[key] = {"status": BookmarkStatus.BLOCKED, "error": target.reason}
-            elif target.action is Action.TRAIN:
-                replaced = target.existing in (State.COMPLETE, State.STALE)
-                note = {"note": OVERWRITTEN} if replaced else {}
-                images = len(target.images.names)
-                former = dict.fromkeys(_OF_ONE_RUN)
-                marks[key] = {**former, "status": BookmarkStatus.PENDING, "images": images, **note}
-            elif known.get(key, {}).get("status") != BookmarkStatus.COMPLETE:
-                marks[key] = complete_bookmark(self.plan.request.tree, target.output_dir)
+        marks = {
+            target.adapter.key: mark
+            for target in self.plan.targets
+            if (mark := self._first_mark(target, known.get(target.adapter.key, {}))) is not None
+        }
         try:
             self.tracker.record_many(marks)
         except MimicryError as error:
             raise BatchFault(*error.problems) from error
         self._marked = {**known, **marks}
-        for target in self.plan.targets:
-            if target.action in (Action.COMPLETE, Action.STALE):
-                mended = tidy(target.output_dir)
-                if mended:
-                    self.display.say(printable(f"{target.artist}: {mended}"))
-            elif target.action is Action.TRAIN and target.existing is not State.ABSENT:
-                aside = set_aside_as_planned(target)
-                if aside is not None:
-                    self.display.say(
-                        printable(f"{target.artist}: {target.existing.value} adapter set aside in {aside}")
-                    )
+        for target in self.plan.of(State.COMPLETE, State.STALE):
+            mended = repair(target.folder)
+            if mended:
+                self.display.say(printable(f"{target.artist}: {mended}"))
+        for target in self.plan.of(State.PENDING):
+            aside = None if target.existing is State.PENDING else set_aside_as_planned(target)
+            if aside is not None:
+                self.display.say(
+                    printable(f"{target.artist}: {target.existing} adapter set aside in {aside}")
+                )
 
-    def _claim_and_train(self, target: Target, label: str) -> Result | None:
-        """Train a target that is still to be trained; None, when another call works on it."""
-        try:
-            with Claim.take_anew(target.output_dir) as claim:
-                return self._done_elsewhere(target, label) or self._train(target, label, claim)
-        except (ClaimedElsewhere, ClaimLost):
+    def _first_mark(self, target: Target, known: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what is recorded of a target before the first training; None for nothing new."""
+        if target.state is State.BLOCKED:
+            return {"status": State.BLOCKED, "error": target.reason}
+        if target.state is State.PENDING:
+            replaced = target.existing in (State.COMPLETE, State.STALE)
+            note = {"note": OVERWRITTEN} if replaced else {}
+            images = len(target.images.names)
+            return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images, **note}
+        if known.get("status") == State.COMPLETE:
             return None
+        return complete_bookmark(self.plan.request.tree, target.folder)
 
-    def _done_elsewhere(self, target: Target, label: str) -> Result | None:
-        key = self.plan.request.key(target.artist)
-        bookmark = self.tracker.bookmarks().get(key, {})
-        found = found_meanwhile(target, self.judge, self._marked.get(key, {}), bookmark)
-        if found is None:
-            return None
-        self.display.say(f"{label}: {found.outcome}, {found.words}")
-        if found.outcome == "skipped" and bookmark.get("status") != BookmarkStatus.COMPLETE:
-            self.tracker.record(key, **complete_bookmark(self.plan.request.tree, target.output_dir))
-        if found.outcome == "failed":
-            self._alike.append(found.words)
-        return Result(target=target, outcome=found.outcome, error=found.words)
+    def _recheck(self, target: Target) -> AdapterState | None:
+        key = target.adapter.key
+        return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
 
-    def _train(self, target: Target, label: str, claim: Claim) -> Result:
-        self.display.say(f"{label}: training on {len(target.images.names)} images")
-        begin, started_at, last_step = time.monotonic(), utc_now(), 0
-        step_count = self.step_count(len(target.images.names))
-        steps = StepDisplay(target.artist.name, step_count, position=1)
+    def _ended(self, one: _Running, end: JobEnd) -> Result:
+        if end.state is not State.FAILED:
+            self._failures.clear()
+        if end.elsewhere:
+            return self._done_elsewhere(one, end)
+        if end.state is State.COMPLETE:
+            return self._completed(one, end.code)
+        if end.state is State.FAILED:
+            self._show_failure(one, end)
+        elif end.state is State.BLOCKED:
+            self.display.say(f"{one.label}: blocked: {end.error}")
+        else:
+            self.display.say(f"{one.label}: interrupted, {end.error}; the same command takes it up")
+        return self._not_complete(one, end)
 
-        def on_step(line: dict[str, Any]) -> None:
-            nonlocal last_step
-            last_step = int(line["step"])
-            steps.step(line)
-            self.display.step(last_step)
+    def _done_elsewhere(self, one: _Running, end: JobEnd) -> Result:
+        target, key = one.target, one.target.adapter.key
+        result = Result(target=target, state=end.state, error=end.error)
+        self.display.say(f"{one.label}: {result.word}, {end.error}")
+        if end.state is State.FAILED:
+            self._failures.append(end.error)
+        elif self.tracker.bookmarks().get(key, {}).get("status") != State.COMPLETE:
+            self.tracker.record(key, **complete_bookmark(self.plan.request.tree, target.folder))
+        return result
 
-        def ended(status: BookmarkStatus, error: str) -> Result:
-            seconds = round(time.monotonic() - begin, 1)
-            result = Result(target=target, outcome=status.value, seconds=seconds, error=error)
-            self._record(
-                result,
-                self.plan.request.key(target.artist),
-                status=status,
-                started_at=started_at,
-                seconds=seconds,
-                steps=max(last_step, 0 if attempt is None else attempt.steps()),
-                error=error,
-                log=log_path(self.plan.request.tree, target.output_dir),
-            )
-            return result
+    def _not_complete(self, one: _Running, end: JobEnd) -> Result:
+        seconds = round(one.seconds(), 1)
+        result = Result(target=one.target, state=end.state, seconds=seconds, error=end.error)
+        self._record(
+            result,
+            status=end.state,
+            started_at=one.started_at,
+            seconds=seconds,
+            steps=end.steps,
+            error=end.error,
+            log=log_path(self.plan.request.tree, one.target.folder),
+        )
+        return result
 
-        attempt: Attempt | None = None
-        stopped_by: int | None = None
-        try:
-            attempt = Attempt.begin(target.output_dir)
-            code = self.executor.train(target, on_step, claim)
-            claim.check()
-            failure, stopped_by = attempt.failure(code), attempt.stopped_by()
-        except TrainingFailed as stopped:
-            failure = str(stopped)
-        except OSError as error:
-            failure = disk_fault(error) or f"{target.output_dir}: {error.strerror}"
-        except Interrupted as stop:
-            try:
-                self.results.append(ended(BookmarkStatus.INTERRUPTED, f"stopped by {stop}"))
-            except MimicryError as error:  # who stops us wants to hear of that first
-                report(error)
-            raise
-        finally:
-            steps.close()
-        if failure is None:
-            return self._completed(target, label, time.monotonic() - begin, started_at, code)
-        if attempt is not None and attempt.blocked:
-            self.display.say(f"{label}: blocked: {failure}")
-            return ended(BookmarkStatus.BLOCKED, failure)
-        if stopped_by is not None:
-            self.display.say(f"{label}: interrupted, {failure}; the same command takes it up")
-            return ended(BookmarkStatus.INTERRUPTED, failure)
-        self._show_failure(label, target, failure, attempt)
-        return ended(BookmarkStatus.FAILED, failure)
-
-    def _record(self, result: Result, key: str, **fields: Any) -> None:
-        """Record a bookmark; if that fails, the batch ends, and its summary must have the result."""
-        try:
-            self.tracker.record(key, **fields)
-        except MimicryError:
-            self.results.append(result)
-            raise
-
-    def _completed(self, target: Target, label: str, seconds: float, started_at: str, code: int) -> Result:
-        mark = complete_bookmark(self.plan.request.tree, target.output_dir)
+    def _completed(self, one: _Running, code: int) -> Result:
+        target, seconds = one.target, one.seconds()
+        mark = complete_bookmark(self.plan.request.tree, target.folder)
         if mark.get("resumed_from") is None:
             # Start and end of the programs around the training count as well.
-            mark |= {"started_at": started_at, "seconds": round(seconds, 1)}
+            mark |= {"started_at": one.started_at, "seconds": round(seconds, 1)}
         hub = mark.get("hub") or {}
         loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
-        numerics = told(mark["other_numerics"] or {})
-        # The adapter is whole, so what went wrong came after it.
-        owed = str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else "")
+        numerics = describe_differences(mark["other_numerics"] or {})
         self.display.say(
-            f"{label}: complete in {duration(seconds)}"
+            f"{one.label}: complete in {duration(seconds)}"
             + (f", mean loss {loss:.4f}" if loss is not None else "")
             + (f", {evaluation}" if evaluation else "")
             + (f", {numerics}" if numerics else "")
@@ -323,23 +297,29 @@ class Batch:
         )
         result = Result(
             target=target,
-            outcome="trained",
+            state=State.COMPLETE,
+            trained=True,
             seconds=seconds,
             loss=loss,
-            owed=owed,
+            # The adapter is whole, so what went wrong came after it.
+            owed=str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else ""),
             evaluation=evaluation,
             numerics=numerics,
         )
-        self._record(result, self.plan.request.key(target.artist), **mark)
+        self._record(result, **mark)
         return result
 
-    def _show_failure(self, label: str, target: Target, failure: str, attempt: Attempt | None) -> None:
-        output_dir = target.output_dir
-        self._alike.append(failure.replace(str(output_dir), "").replace(output_dir.name, ""))
-        self.display.say(f"{label}: failed: {failure}")
-        for line in attempt.log_lines(_SHOWN_LOG_LINES) if attempt else []:
-            self.display.say(f"    | {line}")
+    def _record(self, result: Result, **fields: Any) -> None:
+        """Record a bookmark; if that fails, the batch ends, and its summary must have the result."""
+        try:
+            self.tracker.record(result.target.adapter.key, **fields)
+        except MimicryError:
+            self.results.append(result)
+            raise
 
-    def _same_failure_again(self) -> bool:
-        last = [result.outcome for result in self.results[-_SAME_FAILURES:]]
-        return last == ["failed"] * _SAME_FAILURES and len(set(self._alike[-_SAME_FAILURES:])) == 1
+    def _show_failure(self, one: _Running, end: JobEnd) -> None:
+        folder = one.target.folder.path
+        self._failures.append(end.error.replace(str(folder), "").replace(folder.name, ""))
+        self.display.say(f"{one.label}: failed: {end.error}")
+        for line in end.log_lines:
+            self.display.say(f"    | {line}")

@@ -1,13 +1,10 @@
 """This step's bookmarks in the progress tracker: what stands in them, and how they are made from adapters."""
 
-from pathlib import Path
 from typing import Any
 
-from mimicry.common.errors import AdapterBroken
-from mimicry.study.tracker import Bookmarks, BookmarkStatus, ProgressTracker
-from mimicry.study.tree import Condition, StudyTree, folders_in
-from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, read_training_run
-from mimicry.tuning.planning.plan import Request
+from mimicry.study import State, StudyTree
+from mimicry.study.tracker import Bookmarks, ProgressTracker
+from mimicry.tuning.adapters import AdapterFolder
 
 STEP = "step_3_fine_tune_sd35"
 
@@ -19,30 +16,26 @@ def open_tracker(tree: StudyTree) -> ProgressTracker:
     )
 
 
-def log_path(tree: StudyTree, output_dir: Path) -> str:
+def log_path(tree: StudyTree, folder: AdapterFolder) -> str:
     """Return where an artist's log is, as the tracker names it: relative to the data root, which may move."""
-    return (output_dir / TRAIN_LOG).relative_to(tree.data_root).as_posix()
+    return folder.log.relative_to(tree.data_root).as_posix()
 
 
-def complete_bookmark(tree: StudyTree, output_dir: Path) -> dict[str, Any]:
-    """Return the fields of the bookmark for the complete adapter in `output_dir`."""
-    try:
-        run = read_training_run(output_dir) or {}
-    except AdapterBroken:
-        run = {}
-    images = run.get("images")
+def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> dict[str, Any]:
+    """Return the fields of the bookmark for the complete adapter in `folder`."""
+    run = folder.readable_run
     return {
-        "status": BookmarkStatus.COMPLETE,
-        "started_at": run.get("started_at"),
-        "seconds": run.get("seconds"),
-        "images": len(images) if isinstance(images, list) else None,
-        "steps": run.get("steps"),
-        "loss": run.get("mean_loss"),
-        "eval_loss": run.get("eval_loss"),
-        "other_numerics": run.get("other_numerics") or None,
-        "resumed_from": run.get("resumed_from"),
-        "hub": run.get("hub"),
-        "log": log_path(tree, output_dir) if (output_dir / TRAIN_LOG).exists() else None,
+        "status": State.COMPLETE,
+        "started_at": run.content.get("started_at"),
+        "seconds": run.content.get("seconds"),
+        "images": None if run.images is None else len(run.images),
+        "steps": run.content.get("steps"),
+        "loss": run.content.get("mean_loss"),
+        "eval_loss": run.content.get("eval_loss"),
+        "other_numerics": run.other_numerics or None,
+        "resumed_from": run.content.get("resumed_from"),
+        "hub": run.content.get("hub"),
+        "log": log_path(tree, folder) if folder.log.exists() else None,
         "error": None,
         "note": None,
     }
@@ -51,17 +44,9 @@ def complete_bookmark(tree: StudyTree, output_dir: Path) -> dict[str, Any]:
 def rebuilt_bookmarks(tree: StudyTree) -> Bookmarks:
     """Return the bookmarks of every adapter on disk, for a tracker that was lost."""
     found: Bookmarks = {}
-    lora = tree.stack_outputs("")
-    for stack in folders_in(lora):
-        for name in folders_in(tree.stack_outputs(stack)):
-            protection, separator, countermeasure = name.partition("__")
-            if not separator:
-                continue
-            condition = Condition(protection, countermeasure)
-            request = Request(tree=tree, stack=stack, condition=condition)
-            for artist in tree.artists(tree.stack_outputs(stack) / name):
-                output_dir = tree.output_dir(stack, condition, artist)
-                if (output_dir / WEIGHTS).exists():
-                    fields = complete_bookmark(tree, output_dir)
-                    found[request.key(artist)] = {k: v for k, v in fields.items() if v is not None}
+    for adapter in tree.adapters():
+        folder = AdapterFolder(tree.adapter_dir(adapter))
+        if folder.has_weights:
+            fields = complete_bookmark(tree, folder)
+            found[adapter.key] = {name: value for name, value in fields.items() if value is not None}
     return found

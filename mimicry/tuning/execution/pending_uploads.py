@@ -1,147 +1,164 @@
-"""Uploading adapters that are complete and not on the Hub yet: what is owed is paid, without training."""
+"""Uploading adapters that are complete and not on the Hub yet, without training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import AdapterBroken, ClaimedElsewhere, MimicryError
+from mimicry.common.files import FileIdentity
 from mimicry.common.text import printable
+from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters.folder import TRAINING_RUN, read_training_run
-from mimicry.tuning.adapters.state import Asked, State, judge_existing, weights_identity
-from mimicry.tuning.execution.batch import Result
+from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, AdapterSpec, judge_adapter
 from mimicry.tuning.execution.bookmarks import complete_bookmark
-from mimicry.tuning.hub.publishing import upload_and_record
-from mimicry.tuning.hub.upload import UploadJob
-from mimicry.tuning.planning.plan import Action, Plan, Target
-
-# So many failures that are alike mean that the Hub, and not an adapter, is at fault.
-_SAME_FAILURES = 3
+from mimicry.tuning.execution.result import SAME_FAILURES, same_failure
+from mimicry.tuning.hub import UploadJob, upload_and_record
+from mimicry.tuning.planning import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Debt:
-    """Whether a whole adapter is to be uploaded, and why, or why not, in words."""
+class PendingUpload:
+    """Whether a whole adapter is to be uploaded, and why, or why not, in words.
 
-    target: Target
+    `weights` tells the weights that were looked at from any others.
+    """
+
+    adapter: AdapterId
     job: UploadJob
-    owed: bool
+    weights: FileIdentity
+    is_due: bool
     reason: str
 
 
-def find_debts(
-    plan: Plan, make_job: Callable[[Target], UploadJob], *, every: bool, full: bool = True
-) -> list[Debt]:
+@dataclass(frozen=True, kw_only=True)
+class UploadEnd:
+    """What became of an upload; `error` is empty for a good end."""
+
+    adapter: AdapterId
+    error: str = ""
+
+
+def pending_of_plan(plan: Plan) -> list[PendingUpload]:
     """Look at each whole adapter of the plan, except those that are to be trained again.
 
-    Args:
-        make_job: where the adapter of a target goes.
-        every: also those that are stale and were never to be uploaded; else of stale ones what is owed.
-        full: where nothing can be trained, check every value of the adapter; the plan has checked the others.
+    Of stale ones only uploads that failed before are due.
     """
-    return [
-        _debt(target, make_job(target), every=every)
-        for target in plan.targets
-        if target.action is not Action.TRAIN and _state(target, full=full) in (State.COMPLETE, State.STALE)
-    ]
+    found = []
+    for target in plan.targets:
+        if target.state is State.PENDING:
+            continue
+        state = target.existing
+        if target.state is State.BLOCKED:
+            # Its images are gone or cannot be read, and its adapter is as good as ever.
+            state = judge_adapter(target.folder, AdapterSpec(), target.images, full=True).state
+        if state in (State.COMPLETE, State.STALE):
+            stale = state is State.STALE
+            found.append(pending_upload(target.adapter, target.folder, target.upload_job, stale=stale))
+    return found
 
 
-def pay(
-    plan: Plan, debts: Sequence[Debt], tracker: ProgressTracker, say: Callable[[str], None]
-) -> list[Result]:
-    """Upload what is owed, one after the other, and keep book of it; return what became of each.
+def pending_upload(
+    adapter: AdapterId, folder: AdapterFolder, job: UploadJob, *, stale: bool = False
+) -> PendingUpload:
+    """Return whether the whole adapter in `folder` is still to be uploaded as `job`.
 
-    One that another call works on stays owed.
+    Args:
+        stale: it is not what is asked for now; then only an upload that failed before is due.
+    """
+
+    def found(is_due: bool, reason: str) -> PendingUpload:
+        return PendingUpload(
+            adapter=adapter, job=job, weights=folder.weights_identity(), is_due=is_due, reason=reason
+        )
+
+    try:
+        run = folder.run
+    except AdapterBroken as error:
+        return found(False, str(error))
+    if run is None:
+        return found(False, f"it has no {TRAINING_RUN}")
+    hub = run.hub
+    if _is_there(hub, job):
+        return found(False, f"uploaded to {hub['repository_id']}")
+    if "owed" in hub:
+        return found(True, f"owed: {hub.get('error', 'unknown')}")
+    if stale:
+        return found(False, "stale, and never to be uploaded")
+    elsewhere = f"uploaded to {hub['repository_id']} only" if hub.get("commit") else "never uploaded"
+    return found(True, elsewhere)
+
+
+def upload_pending(
+    tree: StudyTree,
+    uploads: Iterable[PendingUpload],
+    tracker: ProgressTracker,
+    say: Callable[[str], None],
+) -> list[UploadEnd]:
+    """Carry out the uploads that are due, one after the other, and record it; return what became of each.
+
+    One that another call works on stays pending.
 
     Raises:
-        Interrupted: a stop signal came; what was not uploaded is still owed.
+        Interrupted: a stop signal came; what was not uploaded is still pending.
     """
-    results: list[Result] = []
-    errors: list[str] = []
+    ends: list[UploadEnd] = []
+    failures: list[str] = []
     owner: str | None = None
-    owed = [debt for debt in debts if debt.owed]
-    for number, debt in enumerate(owed, start=1):
-        label = f"[{number}/{len(owed)}] {printable(str(debt.target.artist))}"
-        if len(errors) == _SAME_FAILURES and len(set(errors)) == 1:
-            results.append(
-                Result(target=debt.target, outcome="owed", owed="not tried, as others failed alike")
-            )
+    due = [upload for upload in uploads if upload.is_due]
+    for number, upload in enumerate(due, start=1):
+        label = f"[{number}/{len(due)}] {printable(str(upload.adapter.artist))}"
+        if same_failure(failures):
+            ends.append(UploadEnd(adapter=upload.adapter, error="not tried, as others failed alike"))
             continue
-        say(f"{label}: uploading to {debt.job.repository}")
+        say(f"{label}: uploading to {upload.job.repository}")
+        error = ""
         try:
-            uploaded = _pay(debt, owner)
-        except ClaimedElsewhere as error:
+            repository = _upload(upload, owner)
+        except MimicryError as failure:
+            error = str(failure)
             say(f"{label}: {error}")
-            results.append(Result(target=debt.target, outcome="owed", owed=str(error)))
-            # What is to be said of it in the tracker is for the other call to say.
-            continue
-        except MimicryError as error:
-            say(f"{label}: {error}")
+            if isinstance(failure, ClaimedElsewhere):
+                # The other call says in the tracker what is to be said.
+                ends.append(UploadEnd(adapter=upload.adapter, error=error))
+                continue
             # What differs from one to the next is where it was to go.
-            alike = str(error).replace(str(debt.job.folder), "").replace(debt.job.repository, "")
-            errors = [*errors, alike][-_SAME_FAILURES:]
-            results.append(Result(target=debt.target, outcome="owed", owed=str(error)))
+            alike = error.replace(str(upload.job.folder), "").replace(upload.job.repository, "")
+            failures = [*failures, alike][-SAME_FAILURES:]
         else:
-            errors, owner = [], uploaded.partition("/")[0]
-            say(f"{label}: uploaded to {uploaded}")
-            results.append(Result(target=debt.target, outcome="uploaded"))
-        mark = complete_bookmark(plan.request.tree, debt.target.output_dir)
-        tracker.record(plan.request.key(debt.target.artist), **mark)
-    return results
+            failures, owner = [], repository.partition("/")[0]
+            say(f"{label}: uploaded to {repository}")
+        ends.append(UploadEnd(adapter=upload.adapter, error=error))
+        tracker.record(upload.adapter.key, **complete_bookmark(tree, AdapterFolder(upload.job.folder)))
+    return ends
 
 
-def _pay(debt: Debt, owner: str | None) -> str:
-    """Upload one adapter, while nobody else works in its folder; return the id of its repository.
+def due_repositories(uploads: Sequence[PendingUpload]) -> list[tuple[str, str]]:
+    """Return artist and repository of each upload that is due."""
+    return [(str(upload.adapter.artist), upload.job.repository) for upload in uploads if upload.is_due]
+
+
+def _upload(upload: PendingUpload, owner: str | None) -> str:
+    """Upload one adapter, with its folder claimed; return the id of its repository.
 
     Args:
-        owner: whose token this is, where that is known: the Hub lets one ask a few times only.
+        owner: the user of the token, where that is known: the Hub limits how often it answers that.
 
     Raises:
         ClaimedElsewhere: another call works there, or has put another adapter there.
         MimicryError: it was not uploaded.
     """
-    folder = debt.job.folder
-    with Claim.take_anew(folder):
-        if weights_identity(folder) != debt.target.weights:
+    job, folder = upload.job, AdapterFolder(upload.job.folder)
+    with Claim.take_anew(folder.path):
+        if folder.weights_identity() != upload.weights:
             raise ClaimedElsewhere(f"{folder} was changed by another call; type the same command again")
-        hub = _hub_record(read_training_run(folder) or {})
-        if _is_there(hub, debt.job):  # another call has paid
+        hub = {} if folder.run is None else folder.run.hub
+        if _is_there(hub, job):  # another call has uploaded it
             return str(hub["repository_id"])
-        return upload_and_record(replace(debt.job, namespace=debt.job.namespace or owner)).repository_id
+        return upload_and_record(replace(job, namespace=job.namespace or owner)).repository_id
 
 
-def _state(target: Target, *, full: bool) -> State:
-    # One whose images are gone or cannot be read is blocked, and its adapter as good as ever.
-    if target.action is not Action.BLOCKED:
-        return target.existing
-    return judge_existing(target.output_dir, Asked(None, None), target.images, full=full).state
-
-
-def _debt(target: Target, job: UploadJob, *, every: bool) -> Debt:
-    try:
-        run = read_training_run(target.output_dir)
-    except AdapterBroken as error:
-        return Debt(target=target, job=job, owed=False, reason=str(error))
-    if run is None:
-        return Debt(target=target, job=job, owed=False, reason=f"it has no {TRAINING_RUN}")
-    hub = _hub_record(run)
-    if _is_there(hub, job):
-        return Debt(target=target, job=job, owed=False, reason=f"uploaded to {hub['repository_id']}")
-    if "owed" in hub:
-        return Debt(target=target, job=job, owed=True, reason=f"owed: {hub.get('error', 'unknown')}")
-    if target.existing is State.STALE and not every:
-        return Debt(target=target, job=job, owed=False, reason="stale, and never to be uploaded")
-    elsewhere = f"uploaded to {hub['repository_id']} only" if hub.get("commit") else "never uploaded"
-    return Debt(target=target, job=job, owed=True, reason=elsewhere)
-
-
-def _hub_record(run: Mapping[str, Any]) -> dict[str, Any]:
-    hub = run.get("hub")
-    return hub if isinstance(hub, dict) else {}
-
-
-def _is_there(hub: dict[str, Any], job: UploadJob) -> bool:
+def _is_there(hub: Mapping[str, Any], job: UploadJob) -> bool:
     """Return whether `hub`, of a training_run.json, tells of an upload to where `job` goes."""
     if not hub.get("commit"):
         return False

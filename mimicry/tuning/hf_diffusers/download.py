@@ -3,11 +3,8 @@
 from pathlib import Path
 
 from mimicry.common.errors import BatchFault
-from mimicry.tuning.hub.retries import repeated
+from mimicry.tuning.hub.preflight import hub_is_offline, read_access_error
 from mimicry.tuning.options.config import TuningConfig
-
-# Seconds before the Hub is asked again about a model, after an error that may pass.
-WAITS = (1.0, 2.0)
 
 
 def cached_file(config: TuningConfig, name: str) -> Path | None:
@@ -57,16 +54,10 @@ def missing_model_problems(config: TuningConfig, *, network: bool) -> list[str]:
         return [f"--pretrained-model-name-or-path {name}: there is no such folder"]
     if not network:
         return []
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:
+    if hub_is_offline():
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
-    try:
-        repeated(lambda: HfApi().auth_check(name), WAITS, lambda _: None)
-    except Exception as error:  # as above
-        return [access_problem(name, error)]
-    return []
+    error = read_access_error(name)
+    return [] if error is None else [access_problem(name, error)]
 
 
 def access_problem(name: str, error: Exception) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from mimicry.common.environment import processor_count
 from mimicry.common.errors import UsageError
 from mimicry.tuning.adapters.recipe import trainer_identity
-from mimicry.tuning.options.command_line import TRAINER_OPTIONS, trainer_flags
 from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
+from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, trainer_flags
 
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"

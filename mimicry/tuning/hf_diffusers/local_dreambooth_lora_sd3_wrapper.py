@@ -20,15 +20,16 @@ from mimicry.common.programs import run_command
 from mimicry.common.text import printable, shell_line
 from mimicry.study.image_checks import bad_images
 from mimicry.study.states import State
-from mimicry.study.tree import parse_output_dir
+from mimicry.study.tree import AdapterId
 from mimicry.tuning.adapters.state import AdapterState, judge_adapter
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from mimicry.tuning.hf_diffusers.stack import TRAITS
-from mimicry.tuning.hub.preflight import hub_problems, refuse_names
-from mimicry.tuning.hub.publishing import upload_and_record
-from mimicry.tuning.hub.upload import UploadJob, repository_name
-from mimicry.tuning.options.command_line import handed_on_options, hyper_parameter_options, take_config
+from mimicry.tuning.hub.job import HubOptions, UploadJob
+from mimicry.tuning.hub.names import refuse_names
+from mimicry.tuning.hub.preflight import hub_problems
+from mimicry.tuning.hub.upload import upload_and_record
+from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options, take_config
 from mimicry.tuning.options.inputs import TrainingInputs, input_options
 from mimicry.tuning.planning.preflight import batch_problems
 
@@ -133,27 +134,23 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
     """Return where the adapter goes on the Hub; None when it stays here."""
     if not parameters["push_to_hub"]:
         return None
-    meaning = parse_output_dir(output_dir)
-    if meaning is None and parameters["hub_model_id"] is None:
+    hub = HubOptions(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+    name, adapter = parameters["hub_model_id"], AdapterId.parse(output_dir)
+    if adapter is not None:
+        return UploadJob.of(adapter, output_dir, TRAITS.hub_prefix, hub, name)
+    if name is None:
         raise UsageError(
             f"--output-dir {output_dir} is not .../PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST, which "
             f"names the repository on the Hub; type --hub-model-id NAME or --no-push-to-hub"
         )
-    protection, countermeasure, artist = "unknown", "unknown", output_dir.absolute().name
-    place: dict[str, str] = {}
-    if meaning is not None:
-        protection, countermeasure = meaning[0].protection, meaning[0].countermeasure
-        artist = meaning[1].name
-        place = {"split": meaning[1].split, "style": meaning[1].style}
     return UploadJob(
         folder=output_dir,
-        repository=parameters["hub_model_id"] or repository_name(protection, countermeasure, artist),
-        protection=protection,
-        countermeasure=countermeasure,
-        artist=artist,
-        **place,
-        namespace=parameters["hub_namespace"],
-        base_model_id=parameters["base_model_id"],
+        repository=name,
+        protection="unknown",
+        countermeasure="unknown",
+        artist=output_dir.absolute().name,
+        namespace=hub.namespace,
+        base_model_id=hub.base_model_id,
     )
 
 

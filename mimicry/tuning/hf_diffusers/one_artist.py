@@ -26,7 +26,7 @@ from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
 from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
-from mimicry.tuning.reports.progress import StepDisplay, is_terminal
+from mimicry.tuning.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0
@@ -90,7 +90,7 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     try:
         code = _run(job, {} if claim is None else claim.variable())
         if not job.script.is_own:
-            with nullcontext() if claim is None else claim.kept():
+            with nullcontext() if claim is None else claim.fenced():
                 _publish_foreign(job, started_at, images)
     except AdapterBroken as error:
         raise TrainingFailed(*error.problems) from error

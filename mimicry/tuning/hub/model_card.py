@@ -1,9 +1,9 @@
-"""The README.md of an adapter on the Hub: what it was made from and how, and what it is not for."""
+"""The README.md of an adapter on the Hub: what it was made from and how, and what not to use it for."""
 
 import json
 from typing import Any
 
-from mimicry.tuning.hub.upload import UploadJob
+from mimicry.tuning.hub.job import UploadJob
 
 _WARNING = """\
 > **Made for research on protections against style mimicry.** This adapter was trained to measure whether a
@@ -16,14 +16,14 @@ def model_card(job: UploadJob, run: dict[str, Any], base_model: str | None) -> s
     """Return the model card, YAML front matter first.
 
     `run` is the sanitised training_run.json, any of whose keys may be missing; `base_model` is a Hub id, or
-    None when the base model has none. Equal arguments give equal text, so that the same adapter uploaded
-    twice makes no second commit.
+    None when the base model has none. Equal arguments give equal text, so that uploading the same adapter
+    twice does not make a second commit.
     """
     options = run.get("options")
     options = options if isinstance(options, dict) else {}
     prompt = options.get("instance_prompt")
     sections = [
-        f"---\n{_front_matter(base_model, prompt)}---",
+        f"---\n{_front_matter(base_model, prompt)}\n---",
         f"# {_plain(job.repository.rpartition('/')[2])}",
         _WARNING,
         "## Condition",
@@ -48,7 +48,9 @@ def model_card(job: UploadJob, run: dict[str, Any], base_model: str | None) -> s
 
 
 def _front_matter(base_model: str | None, prompt: Any) -> str:
-    fields: dict[str, Any] = {"library_name": "diffusers", "tags": ["lora", "dreambooth"]}
+    from huggingface_hub import ModelCardData
+
+    fields: dict[str, Any] = {}
     if base_model:
         fields |= {"base_model": base_model, "base_model_relation": "adapter"}
     if _is_stability(base_model):
@@ -59,22 +61,16 @@ def _front_matter(base_model: str | None, prompt: Any) -> str:
         }
     if isinstance(prompt, str):
         fields["instance_prompt"] = prompt
-    # JSON values are YAML values, once the line breaks that only YAML knows are escaped.
-    return "".join(f"{key}: {_yaml(value)}\n" for key, value in fields.items())
-
-
-def _yaml(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+    return ModelCardData(library_name="diffusers", tags=["lora", "dreambooth"], **fields).to_yaml()
 
 
 def _licence(base_model: str | None) -> str:
     if _is_stability(base_model):
         return (
-            "The base model is under the Stability AI Community License, which holds for this adapter too: "
+            "The base model is under the Stability AI Community License, which also covers this adapter: "
             f"{_licence_link(base_model)}"
         )
-    return "The licence of the base model holds for this adapter too."
+    return "The licence of the base model also covers this adapter."
 
 
 def _is_stability(base_model: str | None) -> bool:

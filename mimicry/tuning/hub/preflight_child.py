@@ -1,6 +1,6 @@
-"""The child that asks the Hub, before training, whether uploads will be taken: started by hub_preflight.py.
+"""The child that asks the Hub, before training, whether uploads will be accepted; preflight.py starts it.
 
-Its words are {"namespace": ..., "jobs": [{"repository": ..., "made_for": {...}, "input_dir": ...}]}, and its
+The request is {"namespace": ..., "jobs": [{"repository": ..., "made_for": {...}, "input_dir": ...}]}, and the
 result is a list of problems.
 """
 
@@ -12,23 +12,23 @@ from typing import Any
 
 from mimicry.common.errors import UploadFailed
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.hub.child import say, serve
-from mimicry.tuning.hub.identity import MADE_FOR
+from mimicry.tuning.hub.child import answer, serve
+from mimicry.tuning.hub.job import MADE_FOR
 from mimicry.tuning.hub.repository import Connection, HubRepository
-from mimicry.tuning.hub.retries import TOKENS
+from mimicry.tuning.hub.token import TOKENS_PAGE
 
 _WRITES = ("repo.write", "repo.content.write")
 
 
-def check(words: dict[str, Any]) -> list[str]:
-    """Return what would keep the adapters in `words` from being uploaded."""
-    connection = Connection.open(words["waits"])
-    say(stage="asking whose token this is")
+def check(request: dict[str, Any]) -> list[str]:
+    """Return what would keep the adapters of `request` from being uploaded."""
+    connection = Connection.open(request["waits"])
+    answer(stage="asking whose token this is")
     account = connection.ask(connection.api.whoami)
     by_owner: dict[str, list[dict[str, Any]]] = {}
-    for job in words["jobs"]:
+    for job in request["jobs"]:
         owner, _, name = job["repository"].rpartition("/")
-        by_owner.setdefault(owner or words["namespace"] or account["name"], []).append(job | {"name": name})
+        by_owner.setdefault(owner or request["namespace"] or account["name"], []).append(job | {"name": name})
     problems = []
     for owner, jobs in by_owner.items():
         refusals = account_problems(account, owner)
@@ -37,17 +37,17 @@ def check(words: dict[str, Any]) -> list[str]:
 
 
 def account_problems(account: Mapping[str, Any], owner: str) -> list[str]:
-    """Return why the account and the token that whoami tells about may not write to repositories of `owner`.
+    """Return why the account and its token may not write to repositories of `owner`.
 
-    What it does not tell is left to the upload to find out.
+    `account` is the answer to whoami. What that does not say is found out by the upload.
     """
     user = account["name"]
     token = (account.get("auth") or {}).get("accessToken") or {}
     role = token.get("role")
     if role == "read":
         return [
-            f"the token in HF_TOKEN may only read: give it write access at {TOKENS}, or switch uploads off "
-            f"with --no-push-to-hub"
+            f"the token in HF_TOKEN may only read: give it write access at {TOKENS_PAGE}, or switch uploads "
+            f"off with --no-push-to-hub"
         ]
     if role == "fineGrained":
         return _fine_grained_problems(token.get("fineGrained") or {}, owner)
@@ -71,26 +71,26 @@ def _fine_grained_problems(rights: Mapping[str, Any], owner: str) -> list[str]:
     for scope in rights.get("scoped") or []:
         if (scope.get("entity") or {}).get("name") == owner:
             granted |= set(scope.get("permissions") or [])
-    # A token without any list of rights is of a kind that we do not know.
+    # A token without a list of rights is of an unknown kind.
     if granted & set(_WRITES) or not rights.get("scoped"):
         return []
     return [
         f"the token in HF_TOKEN is fine-grained and may not write to repositories of {owner}: tick write "
-        f"access to them at {TOKENS}, or switch uploads off with --no-push-to-hub"
+        f"access to them at {TOKENS_PAGE}, or switch uploads off with --no-push-to-hub"
     ]
 
 
 def _repository_problems(connection: Connection, owner: str, jobs: list[dict[str, Any]]) -> list[str]:
-    say(stage=f"listing the repositories of {owner}")
-    # The names of one call begin alike, so one request does for hundreds of artists.
-    prefix = os.path.commonprefix([job["name"] for job in jobs])  # noqa: RUF071 - names, no paths
+    answer(stage=f"listing the repositories of {owner}")
+    # The names of one call begin alike, so one request is enough for hundreds of artists.
+    prefix = os.path.commonprefix([job["name"] for job in jobs])  # noqa: RUF071 - names, not paths
     api = connection.api
     models = connection.ask(lambda: list(api.list_models(author=owner, search=prefix)))
-    there = {model.id.casefold() for model in models}
+    existing = {model.id.casefold() for model in models}
     problems = []
     for job in jobs:
         repository = HubRepository(connection, f"{owner}/{job['name']}")
-        if repository.id.casefold() not in there:
+        if repository.id.casefold() not in existing:
             continue
         images = ImageFolder.read(Path(job["input_dir"]))
         try:
@@ -101,7 +101,7 @@ def _repository_problems(connection: Connection, owner: str, jobs: list[dict[str
 
 
 def main() -> int:
-    """Check what standard input asks for; say the problems on standard output."""
+    """Check what standard input asks for; answer the problems on standard output."""
     return serve(check)
 
 

@@ -1,4 +1,4 @@
-"""One repository on the Hub: is it ours to write to, and private. In a child process (see hub_child.py)."""
+"""One repository on the Hub: is it private, and may our adapter go there? Used in child processes."""
 
 import os
 import tempfile
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import read_json
-from mimicry.tuning.adapters.folder import TRAINING_RUN
-from mimicry.tuning.hub.child import say
-from mimicry.tuning.hub.identity import is_empty, other_adapter
-from mimicry.tuning.hub.retries import repeated, status_of
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.hub.child import answer
+from mimicry.tuning.hub.job import MADE_FOR
+from mimicry.tuning.hub.retries import retry, status_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+# What the Hub puts into a new repository, or a person before the first upload.
+_NOT_AN_ADAPTER = frozenset({".gitattributes", "README.md"})
+
 
 @dataclass(frozen=True)
 class Connection:
-    """The client, and how long to wait before what failed is asked again (see `repeated`)."""
+    """The client, and how long to wait before each retry of a request (see `retry`)."""
 
     api: "HfApi"
     waits: Sequence[float]
@@ -31,13 +34,13 @@ class Connection:
     @classmethod
     def open(cls, waits: Sequence[float]) -> "Connection":
         """Connect with the token, and to the endpoint, of the environment."""
-        from huggingface_hub import HfApi  # imported late: a broken adapter needs no client
+        from huggingface_hub import HfApi  # imported late: a broken adapter does not need the client
 
         return cls(HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"]), waits)
 
     def ask(self, call: Callable[[], Result]) -> Result:
-        """Return what `call` returns, which is repeated when it fails by what may pass."""
-        return repeated(call, self.waits, lambda text: say(stage=text))
+        """Return what `call` returns; it is retried after a transient error."""
+        return retry(call, self.waits, lambda text: answer(stage=text))
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class HubRepository:
         return f"{self.connection.api.endpoint}/{self.id}"
 
     def create(self) -> None:
-        """Create it, private; one that is there already stays as it is."""
-        say(stage=f"creating {self.id}")
+        """Create it as a private one; an existing one stays as it is."""
+        answer(stage=f"creating {self.id}")
         api = self.connection.api
         self.connection.ask(lambda: api.create_repo(self.id, private=True, exist_ok=True))
 
@@ -61,13 +64,13 @@ class HubRepository:
         """Make sure that the adapter whose training_run.json is `ours` may go there.
 
         Raises:
-            UploadFailed: it is not private, or holds something else than an earlier adapter of the same kind.
+            UploadFailed: it is not private, or holds anything but an earlier version of the same adapter.
         """
-        say(stage=f"checking that {self.id} is private")
-        info = self.connection.ask(self.look)
-        if is_empty([file.rfilename for file in info.siblings or []]):
+        answer(stage=f"checking that {self.id} is private")
+        info = self.connection.ask(self.describe)
+        if {file.rfilename for file in info.siblings or []} <= _NOT_AN_ADAPTER:
             return
-        say(stage=f"checking whose adapter {self.id} holds")
+        answer(stage=f"checking whose adapter {self.id} holds")
         other = other_adapter(ours, self._training_run(info.sha))
         if other is not None:
             raise UploadFailed(
@@ -75,8 +78,8 @@ class HubRepository:
                 f"type another --hub-namespace, or delete or rename the repository at {self.url}/settings"
             )
 
-    def look(self) -> "ModelInfo":
-        """Return the repository's description; asks once.
+    def describe(self) -> "ModelInfo":
+        """Return the repository's description; this asks the Hub once.
 
         Raises:
             UploadFailed: it is not the one that was asked for, or not private.
@@ -87,15 +90,15 @@ class HubRepository:
             if status_of(error) != 404:
                 raise
             raise UploadFailed(
-                f"the name {self.id} is taken on the Hub by something that is no model repository, or that "
-                f"HF_TOKEN may not see; rename or delete that, or type another --hub-namespace"
+                f"the name {self.id} is taken on the Hub by something that is not a model repository, or "
+                f"that HF_TOKEN may not see; rename or delete it, or type another --hub-namespace"
             ) from error
         if info.id.casefold() != self.id.casefold():
             raise UploadFailed(
-                f"{self.url} leads to {info.id}, which it was renamed to, and nothing was sent; rename the "
+                f"{self.url} was renamed and now leads to {info.id}, and nothing was sent; rename the "
                 f"artist's folder, or type another --hub-namespace"
             )
-        # It may have existed before, or the owner's settings may have overruled us.
+        # It may have existed before, or the owner's settings may have overruled `create`.
         if info.private is not True:
             raise UploadFailed(
                 f"{self.url} is not private, and nothing was sent to it: make it private at "
@@ -104,7 +107,7 @@ class HubRepository:
         return info
 
     def _training_run(self, revision: str | None) -> Any:
-        """Return the training_run.json that is there; None when there is none that can be read."""
+        """Return the training_run.json of the repository; None when it has none that can be read."""
         from huggingface_hub.errors import EntryNotFoundError
 
         with tempfile.TemporaryDirectory() as folder:
@@ -115,3 +118,31 @@ class HubRepository:
                 return read_json(Path(path))
             except (EntryNotFoundError, ValueError, RecursionError):
                 return None
+
+
+def other_adapter(ours: Mapping[str, Any], theirs: Any) -> str | None:
+    """Return whose adapter a repository holds, in words; None when it is an earlier version of ours.
+
+    It is ours when it was made for the same artist and condition, whatever the recipe; or from some of the
+    same images, which no other artist and no other condition has: a folder was renamed then.
+
+    Args:
+        ours: `made_for` and `images` of the adapter that is to go there.
+        theirs: the training_run.json of the repository; None when it has none that can be read.
+    """
+    if not isinstance(theirs, dict):
+        return "files of something else, without a training_run.json that could be read"
+    place = theirs.get(MADE_FOR)
+    if place is not None and place == ours[MADE_FOR]:
+        return None
+    if _hashes(theirs.get("images")) & _hashes(ours.get("images")):
+        return None
+    if not isinstance(place, dict):
+        return "an adapter that was trained on other images"
+    return "the adapter of " + "/".join(str(part) for part in place.values() if part is not None)
+
+
+def _hashes(images: Any) -> set[str]:
+    if not isinstance(images, list):
+        return set()
+    return {image["sha256"] for image in images if isinstance(image, dict) and image.get("sha256")}

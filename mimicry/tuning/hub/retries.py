@@ -1,67 +1,70 @@
-"""What the Hub's client raises: which errors pass, and what each means for whom it befalls."""
+"""Errors of the Hub's client: which ones are retried, and what each means for the user."""
 
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from mimicry.tuning.hub.token import TOKENS_PAGE
+
 Result = TypeVar("Result")
 
-TOKENS = "https://huggingface.co/settings/tokens"
-# Too many requests, a server in trouble, or another commit that came between.
-_PASSING = frozenset({408, 412, 429, 500, 502, 503, 504})
-# The client's HTTP library, which is another one in each of its versions.
+# Too many requests, a server in trouble, or another commit that came first.
+_TRANSIENT = frozenset({408, 412, 429, 500, 502, 503, 504})
+# The client's HTTP library, which differs between its versions.
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "requests", "urllib3"})
 _LONGEST_WAIT_SECONDS = 120.0
 
 
-class RepeatedInVainError(Exception):
-    """A request failed that the client has repeated by itself; the cause says how."""
+class RetriesExhausted(Exception):
+    """A request failed although the client retried it by itself; the cause is its last error."""
 
 
-def repeated(call: Callable[[], Result], waits: Sequence[float], waiting: Callable[[str], None]) -> Result:
-    """Return what `call` returns; when it fails by what may pass, call again after each of `waits`.
+def retry(call: Callable[[], Result], waits: Sequence[float], waiting: Callable[[str], None]) -> Result:
+    """Return what `call` returns; after a transient error, call again after each of `waits`.
 
-    huggingface_hub repeats the transfer of files by itself, but not the other requests: who am I, create,
-    tell about a repository, commit. A call must do no harm when it is repeated after its answer was lost.
+    huggingface_hub retries the transfer of files by itself, but not the other requests: who am I, create,
+    describe a repository, commit. A call must do no harm when it is retried because its answer was lost.
 
     Args:
         waits: seconds; the Hub may ask for more.
         waiting: is told about each wait.
 
     Raises:
-        Exception: what `call` raised last.
+        Exception: the last error of `call`.
     """
     for wait in waits:
         try:
             return call()
         except Exception as error:
-            if not _may_pass(error):
+            if not is_transient(error):
                 raise
             seconds = max(wait, _asked_to_wait(error))
-            waiting(f"waiting {seconds:.0f} s to ask again, after {_said(error)[:200]}")
+            waiting(f"waiting {seconds:.0f} s to ask again, after {_one_line(error)[:200]}")
         time.sleep(seconds)
     return call()
 
 
-def explained(error: Exception, namespace: str | None) -> str:
+def explain(error: Exception, namespace: str | None) -> str:
     """Return what went wrong, as one line that says what to do next."""
     from huggingface_hub import constants
 
-    said, where = _said(error), os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    said, where = _one_line(error), os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     match status_of(error):
         case 401:
             return (
                 f"the Hub does not accept the token in HF_TOKEN, which is wrong, revoked or expired: make a "
-                f"new one at {TOKENS} ({said})"
+                f"new one at {TOKENS_PAGE} ({said})"
             )
         case 403:
             owner = f"to {namespace}" if namespace else "for its user"
-            return f"the token in HF_TOKEN may not write {owner}: give it write access at {TOKENS} ({said})"
+            return (
+                f"the token in HF_TOKEN may not write {owner}: give it write access at {TOKENS_PAGE} ({said})"
+            )
         case 429:
-            return f"{where} takes no more requests for now (status 429); try again in an hour ({said})"
+            return f"{where} accepts no more requests for now (status 429); try again in an hour ({said})"
         case None if constants.HF_HUB_OFFLINE:
-            return "HF_HUB_OFFLINE forbids to talk to the Hub; unset it"
+            return "HF_HUB_OFFLINE forbids requests to the Hub; unset it"
         case None:
             return f"{where} did not answer as it should; check the network ({said})"
         case status:
@@ -69,10 +72,22 @@ def explained(error: Exception, namespace: str | None) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that an error of the client is about; None when there was no answer."""
+    """Return the HTTP status of an error of the client; None when there was no answer."""
     response = _response_of(error)
     status = getattr(response, "status_code", None)
     return status if isinstance(status, int) else None
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed later."""
+    if isinstance(error, RetriesExhausted):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return status in _TRANSIENT
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return False
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
 
 
 def _response_of(error: BaseException) -> object:
@@ -86,17 +101,6 @@ def _response_of(error: BaseException) -> object:
     return None
 
 
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, RepeatedInVainError):
-        return False
-    status = status_of(error)
-    if status is not None:
-        return status in _PASSING
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return False
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
-
-
 def _asked_to_wait(error: Exception) -> float:
     headers = getattr(_response_of(error), "headers", {})
     try:
@@ -105,6 +109,6 @@ def _asked_to_wait(error: Exception) -> float:
         return 0.0
 
 
-def _said(error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error, RepeatedInVainError) and error.__cause__ else error
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, RetriesExhausted) and error.__cause__ else error
     return " ".join(f"{type(cause).__name__}: {cause}".split())[:600]

@@ -1,4 +1,4 @@
-"""The child that uploads one adapter: `python -m mimicry.tuning.hub.upload_child`, started by hub.py.
+"""The child that uploads one adapter: `python -m mimicry.tuning.hub.upload_child`, started by upload.py.
 
 HF_TOKEN and HF_ENDPOINT come from the environment.
 """
@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import UploadFailed
-from mimicry.tuning.adapters.folder import TRAINING_RUN, WEIGHTS
-from mimicry.tuning.hub.child import say, serve
+from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.hub.child import answer, serve
 from mimicry.tuning.hub.files import HubFiles, hub_files
+from mimicry.tuning.hub.job import UploadJob
 from mimicry.tuning.hub.repository import Connection, HubRepository
-from mimicry.tuning.hub.retries import RepeatedInVainError
-from mimicry.tuning.hub.upload import UploadJob
+from mimicry.tuning.hub.retries import RetriesExhausted
 
 
-def upload(words: dict[str, Any]) -> dict[str, str]:
-    """Upload the adapter of the UploadJob in `words`, and say where it is."""
-    waits = words.pop("waits", ())
-    job = UploadJob(**words | {"folder": Path(words["folder"])})
-    say(stage="reading the adapter")
+def upload(request: dict[str, Any]) -> dict[str, str]:
+    """Upload the adapter of the UploadJob in `request`, and return where it is."""
+    waits = request.pop("waits", ())
+    job = UploadJob(**request | {"folder": Path(request["folder"])})
+    answer(stage="reading the adapter")
     files = hub_files(job)
     connection = Connection.open(waits)
     repository = HubRepository(connection, _repository_id(connection, job))
@@ -36,26 +37,26 @@ def _repository_id(connection: Connection, job: UploadJob) -> str:
         return job.repository
     if job.namespace is not None:
         return f"{job.namespace}/{job.repository}"
-    say(stage="asking whose token this is")
+    answer(stage="asking whose token this is")
     return f"{connection.ask(connection.api.whoami)['name']}/{job.repository}"
 
 
 def _send(repository: HubRepository, files: HubFiles) -> str:
-    """Send the files in one commit, or none when they are there already; return the commit."""
-    say(stage=f"sending the files to {repository.id}")
+    """Send the files in one commit, if they are not there already; return the commit that has them."""
+    answer(stage=f"sending the files to {repository.id}")
     commit = repository.connection.ask(lambda: _commit(repository, files))
     try:
-        repository.connection.ask(repository.look)
+        repository.connection.ask(repository.describe)
     except UploadFailed as error:
         raise UploadFailed(
-            f"{repository.url} was private when the adapter was sent, and is so no more: see who changed it, "
-            f"and make it private at {repository.url}/settings"
+            f"{repository.url} was private when the adapter was sent, and is not any more: see who changed "
+            f"it, and make it private at {repository.url}/settings"
         ) from error
     return commit
 
 
 def _commit(repository: HubRepository, files: HubFiles) -> str:
-    """Send and commit once. A commit whose answer was lost is found to be there when this is repeated."""
+    """Send and commit once. On a retry, a commit whose answer was lost turns out to be there."""
     from huggingface_hub import CommitOperationAdd
 
     api = repository.connection.api
@@ -65,11 +66,11 @@ def _commit(repository: HubRepository, files: HubFiles) -> str:
     try:
         api.preupload_lfs_files(repository.id, operations)
     except Exception as error:
-        raise RepeatedInVainError from error
-    # The weights are there, but in no commit yet. That took a while: is it still private, and will the commit
-    # go on top of what was looked at?
-    head = repository.look().sha
-    # The client leaves out what the Hub has already, and makes no commit when that is everything.
+        raise RetriesExhausted from error
+    # The weights are there, but not in a commit yet. Sending them took a while: is the repository still
+    # private, and which commit do we build on?
+    head = repository.describe().sha
+    # The client leaves out what the Hub has already, and does not commit when nothing is left.
     commit = api.create_commit(
         repository.id, operations, commit_message="Upload the LoRA adapter", parent_commit=head
     )
@@ -77,7 +78,7 @@ def _commit(repository: HubRepository, files: HubFiles) -> str:
 
 
 def main() -> int:
-    """Do the one job on standard input; say the result or the problem on standard output."""
+    """Do the job on standard input; answer the result or the problem on standard output."""
     return serve(upload)
 
 

@@ -24,7 +24,7 @@ LR_SCHEDULERS = (
     "cosine_with_restarts",
     "polynomial",
 )
-# Values of resume_from_checkpoint that are no path.
+# Values of resume_from_checkpoint that are not a path.
 RESUME_LATEST, RESUME_NONE = "latest", "none"
 REPORT_NONE, REPORT_ALL = "none", "all"
 REPORTS = (REPORT_NONE, "tensorboard", "wandb", REPORT_ALL)
@@ -38,7 +38,6 @@ class TuningConfig:
         UsageError: some values are out of bounds; the error lists all of them.
     """
 
-    # The options of the study's table, in its order.
     resolution: int = declare(
         1024,
         "Side of the square training images, in pixels.",
@@ -112,7 +111,7 @@ class TuningConfig:
         rationale="DreamBooth rare token binding",
     )
 
-    # Base model. Its name is no part of the recipe: the recipe holds what the name resolved to.
+    # Not part of the recipe, which holds what the name resolved to.
     pretrained_model_name_or_path: str = declare(
         "stabilityai/stable-diffusion-3.5-large",
         "Base model: a Hub name or a folder in the diffusers layout.",
@@ -126,14 +125,12 @@ class TuningConfig:
         None, "Folder for downloaded models; by default the one of huggingface_hub.", in_recipe=False
     )
 
-    # Images and prompt.
     center_crop: bool = declare(
         True, "Crop the centre of each image; otherwise a new random crop for each sample."
     )
     random_flip: bool = declare(False, "Mirror each sample with probability one half.")
     max_sequence_length: int = declare(77, "Tokens of the prompt that T5 reads.", minimum=1, maximum=256)
 
-    # Training, in the words of the diffusers example.
     adam_beta1: float = declare(0.9, "Decay of AdamW's first moment.", minimum=0, maximum=0.999999)
     adam_beta2: float = declare(0.999, "Decay of AdamW's second moment.", minimum=0, maximum=0.99999999)
     adam_weight_decay: float = declare(1e-4, "Weight decay of AdamW.", minimum=0, maximum=1)
@@ -155,7 +152,6 @@ class TuningConfig:
     )
     upcast_before_saving: bool = declare(False, "Save the adapter in fp32 instead of bf16.")
 
-    # Optimizer and learning rate.
     optimizer: str = declare("AdamW", "Optimizer; prodigy finds its own step size.", choices=OPTIMIZERS)
     use_8bit_adam: bool = declare(False, "Keep the state of AdamW in 8 bits, by bitsandbytes.")
     prodigy_beta3: float | None = declare(
@@ -184,7 +180,6 @@ class TuningConfig:
     lr_num_cycles: int = declare(1, "Restarts of cosine_with_restarts.", minimum=1, maximum=1_000_000)
     lr_power: float = declare(1.0, "Power of polynomial.", above=0, maximum=100)
 
-    # What the adapter is put on.
     lora_layers: str | None = declare(
         None,
         "Modules with a LoRA: comma list of the ends of their names; by default all attention projections.",
@@ -196,7 +191,6 @@ class TuningConfig:
         0.0, "Share of a LoRA's inputs that is dropped in training.", minimum=0, maximum=0.999
     )
 
-    # Length and supply of a training.
     repeats: int = declare(1, "How often an epoch shows each image.", minimum=1, maximum=10_000)
     num_train_epochs: int | None = declare(
         None, "Train for so many epochs, whatever --max-train-steps says.", minimum=1, maximum=1_000_000
@@ -212,7 +206,6 @@ class TuningConfig:
         False, "Let CUDA shorten fp32 to TF32 in products: faster, less exact.", in_recipe=False
     )
 
-    # Memory and speed.
     conditioning_table: bool = declare(
         True,
         "Compute what depends on timestep and prompt alone ahead of time: less memory, same result.",
@@ -237,7 +230,6 @@ class TuningConfig:
         in_recipe=False,
     )
 
-    # Prompt embeddings on disk, and evaluation.
     prompt_cache_dir: str | None = declare(
         None, "Folder for prompt embeddings; by default mimicry/prompts in ~/.cache.", in_recipe=False
     )
@@ -249,7 +241,6 @@ class TuningConfig:
         in_recipe=False,
     )
 
-    # Checkpoints: where a training that was stopped goes on.
     checkpointing_steps: int = declare(
         100, "Optimizer steps from one checkpoint to the next.", minimum=1, maximum=1_000_000, in_recipe=False
     )
@@ -262,7 +253,6 @@ class TuningConfig:
         in_recipe=False,
     )
 
-    # Several processes, a quantised base, and what sister adapters must have in common.
     num_processes: int = declare(
         1,
         "Processes that train an adapter together, one GPU each; each takes so many samples a step.",
@@ -282,7 +272,6 @@ class TuningConfig:
         in_recipe=False,
     )
 
-    # Validation images, and where metrics go beside metrics.jsonl.
     validation_prompt: str | None = declare(
         None, "Prompt to draw images of as training goes on, into samples/; by default none.", in_recipe=False
     )
@@ -310,13 +299,11 @@ class TuningConfig:
         "logs", "Folder of what --report-to writes, relative to the adapter's.", in_recipe=False
     )
 
-    # Captions.
     captions: bool = declare(
         False,
         "Take each image's prompt from STEM.txt beside it, or from metadata.jsonl in its folder.",
     )
 
-    # Prior preservation: class images are trained on too, so that the class keeps its look.
     with_prior_preservation: bool = declare(
         False, "Train on class images as well; needs --class-prompt and --class-data-dir."
     )
@@ -383,4 +370,21 @@ class TuningConfig:
         return math.ceil(samples / self.samples_per_step)
 
 
-OPTIONS = declared_options(TuningConfig)
+# The topics of the fields above, by the first field of each.
+_TOPICS = {
+    "resolution": "Training",
+    "pretrained_model_name_or_path": "Base model",
+    "center_crop": "Images and prompt",
+    "adam_beta1": "AdamW, loss and precision",
+    "optimizer": "Optimizer and learning rate",
+    "lora_layers": "Layers of the adapter",
+    "repeats": "Epochs and data loading",
+    "conditioning_table": "Memory and speed",
+    "prompt_cache_dir": "Prompt cache and evaluation",
+    "checkpointing_steps": "Checkpoints",
+    "num_processes": "Processes, quantisation and numerics",
+    "validation_prompt": "Validation images and metrics",
+    "captions": "Captions",
+    "with_prior_preservation": "Prior preservation",
+}
+OPTIONS = declared_options(TuningConfig, _TOPICS)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
@@ -14,7 +15,7 @@ class Facts:
     `choices` may be spelt in any case. `takes_word` is for booleans that the diffusers example declares with
     a value: the trainer's flag takes true or false, and has the option's own default.
     `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
-    images only. `for_launcher` is for what the launcher is told instead of the trainer, which learns it from
+    images only. `for_launcher` marks options of the launcher instead of the trainer, which finds them in
     its environment. `rationale` is the README's reason for the default; only the main options have one.
     """
 
@@ -36,13 +37,14 @@ def declare(default: Any, help: str, **facts: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option: its name with underscores, the type of a value, its default, its facts."""
+    """One option: its name with underscores, the type of a value, its default, its facts and its topic."""
 
     name: str
     type: type
     optional: bool
     default: Any
     facts: Facts
+    topic: str
 
     @property
     def flag(self) -> str:
@@ -78,6 +80,23 @@ class Option:
         )
 
     @property
+    def metavar(self) -> str:
+        """What stands for the value in help."""
+        if self.facts.choices:
+            return "[" + "|".join(self.facts.choices) + "]"
+        return {int: "INTEGER", float: "NUMBER", str: "TEXT"}[self.type]
+
+    def convert(self, value: Any) -> Any:
+        """Return `value` in the option's type, or as it is when that cannot be done.
+
+        TuningConfig refuses it then, with all other problems at once, where a parser stops at the first.
+        """
+        try:
+            return self.type(value)
+        except ValueError:
+            return value
+
+    @property
     def bounds(self) -> str:
         """The allowed range in words, for messages and help; empty when there is none."""
         facts, words = self.facts, []
@@ -95,11 +114,17 @@ class Option:
 _ARTICLES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def declared_options(owner: type) -> tuple[Option, ...]:
-    """Return the options that are the fields of the dataclass `owner`."""
+def declared_options(owner: type, topics: Mapping[str, str]) -> tuple[Option, ...]:
+    """Return the options that are the fields of the dataclass `owner`.
+
+    Args:
+        topics: by the name of the first field that belongs to each; --help and documents group by them.
+    """
     hints = get_type_hints(owner)
-    options = []
+    options: list[Option] = []
+    topic = ""
     for item in dataclasses.fields(owner):
+        topic = topics.get(item.name, topic)
         hint = hints[item.name]
         optional = isinstance(hint, types.UnionType)
         kind = next(part for part in get_args(hint) if part is not types.NoneType) if optional else hint
@@ -110,6 +135,7 @@ def declared_options(owner: type) -> tuple[Option, ...]:
                 optional=optional,
                 default=item.default,
                 facts=item.metadata["facts"],
+                topic=topic,
             )
         )
     return tuple(options)

@@ -1,1 +1,11 @@
-"""What a call would do, and what forbids it; writes nothing."""
+"""What a call would do, and what forbids it; writes nothing.
+
+What most of the project needs of it is named here; the rest lies in its modules.
+"""
+
+from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.tuning.planning.plan import OVERWRITTEN, Plan, make_plan, plan_word
+from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.target import Target
+
+__all__ = ["OVERWRITTEN", "AdapterFilter", "Plan", "Request", "Target", "make_plan", "plan_word"]

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mimicry.common.text import printable
+from mimicry.common.text import first_few, printable
+from mimicry.study import ImageFolder, State, StudyTree
 from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import leave_out
-from mimicry.study.tree import StudyTree
-from mimicry.tuning.planning.plan import Action, Plan, Target
-from mimicry.tuning.reports.progress import checking_bar
+from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.target import Target
+from mimicry.tuning.progress import checking_bar
 
 
 def check_images(plan: Plan) -> Plan:
@@ -19,7 +19,7 @@ def check_images(plan: Plan) -> Plan:
 
     One that another call is training now may be left to us.
     """
-    looked_at = [target for target in plan.targets if target.action in (Action.TRAIN, Action.CLAIMED)]
+    looked_at = plan.of(State.PENDING, State.CLAIMED)
     with checking_bar() as progress:
         bad = bad_images([target.images for target in looked_at], progress)
     problems: dict[Path, list[str]] = defaultdict(list)
@@ -30,7 +30,7 @@ def check_images(plan: Plan) -> Plan:
         found = problems.get(target.images.path, []) if target in looked_at else []
         if found:
             reason = "; ".join(found) + "; repair it, or type --quarantine-unpaired"
-            target = replace(target, action=Action.BLOCKED, reason=reason, warnings=())
+            target = replace(target, state=State.BLOCKED, reason=reason, warnings=())
         elif target in looked_at:
             links = _links_out(plan.request.tree, target.images)
             target = replace(target, warnings=(*target.warnings, *links))
@@ -69,5 +69,4 @@ def _links_out(tree: StudyTree, images: ImageFolder) -> list[str]:
     names = [
         path.name for path in images.paths if path.is_symlink() and not path.resolve().is_relative_to(root)
     ]
-    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"links to files outside of the tree: {shown}"] if names else []
+    return [f"links to files outside of the tree: {first_few(names)}"] if names else []

@@ -2,79 +2,40 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import claimed_by
-from mimicry.common.errors import AdapterBroken
-from mimicry.common.files import FileIdentity
-from mimicry.study.captions import Captions
-from mimicry.study.images import ImageFolder
+from mimicry.common.text import first_few
+from mimicry.study import Artist, Captions, Condition, ImageFolder, State
 from mimicry.study.quarantine import left_out
-from mimicry.study.selection import Selection
-from mimicry.study.tree import Artist, Condition, Source, StudyTree, folders_in
-from mimicry.tuning.adapters.folder import WEIGHTS, read_training_run
-from mimicry.tuning.adapters.state import Asked, Existing, State, judge_existing, weights_identity
+from mimicry.study.tree import Source, sister_folders
+from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.target import Target
 
 # The number of images that the default hyper-parameters are meant for.
 USUAL_IMAGE_COUNT = 20
+_CANNOT_LEAVE_OUT = (
+    "some of its images are left out of all conditions, which cannot be told to a stack without options"
+)
 # Kept in the bookmark of an artist whose adapter --overwrite has set aside, until it is trained again.
 OVERWRITTEN = "set aside by --overwrite"
+# The states that a plan has, in the order in which they are counted, and the word for each.
+_PLANNED = {
+    State.PENDING: "train",
+    State.COMPLETE: "complete",
+    State.STALE: "stale",
+    State.CLAIMED: "claimed",
+    State.BLOCKED: "blocked",
+}
 
 
-class Action(Enum):
-    """What is done with an artist."""
-
-    TRAIN = "train"
-    COMPLETE = "complete"
-    STALE = "stale"
-    CLAIMED = "claimed"
-    BLOCKED = "blocked"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a call asks for, apart from the hyper-parameters."""
-
-    tree: StudyTree
-    stack: str
-    condition: Condition
-    selection: Selection = field(default_factory=Selection)
-    overwrite: bool = False
-    min_samples_per_artist: int = 1
-    require_paired: bool = False
-    captions: bool = False
-
-    def key(self, artist: Artist) -> str:
-        """Return the artist's key in the tracker."""
-        condition = self.condition
-        return f"{self.stack}/{condition.protection}/{condition.countermeasure}/{artist}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One artist in a plan.
-
-    `weights` tells the file of weights that was there from any other. `eval_dir` holds the artist's original
-    art, where there is some: what every condition is measured on. `caption_dir` is the same folder where
-    captions are asked for: they hold for every condition. `left_out` are the stems in quarantine; `images` is
-    without them.
-    """
-
-    artist: Artist
-    images: ImageFolder
-    output_dir: Path
-    action: Action
-    reason: str = ""
-    warnings: tuple[str, ...] = ()
-    existing: State = State.ABSENT
-    weights: FileIdentity = None
-    eval_dir: Path | None = None
-    caption_dir: Path | None = None
-    left_out: tuple[str, ...] = ()
+def plan_word(target: Target) -> str:
+    """Return what a plan says of a target: what is done with it."""
+    return _PLANNED[target.state]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +46,19 @@ class Plan:
     source: Source
     targets: tuple[Target, ...]
 
-    def of(self, action: Action) -> list[Target]:
-        return [target for target in self.targets if target.action is action]
+    def of(self, *states: State) -> list[Target]:
+        return [target for target in self.targets if target.state in states]
 
     def counts(self) -> dict[str, int]:
         """Return the number of targets for each action, zeros included."""
-        counted = Counter(target.action for target in self.targets)
-        return {action.value: counted[action] for action in Action}
+        counted = Counter(target.state for target in self.targets)
+        return {word: counted[state] for state, word in _PLANNED.items()}
 
 
-def make_plan(
-    request: Request, asked: Asked, bookmarks: Mapping[str, Mapping[str, Any]], *, full: bool = False
-) -> Plan:
+def make_plan(request: Request, bookmarks: Mapping[str, Mapping[str, Any]], *, full: bool = False) -> Plan:
     """Plan a call.
 
     Args:
-        asked: what the adapters should be.
         bookmarks: those of this step, by key.
         full: check the values of existing adapters too, not only their headers.
 
@@ -108,7 +66,7 @@ def make_plan(
         UsageError: the condition has no images, or a filter matches nothing.
     """
     source = request.tree.source(request.condition)
-    planner = _Planner(request, source, asked, bookmarks, full)
+    planner = _Planner(request, source, bookmarks, full)
     known = sorted({*request.tree.artists(request.tree.original_art), *request.tree.artists(source.root)})
     chosen = request.selection.choose(
         known, lambda artist: len(planner.original(artist).names) >= request.min_samples_per_artist
@@ -120,16 +78,10 @@ class _Planner:
     """Plans one artist after the other; each folder of images is listed once."""
 
     def __init__(
-        self,
-        request: Request,
-        source: Source,
-        asked: Asked,
-        bookmarks: Mapping[str, Mapping[str, Any]],
-        full: bool,
+        self, request: Request, source: Source, bookmarks: Mapping[str, Mapping[str, Any]], full: bool
     ) -> None:
         self._request = request
         self._source = source
-        self._asked = asked
         self._bookmarks = bookmarks
         self._full = full
         self._read = cache(ImageFolder.read)
@@ -144,52 +96,61 @@ class _Planner:
         request = self._request
         stems = self._left_out.get(str(artist), frozenset[str]())
         images = self._read(request.tree.images_of(self._source.root, artist)).without(stems)
-        output_dir = request.tree.output_dir(request.stack, request.condition, artist)
         original = self.original(artist)
         unpaired = _unpaired(images, original)
-        captions = Captions.read(images, original) if request.captions else None
-        action, reason, existing = Action.BLOCKED, _why_blocked(request, images, unpaired), State.ABSENT
+        captions = Captions.read(images, original) if request.config.captions else None
+        state, reason, existing = State.BLOCKED, _why_blocked(request, images, unpaired), State.PENDING
         if not reason and captions is not None:
             reason = "; ".join(captions.problems)
+        folder = request.folder(artist)
         if not reason:
-            found = judge_existing(output_dir, self._asked, images, captions=captions, full=self._full)
+            found = judge_adapter(folder, request.spec, images, captions=captions, full=self._full)
             existing = found.state
-            action, reason = _action(request, found, self._bookmarks.get(request.key(artist), {}))
-        weights = weights_identity(output_dir)
-        holder = claimed_by(output_dir) if action is Action.TRAIN else ""
-        if holder:
-            action, reason = Action.CLAIMED, holder
-        if action is Action.TRAIN and not self._source.names_protection:
-            twin = _trained_on_same_images(request, artist, images)
-            if twin is not None:
-                action = Action.BLOCKED
-                reason = f"its images in {images.path} are those that {twin} was trained on"
+            bookmark = self._bookmarks.get(request.adapter(artist).key, {})
+            state, reason = self._decide(folder, images, found, bookmark)
+            if state is State.PENDING and stems and not request.stack.takes_options:
+                state, reason = State.BLOCKED, _CANNOT_LEAVE_OUT
         return Target(
+            request=request,
             artist=artist,
             images=images,
-            output_dir=output_dir,
-            action=action,
+            state=state,
             reason=reason,
-            warnings=_warnings(images, unpaired, captions, stems) if action is Action.TRAIN else (),
+            warnings=_warnings(images, unpaired, captions, stems) if state is State.PENDING else (),
             existing=existing,
-            weights=weights,
-            eval_dir=original.path if original.problem() is None else None,
-            caption_dir=original.path if captions is not None and original.problem() is None else None,
+            weights=folder.weights_identity(),
+            original=original if original.problem() is None else None,
             left_out=tuple(sorted(stems)),
         )
 
+    def _decide(
+        self, folder: AdapterFolder, images: ImageFolder, found: AdapterState, bookmark: Mapping[str, Any]
+    ) -> tuple[State, str]:
+        """Return the state of a target that may be trained, and the reason in words."""
+        state, reason = _wanted(self._request, found, bookmark)
+        if state is not State.PENDING:
+            return state, reason
+        holder = claimed_by(folder.path)
+        if holder:
+            return State.CLAIMED, holder
+        twin = None if self._source.names_protection else _trained_on_same_images(folder.path, images)
+        if twin is not None:
+            return State.BLOCKED, f"its images in {images.path} are those that {twin} was trained on"
+        return state, reason
 
-def _action(request: Request, found: Existing, bookmark: Mapping[str, Any]) -> tuple[Action, str]:
+
+def _wanted(request: Request, found: AdapterState, bookmark: Mapping[str, Any]) -> tuple[State, str]:
+    """Return PENDING when an adapter is to be trained, else its state; and the reason."""
     if found.state is State.BROKEN:
-        return Action.TRAIN, f"its adapter is broken and is set aside: {found.reason}"
-    if found.state is State.ABSENT:
+        return State.PENDING, f"its adapter is broken and is set aside: {found.reason}"
+    if found.state is State.PENDING:
         overwritten = bookmark.get("note") == OVERWRITTEN
-        return Action.TRAIN, f"its old adapter was {OVERWRITTEN}" if overwritten else ""
+        return State.PENDING, f"its old adapter was {OVERWRITTEN}" if overwritten else ""
     if request.overwrite:
-        return Action.TRAIN, "--overwrite sets its adapter aside"
+        return State.PENDING, "--overwrite sets its adapter aside"
     if found.state is State.STALE:
-        return Action.STALE, f"{found.reason}; kept, type --overwrite to train it again"
-    return Action.COMPLETE, found.reason
+        return State.STALE, f"{found.reason}; kept, type --overwrite to train it again"
+    return State.COMPLETE, found.reason
 
 
 def _why_blocked(request: Request, images: ImageFolder, unpaired: str) -> str:
@@ -211,15 +172,10 @@ def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
         return ""
     parts = []
     if there - here:
-        parts.append(f"lacks {_some(there - here)} of original_art")
+        parts.append(f"lacks {first_few(sorted(there - here))} of original_art")
     if here - there:
-        parts.append(f"has {_some(here - there)} that original_art has not")
+        parts.append(f"has {first_few(sorted(here - there))} that original_art has not")
     return " and ".join(parts)
-
-
-def _some(stems: set[str]) -> str:
-    shown = sorted(stems)[:3]
-    return ", ".join(map(repr, shown)) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")
 
 
 def _warnings(
@@ -237,21 +193,17 @@ def _warnings(
     return tuple(warnings)
 
 
-def _trained_on_same_images(request: Request, artist: Artist, images: ImageFolder) -> Path | None:
+def _trained_on_same_images(output_dir: Path, images: ImageFolder) -> Path | None:
     """Return the adapter of another protection that was trained on the very bytes of `images`, if any."""
-    outputs = request.tree.stack_outputs(request.stack)
-    for name in folders_in(outputs):
-        if name == str(request.condition) or not name.endswith(f"__{request.condition.countermeasure}"):
+    own = Condition.parse(output_dir.parents[2].name)
+    for condition, path in sister_folders(output_dir).items():
+        other = Condition.parse(condition)
+        if other is None or own is None or other.countermeasure != own.countermeasure:
             continue
-        other = request.tree.images_of(outputs / name, artist)
-        if not (other / WEIGHTS).exists():  # a training that failed, or whose adapter was set aside
-            continue
-        try:
-            run = read_training_run(other)
-        except AdapterBroken:
-            continue
-        if run is not None and _same_bytes(run.get("images"), images):
-            return other
+        folder = AdapterFolder(path)
+        # One without weights failed, or its adapter was set aside.
+        if folder.has_weights and _same_bytes(folder.readable_run.images, images):
+            return path
     return None
 
 

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from mimicry.common.files import existing_part
-from mimicry.tuning.hub.upload import token_problems
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.hub import token_problems
+from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 
 
@@ -22,7 +22,7 @@ def batch_problems(
     """Return everything that forbids training `adapter_count` adapters below `output_root`.
 
     `config` is None for a stack that takes no options: its base model is its own affair. Without `network`
-    nobody is asked, and nothing is checked that takes long.
+    only what is quick is checked, on this machine.
     """
     return [
         *(token_problems() if uploads else []),

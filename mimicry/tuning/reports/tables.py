@@ -1,16 +1,21 @@
-"""The tables that apply_tuning prints, and the plan as JSON."""
+"""The tables that programs print, and the plan as JSON."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mimicry.common.text import printable, shell_line
-from mimicry.tuning.adapters.folder import TRAIN_LOG
-from mimicry.tuning.execution.batch import Result
-from mimicry.tuning.execution.pending_uploads import Debt
-from mimicry.tuning.planning.plan import Action, Plan, Target
-from mimicry.tuning.reports.progress import duration
+from mimicry.common.text import printable, shell_line, text_table
+from mimicry.study import State
+from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
+from mimicry.tuning.planning import Plan, Target, plan_word
+from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
+
+# The words of a summary, in the order in which they are counted.
+_SUMMARY_WORDS = (
+    *("trained", "uploaded", "owed", "skipped", "failed", "interrupted", "claimed", "blocked"),
+    "left",
+)
 
 
 def plan_table(plan: Plan) -> str:
@@ -23,7 +28,7 @@ def plan_table(plan: Plan) -> str:
             str(target.artist),
             str(len(target.images.names)),
             str(shown),
-            target.action.value,
+            plan_word(target),
             "; ".join(filter(None, (target.reason, *target.warnings))),
         )
         for target in plan.targets
@@ -32,123 +37,101 @@ def plan_table(plan: Plan) -> str:
     return f"{text_table(('artist', 'images', 'source', 'state', 'reason'), rows)}\n{counts}"
 
 
-def plan_json(
-    plan: Plan, command: Callable[[Target], list[str]], repository: Callable[[Target], str | None]
-) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """Return the plan for programs."""
     request = plan.request
     return {
         "data_root": str(request.tree.data_root),
-        "stack": request.stack,
+        "stack": request.stack.name,
         "protection": request.condition.protection,
         "countermeasure": request.condition.countermeasure,
         "source": str(plan.source.root),
         "counts": plan.counts(),
-        "targets": [
-            {
-                "key": request.key(target.artist),
-                "split": target.artist.split,
-                "style": target.artist.style,
-                "artist": target.artist.name,
-                "images": len(target.images.names),
-                "input_dir": str(target.images.path),
-                "output_dir": str(target.output_dir),
-                "state": target.action.value,
-                "reason": target.reason,
-                "warnings": list(target.warnings),
-                "repository": repository(target),
-                "command": command(target) if target.action is Action.TRAIN else None,
-            }
-            for target in plan.targets
-        ],
+        "targets": [_target_json(target) for target in plan.targets],
     }
 
 
-def commands(plan: Plan, command: Callable[[Target], list[str]]) -> str:
+def _target_json(target: Target) -> dict[str, Any]:
+    return {
+        "key": target.adapter.key,
+        "split": target.artist.split,
+        "style": target.artist.style,
+        "artist": target.artist.name,
+        "images": len(target.images.names),
+        "input_dir": str(target.images.path),
+        "output_dir": str(target.folder),
+        "state": plan_word(target),
+        "reason": target.reason,
+        "warnings": list(target.warnings),
+        "repository": target.upload_job.repository if target.request.uploads else None,
+        "command": target.command if target.state is State.PENDING else None,
+    }
+
+
+def commands(plan: Plan) -> str:
     """Return the exact commands of all targets to be trained, as a shell takes them."""
-    return "\n".join(shell_line(command(target)) for target in plan.of(Action.TRAIN))
+    return "\n".join(shell_line(target.command) for target in plan.of(State.PENDING))
 
 
 def summary(plan: Plan, results: Sequence[Result]) -> str:
     """Return what became of every target of the plan, as a table, with a line of counts."""
-    done = {result.target.artist: result for result in results}
-    rows, counts = (
-        [],
-        dict.fromkeys(
-            "trained uploaded owed skipped failed interrupted claimed blocked left".split(),
-            0,
-        ),
-    )
-    for target in plan.targets:
-        outcome, row = _summary_row(target, done.get(target.artist))
-        counts[outcome] += 1
-        rows.append(row)
-    counted = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return f"{text_table(('artist', 'result', 'time', 'loss', 'remark'), rows)}\n{counted}"
+    done = {result.target.adapter: result for result in results}
+    rows = [_summary_row(target, done.get(target.adapter)) for target in plan.targets]
+    counted = Counter(row[1] for row in rows)
+    counts = ", ".join(f"{counted[word]} {word}" for word in _SUMMARY_WORDS if counted[word])
+    return f"{text_table(('artist', 'result', 'time', 'loss', 'remark'), rows)}\n{counts}"
 
 
-def _summary_row(target: Target, result: Result | None) -> tuple[str, tuple[str, ...]]:
+def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
     artist = str(target.artist)
     if result is not None:
-        remarks = [result.error.split("\n")[0], f"upload owed: {result.owed}" if result.owed else ""]
-        remarks += [
+        remarks = (
+            result.error.split("\n")[0],
+            f"upload owed: {result.owed}" if result.owed else "",
             result.evaluation,
             result.numerics,
             *target.warnings,
-            f"log: {target.output_dir / TRAIN_LOG}",
-        ]
+            f"log: {target.folder.log}",
+        )
         loss = "" if result.loss is None else f"{result.loss:.4f}"
-        remark = "; ".join(filter(None, remarks))
-        return result.outcome, (artist, result.outcome, duration(result.seconds), loss, remark)
-    if target.action in (Action.BLOCKED, Action.CLAIMED):
-        return target.action.value, (artist, target.action.value, "", "", target.reason)
-    if target.action is Action.TRAIN:
-        return "left", (artist, "left", "", "", "not begun")
-    return "skipped", (
-        artist,
-        "skipped",
-        "",
-        "",
-        "; ".join(filter(None, (target.action.value, target.reason))),
-    )
+        return artist, result.word, duration(result.seconds), loss, "; ".join(filter(None, remarks))
+    if target.state is State.PENDING:
+        return artist, "left", "", "", "not begun"
+    if target.state in (State.BLOCKED, State.CLAIMED):
+        return artist, target.state.value, "", "", target.reason
+    return artist, "skipped", "", "", "; ".join(filter(None, (target.state.value, target.reason)))
 
 
-def upload_table(debts: Sequence[Debt]) -> str:
-    """Return the whole adapters of a plan with what `--upload-only` does about each."""
+def upload_table(uploads: Sequence[PendingUpload]) -> str:
+    """Return whole adapters with what is done about each."""
     rows = [
         (
-            str(debt.target.artist),
-            debt.job.repository,
-            "upload" if debt.owed else "leave",
-            debt.reason.split("\n")[0],
+            str(upload.adapter.condition),
+            str(upload.adapter.artist),
+            upload.job.repository,
+            "upload" if upload.is_due else "leave",
+            upload.reason.split("\n")[0],
         )
-        for debt in debts
+        for upload in uploads
     ]
-    count = sum(debt.owed for debt in debts)
-    counts = f"{count} to upload, {len(debts) - count} to leave"
-    return f"{text_table(('artist', 'repository', 'state', 'reason'), rows)}\n{counts}"
+    count = sum(upload.is_due for upload in uploads)
+    counts = f"{count} to upload, {len(uploads) - count} to leave"
+    return f"{text_table(('condition', 'artist', 'repository', 'state', 'reason'), rows)}\n{counts}"
 
 
-def upload_summary(results: Sequence[Result]) -> str:
-    """Return how many uploads went well, and how many are still owed."""
-    count = sum(result.outcome == "uploaded" for result in results)
-    return f"{count} uploaded, {len(results) - count} owed"
+def upload_summary(ends: Sequence[UploadEnd]) -> str:
+    """Return how many uploads went well, and how many are still pending."""
+    count = sum(not end.error for end in ends)
+    return f"{count} uploaded, {len(ends) - count} owed"
 
 
 def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[str]) -> str:
     """Return what was found in the folders of adapters as a table, problems with images, and their counts."""
-    rows = [(str(each.condition), str(each.artist), each.state, each.reason) for each in verdicts]
+    rows = [
+        (str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason)
+        for each in verdicts
+    ]
     counted = Counter(each.state for each in verdicts)
-    counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no adapter is there"
+    counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
     table = text_table(("condition", "artist", "state", "reason"), rows)
     return "\n".join((table, *map(printable, problems), f"{counts}; {len(problems)} problems with images"))
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned columns; what cannot be printed is escaped, the last column is not padded."""
-    lines = [header, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -1,9 +1,10 @@
 """Checking every adapter, value by value, and every image, without training or writing to the study.
 
-What earlier checks remember is not trusted: a disk that rots changes no time of a file.
+An adapter is compared with its own record. What earlier checks remember is not trusted: a disk that rots
+changes no time of a file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ from tqdm import tqdm
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.study.captions import Captions
+from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, State, StudyTree
+from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import left_out
-from mimicry.study.selection import Selection
-from mimicry.study.tree import Artist, Condition, StudyTree, folders_in
-from mimicry.tuning.adapters.folder import TRAINING_RUN, checkpoint_names, config_fault
-from mimicry.tuning.adapters.state import Asked, State, judge_existing
-from mimicry.tuning.reports.progress import checking_bar, is_terminal
+from mimicry.tuning.adapters import (
+    AdapterFolder,
+    AdapterFormat,
+    AdapterSpec,
+    AdapterState,
+    TrainingRun,
+    judge_adapter,
+)
+from mimicry.tuning.progress import checking_bar, is_terminal
 
 # Reading and hashing leave Python free for other threads.
 _THREADS = 8
@@ -30,114 +35,78 @@ _THREADS = 8
 class Verdict:
     """What was found in the folder of one adapter: a state, and words for it."""
 
-    condition: Condition
-    artist: Artist
-    state: str
-    reason: str
-
-    @property
-    def is_broken(self) -> bool:
-        return self.state == State.BROKEN.value
+    adapter: AdapterId
+    state: State
+    reason: str = ""
 
 
-def conditions_on_disk(tree: StudyTree, stack: str) -> list[Condition]:
-    """Return the conditions that a stack has folders for."""
-    names = [name.partition("__") for name in folders_in(tree.stack_outputs(stack))]
-    return [Condition(protection, countermeasure) for protection, sign, countermeasure in names if sign]
-
-
-def verify(
-    tree: StudyTree,
-    stack: str,
-    conditions: Sequence[Condition],
-    selection: Selection,
-    asked: Asked,
-    *,
-    captioned: bool = False,
-) -> list[Verdict]:
-    """Judge all adapters of `conditions` that `selection` lets through, in full.
+def verify_adapters(tree: StudyTree, adapters: Sequence[AdapterId], form: AdapterFormat) -> list[Verdict]:
+    """Judge adapters in full; a folder in which no training was begun gets no verdict.
 
     Args:
-        captioned: captions are asked for.
-
-    Raises:
-        UsageError: a name in `selection` matches nothing.
+        form: the format of the stack's adapters.
     """
-    places = [(condition, artist) for condition in conditions for artist in _artists(tree, stack, condition)]
-    known = sorted({artist for _, artist in places} | set(tree.artists(tree.original_art)))
-    if not known:
-        return []
-    chosen = _chosen(tree, selection, known)
-    sources = {condition: _source(tree, condition) for condition in conditions}
+    sources = {condition: _source(tree, condition) for condition in {one.condition for one in adapters}}
     stems = left_out(tree)
 
-    def judge(place: tuple[Condition, Artist]) -> Verdict | None:
-        condition, artist = place
+    def verdict(adapter: AdapterId) -> Verdict | None:
         images, original = (
-            ImageFolder.read(tree.images_of(root, artist)).without(stems.get(str(artist), ()))
-            for root in (sources[condition], tree.original_art)
+            ImageFolder.read(tree.images_of(root, adapter.artist)).without(stems.get(str(adapter.artist), ()))
+            for root in (sources[adapter.condition], tree.original_art)
         )
-        captions = Captions.read(images, original) if captioned else None
-        state, reason = _judge(tree.output_dir(stack, condition, artist), asked, images, captions)
-        return Verdict(condition=condition, artist=artist, state=state, reason=reason) if state else None
+        found = _judge(AdapterFolder(tree.adapter_dir(adapter), form), images, original)
+        if found.state is State.PENDING:
+            return None
+        return Verdict(adapter=adapter, state=found.state, reason=found.reason)
 
-    wanted = [place for place in places if place[1] in chosen]
     with ThreadPoolExecutor(_THREADS) as pool:
-        judged = pool.map(judge, wanted)
-        bar = tqdm(judged, total=len(wanted), desc="verify", unit="adapter", disable=not is_terminal())
+        judged = pool.map(verdict, adapters)
+        bar = tqdm(judged, total=len(adapters), desc="verify", unit="adapter", disable=not is_terminal())
         return [verdict for verdict in bar if verdict is not None]
 
 
-def image_problems(tree: StudyTree, condition: Condition | None, selection: Selection) -> list[str]:
-    """Look at the images of the artists that `selection` lets through, of one condition or of all.
+def recorded_spec(run: TrainingRun) -> AdapterSpec:
+    """Return what the record of an adapter says that it should be, beside its images."""
+    options, paths = run.options or {}, run.paths or {}
+    folder, count = paths.get("class_data_dir"), options.get("num_class_images")
+    class_images = ClassImages(Path(folder).absolute(), count) if folder and isinstance(count, int) else None
+    return AdapterSpec(class_images=class_images)
 
-    Images that are left out of all conditions already are not looked at, the others are decoded.
 
-    Raises:
-        UsageError: a name in `selection` matches nothing.
+def _judge(folder: AdapterFolder, images: ImageFolder, original: ImageFolder) -> AdapterState:
+    holder = claimed_by(folder.path)
+    if holder:
+        return AdapterState(State.CLAIMED, holder)
+    run = folder.readable_run
+    captions = Captions.read(images, original) if (run.options or {}).get("captions") else None
+    found = judge_adapter(folder, recorded_spec(run), images, captions=captions, full=True, anew=True)
+    if found.state is State.PENDING:
+        begun = folder.record.exists() or bool(folder.checkpoint_names())
+        return AdapterState(State.INTERRUPTED, "apply_tuning takes it up") if begun else found
+    if found.state is State.BROKEN:
+        return AdapterState(found.state, f"{found.reason}; the next training sets it aside")
+    fault = folder.config_fault()
+    if fault:
+        return AdapterState(State.BROKEN, f"{fault}; the next call of apply_tuning writes it again")
+    return found
+
+
+def image_problems(tree: StudyTree, folders: Sequence[Path]) -> list[str]:
+    """Decode the images in an artist's `folders`, and return what is wrong with them and their names.
+
+    Images that are left out of all conditions already are not looked at.
     """
-    roots = tree.image_roots() if condition is None else [_source(tree, condition)]
-    known = sorted({artist for root in (*roots, tree.original_art) for artist in tree.artists(root)})
-    if not known:
-        return []
     stems = left_out(tree)
-    folders = [
-        ImageFolder.read(tree.images_of(root, artist)).without(stems.get(str(artist), ()))
-        for root in roots
-        for artist in sorted(_chosen(tree, selection, known))
-    ]
+    images = [ImageFolder.read(folder).without(stems.get(_artist(folder), ())) for folder in folders]
     # That an artist has no images in a condition is for the plan to say.
-    names = [folder.problem() for folder in folders if folder.names or folder.fault]
+    names = [folder.problem() for folder in images if folder.names or folder.fault]
     with checking_bar() as progress:
-        bad = bad_images(folders, progress, anew=True)
+        bad = bad_images(images, progress, anew=True)
     return [*filter(None, names), *(image.problem for image in bad)]
 
 
-def _chosen(tree: StudyTree, selection: Selection, known: Sequence[Artist]) -> set[Artist]:
-    def has_images(artist: Artist) -> bool:
-        return bool(ImageFolder.read(tree.images_of(tree.original_art, artist)).names)
-
-    return set(selection.choose(known, has_images))
-
-
-def _judge(output_dir: Path, asked: Asked, images: ImageFolder, captions: Captions | None) -> tuple[str, str]:
-    holder = claimed_by(output_dir)
-    if holder:
-        return "claimed", holder
-    found = judge_existing(output_dir, asked, images, captions=captions, full=True, anew=True)
-    if found.state is State.ABSENT:
-        begun = (output_dir / TRAINING_RUN).exists() or bool(checkpoint_names(output_dir))
-        return ("unfinished", "the same command without --verify takes it up") if begun else ("", "")
-    if found.state is State.BROKEN:
-        return found.state.value, f"{found.reason}; the next training sets it aside"
-    fault = config_fault(output_dir)
-    if fault:
-        return State.BROKEN.value, f"{fault}; the next call without --verify writes it again"
-    return found.state.value, found.reason
-
-
-def _artists(tree: StudyTree, stack: str, condition: Condition) -> Iterator[Artist]:
-    yield from tree.artists(tree.stack_outputs(stack) / str(condition))
+def _artist(folder: Path) -> str:
+    return str(Artist(*folder.parts[-3:]))
 
 
 def _source(tree: StudyTree, condition: Condition) -> Path:

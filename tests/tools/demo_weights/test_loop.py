@@ -50,7 +50,7 @@ def test_a_budget_of_time_ends_it(tmp_path: Path) -> None:
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.demo_weights.loop._SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("tools.demo_weights.loop.SAVE_SECONDS", -1.0)
     whole, stopped = _model(), _model()
     budget = Budget(steps=40, minutes=100)
     _training(tmp_path / "whole", whole).run(_loss_of(whole), budget)
@@ -73,7 +73,7 @@ def test_workers_average_their_gradients(tmp_path: Path) -> None:
     training = _training(tmp_path, model, workers=3)
     loss_of = _loss_of(model)
     expected = torch.stack([torch.autograd.grad(loss_of(batch)[0], model.weight)[0] for batch in range(3)])  # type: ignore[arg-type]
-    training._step(loss_of, 0.0)
+    training.step(loss_of, 0.0)
 
     assert model.weight.grad is not None
     slope, mean = model.weight.grad.flatten(), expected.mean(dim=0).flatten()  # type: ignore[operator]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mimicry.demo.chance import generator
 from mimicry.demo.hands import BrushStrokes, Lamplight, LeadedFacets, Shards
 from mimicry.demo.painters import PAINTERS
 from mimicry.demo.paintings import SUBJECTS
+from mimicry.demo.rng import generator
 from tools.demo_weights.training_set import (
     PALETTES,
     RARE_TOKEN,

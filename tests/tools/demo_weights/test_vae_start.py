@@ -5,11 +5,11 @@ import torch
 from mimicry.demo.tiny_sd3 import new_models
 from tools.demo_weights.training_set import draw_training_set
 from tools.demo_weights.vae import as_pixels
-from tools.demo_weights.vae_start import _patterns, start_as_cosine_transform
+from tools.demo_weights.vae_start import patterns, start_as_cosine_transform
 
 
 def test_patterns_are_orthonormal() -> None:
-    rows = torch.stack([torch.from_numpy(pattern).flatten() for pattern in _patterns()])
+    rows = torch.stack([torch.from_numpy(pattern).flatten() for pattern in patterns()])
 
     assert rows.shape == (32, 48)
     assert torch.allclose(rows @ rows.T, torch.eye(32, dtype=rows.dtype), atol=1e-9)

@@ -25,13 +25,12 @@ from mimicry.tuning.adapters.folder import (
     run_weights_sha256,
     set_adapter_aside,
 )
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
+from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights
-from tests.tuning.lora_files import check_adapter
-from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from tests.hostile_names import over_hostile_names
-from tests.tuning.lora_files import MODULES, files_in, lora_tensors, save_lora
+from tests.tuning.lora_files import MODULES, check_adapter, files_in, lora_tensors, save_lora
 
 A = f"transformer.{MODULES[0]}.lora_A.weight"
 B = f"transformer.{MODULES[0]}.lora_B.weight"

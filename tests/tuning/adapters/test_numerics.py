@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from tests.small_study import ANNA, BASE, BORIS, CONFIG, ORIGINAL, put_adapter
 
 MIST = Condition("mist", "none")

@@ -12,6 +12,7 @@ import pytest
 
 import mimicry
 from mimicry.common.files import sha256_file
+from mimicry.common.versions import versions
 from mimicry.tuning.adapters.recipe import (
     OWN_TRAINER,
     recipe,
@@ -19,9 +20,8 @@ from mimicry.tuning.adapters.recipe import (
     recipe_hash,
     trainer_identity,
 )
-from mimicry.tuning.hf_diffusers.run_description import describe_run
-from mimicry.common.versions import versions
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from tests.tuning.companions import PRIOR, with_companions
 

@@ -10,23 +10,20 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from tests.tuning.lora_files import adapter_spec
 from mimicry.common.files import write_json
 from mimicry.study.images import ImageFolder
+from mimicry.study.states import State
 from mimicry.tuning.adapters import state
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, publish
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.adapters.weights import Adapter
-from tests.tuning.lora_files import check_adapter
 from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.adapters.state import AdapterSpec, AdapterState
-from mimicry.study.states import State
-from tests.tuning.lora_files import judge
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.lora_files import files_in, lora_tensors, save_lora
+from tests.tuning.lora_files import adapter_spec, check_adapter, files_in, judge, lora_tensors, save_lora
 from tests.tuning.model_files import make_model
 
 both = pytest.mark.parametrize("full", [False, True], ids=["quick", "full"])

@@ -12,8 +12,9 @@ import pytest
 from mimicry.common.claims import Claim, claimed_by
 from mimicry.common.errors import UploadFailed
 from mimicry.study.tree import Artist
+from mimicry.tuning.adapters.folder import TRAINING_RUN, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.hub.job import Uploaded, UploadJob
 from mimicry.tuning.hub.upload import Uploaded, UploadJob
 from tests.fake_hub import Answer, FakeHub
 from tests.small_study import (
@@ -56,7 +57,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub()
-    monkeypatch.setattr("mimicry.tuning.hub.publishing.upload_adapter", hub)
+    monkeypatch.setattr("mimicry.tuning.hub.upload.upload_adapter", hub)
     monkeypatch.setattr("mimicry.tuning.orchestrator.hub_problems", lambda jobs: [])
     return hub
 
@@ -210,7 +211,7 @@ class TestUploadOnly:
             holders.append(claimed_by(job.folder))
             return hub(job)
 
-        monkeypatch.setattr("mimicry.tuning.hub.publishing.upload_adapter", upload)
+        monkeypatch.setattr("mimicry.tuning.hub.upload.upload_adapter", upload)
 
         assert self.upload(trained, "--artist=Anna_Berg").code == 0
         assert f"pid {os.getpid()} " in holders[0]

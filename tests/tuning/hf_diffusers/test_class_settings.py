@@ -132,7 +132,7 @@ class TestSettings:
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "class").touch()
         (problem,) = of(tmp_path / "class").problems(self.asked(tmp_path))
-        assert problem.endswith("is no folder; name one")
+        assert problem.endswith("is not a folder; name one")
 
     def test_two_of_one_stem_are_named(self, tmp_path: Path) -> None:
         write_images(tmp_path, ["a"])

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.tuning.hub.files import REMOVED, hub_files, names_machine, sanitised
+from mimicry.tuning.hub.job import UploadJob
 from mimicry.tuning.hub.model_card import model_card
-from mimicry.tuning.hub.upload import UploadJob
 
 SD35 = "stabilityai/stable-diffusion-3.5-large"
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from mimicry.tuning.hub.identity import MADE_FOR
-from mimicry.tuning.hub.preflight import hub_problems, name_problems, place_of
+from mimicry.tuning.hub.job import MADE_FOR, UploadJob
+from mimicry.tuning.hub.preflight import hub_problems
 from mimicry.tuning.hub.preflight_child import account_problems, check
-from mimicry.tuning.hub.upload import UploadJob
 from tests.fake_hub import TOKEN, Answer, FakeHub, Repository
 from tests.small_study import write_images
 
@@ -24,35 +23,8 @@ def job(name: str, **changes: Any) -> UploadJob:
 
 def checked(*jobs: UploadJob, input_dir: Path = Path("nowhere")) -> list[str]:
     """Do what the child does, in this process."""
-    words = [{"repository": j.repository, MADE_FOR: place_of(j), "input_dir": str(input_dir)} for j in jobs]
+    words = [{"repository": j.repository, MADE_FOR: j.made_for, "input_dir": str(input_dir)} for j in jobs]
     return check({"namespace": jobs[0].namespace, "jobs": words, "waits": ()})
-
-
-class TestNames:
-    @pytest.mark.parametrize("name", ["Anna", "lab/Anna_Berg", "a.b-c", "_x", "7", "n" * 96])
-    def test_valid(self, name: str) -> None:
-        assert name_problems("--hub-model-id", name) == []
-
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("n" * 97, "its 97 characters are too many; it takes 96 at most"),
-            ("André", "without accents"),
-            ("two words", "letters A to Z"),
-            ("a--b", "letters A to Z"),
-            ("-a", "letters A to Z"),
-            ("a..b", "letters A to Z"),
-            ("a.git", "letters A to Z"),
-            ("", "letters A to Z"),
-            ("lab/", "letters A to Z"),
-            ("a/b/c", "NAME or NAMESPACE/NAME"),
-            ("two\nlines", "letters A to Z"),
-        ],
-    )
-    def test_invalid(self, name: str, words: str) -> None:
-        (problem,) = name_problems("--hub-model-id", name)
-        assert problem.startswith(f"--hub-model-id {name!r} is no name on the Hub: ")
-        assert words in problem
 
 
 class TestAccount:
@@ -149,7 +121,7 @@ class TestChild:
     def test_offline_by_choice(self, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         (problem,) = hub_problems([(job("Anna"), Path("nowhere"))])
-        assert "HF_HUB_OFFLINE forbids to talk to the Hub; unset it" in problem
+        assert "HF_HUB_OFFLINE forbids requests to the Hub; unset it" in problem
         assert fake_hub.requests == []
 
     def test_no_token(self, monkeypatch: pytest.MonkeyPatch) -> None:

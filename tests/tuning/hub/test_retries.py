@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from mimicry.tuning.hub.retries import RepeatedInVainError, explained, repeated, status_of
+from mimicry.tuning.hub.retries import RetriesExhausted, explain, retry, status_of
 
 
 class Refused(Exception):
@@ -55,7 +55,7 @@ def failing(*errors: Exception) -> Any:
 )
 def test_what_passes_is_asked_again(error: Exception, slept: list[float]) -> None:
     told: list[str] = []
-    assert repeated(failing(error, error), (1.0, 2.0), told.append) == 3
+    assert retry(failing(error, error), (1.0, 2.0), told.append) == 3
     assert slept == [1.0, 2.0]
     assert told[0].startswith(f"waiting 1 s to ask again, after {type(error).__name__}")
 
@@ -67,29 +67,29 @@ def test_what_passes_is_asked_again(error: Exception, slept: list[float]) -> Non
 )
 def test_what_does_not_pass_is_raised_at_once(error: Exception, slept: list[float]) -> None:
     with pytest.raises(type(error)):
-        repeated(failing(error), (1.0, 2.0), print)
+        retry(failing(error), (1.0, 2.0), print)
     assert slept == []
 
 
 def test_what_the_client_has_repeated_is_not_repeated_again(slept: list[float]) -> None:
     def call() -> None:
-        raise RepeatedInVainError from Refused(503)
+        raise RetriesExhausted from Refused(503)
 
-    with pytest.raises(RepeatedInVainError) as caught:
-        repeated(call, (1.0,), print)
+    with pytest.raises(RetriesExhausted) as caught:
+        retry(call, (1.0,), print)
     assert slept == []
     assert status_of(caught.value) == 503
-    assert "answered with status 503 (Refused: status 503)" in explained(caught.value, None)
+    assert "answered with status 503 (Refused: status 503)" in explain(caught.value, None)
 
 
 def test_the_last_error_is_raised(slept: list[float]) -> None:
     with pytest.raises(Refused, match="502"):
-        repeated(failing(Refused(500), Refused(503), Refused(502)), (1.0, 2.0), print)
+        retry(failing(Refused(500), Refused(503), Refused(502)), (1.0, 2.0), print)
 
 
 @pytest.mark.parametrize(
     ("asked", "seconds"), [("7", 7.0), ("0", 2.0), ("99999", 120.0), ("Wed, 1 Jan", 2.0)]
 )
 def test_the_hub_may_ask_for_a_longer_wait(asked: str, seconds: float, slept: list[float]) -> None:
-    repeated(failing(Refused(429, **{"Retry-After": asked})), (2.0,), print)
+    retry(failing(Refused(429, **{"Retry-After": asked})), (2.0,), print)
     assert slept == [seconds]

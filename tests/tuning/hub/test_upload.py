@@ -1,103 +1,74 @@
-"""Names, preflight and secrets: what hub.py does without a Hub."""
+"""After an upload, training_run.json says where the adapter went, or what is owed."""
 
-import subprocess
-import sys
-import unicodedata
+import json
+from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from mimicry.tuning.hub.upload import colliding_names, repository_name, token_problems
+from mimicry.common.errors import AdapterBroken, UploadFailed
+from mimicry.common.files import write_json
+from mimicry.tuning.adapters.folder import TRAINING_RUN, read_training_run
+from mimicry.tuning.hub import upload as upload_module
+from mimicry.tuning.hub.job import Uploaded, UploadJob
+from mimicry.tuning.hub.upload import upload_and_record
 
-HOSTILE_NAMES = [
-    "two words",
-    "Georgia O'Keeffe",
-    'say "cheese"',
-    "line\nbreak",
-    "-leading-dash",
-    "trailing-dash-",
-    "{x}",
-    "..",
-    ".hidden",
-    "double--dash",
-    "ends.git",
-    "Édouard Manet",
-    "Albrecht_Dürer",
-    "王羲之",
-    "日本",
-    "Ø",
-    "ﬁne",
-    "a" * 255,
-    "é" * 127,
-    "\udcff\udcfe",
-    "",
-]
+UPLOADED = Uploaded(repository_id="lab/x", url="https://huggingface.co/lab/x", commit="c" * 40)
 
 
-@pytest.mark.parametrize("artist", HOSTILE_NAMES)
-def test_hostile_names_become_valid(artist: str) -> None:
-    name = repository_name("mist", "noisy_upscaling", artist)
-    validate_repo_id(f"lab/{name}")
-    assert name.startswith("sd35-lora-mist-noisy_upscaling")
-    assert len(name) <= 96
-
-
-def test_hostile_names_stay_distinct() -> None:
-    names = {repository_name("none", "none", artist).lower() for artist in HOSTILE_NAMES}
-    assert len(names) == len(HOSTILE_NAMES)
-
-
-@pytest.mark.parametrize("artist", ["Claude_Monet", "J.M.W.Turner", "van-Gogh", "x" * 76])
-def test_plain_names_come_out_as_documented(artist: str) -> None:
-    assert repository_name("none", "none", artist) == f"sd35-lora-none-none-{artist}"
-
-
-def test_accents_are_stripped_and_kept_apart() -> None:
-    accented = repository_name("none", "none", "Édouard_Manet")
-    assert accented.startswith("sd35-lora-none-none-Edouard_Manet-")
-    assert accented != repository_name("none", "none", "Edouard_Manet")
-    assert accented != repository_name("none", "none", "Èdouard_Manet")
-
-
-@pytest.mark.parametrize("artist", ["Édouard_Manet", "Ångström", "é" * 127])
-def test_both_normal_forms_are_one_name(artist: str) -> None:
-    composed, decomposed = (unicodedata.normalize(form, artist) for form in ("NFC", "NFD"))
-    assert composed != decomposed
-    assert repository_name("none", "none", composed) == repository_name("none", "none", decomposed)
-
-
-def test_long_names_differ_by_their_lost_ends() -> None:
-    first, second = (repository_name("none", "none", "a" * 200 + end) for end in "xy")
-    assert first != second
-    assert len(first) == len(second) == 96
-
-
-def test_collisions_name_all_artists() -> None:
-    problems = colliding_names(
-        [
-            ("historical/baroque/Anna", "sd35-lora-none-none-Anna"),
-            ("historical/baroque/Berta", "sd35-lora-none-none-Berta"),
-            ("contemporary/pop/ANNA", "sd35-lora-none-none-ANNA"),
-        ]
+@pytest.fixture
+def job(tmp_path: Path) -> UploadJob:
+    return UploadJob(
+        folder=tmp_path, repository="x", protection="none", countermeasure="none", artist="Claude_Monet"
     )
-    assert len(problems) == 1
-    assert "'historical/baroque/Anna' and 'contemporary/pop/ANNA'" in problems[0]
-    assert "--no-push-to-hub" in problems[0]
-    assert "Berta" not in problems[0]
 
 
-def test_missing_token_is_one_problem_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", " ")
-    (problem,) = token_problems()
-    assert all(word in problem for word in ("HF_TOKEN", ".env", "--no-push-to-hub"))
-    monkeypatch.setenv("HF_TOKEN", "hf_something")
-    assert token_problems() == []
+@pytest.fixture
+def upload(monkeypatch: pytest.MonkeyPatch) -> list[Uploaded | UploadFailed]:
+    """What the next upload ends in."""
+    ends: list[Uploaded | UploadFailed] = []
+
+    def fake_upload(job: UploadJob) -> Uploaded:
+        end = ends.pop()
+        if isinstance(end, UploadFailed):
+            raise end
+        return end
+
+    monkeypatch.setattr(upload_module, "upload_adapter", fake_upload)
+    return ends
 
 
-def test_importing_hub_imports_nothing_slow() -> None:
-    code = (
-        "import sys, mimicry.tuning.hub.upload, mimicry.common.environment; "
-        "print(sorted({'torch', 'numpy', 'huggingface_hub', 'dotenv', 'yaml'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_failure_then_success(job: UploadJob, upload: list[Uploaded | UploadFailed]) -> None:
+    write_json(job.folder / TRAINING_RUN, {"status": "complete", "note": "é"})
+    upload.append(UploadFailed("no space", "at the Hub"))
+    with pytest.raises(UploadFailed, match="no space"):
+        upload_and_record(job)
+    owed = {"owed": "x", "error": "no space\nat the Hub"}
+    assert read_training_run(job.folder) == {"status": "complete", "note": "é", "hub": owed}
+    upload.append(UPLOADED)
+    assert upload_and_record(job) == UPLOADED
+    run = read_training_run(job.folder)
+    assert run is not None
+    assert run["hub"].pop("uploaded_at").endswith("+00:00")
+    assert run == {
+        "status": "complete",
+        "note": "é",
+        "hub": {"repository_id": "lab/x", "url": UPLOADED.url, "commit": "c" * 40},
+    }
+
+
+def test_an_adapter_of_another_tool_gets_no_record(
+    job: UploadJob, upload: list[Uploaded | UploadFailed]
+) -> None:
+    upload.append(UPLOADED)
+    assert upload_and_record(job) == UPLOADED
+    assert list(job.folder.iterdir()) == []
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(
+    job: UploadJob, upload: list[Uploaded | UploadFailed]
+) -> None:
+    (job.folder / TRAINING_RUN).write_text("[1]")
+    upload.append(UPLOADED)
+    with pytest.raises(AdapterBroken):
+        upload_and_record(job)
+    assert json.loads((job.folder / TRAINING_RUN).read_text()) == [1]

@@ -1,6 +1,7 @@
 """Uploads by the real huggingface_hub client, in its child process, to a Hub on loopback."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from mimicry.common.children import PARENT_PIPE
 from mimicry.common.errors import UploadFailed
-from mimicry.tuning.hub.upload import Uploaded, upload_adapter
+from mimicry.tuning.hub.job import Uploaded
+from mimicry.tuning.hub.upload import upload_adapter
 from tests.fake_hub import TOKEN, Answer, FakeHub, Repository
 from tests.tuning.hub.test_files import job, write_adapter
 
@@ -19,7 +22,7 @@ FILES = ["README.md", "adapter_config.json", "pytorch_lora_weights.safetensors",
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The child processes that hub.py starts, in order."""
+    """The child processes that upload.py starts, in order."""
     started: list[subprocess.Popen[bytes]] = []
     real_popen = subprocess.Popen
 
@@ -180,8 +183,11 @@ def test_child_ends_when_its_parent_is_gone(fake_hub: FakeHub, tmp_path: Path) -
         "countermeasure": "none",
         "artist": "Anna",
     }
+    environment = os.environ | {PARENT_PIPE: "1"}
     command = [sys.executable, "-m", "mimicry.tuning.hub.upload_child"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
+    ) as child:
         assert child.stdin is not None
         try:
             child.stdin.write(json.dumps(words).encode() + b"\n")

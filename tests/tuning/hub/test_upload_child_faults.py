@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mimicry.common.errors import MimicryError, UploadFailed
-from mimicry.tuning.hub.retries import explained
-from mimicry.tuning.hub.upload import Uploaded, UploadJob
+from mimicry.tuning.hub.job import Uploaded, UploadJob
+from mimicry.tuning.hub.retries import explain
 from mimicry.tuning.hub.upload_child import upload
 from tests.fake_hub import CUT, CUT_AFTER, Answer, FakeHub, Repository
 from tests.tuning.hub.test_files import job, write_adapter
@@ -47,7 +47,7 @@ def upload_adapter(job: UploadJob, waits: Sequence[float]) -> Uploaded:
     except MimicryError as error:
         raise UploadFailed(*error.problems) from error
     except Exception as error:
-        raise UploadFailed(explained(error, job.namespace)) from error
+        raise UploadFailed(explain(error, job.namespace)) from error
 
 
 def count(fake: FakeHub, path: str) -> int:
@@ -106,7 +106,7 @@ def test_a_commit_in_between_is_built_upon(fake_hub: FakeHub, tmp_path: Path) ->
     [
         ("whoami", Answer({"error": "Invalid username or password."}, 401), "wrong, revoked or expired"),
         ("commit", Answer({"error": "you may only read"}, 403), "may not write"),
-        ("create", Answer({"error": "slow down"}, 429), "no more requests for now"),
+        ("create", Answer({"error": "slow down"}, 429), "accepts no more requests for now"),
     ],
 )
 def test_what_does_not_pass_is_said(
@@ -149,7 +149,7 @@ def test_one_that_is_public_in_the_end_is_said_loudly(fake_hub: FakeHub, tmp_pat
         repository.private = not repository.commits
 
     fake_hub.before["info"] = publish
-    with pytest.raises(UploadFailed, match="was private when the adapter was sent, and is so no more"):
+    with pytest.raises(UploadFailed, match="was private when the adapter was sent, and is not any more"):
         upload_adapter(job(adapter(tmp_path)), waits=WAITS)
 
 
@@ -208,18 +208,18 @@ def test_a_page_alone_is_no_obstacle(fake_hub: FakeHub, tmp_path: Path) -> None:
 
 def test_a_name_that_another_type_has(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.taken.add(f"lab/{NAME}")
-    with pytest.raises(UploadFailed, match="taken on the Hub by something that is no model"):
+    with pytest.raises(UploadFailed, match="taken on the Hub by something that is not a model"):
         upload_adapter(job(adapter(tmp_path)), waits=WAITS)
 
 
 def test_a_repository_that_was_renamed(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repositories[f"lab/{NAME}"] = Repository(private=True, renamed_to="lab/precious")
-    with pytest.raises(UploadFailed, match="leads to lab/precious, which it was renamed to"):
+    with pytest.raises(UploadFailed, match="was renamed and now leads to lab/precious"):
         upload_adapter(job(adapter(tmp_path)), waits=WAITS)
 
 
 def test_weights_that_are_not_those_of_the_record_stay_here(fake_hub: FakeHub, tmp_path: Path) -> None:
     folder = adapter(tmp_path, weights={"sha256": "0" * 64})
-    with pytest.raises(UploadFailed, match="is not the file whose sha256 stands in"):
+    with pytest.raises(UploadFailed, match="is not the file whose sha256 is in"):
         upload_adapter(job(folder), waits=WAITS)
     assert fake_hub.requests == []

@@ -8,9 +8,9 @@ import pytest
 from mimicry.study.captions import Captions, image_records
 from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
+from mimicry.study.states import State
 from mimicry.study.tree import Condition, StudyTree
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.study.states import State
 from mimicry.tuning.planning.plan import Action
 from tests.small_study import (
     ANNA,
@@ -78,7 +78,7 @@ class TestCaptions:
         (folder / "metadata.jsonl").write_text("{")
         target = self.plan(tree)
         assert target.action is Action.BLOCKED
-        assert f"{STEMS[0]}.txt is no UTF-8" in target.reason
+        assert f"{STEMS[0]}.txt is not UTF-8" in target.reason
         assert "metadata.jsonl, line 1" in target.reason
         plan = plan_of(tree, MIST, asked=asked_for(captions=True), captions=True)
         assert target_of(plan, BORIS).action is Action.TRAIN

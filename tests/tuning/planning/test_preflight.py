@@ -14,13 +14,13 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.hf_diffusers import download
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.preflight import needed_bytes
-from tests.tuning.lora_files import batch_problems
+from mimicry.tuning.options.config import TuningConfig
 from tests.small_study import write_images
 from tests.tuning.companions import PRIOR
+from tests.tuning.lora_files import batch_problems
 from tests.tuning.model_files import make_cached_model, make_model
 
 

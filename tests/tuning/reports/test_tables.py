@@ -8,8 +8,8 @@ import pytest
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.batch import Result
 from mimicry.tuning.planning.plan import Action, Plan, Target
-from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary, text_table
-from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
+from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary
+from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
 from tests.small_study import (
     ANNA,
@@ -53,37 +53,6 @@ def command(target: Target) -> list[str]:
 
 def result(target: Target, outcome: str, **fields: object) -> Result:
     return Result(target=target, outcome=outcome, **fields)  # type: ignore[arg-type]
-
-
-def test_columns_are_aligned_and_the_last_one_is_not_padded() -> None:
-    table = text_table(("a", "long header", "b"), [("wide cell", "x", "end"), ("", "", "")])
-
-    assert table.split("\n") == ["a          long header  b", "wide cell  x            end", ""]
-
-
-@over_hostile_names
-def test_a_name_takes_one_line_whatever_is_in_it(hostile_name: str) -> None:
-    table = text_table(("artist",), [(hostile_name,), ("next",)])
-
-    header, shown, following = table.splitlines()
-    assert (header, following) == ("artist", "next")
-    assert shown.isprintable()
-    if hostile_name.isprintable():
-        assert shown == hostile_name.rstrip()
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("two\nlines", r"two\nlines"),
-        ("\x1b[31mred", r"\x1b[31mred"),
-        ("\udcff", r"\udcff"),
-        ("\u202e", r"\u202e"),
-    ],
-    ids=ascii,
-)
-def test_what_cannot_be_printed_is_escaped(name: str, shown: str) -> None:
-    assert text_table(("x",), [(name,)]) == f"x\n{shown}"
 
 
 def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> None:

@@ -70,7 +70,7 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
             with record.stage("train"):
                 trainer.run(checkpoint_asked, validation.draw_after)
             evaluation.evaluate_at(data.schedule.step_count)
-            with stop_signals_held(), nullcontext() if record.claim is None else record.claim.kept():
+            with stop_signals_held(), nullcontext() if record.claim is None else record.claim.fenced():
                 return _save(setup, model, record) if processes.is_main else None
 
 

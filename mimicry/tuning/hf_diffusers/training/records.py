@@ -24,7 +24,7 @@ from mimicry.study.class_images import ClassImages
 from mimicry.study.images import ImageRecord
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import SAMPLES, AdapterFolder
-from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
+from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.training.console import say
@@ -140,10 +140,10 @@ class RunRecord:
         if not found:
             return
         if not self.config.require_same_numerics:
-            self.warn(told(found))
+            self.warn(describe_differences(found))
             return
         problem = (
-            f"{told(found)}, and --require-same-numerics is given; train this one as those were, those again "
+            f"{describe_differences(found)}, and --require-same-numerics is given; train this one as those were, those again "
             f"with --overwrite, or leave it out"
         )
         if not complete:

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from mimicry.study.tree import parse_output_dir
+from mimicry.study.tree import AdapterId
 from mimicry.tuning.hf_diffusers.metric_trackers import chosen_trackers
 from mimicry.tuning.options.config import TuningConfig
 
@@ -44,8 +44,8 @@ def tracker_arguments(config: TuningConfig, output_dir: Path) -> dict[str, Any]:
 
 def _study_name(output_dir: Path) -> str:
     """Return condition, split, style and artist, or the folder's own name where the path does not say."""
-    meaning = parse_output_dir(output_dir)
-    return output_dir.absolute().name if meaning is None else f"{meaning[0]}/{meaning[1]}"
+    adapter = AdapterId.parse(output_dir)
+    return output_dir.absolute().name if adapter is None else f"{adapter.condition}/{adapter.artist}"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Portable chance: every drawing of the demo has a generator of its own, named by what it is for."""
+"""Random numbers that are the same on every machine: each drawing has a generator of its own."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ Rng = np.random.Generator
 def generator(seed: int, *names: str | int) -> Rng:
     """Return numpy's counter-based Philox generator that belongs to `seed` and `names`.
 
-    Nothing else enters the key, so what is drawn for one painting does not depend on which others are drawn.
+    The key depends on nothing else, so one painting does not depend on which others are drawn.
     """
     digest = hashlib.sha256(canonical_json([seed, *names]).encode("utf-8")).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

@@ -1,8 +1,8 @@
-"""Chance is portable, and each drawing's is its own."""
+"""Random numbers are the same on every machine, and each drawing has its own."""
 
 import pytest
 
-from mimicry.demo.chance import generator
+from mimicry.demo.rng import generator
 
 
 def test_numbers_are_the_same_everywhere() -> None:

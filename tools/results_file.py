@@ -1,4 +1,4 @@
-"""What every benchmark does with its figures: print a table, and write JSON with the machine and versions."""
+"""Prints the figures of a benchmark as a table, and writes them as JSON with the machine and versions."""
 
 import argparse
 import platform
@@ -7,16 +7,16 @@ from typing import Any
 
 from mimicry.common.environment import processor_count
 from mimicry.common.files import utc_now, write_json
+from mimicry.common.text import text_table
 from mimicry.common.versions import versions
-from mimicry.tuning.reports.tables import text_table
 
 
 def add_output_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, metavar="FILE", help="Write the figures as JSON, too.")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Write the figures as JSON too.")
 
 
 def report(name: str, figures: dict[str, float], output: Path | None, **more: Any) -> None:
-    """Print `figures`, by what they are, and write them to `output` with the machine and versions."""
+    """Print `figures`, and write them to `output` with the machine and versions."""
     print(text_table(("what", "figure"), [(what, f"{value:.3f}") for what, value in figures.items()]))
     if output is not None:
         write_json(
@@ -34,7 +34,7 @@ def report(name: str, figures: dict[str, float], output: Path | None, **more: An
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return CPU, cores and GPU of this machine."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

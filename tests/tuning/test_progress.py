@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mimicry.tuning.reports.progress import BatchDisplay, StepDisplay, duration, eval_change, is_terminal
+from mimicry.tuning.progress import BatchDisplay, StepDisplay, duration, eval_change, is_terminal
 
 
 class Terminal(io.StringIO):
@@ -57,7 +57,7 @@ class TestWithoutATerminal:
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr("mimicry.tuning.reports.progress.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("mimicry.tuning.progress.time.monotonic", lambda: now[0])
         steps = StepDisplay("Claude_Monet", 500)
         for step in range(1, 13):
             now[0] += 15

@@ -1,0 +1,1 @@
+"""The subcommands of `mimicry` that have no room of their own."""

@@ -1,0 +1,69 @@
+"""`mimicry upload`: upload every complete adapter that is not on the Hub yet, without training."""
+
+from typing import Any
+
+from mimicry.study import AdapterId, ImageFolder, State, StudyTree
+from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
+from mimicry.tuning.execution import (
+    PendingUpload,
+    due_repositories,
+    open_tracker,
+    pending_upload,
+    upload_pending,
+)
+from mimicry.tuning.hub import HubOptions, UploadJob, refuse_names
+from mimicry.tuning.options import (
+    CALL,
+    condition_filters,
+    hub_options,
+    option,
+    program,
+    selection_options,
+    tree_options,
+)
+from mimicry.tuning.orchestrator import refuse_hub_faults
+from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.reports.tables import upload_summary, upload_table
+from mimicry.tuning.stacks import Stack
+
+
+@program("upload")
+@tree_options
+@condition_filters
+@selection_options
+@hub_options
+@option("--dry-run", topic=CALL, is_flag=True, help="Show what would be uploaded; write nothing, ask nobody.")
+def upload(dry_run: bool, **parameters: Any) -> int:
+    """Upload every complete adapter that is not on the Hub yet, as a private repository.
+
+    All conditions that have adapters are meant, unless --protection or --countermeasure names some. The exit
+    code is 1 when an upload failed; the same command tries it again.
+    """
+    refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
+    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
+    hub = HubOptions(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+    uploads = [
+        found
+        for adapter in AdapterFilter.of(parameters).choose(tree, stack.name)
+        if (found := _pending(tree, stack, adapter, hub, full=not dry_run)) is not None
+    ]
+    if not dry_run:
+        refuse_hub_faults(due_repositories(uploads))
+    print(upload_table(uploads), flush=True)
+    if dry_run:
+        return 0
+    ends = upload_pending(tree, uploads, open_tracker(tree), print)
+    print(upload_summary(ends), flush=True)
+    return 1 if any(end.error for end in ends) else 0
+
+
+def _pending(
+    tree: StudyTree, stack: Stack, adapter: AdapterId, hub: HubOptions, *, full: bool
+) -> PendingUpload | None:
+    """Return the upload of an adapter, None when it is not whole; its images may have changed."""
+    folder = AdapterFolder(tree.adapter_dir(adapter), stack.traits.adapter_format)
+    no_images = ImageFolder(folder.path, ())
+    state = judge_adapter(folder, AdapterSpec(), no_images, full=full).state
+    if state not in (State.COMPLETE, State.STALE):
+        return None
+    return pending_upload(adapter, folder, UploadJob.of(adapter, folder.path, stack.traits.hub_prefix, hub))

@@ -1,0 +1,83 @@
+"""Drawing what a plan says: one base model in memory at a time, for all adapters that draw alike."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from mimicry.common.errors import AdapterBroken, BatchFault
+from mimicry.sampling.plan import SampleRequest, SampleSet
+from mimicry.study import State
+from mimicry.study.sample_files import save_sample
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.options import TuningConfig
+
+if TYPE_CHECKING:
+    from mimicry.sampling.sampler import Sampler
+
+
+def usable_model(config: TuningConfig) -> BaseModel:
+    """Return the base model that `config` names, downloaded if need be.
+
+    Raises:
+        BatchFault: it cannot be had, or cannot draw at this resolution.
+    """
+    model = BaseModel.resolve(config)
+    problems = model.problems(config.resolution)
+    if problems:
+        raise BatchFault(*problems)
+    return model
+
+
+def draw(
+    sets: Sequence[SampleSet], models: Mapping[TuningConfig, BaseModel], request: SampleRequest
+) -> list[SampleSet]:
+    """Draw what is to be drawn, and return the sets with the problems that came up."""
+    drawn = list(sets)
+    count = sum(len(found.of(State.PENDING)) for found in sets)
+    with tqdm(total=count, unit="image", desc="drawing", disable=None) as bar:
+        # One base model is in memory at a time, for all adapters that draw alike.
+        for config, model in models.items():
+            places = [place for place, found in enumerate(sets) if found.config == config]
+            todo = [picture for place in places for picture in sets[place].of(State.PENDING)]
+            if not todo:
+                continue
+            sampler = _sampler(model, config, request, [picture.prompt for picture in todo])
+            for place in places:
+                drawn[place] = _draw_set(sampler, sets[place], bar)
+            del sampler
+    return drawn
+
+
+def _sampler(model: BaseModel, config: TuningConfig, request: SampleRequest, prompts: list[str]) -> "Sampler":
+    # It warns that torchvision is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from mimicry.sampling.sampler import Sampler
+    from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
+
+    settings = SamplingSettings(resolution=config.resolution, steps=request.steps, guidance=request.guidance)
+    return Sampler.load(model, config, settings, prompts)
+
+
+def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
+    pictures = found.of(State.PENDING)
+    if not pictures:
+        return found
+    try:
+        with sampler.adapter(found.adapter_dir):
+            for picture in pictures:
+                _save(picture.path, sampler.image(picture.prompt, picture.seed), picture.settings)
+                bar.update()
+    except AdapterBroken as error:
+        return replace(found, problem=str(error))
+    return found
+
+
+def _save(path: Path, image: Any, settings: Any) -> None:
+    try:
+        save_sample(path, image, settings)
+    except OSError as error:
+        raise BatchFault(f"{path} cannot be written: {error.strerror}; make room, or the right to") from error

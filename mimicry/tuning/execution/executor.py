@@ -1,0 +1,58 @@
+"""Where and how targets are trained: what every executor offers to the batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mimicry.study import State
+from mimicry.tuning.adapters import AdapterState
+from mimicry.tuning.planning import Target
+
+# Gets each line of metrics.jsonl.
+OnStep = Callable[[dict[str, Any]], None]
+# Says, once the folder is claimed, what another call has made of it; None: it is still to be trained.
+Recheck = Callable[[Target], AdapterState | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnd:
+    """How a job ended.
+
+    `state` is how the adapter is, `error` why it is not complete. `steps` are those that the training took,
+    `code` is its exit code, `log_lines` are the last lines of what it printed. With `elsewhere` there was
+    nothing to do: another call has done it.
+    """
+
+    state: State
+    error: str = ""
+    elsewhere: bool = False
+    steps: int = 0
+    code: int = 0
+    log_lines: tuple[str, ...] = ()
+
+
+class Job(Protocol):
+    """One target in training."""
+
+    target: Target
+
+    def poll(self) -> JobEnd | None:
+        """Pass new metrics on; return how the job ended, or None while it runs. Does not wait."""
+
+    def cancel(self, number: int) -> None:
+        """Stop the job with this signal, and wait until nothing of it is left."""
+
+
+class Executor(Protocol):
+    """Trains targets. The worker that trains holds the claim to the adapter's folder."""
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it runs at a time."""
+
+    def submit(self, target: Target, on_step: OnStep, recheck: Recheck) -> Job:
+        """Begin to train `target`, unless another call has done so since it was planned.
+
+        Raises:
+            ClaimedElsewhere: another call works on it.
+        """

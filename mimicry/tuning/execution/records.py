@@ -1,0 +1,63 @@
+"""The record of a training whose stack does not write one, as other people's scripts do not."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from mimicry.common.files import utc_now, write_json
+from mimicry.study import ImageRecord, State
+from mimicry.study.image_checks import refuse_changed_images
+from mimicry.tuning.adapters.recipe import recipe_hash
+from mimicry.tuning.adapters.weights import check_weights
+from mimicry.tuning.planning import Target
+
+
+@dataclass(frozen=True)
+class UnrecordedTraining:
+    """What is known of a training before it begins, in case the stack does not record it."""
+
+    target: Target
+    images: list[ImageRecord]
+    started_at: str = field(default_factory=utc_now)
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls, target: Target) -> "UnrecordedTraining":
+        """Note the images as they are now.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        return cls(target, target.images.records())
+
+    def record_if_missing(self, steps: int) -> None:
+        """Write the training_run.json of a whole adapter whose stack has left none.
+
+        Raises:
+            TrainingFailed: the images were changed meanwhile.
+        """
+        target, folder = self.target, self.target.folder
+        if folder.record.exists():
+            return
+        refuse_changed_images(target.images, self.images)
+        recipe = target.request.spec.recipe
+        adapter = check_weights(folder.weights, folder.form, None)
+        record: dict[str, Any] = {
+            "schema": 1,
+            "stack": target.request.stack.name,
+            "recipe": recipe,
+            "recipe_hash": None if recipe is None else recipe_hash(recipe),
+            "images": self.images,
+            "warnings": list(target.warnings),
+            "status": State.COMPLETE,
+            "started_at": self.started_at,
+            "finished_at": utc_now(),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "steps": steps,
+            "weights": {
+                "sha256": adapter.sha256,
+                "bytes": folder.weights.stat().st_size,
+                "modules": len(adapter.modules),
+            },
+        }
+        write_json(folder.record, {key: value for key, value in record.items() if value is not None})

@@ -1,0 +1,152 @@
+"""The options of the programs, as click options: hyper-parameters, and what several programs share."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mimicry.common.errors import UsageError
+from mimicry.study.selection import Selection
+from mimicry.study.tree import DEFAULT_DATA_ROOT
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
+from mimicry.tuning.options.declarations import Option
+from mimicry.tuning.options.grouped_help import Decorator, option
+
+Command = Callable[..., Any]
+DEFAULT_STACK = "hf_diffusers"
+STUDY, ARTISTS, CONDITIONS, HUB, CALL = "Study", "Artists", "Conditions", "Hugging Face Hub", "This call"
+
+
+def options(*decorators: Decorator) -> Decorator:
+    """Return a decorator that gives a command several options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+tree_options = options(
+    option(
+        "--data-root",
+        topic=STUDY,
+        type=click.Path(path_type=Path),
+        default=DEFAULT_DATA_ROOT,
+        help="Root of the study's tree.",
+    ),
+    option(
+        "--stack",
+        topic=STUDY,
+        default=DEFAULT_STACK,
+        help="Way of training: a folder with a runner_config.json.",
+    ),
+)
+selection_options = options(
+    option("--split", "splits", topic=ARTISTS, multiple=True, help="Only of this split; may be repeated."),
+    option("--style", "styles", topic=ARTISTS, multiple=True, help="Only of this style; may be repeated."),
+    option("--artist", "artists", topic=ARTISTS, multiple=True, help="Only this artist; may be repeated."),
+    option("--pilot", topic=ARTISTS, is_flag=True, help="Only the first artist of each split and style."),
+)
+condition_filters = options(
+    option(
+        "--protection",
+        "protections",
+        topic=CONDITIONS,
+        multiple=True,
+        help="Only of this one; may be repeated.",
+    ),
+    option(
+        "--countermeasure",
+        "countermeasures",
+        topic=CONDITIONS,
+        multiple=True,
+        help="Only of this one; may be repeated.",
+    ),
+)
+hub_options = options(
+    option("--hub-namespace", topic=HUB, help="User or organisation; by default that of HF_TOKEN."),
+    option("--base-model-id", topic=HUB, help="Hub name to publish for a base model in a local folder."),
+)
+# What apply_tuning hands on to the wrapper as it is.
+handed_on_options = options(
+    option("--push-to-hub/--no-push-to-hub", topic=HUB, default=True, help="Upload each adapter, privately."),
+    hub_options,
+    option(
+        "--train-script",
+        topic=CALL,
+        type=click.Path(path_type=Path),
+        help="Train with this copy of diffusers' train_dreambooth_lora_sd3.py instead of our own.",
+    ),
+    option(
+        "--stall-minutes",
+        topic=CALL,
+        type=click.FloatRange(min=0, min_open=True),
+        default=30.0,
+        help="An artist fails when no step was taken for so long.",
+    ),
+)
+
+
+def hyper_parameter(declared: Option, **changes: Any) -> Decorator:
+    """Return a decorator that gives a command the option of a hyper-parameter; booleans become --x/--no-x."""
+    facts: dict[str, Any] = {
+        "topic": declared.topic,
+        "default": declared.default,
+        "help": declared.facts.help,
+    }
+    if declared.type is bool:
+        negative = declared.flag.replace("--", "--no-", 1)
+        return option(f"{declared.flag}/{negative}", declared.name, **facts | changes)
+    facts |= {
+        "type": declared.convert,
+        "show_default": declared.default is not None,
+        "metavar": declared.metavar,
+    }
+    return option(declared.flag, declared.name, **facts | changes)
+
+
+hyper_parameter_options = options(*map(hyper_parameter, OPTIONS))
+
+
+def selection_of(parameters: Mapping[str, Any]) -> Selection:
+    """Return the filters that a command with `selection_options` was given."""
+    return Selection(
+        splits=parameters["splits"],
+        styles=parameters["styles"],
+        artists=parameters["artists"],
+        pilot=parameters["pilot"],
+    )
+
+
+def take_config(parameters: dict[str, Any]) -> TuningConfig:
+    """Remove the hyper-parameters from a command's `parameters` and return them, checked.
+
+    Raises:
+        UsageError: values out of bounds, all of them; or one that the --train-script cannot take.
+    """
+    config = TuningConfig(**{declared.name: parameters.pop(declared.name) for declared in OPTIONS})
+    script = parameters.get("train_script")
+    if config.captions and script is not None:
+        raise UsageError(
+            f"--captions: {script.name} takes one prompt for all images of a folder; leave --captions or "
+            f"--train-script out"
+        )
+    return config
+
+
+def option_words(config: TuningConfig) -> list[str]:
+    """Return `config` as options of the wrapper, every one explicit.
+
+    A value is joined to its option, so that one with a leading dash is not taken for an declared.
+    """
+    words = []
+    for declared in OPTIONS:
+        value = getattr(config, declared.name)
+        if declared.type is bool:
+            words.append(declared.flag if value else declared.flag.replace("--", "--no-", 1))
+        elif value is not None:
+            words.append(f"{declared.flag}={value}")
+    return words

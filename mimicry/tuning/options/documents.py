@@ -1,0 +1,43 @@
+"""The options as tables for the documents, in Markdown."""
+
+from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.options.declarations import Option
+
+
+def readme_table() -> str:
+    """Return the README's table of the main hyper-parameters, as Markdown."""
+    rows = ["| Parameter | Default | Rationale |", "|---|---|---|"]
+    for option in OPTIONS:
+        if option.facts.rationale:
+            rows.append(f"| `{option.flag}` | {_shown_default(option)} | {option.facts.rationale} |")
+    return "\n".join(rows)
+
+
+def _shown_default(option: Option) -> str:
+    if option.type is bool:
+        return "enabled" if option.default else "disabled"
+    if option.name == "learning_rate":
+        return f"{option.default:.0e}".replace("e-0", "e-")
+    return f'`"{option.default}"`' if " " in str(option.default) else str(option.default)
+
+
+def options_document() -> str:
+    """Return the tables of docs/options.md: every hyper-parameter by topic, with default and meaning."""
+    lines: list[str] = []
+    for topic in dict.fromkeys(option.topic for option in OPTIONS):
+        lines += [f"## {topic}", "", "| Option | Default | Recipe | Meaning |", "|---|---|---|---|"]
+        for option in OPTIONS:
+            if option.topic == topic:
+                default = "none" if option.default is None else _shown_default(option)
+                recipe = "yes" if option.facts.in_recipe else ""
+                text = option.facts.help.replace("|", "\\|")
+                lines.append(f"| `{option.flag}` | {default} | {recipe} | {text} {_allowed(option)}|")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _allowed(option: Option) -> str:
+    if option.facts.choices:
+        return f"One of {', '.join(f'`{choice}`' for choice in option.facts.choices)}. "
+    is_bounded = option.facts.minimum is not None or option.facts.above is not None
+    return f"Takes {option.bounds}. " if is_bounded else ""

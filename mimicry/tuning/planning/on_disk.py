@@ -1,0 +1,108 @@
+"""The adapters that are there already, as commands that train nothing choose them."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimicry.common.errors import Problems, UsageError, nearest
+from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
+from mimicry.study.selection import Selection
+from mimicry.study.tree import NONE, folders_in
+from mimicry.tuning.options import selection_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFilter:
+    """Which adapters of a stack are meant; an empty filter lets all through."""
+
+    protections: tuple[str, ...] = ()
+    countermeasures: tuple[str, ...] = ()
+    selection: Selection = field(default_factory=Selection)
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "AdapterFilter":
+        """Return the filter that a command with `condition_filters` and `selection_options` was given."""
+        return cls(
+            protections=parameters["protections"],
+            countermeasures=parameters["countermeasures"],
+            selection=selection_of(parameters),
+        )
+
+    def choose(self, tree: StudyTree, stack: str) -> list[AdapterId]:
+        """Return the adapters that have a folder and are meant, by artist and condition.
+
+        Conditions come in the order that a reader expects: unprotected first, each before its countered ones.
+
+        Raises:
+            UsageError: names that match nothing, all of them.
+        """
+        adapters = tree.adapters(stack)
+        problems = Problems()
+        artists: set[Artist] = set()
+        with problems:
+            self._refuse_unknown(tree, {adapter.condition for adapter in adapters})
+        with problems:
+            artists = set(self._chosen(tree, {adapter.artist for adapter in adapters}))
+        problems.raise_any()
+        chosen = [
+            adapter
+            for adapter in adapters
+            if adapter.artist in artists
+            and (not self.protections or adapter.condition.protection in self.protections)
+            and (not self.countermeasures or adapter.condition.countermeasure in self.countermeasures)
+        ]
+        return sorted(chosen, key=lambda adapter: (adapter.artist, condition_order(adapter.condition)))
+
+    def image_folders(self, tree: StudyTree) -> list[Path]:
+        """Return the folders of images, of conditions and artists that are meant, that are there."""
+        roots = self._image_roots(tree)
+        known = {artist for root in roots for artist in tree.artists(root)}
+        folders = [tree.images_of(root, artist) for root in roots for artist in self._chosen(tree, known)]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def _image_roots(self, tree: StudyTree) -> list[Path]:
+        if not self.protections and not self.countermeasures:
+            return tree.image_roots()
+        roots = []
+        for protection in self.protections or (NONE, *folders_in(tree.protected_art)):
+            for countermeasure in self.countermeasures or (NONE, *folders_in(tree.robust_samples)):
+                # A product of names: not every pair has images.
+                with suppress(UsageError):
+                    roots.append(tree.source(Condition(protection, countermeasure)).root)
+        return list(dict.fromkeys(roots))
+
+    def _chosen(self, tree: StudyTree, known: set[Artist]) -> list[Artist]:
+        """Return the artists that are meant; a pilot is picked by original art, as apply_tuning does."""
+
+        def has_images(artist: Artist) -> bool:
+            return bool(ImageFolder.read(tree.images_of(tree.original_art, artist)).names)
+
+        everybody = sorted(known | set(tree.artists(tree.original_art)))
+        return self.selection.choose(everybody, has_images) if everybody else []
+
+    def _refuse_unknown(self, tree: StudyTree, conditions: set[Condition]) -> None:
+        protections = {NONE, *folders_in(tree.protected_art), *(one.protection for one in conditions)}
+        countermeasures = {
+            NONE,
+            *folders_in(tree.robust_samples),
+            *(one.countermeasure for one in conditions),
+        }
+        problems = [
+            f"{option} {name}: there are neither images nor adapters of it; {nearest(name, sorted(known))}"
+            for option, names, known in (
+                ("--protection", self.protections, protections),
+                ("--countermeasure", self.countermeasures, countermeasures),
+            )
+            for name in names
+            if name not in known
+        ]
+        if problems:
+            raise UsageError(*problems)
+
+
+def condition_order(condition: Condition) -> tuple[bool, str, bool, str]:
+    """Return the key by which conditions are sorted: unprotected first, each before its countered ones."""
+    protection, countermeasure = condition.protection, condition.countermeasure
+    return protection != NONE, protection, countermeasure != NONE, countermeasure

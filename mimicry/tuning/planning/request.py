@@ -1,0 +1,57 @@
+"""What a call of apply_tuning asks for."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from mimicry.study import AdapterId, Artist, Condition, StudyTree
+from mimicry.study.selection import Selection
+from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
+from mimicry.tuning.adapters.recipe import trainer_identity
+from mimicry.tuning.hub import HubOptions
+from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.stacks import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which adapters are to be trained, and how. `hub` is None where nothing is to be uploaded."""
+
+    tree: StudyTree
+    stack: Stack
+    config: TuningConfig
+    condition: Condition
+    selection: Selection = field(default_factory=Selection)
+    overwrite: bool = False
+    min_samples_per_artist: int = 1
+    require_paired: bool = False
+    hub: HubOptions | None = None
+    train_script: Path | None = None
+    stall_minutes: float = 30.0
+
+    @property
+    def stack_config(self) -> TuningConfig | None:
+        """The hyper-parameters, as far as the stack takes any."""
+        return self.config if self.stack.takes_options else None
+
+    @cached_property
+    def spec(self) -> AdapterSpec:
+        """What each adapter should be.
+
+        Raises:
+            UsageError: the training script cannot be read.
+        """
+        trainer = trainer_identity(self.train_script)
+        return self.stack.traits.adapter_spec(self.stack_config, trainer)
+
+    @property
+    def uploads(self) -> bool:
+        """Whether trainings end with an upload. Only through its options does a stack hear of the Hub."""
+        return self.hub is not None and self.stack.takes_options
+
+    def adapter(self, artist: Artist) -> AdapterId:
+        return AdapterId(self.stack.name, self.condition, artist)
+
+    def folder(self, artist: Artist) -> AdapterFolder:
+        path = self.tree.adapter_dir(self.adapter(artist))
+        return AdapterFolder(path, self.stack.traits.adapter_format)

@@ -1,0 +1,79 @@
+"""One adapter in a plan: what lies there, what the call does about it, and the command that trains it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from mimicry.common.files import FileIdentity
+from mimicry.study import AdapterId, Artist, Captions, ImageFolder, State
+from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.tuning.hub import UploadJob
+from mimicry.tuning.options import option_words
+from mimicry.tuning.planning.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One artist in a plan.
+
+    `state` is how the adapter is: PENDING for one that the call trains. `existing` is what lay there when it
+    was planned, and `weights` tells that file of weights from any other. `original` is the artist's original
+    art, where there is some: what every condition is measured on, and whose captions hold for every
+    condition. `left_out` are the stems in quarantine; `images` is without them.
+    """
+
+    request: Request
+    artist: Artist
+    images: ImageFolder
+    state: State
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    existing: State = State.PENDING
+    weights: FileIdentity = None
+    original: ImageFolder | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> AdapterId:
+        return self.request.adapter(self.artist)
+
+    @property
+    def folder(self) -> AdapterFolder:
+        """The adapter's folder as it is now."""
+        return self.request.folder(self.artist)
+
+    @property
+    def step_count(self) -> int:
+        """The optimizer steps of its training."""
+        return self.request.config.step_count(len(self.images.names))
+
+    @property
+    def upload_job(self) -> UploadJob:
+        """Where the adapter goes on the Hub, if it is uploaded."""
+        prefix = self.request.stack.traits.hub_prefix
+        return UploadJob.of(self.adapter, self.folder.path, prefix, self.request.hub)
+
+    @cached_property
+    def command(self) -> list[str]:
+        """The exact command that trains it."""
+        request = self.request
+        words = [*option_words(request.config), f"--stall-minutes={request.stall_minutes:g}"]
+        if request.hub is None or not request.uploads:
+            words.append("--no-push-to-hub")
+        else:
+            words += ["--push-to-hub", f"--hub-model-id={self.upload_job.repository}", *request.hub.words()]
+        if request.train_script is not None:
+            words.append(f"--train-script={request.train_script}")
+        if self.original is not None:
+            words.append(f"--eval-data-dir={self.original.path}")
+        if request.config.validation_prompt is not None:
+            words.append(f"--base-samples-dir={request.tree.base_samples(request.stack.name)}")
+        if self.original is not None and request.config.captions:
+            words.append(f"--caption-data-dir={self.original.path}")
+        words += [f"--leave-out={stem}" for stem in self.left_out]
+        words += [f"--note={warning}" for warning in self.warnings]
+        return request.stack.words(self.images.path, self.folder.path, words)
+
+    def judge(self) -> AdapterState:
+        """Look in full at what lies in the adapter's folder now."""
+        captions = Captions.read(self.images, self.original) if self.request.config.captions else None
+        return judge_adapter(self.folder, self.request.spec, self.images, captions=captions, full=True)
