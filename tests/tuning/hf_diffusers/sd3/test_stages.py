@@ -271,8 +271,8 @@ class TestFailure:
         train(studio, out)
         before = weights(out)
         monkeypatch.setattr(
-            Trainer,
-            "batch_loss",
+            AdaptedTransformer,
+            "loss",
             lambda model, _: next(iter(model.parameters.values())).sum() * float("nan"),
         )
         with pytest.raises(TrainingFailed, match="the loss of step 1"):
