@@ -3,13 +3,13 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mimicry.common import files
 from mimicry.common.files import (
     atomic_folder,
     atomic_path,
@@ -78,10 +78,11 @@ class TestAtomicPath:
     ) -> None:
         synced: list[tuple[bool, bool]] = []
 
-        def fsync(path: Path) -> None:
-            synced.append((path.is_dir(), (tmp_path / "file").exists()))
+        def fsync(descriptor: int) -> None:
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            synced.append((is_folder, (tmp_path / "file").exists()))
 
-        monkeypatch.setattr(files, "_fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
         write_bytes(tmp_path / "file", b"new")
         file_before_the_name, folder_after_it = (False, False), (True, True)
         assert synced == [file_before_the_name, folder_after_it]

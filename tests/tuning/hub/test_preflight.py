@@ -116,7 +116,7 @@ class TestChild:
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
         (problem,) = hub_problems([(job("Anna"), Path("nowhere"))], waits=())
         assert "check the network" in problem
-        assert "upload later with apply_tuning --upload-only" in problem
+        assert "upload later with mimicry upload" in problem
 
     def test_offline_by_choice(self, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
