@@ -56,7 +56,7 @@ def test_hostile_names_stay_distinct() -> None:
 
 
 @pytest.mark.parametrize("artist", ["Claude_Monet", "J.M.W.Turner", "van-Gogh", "x" * 76])
-def test_plain_names_come_out_as_documented(artist: str) -> None:
+def test_plain_names_stay_as_they_are(artist: str) -> None:
     assert name_of(artist) == f"sd35-lora-none-none-{artist}"
 
 

@@ -55,9 +55,7 @@ def test_failure_then_success(job: UploadJob, upload: list[Uploaded | UploadFail
     }
 
 
-def test_an_adapter_of_another_tool_gets_no_record(
-    job: UploadJob, upload: list[Uploaded | UploadFailed]
-) -> None:
+def test_an_adapter_without_a_record_gets_none(job: UploadJob, upload: list[Uploaded | UploadFailed]) -> None:
     upload.append(UPLOADED)
     assert upload_and_record(job) == UPLOADED
     assert list(job.folder.iterdir()) == []
