@@ -15,7 +15,7 @@ from mimicry.common.file_memory import FileMemory
 from mimicry.study.images import ImageFolder, ImageRecord, check_image
 
 # Decoding a large scan needs a gigabyte.
-_MOST_THREADS = 8
+MOST_THREADS = 8
 
 # Is told how many images are done, of how many.
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ def bad_images(
         if anew or not memory.knows(path.name, _facts(path))
     ]
     bad = []
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, processor_count()))
+    pool = ThreadPoolExecutor(min(MOST_THREADS, processor_count()))
     try:
         for number, found in enumerate(pool.map(lambda item: _check(*item), todo), start=1):
             if found is not None:

@@ -33,7 +33,7 @@ LOCK_TIMEOUT_SECONDS = 60.0
 _LOCK_POLL_SECONDS = 0.02
 # A step that writes in place leaves a torn file for a moment: look again before calling it broken.
 _LOOKS = 4
-_LOOK_AGAIN_SECONDS = 0.25
+LOOK_AGAIN_SECONDS = 0.25
 _INDENTED_LEVELS = 3
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -158,7 +158,7 @@ class ProgressTracker:
         fault = ""
         for look in range(_LOOKS):
             if look:
-                time.sleep(_LOOK_AGAIN_SECONDS)
+                time.sleep(LOOK_AGAIN_SECONDS)
             try:
                 return _sound_parts(read_json(self.path), self._step)
             except FileNotFoundError:

@@ -131,7 +131,7 @@ def test_a_stop_ends_it_and_keeps_what_was_found(
     decoded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "one", *map(str, range(100)))
-    monkeypatch.setattr(image_checks, "_MOST_THREADS", 1)
+    monkeypatch.setattr(image_checks, "MOST_THREADS", 1)
 
     def stop(done: int, count: int) -> None:
         raise KeyboardInterrupt

@@ -33,7 +33,7 @@ NOBODY = 65534
 
 @pytest.fixture(autouse=True)
 def _look_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(tracker, "LOOK_AGAIN_SECONDS", 0)
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ class TestFaults:
 def start(program: str, *words: str) -> subprocess.Popen[bytes]:
     preamble = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from mimicry.study import tracker as module\nmodule._LOOK_AGAIN_SECONDS = 0\n"
+        "from mimicry.study import tracker as module\nmodule.LOOK_AGAIN_SECONDS = 0\n"
         "path, step, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
         "tracker = module.ProgressTracker(path, step=step, data_root=Path('data'))\n"
     )
