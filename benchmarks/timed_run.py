@@ -9,6 +9,7 @@ from pathlib import Path
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.inputs import TrainingInputs
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,12 @@ def timed_run(config: TuningConfig, images: Path, folder: Path, *, evaluate: boo
     Raises:
         SystemExit: the training failed; the message is its output.
     """
-    job = ArtistJob(
-        config=config,
+    inputs = TrainingInputs(
         input_dir=images,
         output_dir=folder / images.name,
-        script=TrainScript.own(),
-        stall_seconds=600,
-        eval_dir=images if evaluate else None,
+        eval_data_dir=images if evaluate else None,
     )
+    job = ArtistJob(config=config, inputs=inputs, script=TrainScript.own(), stall_seconds=600)
     begin = time.perf_counter()
     process = subprocess.Popen(
         job.command(),

@@ -22,13 +22,13 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimicry.tuning.hf_diffusers.sd3.conditioning import ConditioningTable, TabledTransformer
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import (
     checkpoint_first,
     choose_checkpointed_blocks,
-    free_device_bytes,
 )
+from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer, ModulationCache
+from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
 from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
 from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
@@ -106,7 +106,7 @@ class Step:
         if rank == 0 and device.type == "cuda":
             others = torch.empty(_OTHER_MODELS_BYTES, dtype=torch.uint8, device=device)
         tabled = rank >= WAYS.index("table")
-        self.transformer = make_transformer(geometry, device, TabledTransformer if tabled else None)
+        self.transformer = make_transformer(geometry, device, CachedModulationTransformer if tabled else None)
         del others
         self.parameters = list(add_adapter(self.transformer, self.config).values())
         if rank == 0:
@@ -116,7 +116,7 @@ class Step:
         self.table = make_rows(self.transformer, device) if tabled else None
         self.checkpointed = self._checkpoint(geometry)
         if self.config.compile_blocks:
-            compile_blocks(self.transformer)
+            compile_blocks(self.transformer.transformer_blocks)
         shape = (1, 16, geometry.side, geometry.side)
         self.latents, self.noise = (torch.randn(shape, device=device) for _ in range(2))
         self.sequence = torch.randn(
@@ -195,11 +195,11 @@ def make_transformer(geometry: Geometry, device: torch.device, kind: Any = None)
     return model.to(device).train()
 
 
-def make_rows(transformer: TabledTransformer, device: torch.device) -> ConditioningTable:
-    """Return a table with as many rows as a long run has, all of them equal."""
+def make_rows(transformer: CachedModulationTransformer, device: torch.device) -> ModulationCache:
+    """Return a table of as many rows as a long run has, the same numbers in each."""
     width = sum(len(layer.columns) for layer in transformer.replaced_layers().values())
     rows = torch.randn(1, 1, width, dtype=torch.bfloat16).repeat(_LEVELS, 1, 1)
-    return ConditioningTable(
+    return ModulationCache(
         rows_NSR=rows.pin_memory() if device.type == "cuda" else rows,
         place_of={(level, 0): level for level in range(_LEVELS)},
         device=device,

@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         f"{STACK}.base_model",
         f"{STACK}.class_settings",
         f"{STACK}.download",
+        f"{STACK}.job",
         f"{STACK}.metric_trackers",
         f"{STACK}.preflight",
         f"{STACK}.run_description",

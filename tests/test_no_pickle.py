@@ -134,4 +134,4 @@ def test_the_libraries_do_not_either(crater: Path, tmp_path: Path, demo_dir: Pat
     for content in bombs(crater):
         (folder / "vae" / "diffusion_pytorch_model.bin").write_bytes(content)
         with pytest.raises(OSError, match="safetensors"):
-            LatentSource(BaseModel(folder), [], TuningConfig(), torch.device("cpu"))
+            LatentSource.load(BaseModel(folder), [], TuningConfig(), torch.device("cpu"))

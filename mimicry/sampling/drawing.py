@@ -59,7 +59,7 @@ def _sampler(model: BaseModel, config: TuningConfig, request: SampleRequest, pro
     from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 
     settings = SamplingSettings(resolution=config.resolution, steps=request.steps, guidance=request.guidance)
-    return Sampler(model, config, settings, prompts)
+    return Sampler.load(model, config, settings, prompts)
 
 
 def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:

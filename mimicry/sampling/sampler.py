@@ -1,13 +1,13 @@
 """Drawing with many adapters: one base model in memory, on which they take turns."""
 
-import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
-from diffusers import SD3Transformer2DModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel
 from PIL import Image
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
@@ -18,51 +18,57 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE_PROMPT,
     SamplingSettings,
-    decode,
     initial_noise,
     latent_shape,
-    load_vae,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.sd3.transformer import read_transformer
+from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
 from mimicry.tuning.hf_diffusers.training.kernels import attention
-from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
+from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.options.config import TuningConfig
 
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-
+@dataclass(frozen=True)
 class Sampler:
     """The base model, ready to draw `prompts`; `adapter` puts an adapter on for a while."""
 
-    def __init__(
-        self, model: BaseModel, config: TuningConfig, settings: SamplingSettings, prompts: Iterable[str]
-    ) -> None:
-        """Encode the prompts, of which those are not read that are cached; then read transformer and VAE.
+    model: BaseModel
+    config: TuningConfig
+    settings: SamplingSettings
+    device: torch.device
+    prompts: Mapping[str, PromptEmbeds]
+    transformer: SD3Transformer2DModel
+    vae: AutoencoderKL
+
+    @classmethod
+    def load(
+        cls, model: BaseModel, config: TuningConfig, settings: SamplingSettings, prompts: Iterable[str]
+    ) -> "Sampler":
+        """Encode the prompts that are not cached, then read transformer and VAE.
 
         Raises:
-            UsageError: the device has not the precision.
+            UsageError: the device does not have the precision.
         """
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._dtype = _DTYPES[config.mixed_precision]
-        _check_precision(config, self._device)
+        has_gpu = torch.cuda.is_available()
+        problem = fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu)
+        if problem is not None:
+            raise UsageError(problem)
+        device, dtype = torch.device("cuda" if has_gpu else "cpu"), training_dtype(config)
         transformers.utils.logging.disable_progress_bar()
-        self._model, self._config, self._settings = model, config, settings
-        self._prompts = self._encode([*prompts, NEGATIVE_PROMPT])
-        self.transformer = SD3Transformer2DModel.from_pretrained(
-            model.folder / "transformer",
-            variant=config.variant,
-            torch_dtype=self._dtype,
-            use_safetensors=True,
-            low_cpu_mem_usage=True,
-            device_map={"": self._device},
-        ).eval()
-        self._vae = load_vae(model, config.variant, self._device)
+        embeds = _encode(model, config, device, dict.fromkeys([*prompts, NEGATIVE_PROMPT]))
+        free_memory(device)
+        transformer = read_transformer(model, config, device, dtype).eval()
+        vae = load_vae(model, config.variant, device)
+        return cls(model, config, settings, device, embeds, transformer, vae)
 
     @contextmanager
     def adapter(self, folder: Path | None) -> Iterator[None]:
         """Draw with the adapter in `folder` in the body; None is the base model alone. It leaves no trace.
 
         Raises:
-            AdapterBroken: it does not go with the base model.
+            AdapterBroken: it does not fit the base model.
         """
         if folder is None:
             yield
@@ -70,62 +76,53 @@ class Sampler:
         try:
             try:
                 self.transformer.load_lora_adapter(folder, weight_name=WEIGHTS, adapter_name="sampled")
-            # peft and diffusers raise whatever comes to the hand of them.
+            # peft and diffusers may raise any error here.
             except Exception as error:
                 raise AdapterBroken(f"{folder} does not go with the base model: {error}") from error
             for name, parameter in self.transformer.named_parameters():
                 if ".lora_" in name:
-                    parameter.data = parameter.data.to(self._device, self._dtype)
+                    parameter.data = parameter.data.to(self.device, training_dtype(self.config))
             self.transformer.eval()
             yield
         finally:
             self.transformer.unload_lora()
 
     def image(self, prompt: str, seed: int) -> Image.Image:
-        """Return what is drawn of one of the prompts; equal seeds begin with equal noise.
+        """Return what is drawn for one of the prompts; equal seeds begin with equal noise.
 
         Raises:
             AdapterBroken: the numbers that come out are not finite.
-            BatchFault: the memory of the GPU does not suffice.
+            BatchFault: the GPU has too little memory.
         """
-        settings = self._settings
-        noise = initial_noise(seed, "sample_noise", 0, "", latent_shape(self._model, settings.resolution))
+        settings = self.settings
+        noise = initial_noise(seed, "sample_noise", 0, "", latent_shape(self.model, settings.resolution))
         try:
-            with attention(self._config, self._device):
+            with attention(self.config, self.device):
                 latents = sample_latents(
                     self.transformer,
-                    self._model.folder / "scheduler",
-                    self._prompts[prompt],
-                    self._prompts[NEGATIVE_PROMPT],
+                    self.model.folder / "scheduler",
+                    self.prompts[prompt],
+                    self.prompts[NEGATIVE_PROMPT],
                     noise,
                     settings,
                 )
             if not latents.isfinite().all():
                 raise AdapterBroken(f"what is drawn of {prompt!r} is made of numbers that are not finite")
-            return decode(self._vae, latents)[0]
+            return decode(self.vae, latents)[0]
         except torch.OutOfMemoryError as error:
             raise BatchFault(
                 f"out of GPU memory: {str(error).splitlines()[0]}; type a smaller --resolution"
             ) from error
 
-    def _encode(self, prompts: Iterable[str]) -> dict[str, PromptEmbeds]:
-        config = self._config
-        encoders = TextEncoders(self._model, config.variant, self._device, self._dtype, _warn)
-        cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
-        texts = list(dict.fromkeys(prompts))
-        embeds = {
-            text: made.to(self._device, self._dtype)
-            for text, made in zip(texts, cached.encode_all(texts, config.max_sequence_length), strict=True)
-        }
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return embeds
 
-
-def _check_precision(config: TuningConfig, device: torch.device) -> None:
-    if config.mixed_precision == "fp16" and device.type != "cuda":
-        raise UsageError("--mixed-precision fp16 needs a GPU; on the CPU type --mixed-precision bf16 or no")
+def _encode(
+    model: BaseModel, config: TuningConfig, device: torch.device, prompts: Iterable[str]
+) -> dict[str, PromptEmbeds]:
+    dtype, texts = training_dtype(config), list(prompts)
+    encoders = TextEncoders(model, config.variant, device, dtype, _warn)
+    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+    made = cached.encode_all(texts, config.max_sequence_length)
+    return {text: embeds.to(device, dtype) for text, embeds in zip(texts, made, strict=True)}
 
 
 def _warn(text: str) -> None:

@@ -25,11 +25,11 @@ from mimicry.sampling.sampler import Sampler
 from mimicry.study.images import ImageFolder, read_rgb
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from mimicry.tuning.hf_diffusers.job import parse_job
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
-from mimicry.tuning.hf_diffusers.training.latents import cut, to_pixels
-from mimicry.tuning.hf_diffusers.training.rng import View
+from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import Crop
 from mimicry.tuning.options.config import TuningConfig
 
 
@@ -85,7 +85,7 @@ class Laboratory:
 
     def sampler(self) -> Sampler:
         """Return what draws with the adapters."""
-        return Sampler(
+        return Sampler.load(
             BaseModel(self.demo / "tiny_sd3"),
             TuningConfig(mixed_precision="no", resolution=SIDE, max_sequence_length=_TOKENS),
             SamplingSettings(resolution=SIDE, steps=10, guidance=3.0),
@@ -135,7 +135,7 @@ class Look:
 
     def of(self, pictures: Sequence[Image.Image]) -> Style:
         """Return the style of a set of pictures."""
-        pixels_BIHW = torch.cat([to_pixels(cut(picture, View(), SIDE)) for picture in pictures])
+        pixels_BIHW = torch.cat([to_pixels(apply_crop(picture, Crop(), SIDE)) for picture in pictures])
         return Style(self._manner(pixels_BIHW), _texture(pixels_BIHW))
 
     def of_folder(self, folder: Path) -> Style:

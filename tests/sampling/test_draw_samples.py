@@ -138,8 +138,8 @@ def test_taking_turns_leaves_no_trace(study: tuple[Studio, StudyTree]) -> None:
         with one.adapter(folder):
             return one.image("a boat", 0).tobytes()
 
-    fresh = [image(Sampler(model, config, SETTINGS, ["a boat"]), folder) for folder in folders]
-    one = Sampler(model, config, SETTINGS, ["a boat"])
+    fresh = [image(Sampler.load(model, config, SETTINGS, ["a boat"]), folder) for folder in folders]
+    one = Sampler.load(model, config, SETTINGS, ["a boat"])
     layers = [name for name, _ in one.transformer.named_modules()]
 
     for order in ((0, 1, 2), (2, 1, 0), (1, 1, 2)):

@@ -14,7 +14,7 @@ import pytest
 
 from mimicry.common.errors import UsageError, report
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+from mimicry.tuning.hf_diffusers.job import parse_job
 from tests.fake_hub import TOKEN, Answer, FakeHub
 from tests.small_study import ANNA, write_images
 from tests.tuning.hf_diffusers.stand_in import write_stand_in
@@ -142,5 +142,5 @@ def test_a_token_given_as_a_flag_is_not_repeated(
 
     report(caught.value)
     said = capsys.readouterr().err
-    assert "--hub_token is no flag of this trainer" in said
+    assert "--hub_token is not a flag of this trainer" in said
     assert TOKEN not in said

@@ -11,6 +11,7 @@ from mimicry.common.environment import processor_count
 from mimicry.common.errors import UsageError
 from mimicry.tuning.adapters.recipe import trainer_identity
 from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
+from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, trainer_flags
 
 _FOLDER = Path(__file__).resolve().parent
@@ -62,28 +63,11 @@ class TrainScript:
             )
         return cls(path.resolve(), known - _NOT_FOR_OTHERS)
 
-    def words(
-        self,
-        config: TuningConfig,
-        input_dir: Path,
-        output_dir: Path,
-        notes: Sequence[str],
-        eval_dir: Path | None = None,
-        base_samples_dir: Path | None = None,
-        caption_dir: Path | None = None,
-    ) -> list[str]:
+    def words(self, config: TuningConfig, inputs: TrainingInputs) -> list[str]:
         """Return the script's arguments; a flag that it does not know is left out."""
-        flags = {
-            "instance_data_dir": [f"--instance_data_dir={input_dir}"],
-            "output_dir": [f"--output_dir={output_dir}"],
-            "eval_data_dir": [] if eval_dir is None else [f"--eval_data_dir={eval_dir}"],
-            "base_samples_dir": []
-            if base_samples_dir is None
-            else [f"--base_samples_dir={base_samples_dir}"],
-            "caption_data_dir": [] if caption_dir is None else [f"--caption_data_dir={caption_dir}"],
-            "note": [f"--note={note}" for note in notes],
-            **trainer_flags(config),
-        }
+        given = inputs.trainer_flags()
+        left_out = given.pop("leave_out")
+        flags = {**given, **trainer_flags(config), "leave_out": left_out}
         if not self.is_own and config.report_to == REPORT_NONE:
             flags["report_to"] = []  # accelerate, which the diffusers example asks, does not know the word
         return [word for name, words in flags.items() if self._knows(name) for word in words]

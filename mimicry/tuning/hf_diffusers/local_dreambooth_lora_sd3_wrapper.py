@@ -18,9 +18,7 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.common.programs import run_command
 from mimicry.common.text import printable, shell_line
-from mimicry.study.captions import Captions
 from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId
 from mimicry.tuning.adapters.state import AdapterState, judge_adapter
@@ -32,101 +30,94 @@ from mimicry.tuning.hub.names import refuse_names
 from mimicry.tuning.hub.preflight import hub_problems
 from mimicry.tuning.hub.upload import upload_and_record
 from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options, take_config
+from mimicry.tuning.options.inputs import TrainingInputs, input_options
 from mimicry.tuning.planning.preflight import batch_problems
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--input-dir", type=click.Path(path_type=Path), required=True, help="Folder of the images.")
-@click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the adapter.")
-@click.option(
-    "--eval-data-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of the images to measure the loss on, before and after: the original art.",
-)
-@click.option(
-    "--base-samples-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of what the base model draws of validation prompts, for many artists.",
-)
-@click.option(
-    "--caption-data-dir",
-    type=click.Path(path_type=Path),
-    help="With --captions: folder of the original art, whose captions hold for images without any.",
-)
+@input_options
 @click.option("--overwrite", is_flag=True, help="Train again where a complete adapter is.")
 @click.option("--dry-run", is_flag=True, help="Show the exact command, and do nothing.")
 @click.option("--hub-model-id", help="Name of the repository; by default made from the output folder.")
-@click.option("--leave-out", multiple=True, help="Leave out the images of this stem; may be repeated.")
-@click.option("--note", multiple=True, help="A warning to keep in training_run.json; may be repeated.")
 @handed_on_options
 @hyper_parameter_options
-def wrapper(input_dir: Path, output_dir: Path, overwrite: bool, dry_run: bool, **parameters: Any) -> int:
+def wrapper(overwrite: bool, dry_run: bool, **parameters: Any) -> int:
     """Train the adapter of one artist and upload it to the Hub as a private repository.
 
     A complete adapter is left as it is, unless --overwrite is given.
     """
-    left_out = parameters["leave_out"]
-    images = ImageFolder.read(input_dir).without(left_out)
+    job, upload = _parse(parameters)
+    if dry_run:
+        print(shell_line(job.command()))
+        return 0
+    images = job.inputs.read_images()
+    captions = job.inputs.read_captions() if job.config.captions else None
+    problems = [*(image.problem for image in bad_images([images])), *(captions.problems if captions else ())]
+    if problems:
+        raise MimicryError(*problems)
+    _refuse_faults(job, upload)
+    spec = TRAITS.adapter_spec(job.config, job.script.identity)
+    with Claim.take(job.inputs.output_dir) as claim:
+        found = judge_adapter(job.folder, spec, images, captions=captions, full=True)
+        if found.state in (State.COMPLETE, State.STALE) and not overwrite:
+            _report_kept(job, found)
+        else:
+            _train(job, found, claim)
+        if upload is not None:
+            print(f"uploaded: {upload_and_record(upload).url}")
+    return 0
+
+
+def _parse(parameters: dict[str, Any]) -> tuple[ArtistJob, UploadJob | None]:
+    """Return the job that the command's parameters ask for, and where its adapter goes on the Hub.
+
+    Raises:
+        UsageError: all that is wrong with them, and with the names of the images.
+    """
+    inputs = TrainingInputs.take(parameters)
     problems = Problems()
     with problems:
         config = take_config(parameters)
     with problems:
-        script = _script(parameters["train_script"], left_out)
+        script = _script(parameters["train_script"], inputs.leave_out)
     with problems:
-        upload = _upload_job(output_dir, parameters)
+        upload = _upload_job(inputs.output_dir, parameters)
     with problems:
         names = {"--hub-model-id": parameters["hub_model_id"], "--hub-namespace": parameters["hub_namespace"]}
         refuse_names(names, parameters["base_model_id"])
-    with problems:
-        _refuse_names("--input-dir", images)
-    eval_dir, caption_dir = parameters["eval_data_dir"], parameters["caption_data_dir"]
-    for option, folder in (("--eval-data-dir", eval_dir), ("--caption-data-dir", caption_dir)):
+    for option, images in (
+        ("--input-dir", inputs.read_images()),
+        ("--eval-data-dir", inputs.read_eval_images()),
+        ("--caption-data-dir", inputs.read_caption_images()),
+    ):
         with problems:
-            if folder is not None:
-                _refuse_names(option, ImageFolder.read(folder).without(left_out))
+            problem = None if images is None else images.problem()
+            if problem is not None:
+                raise UsageError(f"{option}: {problem}")
     problems.raise_any()
-    original = None if caption_dir is None else ImageFolder.read(caption_dir).without(left_out)
-    captions = Captions.read(images, original) if config.captions else None
-    job = ArtistJob(
-        config=config,
-        input_dir=input_dir,
-        output_dir=output_dir,
-        script=script,
-        notes=parameters["note"],
-        leave_out=left_out,
-        stall_seconds=60 * parameters["stall_minutes"],
-        eval_dir=eval_dir,
-        base_samples_dir=parameters["base_samples_dir"],
-        caption_dir=caption_dir,
+    stall_seconds = 60 * parameters["stall_minutes"]
+    return ArtistJob(config=config, inputs=inputs, script=script, stall_seconds=stall_seconds), upload
+
+
+def _refuse_faults(job: ArtistJob, upload: UploadJob | None) -> None:
+    """Refuse what forbids training on this machine, or uploading with this token."""
+    faults = batch_problems(
+        TRAITS, job.config, job.inputs.output_dir, adapter_count=1, uploads=upload is not None
     )
-    if dry_run:
-        print(shell_line(job.command()))
-        return 0
-    bad = [*(image.problem for image in bad_images([images])), *(captions.problems if captions else ())]
-    if bad:
-        raise MimicryError(*bad)
-    faults = batch_problems(TRAITS, config, output_dir, adapter_count=1, uploads=upload is not None)
-    if (
-        upload is not None and not faults and not has_parent()
-    ):  # apply_tuning has asked for all of its artists
-        faults = hub_problems([(upload, input_dir)])
+    # apply_tuning has asked the Hub about all of its artists.
+    if upload is not None and not faults and not has_parent():
+        faults = hub_problems([(upload, job.inputs.input_dir)])
     if faults:
         raise BatchFault(*faults)
-    spec = TRAITS.adapter_spec(config, script.identity)
-    with Claim.take(output_dir) as claim:
-        existing = judge_adapter(job.folder, spec, images, captions=captions, full=True)
-        if existing.state in (State.COMPLETE, State.STALE) and not overwrite:
-            _report_kept(output_dir, existing)
-        else:
-            for warning in script.warnings(config):
-                print(f"warning: {printable(warning)}", file=sys.stderr)
-            if existing.state is not State.PENDING:
-                job.folder.set_aside(existing.state)
-            train_artist(job, claim)
-            print(printable(f"complete: {output_dir}"))
-        if upload is not None:
-            print(f"uploaded: {upload_and_record(upload).url}")
-    return 0
+
+
+def _train(job: ArtistJob, found: AdapterState, claim: Claim) -> None:
+    for warning in job.script.warnings(job.config):
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    if found.state is not State.PENDING:
+        job.folder.set_aside(found.state)
+    train_artist(job, claim)
+    print(printable(f"complete: {job.inputs.output_dir}"))
 
 
 def _script(path: Path | None, left_out: Sequence[str]) -> TrainScript:
@@ -137,12 +128,6 @@ def _script(path: Path | None, left_out: Sequence[str]) -> TrainScript:
             f"away, or train without --train-script"
         )
     return script
-
-
-def _refuse_names(option: str, images: ImageFolder) -> None:
-    problem = images.problem()
-    if problem is not None:
-        raise UsageError(f"{option}: {problem}")
 
 
 def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | None:
@@ -169,10 +154,10 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
     )
 
 
-def _report_kept(output_dir: Path, existing: AdapterState) -> None:
-    reason = f" ({existing.reason})" if existing.reason else ""
-    print(printable(f"{existing.state.value}: {output_dir}{reason}"))
-    if existing.state is State.STALE:
+def _report_kept(job: ArtistJob, found: AdapterState) -> None:
+    reason = f" ({found.reason})" if found.reason else ""
+    print(printable(f"{found.state}: {job.inputs.output_dir}{reason}"))
+    if found.state is State.STALE:
         print("it is kept; type --overwrite to train it again")
 
 

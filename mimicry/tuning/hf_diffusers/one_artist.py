@@ -14,7 +14,7 @@ from mimicry.common.files import set_aside, utc_now
 from mimicry.common.scrubbing import mask_token
 from mimicry.common.text import shell_line
 from mimicry.study.image_checks import refuse_changed_images
-from mimicry.study.images import ImageFolder, ImageRecord
+from mimicry.study.images import ImageRecord
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
 from mimicry.tuning.execution.attempt import Attempt
@@ -25,6 +25,7 @@ from mimicry.tuning.hf_diffusers.class_settings import class_images_of
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
 from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
@@ -35,42 +36,27 @@ _FOREIGN_OUTPUT = ".training"
 
 @dataclass(frozen=True, kw_only=True)
 class ArtistJob:
-    """One artist to train: images, adapter folder, hyper-parameters, script, and notes for the record.
-
-    `eval_dir` holds the images that the loss is measured on before and after, `base_samples_dir` what the
-    base model draws of validation prompts, `caption_dir` the original art, whose captions hold for images
-    without any. Images whose stems are in `leave_out` are not used at all.
-    """
+    """One artist to train: hyper-parameters, inputs, script, and when a training counts as stalled."""
 
     config: TuningConfig
-    input_dir: Path
-    output_dir: Path
+    inputs: TrainingInputs
     script: TrainScript
-    notes: tuple[str, ...] = ()
     stall_seconds: float
-    eval_dir: Path | None = None
-    base_samples_dir: Path | None = None
-    caption_dir: Path | None = None
-    leave_out: tuple[str, ...] = ()
-
-    @property
-    def images(self) -> ImageFolder:
-        """The images that are trained on."""
-        return ImageFolder.read(self.input_dir).without(self.leave_out)
 
     @property
     def folder(self) -> AdapterFolder:
-        return AdapterFolder(self.output_dir, ADAPTER_FORMAT)
+        return AdapterFolder(self.inputs.output_dir, ADAPTER_FORMAT)
 
     @property
     def trainer_output_dir(self) -> Path:
         """Where the script writes: a foreign one beside the final place, since it may stop half way."""
-        return self.output_dir if self.script.is_own else self.output_dir / _FOREIGN_OUTPUT
+        folder = self.inputs.output_dir
+        return folder if self.script.is_own else folder / _FOREIGN_OUTPUT
 
     @property
     def step_count(self) -> int:
         """The optimizer steps of the training."""
-        return self.config.step_count(len(self.images.names))
+        return self.config.step_count(len(self.inputs.read_images().names))
 
     def command(self) -> list[str]:
         """Return the exact command that trains this artist."""
@@ -78,16 +64,8 @@ class ArtistJob:
         if not self.script.is_own:
             # In the diffusers example the number of steps goes before that of epochs.
             config = replace(config, max_train_steps=self.step_count, num_train_epochs=None)
-        words = self.script.words(
-            config,
-            self.input_dir,
-            self.trainer_output_dir,
-            self.notes,
-            self.eval_dir,
-            self.base_samples_dir,
-            self.caption_dir,
-        )
-        words += [f"--leave_out={stem}" for stem in self.leave_out]
+        inputs = replace(self.inputs, output_dir=self.trainer_output_dir)
+        words = self.script.words(config, inputs)
         return launch_words(self.script, words, self.config)
 
 
@@ -106,9 +84,9 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     # What a script that was stopped has left must not be taken for the result of this one.
     # A checkpoint of our own trainer is for itself to judge.
     others = [] if job.script.is_own else job.folder.checkpoint_names()
-    set_aside(job.output_dir, [_FOREIGN_OUTPUT, *others], "unfinished")
+    set_aside(job.inputs.output_dir, [_FOREIGN_OUTPUT, *others], "unfinished")
     started_at = utc_now()
-    images = [] if job.script.is_own else job.images.records()
+    images = [] if job.script.is_own else job.inputs.read_images().records()
     try:
         code = _run(job, {} if claim is None else claim.variable())
         if not job.script.is_own:
@@ -117,7 +95,7 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     except AdapterBroken as error:
         raise TrainingFailed(*error.problems) from error
     except OSError as error:
-        raise TrainingFailed(disk_fault(error) or f"{job.output_dir}: {error.strerror}") from error
+        raise TrainingFailed(disk_fault(error) or f"{job.inputs.output_dir}: {error.strerror}") from error
     if claim is not None:
         claim.check()
     failure = attempt.failure(code)
@@ -142,7 +120,7 @@ def _run(job: ArtistJob, variable: Mapping[str, str]) -> int:
             running_child(command, output=output, environment=environment, grace_seconds=_GRACE_SECONDS)
         )
         # Under apply_tuning there is no terminal here, and it shows the steps itself.
-        display = StepDisplay(job.output_dir.name, job.step_count) if is_terminal() else None
+        display = StepDisplay(job.inputs.output_dir.name, job.step_count) if is_terminal() else None
         if display is not None:
             stack.callback(display.close)
         # Only our own trainer writes metrics.jsonl as it goes.
@@ -158,15 +136,18 @@ def _publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord])
     saved = job.trainer_output_dir / WEIGHTS
     if not saved.exists():
         return
-    refuse_changed_images(job.images, images)
+    refuse_changed_images(job.inputs.read_images(), images)
     record = describe_run(
         job.config,
         BaseModel.resolve(job.config),
         trainer=job.script.identity,
         command=job.command(),
-        notes=(*job.notes, *job.script.warnings(job.config)),
+        notes=(*job.inputs.notes, *job.script.warnings(job.config)),
     )
-    record["paths"] |= {"instance_data_dir": str(job.input_dir), "output_dir": str(job.output_dir)}
+    record["paths"] |= {
+        "instance_data_dir": str(job.inputs.input_dir),
+        "output_dir": str(job.inputs.output_dir),
+    }
     record |= {
         "images": images,
         "status": State.COMPLETE,

@@ -61,7 +61,7 @@ def train() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from accelerate import PartialState
 
-    from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+    from mimicry.tuning.hf_diffusers.job import parse_job
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
     train_adapter(parse_job())

@@ -2,19 +2,21 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mimicry.common.errors import UsageError
+from mimicry.tuning.hf_diffusers.job import parse_job
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT, TrainScript, cpu_threads, launch_words
-from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import KNOWN, write_stand_in
 
-IN, OUT = Path("images"), Path("adapter")
+INPUTS = TrainingInputs(input_dir=Path("images"), output_dir=Path("adapter"))
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def foreign(tmp_path: Path) -> TrainScript:
 
 class TestOwnScript:
     def test_every_value_is_passed_explicitly(self) -> None:
-        words = TrainScript.own().words(TuningConfig(), IN, OUT, [])
+        words = TrainScript.own().words(TuningConfig(), INPUTS)
         names = [word.partition("=")[0].removeprefix("--") for word in words]
         config = TuningConfig()
         assert names == [
@@ -46,15 +48,21 @@ class TestOwnScript:
             random_flip=True,
             variant="fp16",
         )
-        words = TrainScript.own().words(config, Path(hostile_name), OUT, [hostile_name, "another note"])
-        job = parse_job(words)
+        inputs = replace(INPUTS, input_dir=Path(hostile_name), notes=(hostile_name, "another note"))
+        job = parse_job(TrainScript.own().words(config, inputs))
         assert job.config == config
-        assert job.instance_data_dir == Path(hostile_name)
-        assert job.notes == (hostile_name, "another note")
-        assert (job.eval_data_dir, job.base_samples_dir, job.caption_data_dir) == (None, None, None)
+        assert job.inputs == inputs
         folders = [Path(hostile_name), Path(f"{hostile_name}2"), Path(f"{hostile_name}3")]
-        job = parse_job(TrainScript.own().words(config, IN, OUT, [], *folders))
-        assert [job.eval_data_dir, job.base_samples_dir, job.caption_data_dir] == folders
+        inputs = replace(
+            INPUTS,
+            eval_data_dir=folders[0],
+            base_samples_dir=folders[1],
+            caption_data_dir=folders[2],
+            leave_out=(hostile_name, "--x"),
+        )
+        words = TrainScript.own().words(config, inputs)
+        assert words[-2:] == [f"--leave_out={hostile_name}", "--leave_out=--x"]
+        assert parse_job(words).inputs == inputs
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()
@@ -71,7 +79,9 @@ class TestForeignScript:
         assert [path.name for path in tmp_path.iterdir()] == [foreign.path.name]
 
     def test_no_flag_goes_to_it_that_it_does_not_know(self, foreign: TrainScript) -> None:
-        words = foreign.words(TuningConfig(random_flip=True), IN, OUT, ["a note"], Path("art"))
+        words = foreign.words(
+            TuningConfig(random_flip=True), replace(INPUTS, notes=("a note",), eval_data_dir=Path("art"))
+        )
         assert words == [
             "--instance_data_dir=images",
             "--output_dir=adapter",
@@ -85,7 +95,7 @@ class TestForeignScript:
         ]
 
     def test_a_boolean_that_is_off_is_left_out(self, foreign: TrainScript) -> None:
-        words = foreign.words(TuningConfig(cache_latents=False), IN, OUT, [])
+        words = foreign.words(TuningConfig(cache_latents=False), INPUTS)
         assert not [word for word in words if "cache_latents" in word]
 
     def test_cached_latents_in_low_precision_are_warned_of(self, foreign: TrainScript) -> None:
@@ -104,7 +114,7 @@ class TestForeignScript:
 
     def test_the_number_of_processes_is_the_launchers_affair(self, foreign: TrainScript) -> None:
         config = TuningConfig(cache_latents=False, num_processes=2)
-        assert not [word for word in foreign.words(config, IN, OUT, []) if "num_processes" in word]
+        assert not [word for word in foreign.words(config, INPUTS) if "num_processes" in word]
         assert foreign.warnings(config) == []
 
     def test_it_is_never_told_to_resume(self, tmp_path: Path) -> None:
@@ -113,9 +123,9 @@ class TestForeignScript:
         path.write_text("".join(f"parser.add_argument('--{name}')\n" for name in flags))
         script = TrainScript.read(path)
         config = TuningConfig()
-        assert not [word for word in script.words(config, IN, OUT, []) if "resume" in word]
+        assert not [word for word in script.words(config, INPUTS) if "resume" in word]
         assert not [warning for warning in script.warnings(config) if "resume" in warning]
-        assert "--resume_from_checkpoint=latest" in TrainScript.own().words(config, IN, OUT, [])
+        assert "--resume_from_checkpoint=latest" in TrainScript.own().words(config, INPUTS)
 
     def test_it_hears_of_trackers_only_where_there_is_one(self, tmp_path: Path) -> None:
         path = tmp_path / "script.py"
@@ -123,7 +133,7 @@ class TestForeignScript:
         path.write_text("".join(f"parser.add_argument('--{name}')\n" for name in flags))
         script = TrainScript.read(path)
         for value, words in (("none", []), ("wandb", ["--report_to=wandb"])):
-            given = script.words(TuningConfig(report_to=value), IN, OUT, [])
+            given = script.words(TuningConfig(report_to=value), INPUTS)
             assert [word for word in given if word.startswith("--report_to")] == words
 
     def test_it_is_told_from_others_by_its_content(self, foreign: TrainScript, tmp_path: Path) -> None:

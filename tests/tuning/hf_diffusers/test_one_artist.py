@@ -17,6 +17,7 @@ from mimicry.tuning.hf_diffusers import one_artist
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.inputs import TrainingInputs
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
@@ -39,10 +40,10 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_job(studio: Studio, folder: Path, output_dir: Path | None = None, **values: Any) -> ArtistJob:
     return ArtistJob(
         config=TuningConfig(rank=4, pretrained_model_name_or_path=str(studio.base_model), **values),
-        input_dir=studio.images,
-        output_dir=output_dir or folder / "adapter",
+        inputs=TrainingInputs(
+            input_dir=studio.images, output_dir=output_dir or folder / "adapter", notes=("a note",)
+        ),
         script=TrainScript.read(write_stand_in(folder)),
-        notes=("a note",),
         stall_seconds=60,
     )
 
@@ -53,19 +54,19 @@ def names(folder: Path) -> list[str]:
 
 def state(job: ArtistJob) -> State:
     asked = adapter_spec(job.config, job.script.identity)
-    return judge(job.output_dir, asked, ImageFolder.read(job.input_dir), full=True).state
+    return judge(job.inputs.output_dir, asked, ImageFolder.read(job.inputs.input_dir), full=True).state
 
 
 def test_a_whole_adapter_is_published_with_its_records(studio: Studio, tmp_path: Path) -> None:
     job = make_job(studio, tmp_path)
     train_artist(job)
-    assert names(job.output_dir) == COMPLETE
-    adapter = check_adapter(job.output_dir, rank=4)
+    assert names(job.inputs.output_dir) == COMPLETE
+    adapter = check_adapter(job.inputs.output_dir, rank=4)
     assert adapter.modules == ("transformer_blocks.0.attn.to_q",)
-    config = PeftConfig.from_pretrained(str(job.output_dir))
+    config = PeftConfig.from_pretrained(str(job.inputs.output_dir))
     assert (config.r, config.lora_alpha, config.target_modules) == (4, 4, set(adapter.modules))
 
-    run = training_run(job.output_dir)
+    run = training_run(job.inputs.output_dir)
     assert run["status"] == "complete"
     assert run["eval_loss"]["skipped"].endswith("makes no evaluation")
     assert run["weights"]["sha256"] == adapter.sha256
@@ -75,18 +76,18 @@ def test_a_whole_adapter_is_published_with_its_records(studio: Studio, tmp_path:
     ]
     assert run["warnings"][0] == "a note"
     assert "--no-cache-latents" in run["warnings"][1]
-    assert run["paths"]["output_dir"] == str(job.output_dir)
+    assert run["paths"]["output_dir"] == str(job.inputs.output_dir)
     assert state(job) is State.COMPLETE
 
 
 def test_it_is_given_what_it_knows_and_another_folder_to_write_to(studio: Studio, tmp_path: Path) -> None:
     job = make_job(studio, tmp_path, seed=7, cache_latents=False)
     train_artist(job)
-    assert given_flags(job.output_dir / "train.log") == {
+    assert given_flags(job.inputs.output_dir / "train.log") == {
         "pretrained_model_name_or_path": str(studio.base_model),
         "instance_data_dir": str(studio.images),
         "instance_prompt": "a painting in the style of sks",
-        "output_dir": str(job.output_dir / ".training"),
+        "output_dir": str(job.inputs.output_dir / ".training"),
         "resolution": 1024,
         "rank": 4,
         "max_train_steps": 500,
@@ -99,8 +100,8 @@ def test_epochs_are_given_to_it_as_steps(studio: Studio, tmp_path: Path) -> None
     """The diffusers example does not look at epochs when it is given steps."""
     job = make_job(studio, tmp_path, num_train_epochs=7, cache_latents=False)
     train_artist(job)
-    assert given_flags(job.output_dir / "train.log")["max_train_steps"] == 7  # of four images each
-    assert training_run(job.output_dir)["steps"] == 7
+    assert given_flags(job.inputs.output_dir / "train.log")["max_train_steps"] == 7  # of four images each
+    assert training_run(job.inputs.output_dir)["steps"] == 7
 
 
 @over_hostile_names
@@ -115,10 +116,10 @@ def test_any_name_of_a_folder_will_do(hostile_name: str, studio: Studio, tmp_pat
     [
         ("crash", "exit code 1 and no adapter: the script has crashed"),
         ("nothing", "exit code 0 and no adapter"),
-        ("truncated", "is no readable safetensors file"),
-        ("garbage", "is no readable safetensors file"),
+        ("truncated", "is not a readable safetensors file"),
+        ("garbage", "is not a readable safetensors file"),
         ("untrained", "every lora_B is zero"),
-        ("nan", "no finite numbers"),
+        ("nan", "not finite numbers"),
         ("other rank", "has rank 5 where 4 was asked for"),
     ],
 )
@@ -129,7 +130,7 @@ def test_a_result_that_is_no_adapter_is_refused(
     job = make_job(studio, tmp_path)
     with pytest.raises(TrainingFailed, match=message):
         train_artist(job)
-    assert names(job.output_dir) in (["train.log"], [".training", "train.log"])
+    assert names(job.inputs.output_dir) in (["train.log"], [".training", "train.log"])
     assert state(job) is State.PENDING
 
 
@@ -140,7 +141,7 @@ def test_the_log_tells_what_the_script_said(
     job = make_job(studio, tmp_path)
     with pytest.raises(TrainingFailed) as caught:
         train_artist(job)
-    assert f"the last lines of {job.output_dir / 'train.log'}" in str(caught.value)
+    assert f"the last lines of {job.inputs.output_dir / 'train.log'}" in str(caught.value)
     assert "  | the script was given" in str(caught.value)
 
 
@@ -160,17 +161,17 @@ def test_leftovers_of_a_stopped_script_are_not_taken_for_its_result(
 ) -> None:
     monkeypatch.setenv("STAND_IN", behaviour)
     job = make_job(studio, tmp_path)
-    leftover = job.output_dir / ".training" / WEIGHTS
+    leftover = job.inputs.output_dir / ".training" / WEIGHTS
     write_weights(leftover, rank=4)
     content = leftover.read_bytes()
     if behaviour == "whole":
         train_artist(job)
-        assert (job.output_dir / WEIGHTS).read_bytes() != content
+        assert (job.inputs.output_dir / WEIGHTS).read_bytes() != content
     else:
         with pytest.raises(TrainingFailed, match="the script has crashed"):
             train_artist(job)
         assert state(job) is State.PENDING
-    (aside,) = (job.output_dir / "set_aside").iterdir()
+    (aside,) = (job.inputs.output_dir / "set_aside").iterdir()
     assert (aside / ".training" / WEIGHTS).read_bytes() == content
 
 
@@ -178,22 +179,22 @@ def test_a_log_goes_on_and_an_older_failure_is_not_told_again(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(studio, tmp_path)
-    job.output_dir.mkdir()
-    (job.output_dir / "train.log").write_text("error: an older failure\n")
+    job.inputs.output_dir.mkdir()
+    (job.inputs.output_dir / "train.log").write_text("error: an older failure\n")
     monkeypatch.setenv("STAND_IN", "nothing")
     with pytest.raises(TrainingFailed) as caught:
         train_artist(job)
     assert "older failure" not in str(caught.value)
-    assert (job.output_dir / "train.log").read_text().startswith("error: an older failure\n--- ")
+    assert (job.inputs.output_dir / "train.log").read_text().startswith("error: an older failure\n--- ")
 
 
 def test_a_checkpoint_of_our_own_trainer_is_set_aside(studio: Studio, tmp_path: Path) -> None:
     job = make_job(studio, tmp_path)
-    (job.output_dir / "checkpoint-100").mkdir(parents=True)
-    (job.output_dir / "checkpoint-100" / "checkpoint.json").write_text("{}")
+    (job.inputs.output_dir / "checkpoint-100").mkdir(parents=True)
+    (job.inputs.output_dir / "checkpoint-100" / "checkpoint.json").write_text("{}")
     train_artist(job)
-    assert names(job.output_dir) == COMPLETE
-    (aside,) = (job.output_dir / "set_aside").iterdir()
+    assert names(job.inputs.output_dir) == COMPLETE
+    (aside,) = (job.inputs.output_dir / "set_aside").iterdir()
     assert (aside / "checkpoint-100" / "checkpoint.json").read_text() == "{}"
 
 
@@ -201,7 +202,8 @@ def test_images_that_were_changed_meanwhile_make_no_adapter(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = Path(shutil.copytree(studio.images, tmp_path / "images"))
-    job = replace(make_job(studio, tmp_path), input_dir=images)
+    job = make_job(studio, tmp_path)
+    job = replace(job, inputs=replace(job.inputs, input_dir=images))
     real = one_artist._run
 
     def run(job: ArtistJob, variable: Mapping[str, str]) -> int:
@@ -212,7 +214,7 @@ def test_images_that_were_changed_meanwhile_make_no_adapter(
     monkeypatch.setattr(one_artist, "_run", run)
     with pytest.raises(TrainingFailed, match="images were changed while it was trained on them"):
         train_artist(job)
-    assert not (job.output_dir / WEIGHTS).exists()
+    assert not (job.inputs.output_dir / WEIGHTS).exists()
 
 
 def test_a_script_that_prints_the_token_leaves_none_in_the_log(
@@ -223,6 +225,6 @@ def test_a_script_that_prints_the_token_leaves_none_in_the_log(
     with job.script.path.open("a") as script:
         script.write("print('the token is', os.environ['HF_TOKEN'])\n")
     train_artist(job)
-    log = (job.output_dir / "train.log").read_text()
+    log = (job.inputs.output_dir / "train.log").read_text()
     assert f"the token is {'*' * len(SECRET)}\n" in log
     assert SECRET not in log

@@ -1,16 +1,18 @@
-"""Batches: samples, each with its latents, noise, noise level and prompt, side by side on the device."""
+"""Batches: samples with their latents, noise, noise levels and prompts, stacked on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable, draw_timestep_index
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import Sample
+from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,35 @@ class BatchMaker:
         )
 
 
-def load_sigmas(setup: Setup) -> SigmaTable:
-    """Read the noise levels of the model's scheduler, without the final zero."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(setup.model.folder / "scheduler")
-    timesteps = scheduler.timesteps.float()
-    return SigmaTable(timesteps=timesteps, sigmas=scheduler.sigmas[: len(timesteps)].float())
+@dataclass(frozen=True)
+class BatchSource:
+    """The batches of a training: draws samples, and puts them together."""
+
+    schedule: SampleSchedule
+    prompt_plan: PromptPlan
+    latents: LatentSource
+    maker: BatchMaker
+
+    def make(self, first: int) -> Batch:
+        """Draw the samples of index `first` and following, as many as a batch has; on any thread.
+
+        With prior preservation as many class samples come after them.
+        """
+        config, level_count = self.schedule.config, len(self.maker.sigmas)
+        samples = self.schedule.batch_samples(first)
+        latents, noise = [], []
+        for sample in samples:
+            latents.append(self.latents.latents(sample))
+            shape = tuple(latents[-1].shape)
+            values = rng.normal(config.seed, sample.purpose("noise"), sample.index, sample.stem, shape)
+            noise.append(torch.from_numpy(values))
+        return self.maker.make(
+            latents,
+            noise,
+            timestep_indices=[draw_timestep_index(config, sample, level_count) for sample in samples],
+            prompt_indices=[self.prompt_plan.index_of(sample) for sample in samples],
+            samples=samples,
+        )
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:

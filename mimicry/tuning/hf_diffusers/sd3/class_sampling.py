@@ -18,46 +18,50 @@ from torch import Tensor
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
 from mimicry.study.class_images import ClassImages, generated_name
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import generation_precision, generation_settings
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.memory import free_memory
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.hf_diffusers.sd3.records import say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
-    Conditioning,
     SamplingSettings,
-    decode,
+    StepModulation,
     initial_noise,
     latent_shape,
-    load_vae,
     sample_latents,
 )
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
+    cache_obstacle,
     read_transformer,
-    sampling_conditioning,
-    table_obstacle,
+    sampling_modulation,
 )
+from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
 from mimicry.tuning.hf_diffusers.training.kernels import attention
+from mimicry.tuning.hf_diffusers.training.precision import DTYPES
+from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.options.config import TuningConfig
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LOCK = ".class_images.lock"
 # So long a wait for another process is said again: a log that stands still looks like a fault.
 _SAID_EVERY_SECONDS = 60
 
 
-def make_class_images(setup: Setup, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
+def make_class_images(
+    class_images: ClassImages,
+    model: BaseModel,
+    config: TuningConfig,
+    device: torch.device,
+    prompt: PromptEmbeds,
+    negative: PromptEmbeds,
+) -> None:
     """Generate the class images that are missing; of several processes one does, the others wait for it.
 
     Raises:
         TrainingFailed: the folder cannot be written.
     """
-    class_images = setup.class_images
-    if class_images is None:
-        return
     try:
         class_images.folder.mkdir(parents=True, exist_ok=True)
         with _locked(class_images.folder):
-            _Generation(setup, class_images).run(prompt, negative)
+            _Generation(class_images, model, config, device).run(prompt, negative)
     except OSError as error:
         raise TrainingFailed(
             f"--class_data_dir: images cannot be generated in {class_images.folder}: {error}"
@@ -82,13 +86,13 @@ def _locked(folder: Path) -> Iterator[None]:
 class _Generation:
     """The generation of the images that are missing in a folder, whose lock is held."""
 
-    def __init__(self, setup: Setup, class_images: ClassImages) -> None:
-        config = setup.job.config
-        self._setup = setup
-        self._images = class_images
-        self._settings = generation_settings(config, setup.model)
+    def __init__(
+        self, class_images: ClassImages, model: BaseModel, config: TuningConfig, device: torch.device
+    ) -> None:
+        self._images, self._model, self._config, self._device = class_images, model, config, device
+        self._settings = generation_settings(config, model)
         self._mark = sha256_text(canonical_json(self._settings))[:12]
-        self._dtype = _DTYPES[generation_precision(config)]
+        self._dtype = DTYPES[generation_precision(config)]
         self._sampling = SamplingSettings(resolution=config.resolution)
 
     def run(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
@@ -104,21 +108,20 @@ class _Generation:
         unsampled = [index for index in missing if not self._latents_path(index).exists()]
         if unsampled:
             self._sample(unsampled, prompt, negative)
-            free_memory(self._setup.device)
+            free_memory(self._device)
         self._decode(missing)
-        free_memory(self._setup.device)
+        free_memory(self._device)
         for leftover in self._images.folder.glob(".latents-*.safetensors"):
             leftover.unlink()
 
     def _sample(self, indices: list[int], prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
         """Sample the latents of `indices` and keep them on disk."""
-        setup, config = self._setup, self._setup.job.config
-        size = config.sample_batch_size
-        prompt, negative = (one.to(setup.device, self._dtype) for one in (prompt, negative))
-        scheduler = setup.model.folder / "scheduler"
-        shape = latent_shape(setup.model, config.resolution)
-        with self._autocast(), attention(config, setup.device):
-            transformer, conditioning = self._transformer(prompt, negative)
+        config, size = self._config, self._config.sample_batch_size
+        prompt, negative = (one.to(self._device, self._dtype) for one in (prompt, negative))
+        scheduler = self._model.folder / "scheduler"
+        shape = latent_shape(self._model, config.resolution)
+        with self._autocast(), attention(config, self._device):
+            transformer, modulation = self._transformer(prompt, negative)
             transformer.eval()
             for group in sorted({index // size for index in indices}):
                 # Always a whole batch: what is made of an image depends on the shape of the computation.
@@ -127,7 +130,7 @@ class _Generation:
                     [initial_noise(config.seed, "class_image", k, self._name, shape) for k in members]
                 )
                 latents_BCHW = sample_latents(
-                    transformer, scheduler, prompt, negative, noise_BCHW, self._sampling, conditioning
+                    transformer, scheduler, prompt, negative, noise_BCHW, self._sampling, modulation
                 ).cpu()
                 for index, latents_CHW in zip(members, latents_BCHW, strict=True):
                     if index in indices:
@@ -137,31 +140,27 @@ class _Generation:
 
     @property
     def _name(self) -> str:
-        return str(self._setup.job.config.class_prompt)
+        return str(self._config.class_prompt)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self._setup.device.type, self._dtype)
+        return torch.autocast(self._device.type, self._dtype)
 
-    def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, Conditioning | None]:
-        """Return the base model's transformer, and its conditioning where a table can take its place."""
-        setup, steps = self._setup, self._sampling.steps
+    def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, StepModulation | None]:
+        """Return the base model's transformer, and its modulation where a table can take its place."""
+        model, config, steps = self._model, self._config, self._sampling.steps
         # A row for each step, of the prompt and of the negative prompt.
-        tabled = setup.job.config.conditioning_table and not table_obstacle(setup, (), 2 * steps)
-        transformer = read_transformer(setup, self._dtype, tabled=bool(tabled))
-        return transformer, sampling_conditioning(
-            setup,
-            transformer,
-            prompt,
-            negative,
-            steps=steps,
-            batch_size=setup.job.config.sample_batch_size,
+        cached = config.conditioning_table and not cache_obstacle(model, config, (), 2 * steps)
+        transformer = read_transformer(
+            model, config, self._device, self._dtype, cached_modulation=bool(cached)
+        )
+        return transformer, sampling_modulation(
+            transformer, model, config, prompt, negative, steps=steps, batch_size=config.sample_batch_size
         )
 
     def _decode(self, indices: list[int]) -> None:
-        setup = self._setup
-        vae = load_vae(setup.model, setup.job.config.variant, setup.device)
+        vae = load_vae(self._model, self._config.variant, self._device)
         for index in indices:
             latents = self._latents_path(index)
             (image,) = decode(vae, load_file(latents)["latents"])

@@ -19,18 +19,19 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import Condition
-from mimicry.tuning.hf_diffusers.sd3.job import Job, Setup
-from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.job import Job
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.options.config import TuningConfig
 
 # More images make no better yardstick, and cost time in each of many short runs.
 _MOST_IMAGES = 20
-_CENTRE = rng.View()
+_CENTRE = rng.Crop()
 # Every image is evaluated with the instance prompt, whatever its caption.
 _PROMPT = 0
 
@@ -41,10 +42,9 @@ def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
     return [(2 * part + 1) * level_count // (2 * count) for part in range(count)]
 
 
-def eval_conditions(setup: Setup) -> set[Condition]:
-    """Return what the evaluation of a run asks of the transformer."""
-    levels = eval_timestep_indices(setup.job.config, len(load_sigmas(setup).timesteps))
-    return {(level, _PROMPT) for level in levels}
+def eval_keys(config: TuningConfig, level_count: int) -> set[ModulationKey]:
+    """Return what an evaluation asks of the transformer."""
+    return {(level, _PROMPT) for level in eval_timestep_indices(config, level_count)}
 
 
 def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
@@ -55,10 +55,10 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if job.config.eval_timesteps == 0:
         _skip(record, "--eval_timesteps is 0")
         return None
-    if job.eval_data_dir is None:
+    folder = job.inputs.read_eval_images()
+    if folder is None:
         _skip(record, "no --eval_data_dir was given")
         return None
-    folder = ImageFolder.read(job.eval_data_dir).without(job.leave_out)
     problem = folder.problem()
     if problem is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)
@@ -92,17 +92,17 @@ class Evaluation:
     """The evaluation of one run; one without images does nothing."""
 
     def __init__(
-        self, loop: Loop, latents: LatentSource, images: ImageFolder | None, record: RunRecord
+        self, model: AdaptedTransformer, batches: BatchSource, images: ImageFolder | None, record: RunRecord
     ) -> None:
-        self._loop = loop
-        self._latents = latents
+        self._model = model
+        self._batches = batches
         self._record = record
         self._points: list[tuple[Path, str, int]] = []
         if images is not None:
-            timesteps = loop.batches.sigmas.timesteps
-            levels = eval_timestep_indices(loop.setup.job.config, len(timesteps))
+            levels = eval_timestep_indices(model.config, len(batches.maker.sigmas))
             files = zip(images.paths, images.stems, strict=True)
             self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
+            timesteps = batches.maker.sigmas.timesteps
             record.eval_facts = {
                 "images": len(images.names),
                 "timesteps": [round(float(timesteps[level]), 3) for level in levels],
@@ -124,7 +124,7 @@ class Evaluation:
             reason = (
                 "training diverged; type a smaller --learning-rate" if step else "the base model is broken"
             )
-            raise self._loop.setup.processes.agreed(
+            raise self._model.runtime.processes.agreed(
                 TrainingFailed(f"the evaluation loss of step {step} is {loss}: {reason}")
             )
         self._record.add_eval(step, loss)
@@ -132,22 +132,17 @@ class Evaluation:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        transformer = self._loop.transformer
-        was_training = transformer.training
-        transformer.eval()  # no dropout
-        processes, setup = self._loop.setup.processes, self._loop.setup
+        runtime, size = self._model.runtime, self._batches.schedule.forward_batch_size
+        processes = runtime.processes
         # Each process fills in its part, and zeros change no sum: the values are those of a lone process.
-        errors = torch.zeros(len(self._points), device=setup.device)
-        try:
-            size = setup.forward_batch_size
-            for first in processes.share(range(0, len(self._points), size)):
-                processes.meet(None)
+        errors = torch.zeros(len(self._points), device=runtime.device)
+        with self._model.evaluating():
+            for first in processes.shard(range(0, len(self._points), size)):
+                processes.barrier_gather(None)
                 if first is not None:
                     errors[first : first + size] = self._errors(self._points[first : first + size], size)
-        finally:
-            transformer.train(was_training)
-        processes.meet(None)
-        processes.add_up([errors])
+        processes.barrier_gather(None)
+        processes.all_reduce_sum([errors])
         # One transfer from the device, and a sum without rounding.
         values = errors.tolist()
         return math.fsum(values) / len(values)
@@ -157,19 +152,19 @@ class Evaluation:
 
         A batch that is not full is filled up with its last point: the transformer sees one size only.
         """
-        seed = self._loop.setup.job.config.seed
+        seed = self._model.config.seed
         latents, noise = [], []
         for path, stem, level in points:
-            latents.append(self._latents.draw(path, _CENTRE, "eval_vae", level, stem))
+            latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem))
             shape = tuple(latents[-1].shape)
             noise.append(torch.from_numpy(rng.normal(seed, "eval_noise", level, stem, shape)))
         rows = [min(row, len(points) - 1) for row in range(size)]
-        batch = self._loop.batches.make(
+        batch = self._batches.maker.make(
             latents=[latents[row] for row in rows],
             noise=[noise[row] for row in rows],
             timestep_indices=[points[row][2] for row in rows],
             prompt_indices=[_PROMPT] * size,
         )
-        velocity_BCHW = self._loop.predict(batch).float()
+        velocity_BCHW = self._model.predict(batch).float()
         target_BCHW = batch.noise_BCHW - batch.latents_BCHW
         return (velocity_BCHW - target_BCHW).square().flatten(1).mean(1)[: len(points)]

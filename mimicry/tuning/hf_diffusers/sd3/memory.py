@@ -1,13 +1,15 @@
 """As little checkpointing as the device's memory allows; the number of blocks changes no result."""
 
-import gc
 from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
 from torch.utils.checkpoint import checkpoint
 
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
+from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.options.config import TuningConfig
 
 # Bytes for each value of the stream through the blocks (batch x tokens x width), in 16-bit precision. Derived
 # from counts on fake tensors for Stable Diffusion 3.5 Large at 1024 x 1024 (4250 tokens, width 2432): 1.36
@@ -57,27 +59,31 @@ def choose_checkpointed_blocks(
     return block_count - max(0, min(block_count, (free_bytes - fixed) // a_block))
 
 
-def checkpoint_blocks(setup: Setup, transformer: SD3Transformer2DModel, sequence_length: int) -> int:
+def checkpoint_blocks(
+    transformer: SD3Transformer2DModel,
+    config: TuningConfig,
+    device: torch.device,
+    *,
+    batch_size: int,
+    token_count: int,
+) -> int:
     """Let the transformer recompute some of its blocks in the backward pass; return how many.
 
     Args:
-        sequence_length: tokens of the prompt.
+        token_count: tokens of a sample, of image and prompt.
     """
-    config = setup.job.config
     blocks = list(transformer.transformer_blocks)
     if not config.gradient_checkpointing:
         return 0
     if config.checkpointed_blocks is not None:
         count = min(config.checkpointed_blocks, len(blocks))
-    elif setup.device.type != "cuda":
+    elif device.type != "cuda":
         count = len(blocks)
     else:
         count = choose_checkpointed_blocks(
-            free_device_bytes(setup.device),
-            stream_values=setup.forward_batch_size
-            * (_image_tokens(setup) + sequence_length)
-            * transformer.inner_dim,
-            value_bytes=setup.dtype.itemsize,
+            free_device_bytes(device),
+            stream_values=batch_size * token_count * transformer.inner_dim,
+            value_bytes=training_dtype(config).itemsize,
             block_count=len(blocks),
             trained_parameters=sum(
                 value.numel() for value in transformer.parameters() if value.requires_grad
@@ -101,26 +107,8 @@ def checkpoint_first(transformer: SD3Transformer2DModel, count: int) -> None:
     transformer.enable_gradient_checkpointing(gradient_checkpointing_func=run)
 
 
-def free_device_bytes(device: torch.device) -> int:
-    """Return how much of the GPU's memory this process may still use, what its allocator caches included."""
-    free, total = torch.cuda.mem_get_info(device)
-    reserved = int(torch.cuda.memory_reserved(device))
-    # Older releases of torch cannot tell the limit that was set.
-    if hasattr(torch.cuda, "get_per_process_memory_fraction"):
-        limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
-        free = min(free, limit - reserved)
-    return int(free) + reserved - int(torch.cuda.memory_allocated(device))
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _image_tokens(setup: Setup) -> int:
-    vae, transformer = setup.model.config_of("vae"), setup.model.config_of("transformer")
+def image_tokens(model: BaseModel, resolution: int) -> int:
+    """Return the tokens of a square image of `resolution` pixels."""
+    vae, transformer = model.config_of("vae"), model.config_of("transformer")
     step: int = 2 ** (len(vae["block_out_channels"]) - 1) * int(transformer["patch_size"])
-    side = setup.job.config.resolution // step
-    return side * side
+    return (resolution // step) ** 2

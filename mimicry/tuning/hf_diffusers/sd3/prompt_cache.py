@@ -22,7 +22,7 @@ from torch import Tensor
 from mimicry.common.environment import cache_folder
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders, warn_of_cut_prompts
-from mimicry.tuning.hf_diffusers.sd3.records import say
+from mimicry.tuning.hf_diffusers.training.console import say
 
 TEXT_COMPONENTS = (
     *("text_encoder", "text_encoder_2", "text_encoder_3"),

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample
 
 # So many prompts that are cut are warned of one by one; the others are counted.
 _NAMED_PROMPTS = 3
@@ -34,34 +33,6 @@ class PromptEmbeds:
         return PromptEmbeds(
             self.sequence_1LD.to(device, dtype), self.pooled_1P.to(device, dtype), self.warnings
         )
-
-
-@dataclass(frozen=True)
-class PromptPlan:
-    """Which prompt each sample is trained with.
-
-    `texts` are distinct, the first one is the instance prompt. `of_image` has a row of `texts` for each
-    image, `of_class` the row for class samples.
-    """
-
-    texts: tuple[str, ...]
-    of_image: tuple[int, ...]
-    of_class: int
-
-    @classmethod
-    def make(
-        cls, instance_prompt: str, captions: Sequence[str | None], class_prompt: str | None
-    ) -> "PromptPlan":
-        """Return the plan for images with these captions; one without gets the instance prompt."""
-        of_image = [caption or instance_prompt for caption in captions]
-        of_class = class_prompt or instance_prompt
-        texts = list(dict.fromkeys([instance_prompt, *of_image, of_class]))
-        rows = {text: row for row, text in enumerate(texts)}
-        return cls(tuple(texts), tuple(rows[text] for text in of_image), rows[of_class])
-
-    def index_of(self, sample: Sample) -> int:
-        """Return the row of `texts` for `sample`."""
-        return self.of_class if sample.kind == CLASS else self.of_image[sample.image]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from PIL import Image
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
@@ -21,7 +19,7 @@ from mimicry.tuning.hf_diffusers.training import rng
 
 # What the transformer takes as pooled projections, of shape (1, width), for a step counted from 0 and for a
 # prompt: PROMPT or NEGATIVE. Rows of a conditioning table, or else the pooled prompt.
-Conditioning = Callable[[int, int], Tensor]
+StepModulation = Callable[[int, int], Tensor]
 PROMPT, NEGATIVE = 0, 1
 NEGATIVE_PROMPT = ""
 
@@ -50,7 +48,7 @@ def latent_shape(model: BaseModel, resolution: int) -> tuple[int, int, int]:
 
 
 def initial_noise(seed: int, purpose: str, index: int, name: str, shape: tuple[int, int, int]) -> Tensor:
-    """Return the noise that an image begins with, of shape (1, C, H, W) in fp32 on the CPU; see `draws`."""
+    """Return the noise that an image begins with, of shape (1, C, H, W) in fp32 on the CPU; see `rng`."""
     return torch.from_numpy(rng.normal(seed, purpose, index, name, shape)).unsqueeze(0)
 
 
@@ -68,7 +66,7 @@ def sample_latents(
     negative: PromptEmbeds,
     noise_BCHW: Tensor,
     settings: SamplingSettings,
-    conditioning: Conditioning | None = None,
+    modulation: StepModulation | None = None,
 ) -> Tensor:
     """Return the latents that the flow leads to, of shape (B, C, H, W) in fp32, under the caller's autocast.
 
@@ -81,7 +79,7 @@ def sample_latents(
         prompt: on the transformer's device and in its precision.
         negative: likewise; not read at guidance 1.
         noise_BCHW: see `initial_noise`; all B images have the same prompt.
-        conditioning: what a `TabledTransformer` takes in place of pooled prompts.
+        modulation: what a `CachedModulationTransformer` takes in place of pooled prompts.
     """
     prompts = (prompt, negative)
     device, dtype = prompt.sequence_1LD.device, prompt.sequence_1LD.dtype
@@ -91,7 +89,7 @@ def sample_latents(
 
     def velocity(step: int, which: int) -> Tensor:
         embeds = prompts[which]
-        pooled_1P = embeds.pooled_1P if conditioning is None else conditioning(step, which)
+        pooled_1P = embeds.pooled_1P if modulation is None else modulation(step, which)
         predicted_BCHW: Tensor = transformer(
             hidden_states=latents_BCHW.to(dtype),
             encoder_hidden_states=embeds.sequence_1LD.expand(count, -1, -1),
@@ -108,27 +106,6 @@ def sample_latents(
             velocity_BCHW = away_BCHW + settings.guidance * (velocity_BCHW - away_BCHW)
         latents_BCHW = scheduler.step(velocity_BCHW, timestep, latents_BCHW, return_dict=False)[0]
     return latents_BCHW
-
-
-def load_vae(model: BaseModel, variant: str | None, device: torch.device) -> AutoencoderKL:
-    """Read the VAE in fp32: it is small, and 16 bits show in its images."""
-    vae = AutoencoderKL.from_pretrained(
-        model.folder / "vae", variant=variant, torch_dtype=torch.float32, use_safetensors=True
-    )
-    return vae.to(device).eval()
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> list[Image.Image]:
-    """Return the images of `latents_BCHW`, decoded one by one, so that an image does not depend on others."""
-    shift, scale = float(vae.config.shift_factor or 0.0), float(vae.config.scaling_factor)
-    images = []
-    for latents_CHW in latents_BCHW:
-        raw_1CHW = latents_CHW.unsqueeze(0).to(vae.device, torch.float32) / scale + shift
-        pixels_IHW = vae.decode(raw_1CHW, return_dict=False)[0][0]
-        values_HWI = ((pixels_IHW / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0)
-        images.append(Image.fromarray(values_HWI.cpu().numpy().astype(np.uint8)))
-    return images
 
 
 def _scheduler(

@@ -1,4 +1,4 @@
-"""The transformer of a run: how it is read, and what it is told of timestep and prompt."""
+"""Reading the transformer, whole or with a modulation cache in place of a third of its weights."""
 
 from collections.abc import Collection
 from typing import Any
@@ -7,148 +7,144 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import (
-    Condition,
-    ConditioningTable,
-    TabledTransformer,
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.modulation import (
+    REPLACED,
+    CachedModulationTransformer,
+    ModulationCache,
+    ModulationKey,
     WeightFiles,
-    compute_table,
+    compute_modulation,
     row_width,
-    trained_conditioning,
+    trained_modulation,
 )
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.lora import named_layers
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.hf_diffusers.sd3.quantization import loading_arguments, round_inputs
-from mimicry.tuning.hf_diffusers.sd3.records import say
-from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, Conditioning, sampling_timesteps
+from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
 from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
 from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
+from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
+from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments, round_inputs
+from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
+from mimicry.tuning.options.config import TuningConfig
+
+# What the cache replaces is never quantised, so that a training is the same with a cache and without; nor is
+# the last layer, which the velocity comes out of.
+UNQUANTISED = (*REPLACED, "proj_out")
 
 
-def trained_conditions(setup: Setup) -> set[Condition]:
-    """Return what this process's training asks of the transformer: timesteps and prompts drawn together."""
-    config, level_count = setup.job.config, len(load_sigmas(setup).timesteps)
-    samples = (plan.sample(index) for index in setup.own_samples() for plan in setup.plans)
-    return {
-        (draw_timestep_index(config, sample, level_count), setup.prompts.index_of(sample))
-        for sample in samples
-    }
-
-
-def load_transformer(setup: Setup, conditions: Collection[Condition] | None = None) -> SD3Transformer2DModel:
-    """Read the transformer in the training precision, or quantised.
-
-    Where a conditioning table can take their place, a third of the weights is not read (see `conditioning`).
+def read_transformer(
+    model: BaseModel,
+    config: TuningConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    cached_modulation: bool = False,
+) -> SD3Transformer2DModel:
+    """Read the base model's transformer, tensor by tensor onto the device, quantised where that is asked for.
 
     Args:
-        conditions: all that the run will ask of it; by default what training asks.
+        cached_modulation: for use with a modulation cache.
     """
-    tabled = False
-    if setup.job.config.conditioning_table:
-        conditions = trained_conditions(setup) if conditions is None else conditions
-        obstacle = table_obstacle(setup, named_layers(setup.job.config), len(conditions))
-        tabled = obstacle is None
-        if not tabled:
-            say(f"no conditioning table: {obstacle}")
-    return read_transformer(setup, setup.dtype, tabled=tabled)
-
-
-def read_transformer(setup: Setup, dtype: torch.dtype, *, tabled: bool) -> SD3Transformer2DModel:
-    """Read the base model's transformer, tensor by tensor onto the device; `tabled` for use with a table."""
-    config = setup.job.config
-    kind: Any = TabledTransformer if tabled else SD3Transformer2DModel
+    kind: Any = CachedModulationTransformer if cached_modulation else SD3Transformer2DModel
     transformer: SD3Transformer2DModel = kind.from_pretrained(
-        setup.model.folder / "transformer",
+        model.folder / "transformer",
         variant=config.variant,
         torch_dtype=dtype,
         use_safetensors=True,
         low_cpu_mem_usage=True,
         # Without it, all weights would be in host memory before the first of them is moved.
-        device_map={"": setup.device},
-        **loading_arguments(config, setup.dtype),
+        device_map={"": device},
+        **loading_arguments(config, training_dtype(config), UNQUANTISED),
     )
     if config.quantize_base != "none":
-        round_inputs(transformer, setup.dtype)
+        round_inputs(transformer, training_dtype(config))
     return transformer
 
 
-def table_obstacle(setup: Setup, targets: Collection[str], condition_count: int) -> str | None:
-    """Return why a conditioning table would be wrong or impossible, or None.
+def training_keys(schedule: SampleSchedule, prompts: PromptPlan, level_count: int) -> set[ModulationKey]:
+    """Return what this process's training asks of the transformer: timesteps and prompts drawn together."""
+    samples = (plan.sample(index) for index in schedule.own_indices() for plan in schedule.plans)
+    return {
+        (draw_timestep_index(schedule.config, sample, level_count), prompts.index_of(sample))
+        for sample in samples
+    }
+
+
+def cache_obstacle(
+    model: BaseModel, config: TuningConfig, targets: Collection[str], key_count: int
+) -> str | None:
+    """Return why a modulation cache would be wrong or impossible, or None.
 
     Args:
         targets: the layers that the adapter trains, as peft takes them.
-        condition_count: the rows that the table would have.
+        key_count: the rows that the cache would have.
     """
-    trained = trained_conditioning(int(setup.model.config_of("transformer")["num_layers"]), targets)
+    trained = trained_modulation(int(model.config_of("transformer")["num_layers"]), targets)
     if trained:
         return f"the adapter trains {', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}"
-    weights = transformer_weights(setup)
+    weights = transformer_weights(model, config)
     if weights is None:
-        return f"the weights in {setup.model.folder / 'transformer'} are no safetensors files"
-    problem = host_memory_problem(condition_count * row_width(weights) * setup.dtype.itemsize)
-    return problem and f"with {condition_count} pairs of timestep and prompt it would take {problem}"
+        return f"the weights in {model.folder / 'transformer'} are not safetensors files"
+    problem = host_memory_problem(key_count * row_width(weights) * training_dtype(config).itemsize)
+    return problem and f"with {key_count} pairs of timestep and prompt it would take {problem}"
 
 
-def transformer_weights(setup: Setup) -> WeightFiles | None:
-    """Return the files of the transformer's weights; None where they are no safetensors files."""
-    return WeightFiles.find(setup.model.folder / "transformer", setup.job.config.variant)
+def transformer_weights(model: BaseModel, config: TuningConfig) -> WeightFiles | None:
+    """Return the files of the transformer's weights; None where they are not safetensors files."""
+    return WeightFiles.find(model.folder / "transformer", config.variant)
 
 
-def make_table(
-    setup: Setup,
+def cache_modulation(
     transformer: SD3Transformer2DModel,
+    model: BaseModel,
+    config: TuningConfig,
     *,
     timesteps_T: Tensor,
     pooled_NP: Tensor,
-    conditions: Collection[Condition] | None = None,
-) -> ConditioningTable | None:
-    """Compute the rows that the run will need; None for a transformer that computes them itself.
+    keys: Collection[ModulationKey],
+    batch_size: int,
+) -> ModulationCache | None:
+    """Compute the rows of `keys`, under the caller's autocast; None for a transformer that needs no cache.
 
-    Args:
-        timesteps_T: what the transformer is told for each row of the sigma table, fp32.
-        pooled_NP: the pooled prompts, on the device.
-        conditions: rows of `timesteps_T` and of `pooled_NP` that go together; by default those of training.
+    The other arguments are those of `compute_modulation`.
     """
-    weights = transformer_weights(setup)
-    if not isinstance(transformer, TabledTransformer) or weights is None:
+    weights = transformer_weights(model, config)
+    if not isinstance(transformer, CachedModulationTransformer) or weights is None:
         return None
-    with setup.accelerator.autocast():
-        table = compute_table(
-            transformer,
-            weights,
-            timesteps_T=timesteps_T,
-            pooled_NP=pooled_NP,
-            conditions=trained_conditions(setup) if conditions is None else conditions,
-            batch_size=setup.forward_batch_size,
-        )
-    say(f"conditioning table: {len(table.place_of)} rows, {table.byte_count / 2**20:.1f} MiB of host memory")
-    return table
+    return compute_modulation(
+        transformer,
+        weights,
+        timesteps_T=timesteps_T,
+        pooled_NP=pooled_NP,
+        keys=keys,
+        batch_size=batch_size,
+    )
 
 
-def sampling_conditioning(
-    setup: Setup,
+def sampling_modulation(
     transformer: SD3Transformer2DModel,
+    model: BaseModel,
+    config: TuningConfig,
     prompt: PromptEmbeds,
     negative: PromptEmbeds,
     *,
     steps: int,
     batch_size: int,
-) -> Conditioning | None:
-    """Return what a `TabledTransformer` takes in place of pooled prompts; None for one that computes it.
+) -> StepModulation | None:
+    """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
 
-    The table is one of its own, under the caller's autocast: its timesteps are not those of training.
+    It has a cache of its own, computed under the caller's autocast: its timesteps are not those of training.
     """
-    weights = transformer_weights(setup)
-    if not isinstance(transformer, TabledTransformer) or weights is None:
-        return None
-    table = compute_table(
+    cache = cache_modulation(
         transformer,
-        weights,
-        timesteps_T=sampling_timesteps(setup.model.folder / "scheduler", steps),
+        model,
+        config,
+        timesteps_T=sampling_timesteps(model.folder / "scheduler", steps),
         pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
-        conditions=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
+        keys=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
         batch_size=batch_size,
     )
-    return lambda step, which: table.rows([step], [which])
+    if cache is None:
+        return None
+    return lambda step, which: cache.rows([step], [which])

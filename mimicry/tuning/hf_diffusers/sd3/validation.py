@@ -21,68 +21,75 @@ from torch import Tensor
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.study.sample_files import save_sample
 from mimicry.tuning.adapters.folder import SAMPLES
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.hf_diffusers.sd3.records import RunRecord, say
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE_PROMPT,
-    Conditioning,
     SamplingSettings,
-    decode,
+    StepModulation,
     initial_noise,
     latent_shape,
-    load_vae,
     sample_latents,
 )
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
-from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_conditioning
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
+from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_modulation
+from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
+from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.options.config import TuningConfig
 
 _BASE = "base"
 _LATENTS = ".latents"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ValidationPrompts:
     """The embeddings of the validation prompt and of the negative prompt."""
 
     prompt: PromptEmbeds
     negative: PromptEmbeds
 
 
-def is_due(setup: Setup, step: int) -> bool:
+def is_due(config: TuningConfig, image_count: int, step: int) -> bool:
     """Return whether images are drawn after `step`: the one that ends so many epochs, and the last one."""
-    config = setup.job.config
-    period = config.validation_epochs * config.repeats * len(setup.images.names)
+    period = config.validation_epochs * config.repeats * image_count
     samples = step * config.samples_per_step
     ends_period = samples // period > (samples - config.samples_per_step) // period
-    return step > 0 and (ends_period or step == setup.step_count)
+    return step > 0 and (ends_period or step == config.step_count(image_count))
 
 
 class Validation:
-    """The validation of one run; one with nothing to show does nothing."""
+    """The validation of one run; one without prompts does nothing."""
 
-    def __init__(self, loop: Loop, shown: Shown | None, record: RunRecord) -> None:
-        self._loop = loop
-        self._setup = setup = loop.setup
-        self._shown = shown
+    def __init__(
+        self, setup: Setup, model: AdaptedTransformer, prompts: ValidationPrompts | None, record: RunRecord
+    ) -> None:
+        self._setup = setup
+        self._model = model
+        self._config = setup.job.config
+        self._prompts = prompts
         self._record = record
-        self._scheduler_dir = setup.model.folder / "scheduler"
-        self._settings = SamplingSettings(resolution=setup.job.config.resolution)
+        self._settings = SamplingSettings(resolution=self._config.resolution)
 
     def draw_base(self) -> None:
         """Draw what the base model makes of the prompt, unless it is there; before the first step only."""
         wanted = [path for path in base_paths(self._setup) if not path.exists()]
-        if self._shown is not None and wanted:
+        if self._prompts is not None and wanted:
             self._draw(_BASE, "the base model's validation images")
 
     def draw_after(self, step: int) -> None:
         """Draw the images after optimizer step `step`, where they are due and not there."""
-        if self._shown is not None and is_due(self._setup, step):
+        if self._prompts is not None and self._is_due(step):
             self._draw(f"step-{step:06d}", f"validation images after step {step}")
 
+    def _is_due(self, step: int) -> bool:
+        return is_due(self._config, len(self._setup.data.images.names), step)
+
     def _draw(self, name: str, what: str) -> None:
-        folder = self._setup.job.output_dir / SAMPLES
-        if (folder / (name + _LATENTS)).exists() or not self._setup.accelerator.is_main_process:
+        folder = self._setup.job.inputs.output_dir / SAMPLES
+        if (folder / (name + _LATENTS)).exists() or not self._setup.runtime.processes.is_main:
             return
         with _only_a_warning(self._record, what), self._record.stage("validate"):
             latents_BCHW = self._sample()
@@ -93,51 +100,49 @@ class Validation:
 
     def _sample(self) -> Tensor:
         """Return the latents of all images, drawn one by one, of shape (B, C, H, W) on the CPU."""
-        setup, config, transformer = self._setup, self._setup.job.config, self._loop.transformer
-        was_training = transformer.training
-        transformer.eval()  # no dropout
-        try:
-            with setup.accelerator.autocast():
-                latents = [
-                    sample_latents(
-                        transformer,
-                        self._scheduler_dir,
-                        *self._embeds,
-                        initial_noise(config.seed, "validation_noise", index, "", self._shape),
-                        self._settings,
-                        self._conditioning,
-                    ).cpu()
-                    for index in range(config.num_validation_images)
-                ]
-        finally:
-            transformer.train(was_training)
+        config, model = self._config, self._setup.model
+        shape = latent_shape(model, self._settings.resolution)
+        with self._model.evaluating(), self._model.runtime.autocast():
+            latents = [
+                sample_latents(
+                    self._model.transformer,
+                    model.folder / "scheduler",
+                    *self._embeds,
+                    initial_noise(config.seed, "validation_noise", index, "", shape),
+                    self._settings,
+                    self._modulation,
+                ).cpu()
+                for index in range(config.num_validation_images)
+            ]
         return torch.cat(latents)
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return latent_shape(self._setup.model, self._settings.resolution)
 
     @functools.cached_property
     def _embeds(self) -> tuple[PromptEmbeds, PromptEmbeds]:
-        assert self._shown is not None
-        device, dtype = self._setup.device, self._setup.dtype
-        return self._shown.prompt.to(device, dtype), self._shown.negative.to(device, dtype)
+        assert self._prompts is not None
+        device, dtype = self._model.runtime.device, training_dtype(self._config)
+        return self._prompts.prompt.to(device, dtype), self._prompts.negative.to(device, dtype)
 
     @functools.cached_property
-    def _conditioning(self) -> Conditioning | None:
-        """The rows of a table of its own: other timesteps than training's, and one image at a time."""
-        return sampling_conditioning(
-            self._setup, self._loop.transformer, *self._embeds, steps=self._settings.steps, batch_size=1
+    def _modulation(self) -> StepModulation | None:
+        """A modulation cache of its own: other timesteps than training's, and one image at a time."""
+        return sampling_modulation(
+            self._model.transformer,
+            self._setup.model,
+            self._config,
+            *self._embeds,
+            steps=self._settings.steps,
+            batch_size=1,
         )
 
 
 def decode_samples(setup: Setup, record: RunRecord) -> None:
     """Turn all latents that the run has left into images; to be called when the transformer is gone."""
-    files = sorted((setup.job.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
-    if not files or not setup.accelerator.is_main_process:
+    free_memory(setup.runtime.device)
+    files = sorted((setup.job.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
+    if not files or not setup.runtime.processes.is_main:
         return
     with _only_a_warning(record, "validation images"):
-        vae = load_vae(setup.model, setup.job.config.variant, setup.device)
+        vae = load_vae(setup.model, setup.job.config.variant, setup.runtime.device)
         for file in files:
             name = file.name.removesuffix(_LATENTS)
             count = setup.job.config.num_validation_images
@@ -156,9 +161,9 @@ def decode_samples(setup: Setup, record: RunRecord) -> None:
 
 def base_paths(setup: Setup) -> list[Path]:
     """Return where the base model's images belong: one folder for all runs with the same of them."""
-    root, count = setup.job.base_samples_dir, setup.job.config.num_validation_images
+    root, count = setup.job.inputs.base_samples_dir, setup.job.config.num_validation_images
     if root is None:
-        return [setup.job.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
+        return [setup.job.inputs.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
     key = sha256_text(canonical_json(_facts(setup)))[:16]
     return [root / key / f"{index}.png" for index in range(count)]
 

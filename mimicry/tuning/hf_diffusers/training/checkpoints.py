@@ -5,7 +5,7 @@
                       metrics.jsonl          the metrics up to this step
                       checkpoint.json        step, what it belongs to, states without their tensors, sha256s
 
-All else follows from the number of the step: see `draws`. Nothing is pickled.
+All else follows from the number of the step: see `rng`. Nothing is pickled.
 """
 
 import json

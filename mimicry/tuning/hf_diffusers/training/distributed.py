@@ -88,7 +88,7 @@ class Processes:
         kind = UsageError if code == UsageError.exit_code else TrainingFailed
         raise kind(*(self._named(index, problem) for problem in problems))
 
-    def decided_by_main(self, decide: Callable[[], Value]) -> Value:
+    def broadcast_from_main(self, decide: Callable[[], Value]) -> Value:
         """Return what `decide` returns in the main process; where it fails there, all end."""
         if self.count == 1:
             return decide()
@@ -111,7 +111,7 @@ class Processes:
         return decided
 
     @contextmanager
-    def as_one(self, recorded: AbstractContextManager[None]) -> Iterator[None]:
+    def guarded(self, recorded: AbstractContextManager[None]) -> Iterator[None]:
         """Run the training of this process within `recorded`; however it ends, it ends everywhere.
 
         Raises:
@@ -132,8 +132,8 @@ class Processes:
                 elif self._agreed:
                     _get_default_store().wait([_DONE], _LAST_WORDS)
 
-    def stopping_together(self) -> AbstractContextManager[None]:
-        """Return a context in which stop signals wait until the processes `meet`; alone, they do not."""
+    def deferring_stops(self) -> AbstractContextManager[None]:
+        """Return a context in which stop signals wait for `barrier_gather`; not in a lone process."""
         return nullcontext() if self.count == 1 else stop_signals_held()
 
     @property
@@ -141,7 +141,7 @@ class Processes:
         """Whether a stop signal waits: the sooner this process comes to meet the others the better."""
         return self.count > 1 and held_signal() is not None
 
-    def meet(self, word: Value) -> list[Value]:
+    def barrier_gather(self, word: Value) -> list[Value]:
         """Wait for all processes and return their words, in their order.
 
         Raises:
@@ -158,12 +158,12 @@ class Processes:
             raise Interrupted(signals[0])
         return [word for _, word in found]
 
-    def share(self, items: Sequence[Value]) -> list[Value | None]:
+    def shard(self, items: Sequence[Value]) -> list[Value | None]:
         """Return this process's part of `items`; None fills it up, so that all have as many."""
         part: list[Value | None] = list(items[self.index :: self.count])
         return part + [None] * (-(-len(items) // self.count) - len(part))
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each of `tensors`, in fp32, by its sum over all processes: the same bits in each."""
         if self.count == 1:
             return

@@ -9,8 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.options.config import TuningConfig
 
@@ -24,6 +26,16 @@ class SigmaTable:
 
     timesteps: Tensor
     sigmas: Tensor
+
+    @classmethod
+    def read(cls, model: BaseModel) -> "SigmaTable":
+        """Read the noise levels of the model's scheduler, without the final zero."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(model.folder / "scheduler")
+        timesteps = scheduler.timesteps.float()
+        return cls(timesteps=timesteps, sigmas=scheduler.sigmas[: len(timesteps)].float())
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
 
 
 def draw_timestep_index(config: TuningConfig, sample: rng.Sample, level_count: int) -> int:

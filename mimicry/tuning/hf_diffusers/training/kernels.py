@@ -3,14 +3,15 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.options.config import TuningConfig
 
 _BACKENDS = {
@@ -23,9 +24,9 @@ _HEAD_WIDTH = 64
 _HOPPER = (9, 0)
 
 
-def kernel_problems(config: TuningConfig, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Return what of the asked kernels this machine does not have."""
-    problems = []
+def kernel_problems(config: TuningConfig, device: torch.device) -> list[str]:
+    """Return which of the kernels that are asked for this machine does not have."""
+    problems, dtype = [], training_dtype(config)
     if config.attention_backend != "auto" and not _works(config.attention_backend, device, dtype):
         others = [name for name in _BACKENDS if _works(name, device, dtype)]
         problems.append(
@@ -61,11 +62,11 @@ def attention(config: TuningConfig, device: torch.device) -> AbstractContextMana
     return context
 
 
-def compile_blocks(transformer: SD3Transformer2DModel) -> None:
-    """Compile each joint block in place, when it first runs; what was compiled is kept on disk."""
+def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
+    """Compile each block in place, when it first runs; what was compiled is kept on disk."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache, "mimicry", "inductor")))
-    for block in transformer.transformer_blocks:
+    for block in blocks:
         block.compile(fullgraph=True)
 
 

@@ -36,7 +36,7 @@ def dropout_seed(seed: int, index: int) -> int:
 
 
 @dataclass(frozen=True)
-class View:
+class Crop:
     """How an image is cut: crop centre or corner as fractions of what is left to choose, and mirrored or not.
 
     `across` and `down` lie in [0, 1]: 0 is the left or upper end, 0.5 the centre. Fractions, since a
@@ -58,7 +58,7 @@ class Sample:
     index: int
     image: int
     stem: str
-    view: View
+    crop: Crop
     kind: str = ""
 
     def purpose(self, name: str) -> str:
@@ -86,28 +86,28 @@ class SamplePlan:
         epoch, place = divmod(index, len(self.stems) * self.repeats)
         image = _epoch_order(self.seed, f"{self.kind}order", epoch, self.stems, self.repeats)[place]
         stem = self.stems[image]
-        return Sample(index=index, image=image, stem=stem, view=self._view(index, stem), kind=self.kind)
+        return Sample(index=index, image=image, stem=stem, crop=self._crop(index, stem), kind=self.kind)
 
-    def distinct_views(self, indices: Iterable[int]) -> Iterator[Sample]:
-        """Return samples that show all that the samples of `indices` show, each view of an image once."""
+    def distinct_crops(self, indices: Iterable[int]) -> Iterator[Sample]:
+        """Return samples that show all that the samples of `indices` show, each crop of an image once."""
         fixed = self.center_crop and not self.random_flip
-        seen: set[tuple[int, View]] = set()
+        seen: set[tuple[int, Crop]] = set()
         for index in indices:
             sample = self.sample(index)
-            if (sample.image, sample.view) not in seen:
-                seen.add((sample.image, sample.view))
+            if (sample.image, sample.crop) not in seen:
+                seen.add((sample.image, sample.crop))
                 yield sample
             if fixed and len(seen) == len(self.stems):
                 return
 
-    def _view(self, index: int, stem: str) -> View:
+    def _crop(self, index: int, stem: str) -> Crop:
         across = down = 0.5
         if not self.center_crop:
             across, down = generator(self.seed, f"{self.kind}crop", index, stem).random(2).tolist()
         flipped = self.random_flip and bool(
             generator(self.seed, f"{self.kind}flip", index, stem).random() < 0.5
         )
-        return View(across=across, down=down, flipped=flipped)
+        return Crop(across=across, down=down, flipped=flipped)
 
 
 @lru_cache(maxsize=4)

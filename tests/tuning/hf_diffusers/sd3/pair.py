@@ -56,13 +56,13 @@ def endings(folder: Path, pair: int, rank: int) -> list[str]:
 
 
 def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
-    from mimicry.tuning.hf_diffusers.sd3 import job, stages
-    from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-    from mimicry.tuning.hf_diffusers.sd3.training import Loop
+    from mimicry.tuning.hf_diffusers.sd3 import adapted_transformer, setup
+    from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+    from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 
-    make_batch, batch_loss = Loop.make_batch, Loop.batch_loss
+    make_batch, batch_loss = BatchSource.make, AdaptedTransformer.loss
 
-    def faulty_batch(loop: Loop, first: int) -> Batch:
+    def faulty_batch(batches: BatchSource, first: int) -> Batch:
         if first == _FAULTY_SAMPLE:
             if fault == "stop":
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -72,28 +72,28 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
                 raise TrainingFailed("this image cannot be read")
             elif fault == "bug":
                 raise ZeroDivisionError("a bug")
-        return make_batch(loop, first)
+        return make_batch(batches, first)
 
-    def faulty_loss(loop: Loop, batch: Batch) -> Any:
+    def faulty_loss(model: AdaptedTransformer, batch: Batch) -> Any:
         nothing = fault == "nan" and batch.samples[0].index == _FAULTY_SAMPLE
-        return batch_loss(loop, batch) * (float("nan") if nothing else 1.0)
+        return batch_loss(model, batch) * (float("nan") if nothing else 1.0)
 
     def faulty_check(*words: Any) -> None:
         raise UsageError("this GPU is too old")
 
-    def faulty_load(*words: Any) -> None:
+    def faulty_load(*words: Any, **more: Any) -> None:
         raise TrainingFailed("no memory for the transformer")
 
-    patch.setattr(Loop, "make_batch", faulty_batch)
-    patch.setattr(Loop, "batch_loss", faulty_loss)
+    patch.setattr(BatchSource, "make", faulty_batch)
+    patch.setattr(AdaptedTransformer, "loss", faulty_loss)
     if fault == "prepare":
-        patch.setattr(job, "check_optimizer", faulty_check)
+        patch.setattr(setup, "check_optimizer", faulty_check)
     if fault == "load":
-        patch.setattr(stages, "load_transformer", faulty_load)
+        patch.setattr(adapted_transformer, "read_transformer", faulty_load)
 
 
 def _train_all(trainings: list[dict[str, Any]]) -> list[str]:
-    from mimicry.tuning.hf_diffusers.sd3.flags import parse_job
+    from mimicry.tuning.hf_diffusers.job import parse_job
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
     found = []

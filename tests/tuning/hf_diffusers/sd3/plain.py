@@ -1,6 +1,6 @@
 """The training as it would stand in a text book: no peft, no accelerate, no formula of ours.
 
-Gradients and steps of the real loop are compared with it.
+Gradients and steps of the real trainer are compared with it.
 """
 
 import math
@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from torch import Tensor
 
 from mimicry.study.images import read_rgb
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
-from mimicry.tuning.hf_diffusers.training.latents import cut, to_pixels
+from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Sample, normal
-from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop
+from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer
 from tests.tuning.hf_diffusers.studio import Studio
 
 SHIFT = 3.0
@@ -46,7 +46,7 @@ class PlainTraining:
     `captions` are the prompts of images by stem, of those that have one; `class_images` lie in a folder.
     """
 
-    loop: Loop
+    trainer: Trainer
     studio: Studio
     images: Path
     captions: dict[str, str] = field(default_factory=dict)
@@ -57,14 +57,15 @@ class PlainTraining:
 
     def __post_init__(self) -> None:
         folder = self.studio.base_model
-        self.config = self.loop.setup.job.config
+        self.config = self.trainer.config
         self.transformer: Any = SD3Transformer2DModel.from_pretrained(folder / "transformer").train()
         self.vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
         self.frozen = {name: value.detach() for name, value in self.transformer.named_parameters()}
         self.pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder)
         self.known_prompts: dict[str, tuple[Tensor, Tensor]] = {}
         self.lora = {
-            name: value.detach().clone().requires_grad_() for name, value in self.loop.parameters.items()
+            name: value.detach().clone().requires_grad_()
+            for name, value in self.trainer.model.parameters.items()
         }
         self.first_moments = {name: torch.zeros_like(value) for name, value in self.lora.items()}
         self.second_moments = {name: torch.zeros_like(value) for name, value in self.lora.items()}
@@ -73,14 +74,14 @@ class PlainTraining:
         """Return the loss of a step, and the gradient of its mean over all samples of the step."""
         count = self.config.train_batch_size * self.config.gradient_accumulation_steps
         indices = range((step - 1) * count, step * count)
-        samples = self.loop.setup.samples
+        samples = self.trainer.schedule.plans[0]
         stem_of = {path.stem: path for path in self.images.iterdir()}
         losses = [self.sample_loss(samples.sample(index), stem_of, "") for index in indices]
         loss = torch.stack(losses).mean()
         if self.class_images is not None:
             # L = L_instance + weight * L_class, each a mean (Ruiz et al. 2023, eq. 2).
             of_class = {path.stem: path for path in self.class_images.iterdir()}
-            order = self.loop.setup.plans[1]
+            order = self.trainer.schedule.plans[1]
             others = [self.sample_loss(order.sample(index), of_class, "class_") for index in indices]
             loss = loss + self.config.prior_loss_weight * torch.stack(others).mean()
         gradients = torch.autograd.grad(loss, list(self.lora.values()))
@@ -93,7 +94,7 @@ class PlainTraining:
         prompt, pooled = self.embeds(self.prompt_of(sample.stem, kind))
         with torch.no_grad():
             posterior = self.vae.encode(
-                to_pixels(cut(read_rgb(paths[sample.stem]), sample.view, config.resolution))
+                to_pixels(apply_crop(read_rgb(paths[sample.stem]), sample.crop, config.resolution))
             ).latent_dist
         drawn = posterior.mean + posterior.std * self.draw(f"{kind}vae", index, sample.stem, posterior.mean)
         clean = (drawn - self.vae.config.shift_factor) * self.vae.config.scaling_factor
@@ -166,19 +167,19 @@ class PlainTraining:
         return loss, norm
 
 
-def loop_and_plain(
+def trainer_and_plain(
     studio: Studio,
     folder: Path,
     *flags: str,
     images: Path | None = None,
     captions: dict[str, str] | None = None,
     class_images: Path | None = None,
-) -> tuple[Loop, PlainTraining]:
-    loop = make_loop(studio, folder, "--center_crop", *flags, images=images)
-    draw_lora_b(loop.parameters)
-    loop.transformer.train()
-    plain = PlainTraining(loop, studio, images or studio.images, captions or {}, class_images)
-    return loop, plain
+) -> tuple[Trainer, PlainTraining]:
+    trainer = make_trainer(studio, folder, "--center_crop", *flags, images=images)
+    draw_lora_b(trainer.model.parameters)
+    trainer.model.transformer.train()
+    plain = PlainTraining(trainer, studio, images or studio.images, captions or {}, class_images)
+    return trainer, plain
 
 
 def assert_close(ours: dict[str, Any], plain: dict[str, Tensor]) -> None:
@@ -189,20 +190,20 @@ def assert_close(ours: dict[str, Any], plain: dict[str, Tensor]) -> None:
         torch.testing.assert_close(ours[name], value, atol=1e-4 * scale, rtol=1e-3, msg=name)
 
 
-def assert_trains_alike(loop: Loop, plain: PlainTraining) -> None:
+def assert_trains_alike(trainer: Trainer, plain: PlainTraining) -> None:
     """Compare the gradients of the first step, then loss, norm and parameters of two steps."""
     config = plain.config
     size, count = config.train_batch_size, config.gradient_accumulation_steps
     for first in range(0, size * count, size):
-        torch.autograd.backward(loop.batch_loss(loop.make_batch(first)) / count)
-    gradients = {name: value.grad for name, value in loop.parameters.items()}
+        torch.autograd.backward(trainer.model.loss(trainer.batches.make(first)) / count)
+    gradients = {name: value.grad for name, value in trainer.model.parameters.items()}
     assert_close(gradients, plain.gradients(1)[1])
-    loop.optimizer.zero_grad()
+    trainer.optimizer.zero_grad()
 
     for step in (1, 2):
-        loss, norm = loop.take_step(step)
+        loss, norm = trainer.take_step(step)
         plain_loss, plain_norm = plain.take_step(step)
         assert loss == pytest.approx(plain_loss, rel=1e-4)
         assert norm == pytest.approx(plain_norm, rel=1e-3)
         assert norm > config.max_grad_norm  # so that clipping was at work
-        assert_close(loop.parameters, plain.lora)
+        assert_close(trainer.model.parameters, plain.lora)

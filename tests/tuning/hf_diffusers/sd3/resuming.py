@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from mimicry.common.children import Interrupted, stop_signals_raise
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -40,15 +39,15 @@ def assert_same_end(folder: Path, whole: Path) -> None:
 
 def stopped(studio: Studio, folder: Path, after: int, *flags: str, micro_step: int = 1) -> None:
     """Train until a stop signal comes in a micro-step of the optimizer step after step `after`."""
-    make_batch = Loop.make_batch
+    make_batch = BatchSource.make
 
-    def stop_at(loop: Loop, first: int) -> Batch:
+    def stop_at(batches: BatchSource, first: int) -> Batch:
         if first == 2 * after + micro_step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return make_batch(loop, first)
+        return make_batch(batches, first)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted), stop_signals_raise():
-        patch.setattr(Loop, "make_batch", stop_at)
+        patch.setattr(BatchSource, "make", stop_at)
         train(studio, folder, *RUN, *flags)
     run = training_run(folder)
     assert (run["status"], run["steps"]) == ("interrupted", after)

@@ -7,7 +7,7 @@ import pytest
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -25,22 +25,22 @@ def test_an_adapter_of_images_that_were_changed_is_not_published(
 ) -> None:
     victim = sorted(images.iterdir())[1]
     content = victim.read_bytes()
-    real = Loop.run
+    real = Trainer.run
 
-    def run(loop: Loop, *arguments: object) -> None:
-        real(loop)
+    def run(trainer: Trainer, *arguments: object) -> None:
+        real(trainer)
         # One byte of the same number of them.
         victim.write_bytes(
             content[:-1] + bytes([content[-1] ^ 1])
         ) if change == "altered" else victim.unlink()
 
-    monkeypatch.setattr(Loop, "run", run)
+    monkeypatch.setattr(Trainer, "run", run)
     with pytest.raises(TrainingFailed, match=f"images were changed while .*: '{victim.name}'; nothing is"):
         train(studio, tmp_path / "out", images=images)
 
     assert not (tmp_path / "out" / WEIGHTS).exists()
     assert training_run(tmp_path / "out")["status"] == "failed"
-    monkeypatch.setattr(Loop, "run", real)
+    monkeypatch.setattr(Trainer, "run", real)
     train(studio, tmp_path / "out", images=images)
     assert training_run(tmp_path / "out")["images"] == ImageFolder.read(images).records()
 
@@ -49,7 +49,7 @@ def test_images_that_are_left_out_are_not_looked_at(studio: Studio, images: Path
     victim = sorted(images.iterdir())[1]
     victim.write_bytes(b"no image")
     flags = (f"--leave_out={victim.stem}", "--leave_out=--never", f"--eval_data_dir={images}")
-    assert make_job(studio, tmp_path / "out", *flags).leave_out == (victim.stem, "--never")
+    assert make_job(studio, tmp_path / "out", *flags).inputs.leave_out == (victim.stem, "--never")
     train(studio, tmp_path / "out", *flags, images=images)
 
     run = training_run(tmp_path / "out")

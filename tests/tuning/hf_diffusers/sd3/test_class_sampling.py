@@ -17,9 +17,10 @@ from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.study.class_images import SETTINGS
 from mimicry.tuning.hf_diffusers.sd3 import class_sampling, sampling
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
+from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from tests.tuning.hf_diffusers.sd3.many_prompts import class_flags
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -39,11 +40,20 @@ def prepare(studio: Studio, folder: Path, *flags: str, count: int = COUNT) -> Se
     return Setup.prepare(make_job(studio, folder / "out", *class_flags(folder, count), *QUICK, *flags))
 
 
+def encoders(setup: Setup) -> TextEncoders:
+    return TextEncoders(setup.model, None, setup.runtime.device, training_dtype(setup.job.config), warn=print)
+
+
+def generate(setup: Setup, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
+    assert setup.data.class_images is not None
+    config, device = setup.job.config, setup.runtime.device
+    make_class_images(setup.data.class_images, setup.model, config, device, prompt, negative)
+
+
 def make(studio: Studio, folder: Path, *flags: str, count: int = COUNT) -> dict[str, str]:
     """Generate what is missing in `folder`; return the sha256 of every image there."""
     setup = prepare(studio, folder, *flags, count=count)
-    encoders = TextEncoders(setup.model, None, setup.device, setup.dtype, warn=print)
-    make_class_images(setup, *encoders.encode_all(["a painting", sampling.NEGATIVE_PROMPT], 77))
+    generate(setup, *encoders(setup).encode_all(["a painting", sampling.NEGATIVE_PROMPT], 77))
     return images_in(folder)
 
 
@@ -93,7 +103,7 @@ def test_a_conditioning_table_changes_no_bit(
 
     monkeypatch.setattr(class_sampling, "sample_latents", watched)
     assert make(studio, tmp_path, "--conditioning_table", count=5) == expected
-    assert set(kinds) == {TabledTransformer}
+    assert set(kinds) == {CachedModulationTransformer}
     kinds.clear()
     make(studio, tmp_path / "plain", count=1)
     assert kinds == [SD3Transformer2DModel]
@@ -185,10 +195,10 @@ def test_two_processes_make_each_image_once(
     worker = threading.Thread(target=work)
     # The setup comes first: at its time the images are missing.
     setup = prepare(studio, mine)
-    embeds = TextEncoders(setup.model, None, setup.device, setup.dtype, warn=print).encode("x", 77)
+    embeds = encoders(setup).encode("x", 77)
     monkeypatch.setattr(class_sampling, "read_transformer", None)
     worker.start()
-    make_class_images(setup, embeds, embeds)
+    generate(setup, embeds, embeds)
     worker.join()
     assert images_in(mine).keys() == set(sorted(expected)[:3])
     assert "waiting for another process" in capsys.readouterr().out
@@ -196,18 +206,18 @@ def test_two_processes_make_each_image_once(
 
 def test_settings_that_came_meanwhile_are_refused(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path)
-    embeds = TextEncoders(setup.model, None, setup.device, setup.dtype, warn=print).encode("x", 77)
+    embeds = encoders(setup).encode("x", 77)
     (tmp_path / SETTINGS).write_text('{"prompt": "something else"}')
     with pytest.raises(TrainingFailed, match="prompt 'something else' -> 'a painting'"):
-        make_class_images(setup, embeds, embeds)
+        generate(setup, embeds, embeds)
 
 
 def test_a_folder_that_cannot_be_made_is_named(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path / "file" / "class")
-    embeds = TextEncoders(setup.model, None, setup.device, setup.dtype, warn=print).encode("x", 77)
+    embeds = encoders(setup).encode("x", 77)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(TrainingFailed, match=r"--class_data_dir: images cannot be generated in .*file/class"):
-        make_class_images(setup, embeds, embeds)
+        generate(setup, embeds, embeds)
 
 
 def test_transformer_and_vae_are_not_in_memory_together(
@@ -251,5 +261,5 @@ def test_a_training_makes_them_and_the_next_one_takes_them(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="on the CPU type bf16 or fp32"):
+    with pytest.raises(UsageError, match="--prior-generation-precision bf16 or no"):
         prepare(studio, tmp_path, "--prior_generation_precision=fp16")

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed, UsageError
 from mimicry.tuning.adapters.weights import Adapter
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, names, stopped
@@ -48,15 +48,15 @@ class TestClaim:
     def test_a_training_that_has_lost_it_writes_no_more(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        make_batch, seen = Loop.make_batch, []
+        make_batch, seen = BatchSource.make, []
 
-        def lose(loop: Loop, first: int) -> Batch:
+        def lose(batches: BatchSource, first: int) -> Batch:
             if first == 4:
                 lose_claim(tmp_path)
                 seen.append(files(tmp_path))
-            return make_batch(loop, first)
+            return make_batch(batches, first)
 
-        monkeypatch.setattr(Loop, "make_batch", lose)
+        monkeypatch.setattr(BatchSource, "make", lose)
         with pytest.raises(ClaimLost, match="is another's"):
             train(studio, tmp_path, *RUN)
         assert seen == [files(tmp_path)]
@@ -65,14 +65,14 @@ class TestClaim:
     def test_it_is_looked_at_again_before_the_adapter_is_put_into_its_place(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run, seen = Loop.run, []
+        run, seen = Trainer.run, []
 
-        def lose(loop: Loop, *arguments: Any) -> None:
-            run(loop, *arguments)
+        def lose(trainer: Trainer, *arguments: Any) -> None:
+            run(trainer, *arguments)
             lose_claim(tmp_path)
             seen.append(files(tmp_path))
 
-        monkeypatch.setattr(Loop, "run", lose)
+        monkeypatch.setattr(Trainer, "run", lose)
         with pytest.raises(ClaimLost):
             train(studio, tmp_path, *RUN)
         assert seen == [files(tmp_path)]
@@ -81,14 +81,14 @@ class TestClaim:
 
 class TestFullDisk:
     def test_in_the_steps(self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        make_batch = Loop.make_batch
+        make_batch = BatchSource.make
 
-        def fill(loop: Loop, first: int) -> Batch:
+        def fill(batches: BatchSource, first: int) -> Batch:
             if first == 4:
                 raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
-            return make_batch(loop, first)
+            return make_batch(batches, first)
 
-        monkeypatch.setattr(Loop, "make_batch", fill)
+        monkeypatch.setattr(BatchSource, "make", fill)
         with pytest.raises(TrainingFailed, match=r"the disk of metrics\.jsonl is full; see `df -h`"):
             train(studio, tmp_path, *RUN)
         run = training_run(tmp_path)
@@ -125,18 +125,18 @@ class TestFullDisk:
 def test_a_checkpoint_may_be_asked_for_before_the_first_step(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, make_batch, seen = CachedEncoders.encode_all, Loop.make_batch, []
+    encode, make_batch, seen = CachedEncoders.encode_all, BatchSource.make, []
 
     def ask(encoders: CachedEncoders, *arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
         return encode(encoders, *arguments)
 
-    def look(loop: Loop, first: int) -> Batch:
+    def look(batches: BatchSource, first: int) -> Batch:
         seen.append(checkpoint_names(tmp_path))
-        return make_batch(loop, first)
+        return make_batch(batches, first)
 
     monkeypatch.setattr(CachedEncoders, "encode_all", ask)
-    monkeypatch.setattr(Loop, "make_batch", look)
+    monkeypatch.setattr(BatchSource, "make", look)
     train(studio, tmp_path, *RUN)
     assert seen[2] == ["checkpoint-1"]
 

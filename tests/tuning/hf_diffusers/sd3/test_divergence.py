@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3 import records
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.training import records
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
-from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 RUN = ("--max_train_steps=6", "--gradient_accumulation_steps=2", "--random_flip")
@@ -29,26 +29,26 @@ def names(folder: Path) -> list[str]:
 
 
 def test_no_checkpoint_of_a_poisoned_state(studio: Studio, tmp_path: Path) -> None:
-    loop = make_loop(studio, tmp_path, *RUN)
-    loop.take_step(1)
-    next(iter(loop.parameters.values())).data[0, 0] = float("inf")
+    trainer = make_trainer(studio, tmp_path, *RUN)
+    trainer.take_step(1)
+    next(iter(trainer.model.parameters.values())).data[0, 0] = float("inf")
     with pytest.raises(TrainingFailed, match=r"after step 1, .* is no finite number: training diverged"):
-        loop.save_checkpoint()
+        trainer.save_checkpoint()
     assert names(tmp_path) == ["metrics.jsonl", "training_run.json"]
 
 
 def test_a_gradient_that_is_no_number_ends_the_training(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch_loss = Loop.batch_loss
+    batch_loss = AdaptedTransformer.loss
 
-    def endless_slope(loop: Loop, batch: Batch) -> torch.Tensor:
-        loss = batch_loss(loop, batch)
-        if loop._record.steps == 3:
+    def endless_slope(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+        loss = batch_loss(model, batch)
+        if batch.samples[0].index >= 6:
             loss.register_hook(lambda slope: slope * float("inf"))  # type: ignore[no-untyped-call]
         return loss
 
-    monkeypatch.setattr(Loop, "batch_loss", endless_slope)
+    monkeypatch.setattr(AdaptedTransformer, "loss", endless_slope)
     with pytest.raises(TrainingFailed, match=r"the gradient of step 4 is (nan|inf): training diverged"):
         train(studio, tmp_path, *RUN, "--checkpointing_steps=2")
     run = training_run(tmp_path)
@@ -62,22 +62,22 @@ def test_a_gradient_that_is_no_number_ends_the_training(
 def test_fp16_leaves_a_step_out_while_it_looks_for_its_scale(
     scale: float, ends: bool, studio: Studio, tmp_path: Path
 ) -> None:
-    loop = make_loop(studio, tmp_path, *RUN)
-    loop.setup.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    loop.setup.accelerator.scaler.scale(torch.ones(()))  # which makes its state
+    trainer = make_trainer(studio, tmp_path, *RUN)
+    trainer.runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.runtime.accelerator.scaler.scale(torch.ones(()))  # which makes its state
     if ends:
         with pytest.raises(TrainingFailed, match="the gradient of step 1 is inf"):
-            loop._refuse_divergence(1, 0.5, float("inf"))
+            trainer._refuse_divergence(1, 0.5, float("inf"))
     else:
-        loop._refuse_divergence(1, 0.5, float("inf"))
+        trainer._refuse_divergence(1, 0.5, float("inf"))
     with pytest.raises(TrainingFailed, match="the loss of step 1 is nan"):
-        loop._refuse_divergence(1, float("nan"), 1.0)
-    loop._record.add_step(1, 0.5, 1e-4, float("inf"), 0.1)
+        trainer._refuse_divergence(1, float("nan"), 1.0)
+    trainer._record.add_step(1, 0.5, 1e-4, float("inf"), 0.1)
     assert metrics(tmp_path) == [{"step": 1, "loss": 0.5, "lr": 1e-4, "grad_norm": None}]
 
 
 def test_loss_spikes_are_recorded(studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = make_loop(studio, tmp_path, "--max_train_steps=100")._record
+    record = make_trainer(studio, tmp_path, "--max_train_steps=100")._record
     losses = {5: 9.0, 20: 4.9, 30: 5.1, 80: 7.0}  # the first comes before there is anything to compare with
     for step in range(1, 101):
         record.add_step(step, losses.get(step, 1.0), 1e-4, 1.0, 0.1)

@@ -12,12 +12,13 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
 from mimicry.study.states import State
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
-from mimicry.tuning.hf_diffusers.training.latents import LatentSource, cut, to_pixels
-from mimicry.tuning.hf_diffusers.training.rng import View, normal
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import Crop, normal
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_job, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -38,12 +39,11 @@ def weights(folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
 
-def evaluation_of(loop: Loop, studio: Studio, *flags: str) -> Evaluation:
-    """Return an evaluation of `loop` on the original art."""
-    setup = loop.setup
-    source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
-    job = make_job(studio, setup.job.output_dir, *flags, on(studio.images))
-    return Evaluation(loop, source, find_eval_set(job, source, loop._record), loop._record)
+def evaluation_of(trainer: Trainer, studio: Studio, *flags: str) -> Evaluation:
+    """Return an evaluation of `trainer` on the original art."""
+    job = make_job(studio, trainer._record.output_dir, *flags, on(studio.images))
+    images = find_eval_set(job, trainer.batches.latents, trainer._record)
+    return Evaluation(trainer.model, trainer.batches, images, trainer._record)
 
 
 class TestTimesteps:
@@ -83,7 +83,7 @@ def plain_loss(studio: Studio, resolution: int = 32) -> float:
             max_sequence_length=77,
         )
         for path in sorted(studio.images.iterdir()):
-            posterior = vae.encode(to_pixels(cut(read_rgb(path), View(), resolution))).latent_dist
+            posterior = vae.encode(to_pixels(apply_crop(read_rgb(path), Crop(), resolution))).latent_dist
             for level in LEVELS:
                 shape = tuple(posterior.mean.shape[1:])
                 drawn = torch.from_numpy(normal(42, "eval_vae", level, path.stem, shape))
@@ -235,10 +235,9 @@ class TestRecords:
         path = next(path for path in sorted(studio.images.iterdir()) if path.suffix == ".jpg")
         for number in range(23):
             shutil.copyfile(path, many / f"{number:02}.jpg")
-        loop = make_loop(studio, tmp_path / "out")
-        setup = loop.setup
-        source = LatentSource(setup.model, setup.images.paths, setup.job.config, setup.device)
-        chosen = find_eval_set(make_job(studio, tmp_path / "out", on(many)), source, loop._record)
+        trainer = make_trainer(studio, tmp_path / "out")
+        job = make_job(studio, tmp_path / "out", on(many))
+        chosen = find_eval_set(job, trainer.batches.latents, trainer._record)
         assert chosen is not None
         assert chosen.stems == [f"{number:02}" for number in range(20)]
         assert "encoding 20 images for the evaluation, the first by name; 3 more are left out\n" in (
@@ -247,13 +246,13 @@ class TestRecords:
 
     def test_a_step_is_evaluated_once(self, studio: Studio, tmp_path: Path) -> None:
         """As in a run that was taken up again and knows the loss of its start."""
-        loop = make_loop(studio, tmp_path)
-        loop._record.eval_losses[0] = 0.75
-        evaluation = evaluation_of(loop, studio)
+        trainer = make_trainer(studio, tmp_path)
+        trainer._record.eval_losses[0] = 0.75
+        evaluation = evaluation_of(trainer, studio)
         for step in (0, STEPS, STEPS):
             evaluation.evaluate_at(step)
         assert [line["step"] for line in metrics(tmp_path)] == [STEPS]
-        assert loop._record._content(State.RUNNING)["eval_loss"]["start"] == 0.75
+        assert trainer._record._content(State.RUNNING)["eval_loss"]["start"] == 0.75
 
 
 class TestVae:
@@ -290,13 +289,13 @@ class TestLoop:
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         modes: list[tuple[bool, bool]] = []
-        predict = Loop.predict
+        predict = AdaptedTransformer.predict
 
-        def watched(loop: Loop, batch: Any) -> torch.Tensor:
-            modes.append((loop.transformer.training, torch.is_grad_enabled()))
-            return predict(loop, batch)
+        def watched(model: AdaptedTransformer, batch: Any) -> torch.Tensor:
+            modes.append((model.transformer.training, torch.is_grad_enabled()))
+            return predict(model, batch)
 
-        monkeypatch.setattr(Loop, "predict", watched)
+        monkeypatch.setattr(AdaptedTransformer, "predict", watched)
         train(studio, tmp_path, on(studio.images), "--train_batch_size=16")
         assert modes == [(False, False), (True, True), (True, True), (False, False)]
 
@@ -304,10 +303,10 @@ class TestLoop:
     def test_a_loss_that_is_no_number_ends_the_run(
         self, step: int, words: str, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        loop = make_loop(studio, tmp_path)
-        evaluation = evaluation_of(loop, studio)
+        trainer = make_trainer(studio, tmp_path)
+        evaluation = evaluation_of(trainer, studio)
         monkeypatch.setattr(
-            Loop, "predict", lambda loop, batch: torch.full_like(batch.latents_BCHW, float("nan"))
+            Trainer, "predict", lambda model, batch: torch.full_like(batch.latents_BCHW, float("nan"))
         )
         with pytest.raises(TrainingFailed, match=f"evaluation loss of step {step} is nan: .*{words}"):
             evaluation.evaluate_at(step)
@@ -316,16 +315,16 @@ class TestLoop:
     def test_what_diverged_in_the_last_step_leaves_no_adapter(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        take_step = Loop.take_step
+        take_step = Trainer.take_step
 
-        def spoil(loop: Loop, step: int) -> tuple[float, float]:
-            loss = take_step(loop, step)
+        def spoil(trainer: Trainer, step: int) -> tuple[float, float]:
+            loss = take_step(trainer, step)
             if step == STEPS:
-                for value in loop.parameters.values():
+                for value in trainer.model.parameters.values():
                     value.data.fill_(float("inf"))
             return loss
 
-        monkeypatch.setattr(Loop, "take_step", spoil)
+        monkeypatch.setattr(Trainer, "take_step", spoil)
         with pytest.raises(TrainingFailed, match="training diverged"):
             train(studio, tmp_path, on(studio.images))
         assert training_run(tmp_path)["status"] == "failed"
@@ -334,6 +333,6 @@ class TestLoop:
 
 def test_the_flag_is_no_hyper_parameter(studio: Studio, tmp_path: Path) -> None:
     job = make_job(studio, tmp_path, "--eval-data-dir=x")
-    assert job.eval_data_dir == Path("x")
-    assert make_job(studio, tmp_path).eval_data_dir is None
+    assert job.inputs.eval_data_dir == Path("x")
+    assert make_job(studio, tmp_path).inputs.eval_data_dir is None
     assert not hasattr(job.config, "eval_data_dir")

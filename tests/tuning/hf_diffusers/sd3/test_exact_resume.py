@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from mimicry.common.children import Interrupted, stop_signals_raise
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.training import checkpoints
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import (
     RUN,
@@ -173,15 +172,15 @@ class TestStopSignals:
     def test_sigusr1_asks_for_a_checkpoint(
         self, studio: Studio, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        make_batch, seen = Loop.make_batch, []
+        make_batch, seen = BatchSource.make, []
 
-        def ask(loop: Loop, first: int) -> Batch:
+        def ask(batches: BatchSource, first: int) -> Batch:
             seen.append(checkpoint_names(tmp_path))
             if first == 5:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return make_batch(loop, first)
+            return make_batch(batches, first)
 
-        monkeypatch.setattr(Loop, "make_batch", ask)
+        monkeypatch.setattr(BatchSource, "make", ask)
         former = signal.getsignal(signal.SIGUSR1)
         train(studio, tmp_path, *RUN)
         assert signal.getsignal(signal.SIGUSR1) is former

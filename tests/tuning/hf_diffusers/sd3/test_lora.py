@@ -288,7 +288,7 @@ class TestSavedFile:
             for name, value in parameters.items():
                 if ".lora_B." in name:
                     value.fill_(0.0 if fault == "untrained" else float("nan"))
-        with pytest.raises(AdapterBroken, match="untrained" if fault == "untrained" else "no finite"):
+        with pytest.raises(AdapterBroken, match="untrained" if fault == "untrained" else "not finite"):
             save(transformer, tmp_path, config(studio))
         assert list(tmp_path.iterdir()) == []
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3 import memory
+from mimicry.tuning.hf_diffusers.sd3 import adapted_transformer
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.many_prompts import write_captioned, write_class_images
-from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
-from tests.tuning.hf_diffusers.sd3.plain import STEADY, assert_trains_alike, loop_and_plain
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
+from tests.tuning.hf_diffusers.sd3.plain import STEADY, assert_trains_alike, trainer_and_plain
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, assert_same_end, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -48,7 +48,7 @@ def test_gradients_and_steps_are_those_of_the_plain_training(
     which: str, scheme: str, precondition: int, batch: tuple[int, int], studio: Studio, tmp_path: Path
 ) -> None:
     flags, told = inputs(which, studio, tmp_path)
-    loop, plain = loop_and_plain(
+    trainer, plain = trainer_and_plain(
         studio,
         tmp_path / "out",
         f"--weighting_scheme={scheme}",
@@ -60,7 +60,7 @@ def test_gradients_and_steps_are_those_of_the_plain_training(
         *flags,
         **told,
     )
-    assert_trains_alike(loop, plain)
+    assert_trains_alike(trainer, plain)
     assert len(plain.known_prompts) > 1
 
 
@@ -118,8 +118,8 @@ class TestExactResume:
         ]
 
 
-def batches(loop: Loop, count: int = 8) -> list[Batch]:
-    return [loop.make_batch(first) for first in range(count)]
+def batches(trainer: Trainer, count: int = 8) -> list[Batch]:
+    return [trainer.batches.make(first) for first in range(count)]
 
 
 class TestCaptions:
@@ -148,18 +148,18 @@ class TestCaptions:
         images, _ = write_captioned(studio, tmp_path / "captioned")
         (images / "metadata.jsonl").write_text("{\n[]\n")
         with pytest.raises(TrainingFailed) as caught:
-            make_loop(studio, tmp_path / "out", "--captions", images=images)
+            make_trainer(studio, tmp_path / "out", "--captions", images=images)
         assert len(caught.value.problems) == 2
         missing = f"--caption_data_dir={tmp_path / 'nowhere'}"
         with pytest.raises(TrainingFailed, match=r"--caption_data_dir: there is no image in .*nowhere"):
-            make_loop(studio, tmp_path / "out", "--captions", missing)
+            make_trainer(studio, tmp_path / "out", "--captions", missing)
         assert not (tmp_path / "out").exists()
 
     def test_without_the_switch_they_are_not_looked_at(self, studio: Studio, tmp_path: Path) -> None:
         images, _ = write_captioned(studio, tmp_path / "captioned")
         (images / "metadata.jsonl").write_text("{")
-        loop = make_loop(studio, tmp_path / "out", images=images)
-        assert loop.setup.prompts.texts == (loop.setup.job.config.instance_prompt,)
+        trainer = make_trainer(studio, tmp_path / "out", images=images)
+        assert trainer.batches.prompt_plan.texts == (trainer.config.instance_prompt,)
 
 
 class TestPriorPreservation:
@@ -167,26 +167,26 @@ class TestPriorPreservation:
         self, studio: Studio, tmp_path: Path
     ) -> None:
         flags, _ = inputs("prior", studio, tmp_path)
-        plain = make_loop(studio, tmp_path / "plain", "--random_flip")
-        loop = make_loop(studio, tmp_path / "prior", "--random_flip", *flags)
-        for ours, theirs in zip(batches(loop), batches(plain), strict=True):
+        plain = make_trainer(studio, tmp_path / "plain", "--random_flip")
+        trainer = make_trainer(studio, tmp_path / "prior", "--random_flip", *flags)
+        for ours, theirs in zip(batches(trainer), batches(plain), strict=True):
             assert ours.samples[:1] == theirs.samples
             for name in ("latents_BCHW", "noise_BCHW", "sigmas_B", "sequence_BLD", "pooled_BP"):
                 assert torch.equal(getattr(ours, name)[:1], getattr(theirs, name)), name
-        assert list(plain.setup.own_samples()) == list(loop.setup.own_samples())
+        assert list(plain.schedule.own_indices()) == list(trainer.schedule.own_indices())
 
     def test_class_samples_have_draws_of_their_own(self, studio: Studio, tmp_path: Path) -> None:
         """Even on the very images of the style nothing is drawn alike but by chance."""
         words = ("--with_prior_preservation", f"--class_data_dir={studio.images}", "--class_prompt=art")
-        loop = make_loop(studio, tmp_path, "--random_flip", "--num_class_images=4", *words)
-        found = batches(loop, 12)
+        trainer = make_trainer(studio, tmp_path, "--random_flip", "--num_class_images=4", *words)
+        found = batches(trainer, 12)
         pairs = [batch.samples for batch in found]
         assert {(style.kind, other.kind) for style, other in pairs} == {("", "class_")}
         assert all(style.index == other.index for style, other in pairs)
         assert [style.image for style, _ in pairs] != [other.image for _, other in pairs]
         assert {other.image for _, other in pairs} == {0, 1, 2, 3}
-        assert all(style.view.across != other.view.across for style, other in pairs)
-        assert {other.view.flipped for _, other in pairs} == {False, True}
+        assert all(style.crop.across != other.crop.across for style, other in pairs)
+        assert {other.crop.flipped for _, other in pairs} == {False, True}
         for batch in found:
             assert not torch.equal(batch.noise_BCHW[0], batch.noise_BCHW[1])
         assert any(first != second for first, second in (batch.timestep_indices for batch in found))
@@ -209,39 +209,36 @@ class TestPriorPreservation:
         flags, _ = inputs("prior", studio, tmp_path)
         losses = []
         for weight in ("0", "0.7", "1.7"):
-            loop = make_loop(studio, tmp_path / weight, *flags, f"--prior_loss_weight={weight}")
-            losses.append(loop.batch_loss(loop.make_batch(0)).item())
-        alone = make_loop(studio, tmp_path / "alone")
-        assert losses[0] == pytest.approx(alone.batch_loss(alone.make_batch(0)).item(), rel=1e-6)
+            trainer = make_trainer(studio, tmp_path / weight, *flags, f"--prior_loss_weight={weight}")
+            losses.append(trainer.model.loss(trainer.batches.make(0)).item())
+        alone = make_trainer(studio, tmp_path / "alone")
+        assert losses[0] == pytest.approx(alone.model.loss(alone.batches.make(0)).item(), rel=1e-6)
         assert losses[1] - losses[0] == pytest.approx(0.7 * (losses[2] - losses[1]), rel=1e-4)
 
     def test_memory_is_estimated_for_the_doubled_batch(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         flags, _ = inputs("prior", studio, tmp_path)
-        loop = make_loop(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2", *flags)
+        trainer = make_trainer(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2", *flags)
+        assert trainer.schedule.forward_batch_size == 4
         asked: dict[str, Any] = {}
-        monkeypatch.setattr(Setup, "device", torch.device("cuda"))
-        monkeypatch.setattr(memory, "free_device_bytes", lambda device: 7 << 30)
-        monkeypatch.setattr(
-            memory, "choose_checkpointed_blocks", lambda free, **facts: asked.update(facts) or 1
-        )
-        memory.checkpoint_blocks(loop.setup, loop.transformer, sequence_length=154)
-        assert asked["stream_values"] == 4 * (16 + 154) * 96
+        monkeypatch.setattr(adapted_transformer, "checkpoint_blocks", lambda *_, **facts: asked.update(facts))
+        make_trainer(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2", *flags)
+        assert asked["batch_size"] == 4
 
     def test_the_evaluation_fills_batches_of_the_real_size(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         flags, _ = inputs("both", studio, tmp_path)
         seen: list[tuple[int, set[int]]] = []
-        predict = Loop.predict
+        predict = AdaptedTransformer.predict
 
-        def watched(loop: Loop, batch: Batch) -> torch.Tensor:
+        def watched(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
             if not batch.samples:
                 seen.append((len(batch.latents_BCHW), set(batch.prompt_indices)))
-            return predict(loop, batch)
+            return predict(model, batch)
 
-        monkeypatch.setattr(Loop, "predict", watched)
+        monkeypatch.setattr(AdaptedTransformer, "predict", watched)
         words = (f"--eval_data_dir={studio.images}", "--conditioning_table", "--train_batch_size=3")
         captioned = tmp_path / "captioned"
         train(studio, tmp_path / "out", *flags, *words, "--max_train_steps=1", images=captioned)

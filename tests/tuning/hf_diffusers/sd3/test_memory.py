@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import memory
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
-from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop, train
+from mimicry.tuning.hf_diffusers.training import device_memory
+from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 GIB = 1 << 30
@@ -66,16 +67,16 @@ class TestChoice:
 
 
 def gradients(studio: Studio, folder: Path, *flags: str, dropout: float = 0.0) -> dict[str, Tensor]:
-    loop = make_loop(studio, folder, "--gradient_checkpointing", *flags)
-    draw_lora_b(loop.parameters)
-    loop.transformer.train()
-    for module in loop.transformer.modules():
+    trainer = make_trainer(studio, folder, "--gradient_checkpointing", *flags)
+    draw_lora_b(trainer.model.parameters)
+    trainer.model.transformer.train()
+    for module in trainer.model.transformer.modules():
         if dropout and hasattr(module, "lora_dropout"):
             module.lora_dropout["default"] = torch.nn.Dropout(dropout)
     torch.manual_seed(0)
-    loss = loop.batch_loss(loop.make_batch(0))
+    loss = trainer.model.loss(trainer.batches.make(0))
     torch.autograd.backward(loss)
-    found = {name: value.grad for name, value in loop.parameters.items() if value.grad is not None}
+    found = {name: value.grad for name, value in trainer.model.parameters.items() if value.grad is not None}
     return {"loss": loss.detach(), **found}
 
 
@@ -96,11 +97,11 @@ def test_the_number_changes_no_bit(dropout: float, precision: str, studio: Studi
 
 def runs_of_blocks(studio: Studio, folder: Path, *flags: str) -> list[int]:
     """Return how often each block ran in one forward and backward pass."""
-    loop = make_loop(studio, folder, *flags)
+    trainer = make_trainer(studio, folder, *flags)
     counts: Counter[int] = Counter()
-    for number, block in enumerate(loop.transformer.transformer_blocks):
+    for number, block in enumerate(trainer.model.transformer.transformer_blocks):
         block.register_forward_pre_hook(lambda *_, number=number: counts.update([number]))
-    loop.take_step(1)
+    trainer.take_step(1)
     return [counts[number] for number in range(3)]
 
 
@@ -130,24 +131,25 @@ def test_it_is_logged_and_recorded(
 def test_on_a_gpu_free_memory_decides(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = make_loop(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2")
+    trainer = make_trainer(studio, tmp_path, "--gradient_checkpointing", "--train_batch_size=2")
     asked: dict[str, Any] = {}
 
     def choose(free_bytes: int, **facts: Any) -> int:
         asked.update(facts, free_bytes=free_bytes)
         return 1
 
-    monkeypatch.setattr(Setup, "device", torch.device("cuda"))
     monkeypatch.setattr(memory, "free_device_bytes", lambda device: 7 * GIB)
     monkeypatch.setattr(memory, "choose_checkpointed_blocks", choose)
-    assert memory.checkpoint_blocks(loop.setup, loop.transformer, sequence_length=154) == 1
+    tokens = memory.image_tokens(BaseModel(studio.base_model), 32) + 154
+    transformer, cuda = trainer.model.transformer, torch.device("cuda")
+    assert memory.checkpoint_blocks(transformer, trainer.config, cuda, batch_size=2, token_count=tokens) == 1
     assert asked == {
         "free_bytes": 7 * GIB,
         # 32 pixels are 8 in latents and 4 patches: 16 tokens, and a width of 96.
         "stream_values": 2 * (16 + 154) * 96,
         "value_bytes": 4,
         "block_count": 3,
-        "trained_parameters": sum(value.numel() for value in loop.parameters.values()),
+        "trained_parameters": sum(value.numel() for value in trainer.model.parameters.values()),
         "compiled": False,
         "keeps_inputs": False,
         "shared": False,
@@ -163,6 +165,6 @@ def test_free_memory_counts_a_limit_and_what_the_allocator_holds(monkeypatch: py
         "get_per_process_memory_fraction": 1.0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    assert memory.free_device_bytes(device) == 62 * GIB
+    assert device_memory.free_device_bytes(device) == 62 * GIB
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
-    assert memory.free_device_bytes(device) == 10 * GIB
+    assert device_memory.free_device_bytes(device) == 10 * GIB

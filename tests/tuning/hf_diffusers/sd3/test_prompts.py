@@ -11,8 +11,9 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, PromptPlan, TextEncoders
-from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample, View
+from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
+from mimicry.tuning.hf_diffusers.training.rng import CLASS, Crop, Sample
 from tests.tuning.hf_diffusers.studio import Studio
 
 PROMPT = "a painting in the style of sks"
@@ -155,13 +156,13 @@ class TestPlan:
     def test_each_image_has_its_caption_or_the_instance_prompt(self) -> None:
         plan = PromptPlan.make(PROMPT, ["a tree", None, "a tree"], None)
         assert plan.texts == (PROMPT, "a tree")
-        assert [plan.index_of(Sample(9, image, "", View())) for image in range(3)] == [1, 0, 1]
+        assert [plan.index_of(Sample(9, image, "", Crop())) for image in range(3)] == [1, 0, 1]
 
     def test_class_samples_have_the_class_prompt(self) -> None:
         plan = PromptPlan.make(PROMPT, ["a tree", None], "a painting")
         assert plan.texts == (PROMPT, "a tree", "a painting")
-        assert plan.index_of(Sample(9, 1, "", View(), CLASS)) == 2
-        assert plan.index_of(Sample(9, 1, "", View())) == 0
+        assert plan.index_of(Sample(9, 1, "", Crop(), CLASS)) == 2
+        assert plan.index_of(Sample(9, 1, "", Crop())) == 0
 
     def test_the_instance_prompt_comes_first_and_equal_prompts_once(self) -> None:
         assert PromptPlan.make(PROMPT, ["a"], "a").texts == (PROMPT, "a")

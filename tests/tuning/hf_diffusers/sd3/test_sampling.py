@@ -11,19 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
+from mimicry.tuning.hf_diffusers.sd3.modulation import (
+    CachedModulationTransformer,
+    WeightFiles,
+    compute_modulation,
+)
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE,
     PROMPT,
     SamplingSettings,
-    decode,
     initial_noise,
     latent_shape,
-    load_vae,
     sample_latents,
     sampling_timesteps,
 )
+from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
 from tests.tuning.hf_diffusers.studio import Studio
 
 CPU = torch.device("cpu")
@@ -127,15 +130,15 @@ def test_rows_of_a_table_stand_in_for_pooled_prompts(
     prompts = (embeds(model, 1), embeds(model, 2))
     scheduler = model.folder / "scheduler"
     expected = sample_latents(transformer, scheduler, *prompts, noise(model), SETTINGS)
-    tabled = TabledTransformer.from_pretrained(model.folder / "transformer").eval()
+    tabled = CachedModulationTransformer.from_pretrained(model.folder / "transformer").eval()
     weights = WeightFiles.find(model.folder / "transformer", None)
     assert weights is not None
-    table = compute_table(
+    table = compute_modulation(
         tabled,
         weights,
         timesteps_T=sampling_timesteps(scheduler, SETTINGS.steps),
         pooled_NP=torch.cat([prompt.pooled_1P for prompt in prompts]),
-        conditions=[(step, which) for step in range(SETTINGS.steps) for which in (PROMPT, NEGATIVE)],
+        keys=[(step, which) for step in range(SETTINGS.steps) for which in (PROMPT, NEGATIVE)],
         batch_size=1,
     )
 
@@ -145,7 +148,7 @@ def test_rows_of_a_table_stand_in_for_pooled_prompts(
         *prompts,
         noise(model),
         SETTINGS,
-        conditioning=lambda step, which: table.rows([step], [which]),
+        modulation=lambda step, which: table.rows([step], [which]),
     )
 
     assert torch.equal(found, expected)

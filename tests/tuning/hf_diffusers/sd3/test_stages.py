@@ -15,10 +15,10 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.states import State
-from mimicry.tuning.hf_diffusers.sd3 import training
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
@@ -35,15 +35,15 @@ class Recorder:
         self.streams: dict[tuple[object, ...], str] = {}
         self.samples: list[rng.Sample] = []
         self.batches: list[Batch] = []
-        normal, make_batch, sample = rng.normal, Loop.make_batch, rng.SamplePlan.sample
+        normal, make_batch, sample = rng.normal, BatchSource.make, rng.SamplePlan.sample
 
         def watched_normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...]) -> Any:
             values = normal(seed, purpose, index, name, shape)
             self.streams[seed, purpose, index, name, shape] = hashlib.sha256(values.tobytes()).hexdigest()
             return values
 
-        def watched_batch(loop: Loop, first: int) -> Batch:
-            self.batches.append(make_batch(loop, first))
+        def watched_batch(batches: BatchSource, first: int) -> Batch:
+            self.batches.append(make_batch(batches, first))
             return self.batches[-1]
 
         def watched_sample(plan: rng.SamplePlan, index: int) -> rng.Sample:
@@ -51,7 +51,7 @@ class Recorder:
             return self.samples[-1]
 
         patch.setattr(rng, "normal", watched_normal)
-        patch.setattr(Loop, "make_batch", watched_batch)
+        patch.setattr(BatchSource, "make", watched_batch)
         patch.setattr(rng.SamplePlan, "sample", watched_sample)
 
 
@@ -73,7 +73,7 @@ def test_two_conditions_draw_the_same_by_chance(
     assert {key[1] for key in original.streams} == {"lora_A", "vae", "noise"}
     assert original.streams == mist.streams
     assert original.samples == mist.samples
-    assert len({sample.view for sample in original.samples}) == 6
+    assert len({sample.crop for sample in original.samples}) == 6
     assert len(original.batches) == len(mist.batches) == 6
     for ours, theirs in zip(original.batches, mist.batches, strict=True):
         assert torch.equal(ours.noise_BCHW, theirs.noise_BCHW)
@@ -241,7 +241,7 @@ class TestFailure:
             "training_run.json",
         ]
         job = make_job(studio, folder)
-        images = Setup.prepare(job).images
+        images = Setup.prepare(job).data.images
         existing = judge(folder, adapter_spec(job.config, "mimicry"), images, full=True)
         assert existing.state is State.PENDING
 
@@ -271,9 +271,9 @@ class TestFailure:
         train(studio, out)
         before = weights(out)
         monkeypatch.setattr(
-            training.Loop,
+            Trainer,
             "batch_loss",
-            lambda loop, _: next(iter(loop.parameters.values())).sum() * float("nan"),
+            lambda model, _: next(iter(model.parameters.values())).sum() * float("nan"),
         )
         with pytest.raises(TrainingFailed, match="the loss of step 1"):
             train(studio, out)
@@ -302,7 +302,7 @@ class TestFailure:
         def fail(*_: object) -> None:
             raise RuntimeError("the roof fell in")
 
-        monkeypatch.setattr(training.Loop, "batch_loss", fail)
+        monkeypatch.setattr(AdaptedTransformer, "loss", fail)
         with pytest.raises(RuntimeError, match="the roof"):
             train(studio, tmp_path / "out")
         assert training_run(tmp_path / "out")["error"] == "RuntimeError: the roof fell in"
@@ -314,7 +314,7 @@ class TestFailure:
         def fail(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
-        monkeypatch.setattr(training.Loop, "batch_loss", fail)
+        monkeypatch.setattr(AdaptedTransformer, "loss", fail)
         with pytest.raises(
             TrainingFailed, match=r"out of GPU memory: .*9 GiB\.; type a smaller --resolution"
         ):

@@ -9,17 +9,17 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
-    load_transformer,
-    make_table,
-    table_obstacle,
-    trained_conditions,
+    cache_modulation,
+    cache_obstacle,
+    read_transformer,
+    training_keys,
 )
 from mimicry.tuning.hf_diffusers.training import host_memory
-from tests.tuning.hf_diffusers.sd3.parts import make_job, make_loop, train
+from mimicry.tuning.options.config import TuningConfig
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -53,9 +53,9 @@ def test_a_layer_that_the_adapter_trains_is_not_replaced(
     studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layers = "--lora_layers=attn.to_q,norm1.linear,norm_out.linear"
-    loop = make_loop(studio, tmp_path, "--conditioning_table", layers)
-    assert type(loop.transformer) is SD3Transformer2DModel
-    loop.take_step(1)
+    trainer = make_trainer(studio, tmp_path, "--conditioning_table", layers)
+    assert type(trainer.model.transformer) is SD3Transformer2DModel
+    trainer.take_step(1)
     said = capsys.readouterr().out
     assert "no conditioning table: the adapter trains transformer_blocks.0.norm1.linear, " in said
     assert ", ...\n" in said
@@ -64,10 +64,10 @@ def test_a_layer_that_the_adapter_trains_is_not_replaced(
 def test_weights_that_cannot_be_read_one_by_one_are_not_replaced(studio: Studio, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(studio.base_model, model)
-    setup = Setup.prepare(make_job(studio, tmp_path, f"--pretrained_model_name_or_path={model}"))
-    assert table_obstacle(setup, [], 1) is None
+    base, config = BaseModel(model), TuningConfig()
+    assert cache_obstacle(base, config, [], 1) is None
     (model / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    assert "are no safetensors files" in str(table_obstacle(setup, [], 1))
+    assert "are not safetensors files" in str(cache_obstacle(base, config, [], 1))
 
 
 def test_a_table_that_the_host_cannot_hold_is_not_made(
@@ -96,18 +96,18 @@ def test_a_table_that_the_host_cannot_hold_is_not_made(
 
 
 def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studio, tmp_path: Path) -> None:
-    setup = Setup.prepare(make_job(studio, tmp_path, "--conditioning_table", "--train_batch_size=2"))
-    model: Any = load_transformer(setup)
-    timesteps = load_sigmas(setup).timesteps
-    pooled = torch.zeros(1, model.config.pooled_projection_dim)
-    trained = trained_conditions(setup)
-    own = make_table(setup, model, timesteps_T=timesteps, pooled_NP=pooled, conditions=trained)
-    more = make_table(
-        setup,
-        model,
-        timesteps_T=timesteps,
-        pooled_NP=pooled,
-        conditions=[*trained, (0, 0), (999, 0), (999, 0)],
+    trainer = make_trainer(studio, tmp_path, "--conditioning_table", "--train_batch_size=2")
+    base, config, source = BaseModel(studio.base_model), trainer.config, trainer.batches
+    trained = training_keys(trainer.schedule, source.prompt_plan, len(source.maker.sigmas))
+    own = trainer.model.modulation
+    more = cache_modulation(
+        trainer.model.transformer,
+        base,
+        config,
+        timesteps_T=source.maker.sigmas.timesteps,
+        pooled_NP=source.maker.prompts.pooled_NP,
+        keys=[*trained, (0, 0), (999, 0), (999, 0)],
+        batch_size=2,
     )
     assert own is not None
     assert more is not None
@@ -118,9 +118,9 @@ def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studi
         assert torch.equal(more.rows([level, 0], [0, 0])[0], own.rows([level], [0])[0])
 
 
-@pytest.mark.parametrize("flags", [(), ("--conditioning_table",)], ids=["whole", "tabled"])
+@pytest.mark.parametrize("cached", [False, True])
 def test_weights_go_straight_to_the_device(
-    flags: tuple[str, ...], studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached: bool, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
     original = SD3Transformer2DModel.from_pretrained.__func__
@@ -130,12 +130,14 @@ def test_weights_go_straight_to_the_device(
         return original(cls, *words, **more)
 
     monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", classmethod(from_pretrained))
-    setup = Setup.prepare(make_job(studio, tmp_path, "--mixed_precision=bf16", *flags))
-    model = load_transformer(setup)
-    assert isinstance(model, TabledTransformer) == bool(flags)
+    config, cpu = TuningConfig(mixed_precision="bf16"), torch.device("cpu")
+    model = read_transformer(
+        BaseModel(studio.base_model), config, cpu, torch.bfloat16, cached_modulation=cached
+    )
+    assert isinstance(model, CachedModulationTransformer) == cached
     (words,) = asked
-    assert words["device_map"] == {"": setup.device}
+    assert words["device_map"] == {"": cpu}
     assert words["torch_dtype"] == torch.bfloat16
     assert words["low_cpu_mem_usage"] is True
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
-    assert {value.device for value in model.parameters()} == {setup.device}
+    assert {value.device for value in model.parameters()} == {cpu}

@@ -16,15 +16,14 @@ from torch import Tensor
 from mimicry.study.sample_files import read_settings
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import validation
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     SamplingSettings,
-    decode,
     initial_noise,
     latent_shape,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.training.vae import decode
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, assert_same_end, metrics, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -40,7 +39,7 @@ def samples(folder: Path) -> dict[str, bytes]:
 
 
 def base_latents(studio: Studio, prompt: str) -> Tensor:
-    """Return what the base model makes of `prompt`, two images, without any part of the trainer's loop."""
+    """Return what the base model makes of `prompt`, two images, without any part of the trainer's trainer."""
     model, cpu = BaseModel(folder=studio.base_model), torch.device("cpu")
     encoders = TextEncoders(model, None, cpu, torch.float32, warn=print)
     return torch.cat(
@@ -145,9 +144,10 @@ def test_the_base_draws_before_the_adapter_learns(
     ],
 )
 def test_images_are_due_when_epochs_end(flags: str, steps: list[int], studio: Studio, tmp_path: Path) -> None:
-    setup = Setup.prepare(make_job(studio, tmp_path, *flags.split()))
+    config = make_job(studio, tmp_path, *flags.split()).config
 
-    assert [step for step in range(setup.step_count + 1) if validation.is_due(setup, step)] == steps
+    due = [step for step in range(config.step_count(4) + 1) if validation.is_due(config, 4, step)]
+    assert due == steps
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -187,7 +187,7 @@ def nothing_finite(*arguments: Any) -> Tensor:
     ("part", "fault", "name"),
     [
         ("sample_latents", fail, "RuntimeError"),
-        ("sampling_conditioning", fail, "RuntimeError"),
+        ("sampling_modulation", fail, "RuntimeError"),
         ("sample_latents", nothing_finite, "ValueError"),
     ],
 )

@@ -8,8 +8,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.sd3.conditioning import TabledTransformer, WeightFiles, compute_table
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
+from mimicry.tuning.hf_diffusers.sd3.modulation import (
+    CachedModulationTransformer,
+    WeightFiles,
+    compute_modulation,
+)
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 
@@ -62,16 +66,16 @@ class Passes:
         return self._run(model, self.pooled[self.prompts])
 
     def tabled(self) -> dict[str, Tensor]:
-        model: Any = TabledTransformer.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
+        model: Any = CachedModulationTransformer.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
         weights = WeightFiles.find(self.folder, None)
         assert weights is not None
         with torch.autocast("cpu", torch.bfloat16):
-            table = compute_table(
+            table = compute_modulation(
                 model,
                 weights,
                 timesteps_T=TIMESTEPS,
                 pooled_NP=self.pooled,
-                conditions=set(zip(self.levels, self.prompts, strict=True)),
+                keys=set(zip(self.levels, self.prompts, strict=True)),
                 batch_size=len(self.levels),
             )
         return self._run(model, table.rows(self.levels, self.prompts))

@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, NotWholeError
-from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import (
     RUN,
     STEPS,
@@ -52,14 +51,14 @@ class TestWhatLies:
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[list[str]] = []
-        make_batch = Loop.make_batch
+        make_batch = BatchSource.make
 
-        def look(loop: Loop, first: int) -> Batch:
+        def look(batches: BatchSource, first: int) -> Batch:
             if first % 2 == 0:
                 seen.append(checkpoint_names(tmp_path))
-            return make_batch(loop, first)
+            return make_batch(batches, first)
 
-        monkeypatch.setattr(Loop, "make_batch", look)
+        monkeypatch.setattr(BatchSource, "make", look)
         train(studio, tmp_path, *RUN, "--checkpointing_steps=1", "--checkpoints_total_limit=2")
         assert seen == [
             [],
@@ -133,8 +132,8 @@ class TestNotUsed:
 
     def chosen(self, studio: Studio, out: Path, *flags: str, images: Path | None = None) -> RunRecord:
         """Return the record of a run that would begin now."""
-        loop = make_loop(studio, out, *RUN, *flags, images=images)
-        return loop._record
+        trainer = make_trainer(studio, out, *RUN, *flags, images=images)
+        return trainer._record
 
     @pytest.mark.parametrize(("name", "damage"), DAMAGES)
     def test_a_damaged_one_is_passed_over(

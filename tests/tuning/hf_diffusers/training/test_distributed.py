@@ -146,14 +146,14 @@ class TestAlone:
         alone = Processes()
         assert alone.is_main
         assert not alone.stop_asked
-        assert alone.meet("word") == ["word"]
-        assert alone.decided_by_main(lambda: 7) == 7
-        assert alone.share([3, 4, 5]) == [3, 4, 5]
+        assert alone.barrier_gather("word") == ["word"]
+        assert alone.broadcast_from_main(lambda: 7) == 7
+        assert alone.shard([3, 4, 5]) == [3, 4, 5]
 
     def test_items_are_shared_in_turns(self) -> None:
-        assert [Processes(3, index).share("abcd") for index in range(3)] == [
+        assert [Processes(3, index).shard("abcd") for index in range(3)] == [
             ["a", "d"],
             ["b", None],
             ["c", None],
         ]
-        assert Processes(3, 2).share([]) == []
+        assert Processes(3, 2).shard([]) == []

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training.kernels import attention, attention_names, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.wide import Passes, write_transformer
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -36,13 +36,13 @@ class TestAttention:
         self, name: str, flash: bool, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[bool, bool]] = []
-        take_step = Loop.take_step
+        take_step = Trainer.take_step
 
-        def watched(loop: Loop, step: int) -> tuple[float, float]:
+        def watched(trainer: Trainer, step: int) -> tuple[float, float]:
             seen.append(enabled())
-            return take_step(loop, step)
+            return take_step(trainer, step)
 
-        monkeypatch.setattr(Loop, "take_step", watched)
+        monkeypatch.setattr(Trainer, "take_step", watched)
         train(studio, tmp_path, f"--attention_backend={name}", "--max_train_steps=2")
         assert seen == [(flash, name != "flash")] * 2
         recorded = training_run(tmp_path)["numerics"]["attention_backend"]
@@ -138,7 +138,7 @@ def test_a_loop_compiles_only_when_asked(
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for flags, expected in (((), False), (("--compile_blocks",), True)):
-        loop = make_loop(studio, tmp_path, *flags)
+        trainer = make_trainer(studio, tmp_path, *flags)
         assert training_run(tmp_path)["numerics"]["compile"] is expected
-        blocks = loop.transformer.transformer_blocks
+        blocks = trainer.model.transformer.transformer_blocks
         assert {block._compiled_call_impl is not None for block in blocks} == {expected}

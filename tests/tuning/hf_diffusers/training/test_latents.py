@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
-from mimicry.tuning.hf_diffusers.training.latents import LatentSource, cut, to_pixels
-from mimicry.tuning.hf_diffusers.training.rng import Sample, SamplePlan, View
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource, apply_crop, to_pixels
+from mimicry.tuning.hf_diffusers.training.rng import Crop, Sample, SamplePlan
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.studio import Studio
 
-CENTRE = View(across=0.5, down=0.5, flipped=False)
+CENTRE = Crop(across=0.5, down=0.5, flipped=False)
 CPU = torch.device("cpu")
 RESOLUTION = 32
 
@@ -41,8 +41,8 @@ def smooth(width: int, height: int) -> Image.Image:
 
 def plan(count: int, **how: Any) -> SamplePlan:
     stems = tuple(f"image {number}" for number in range(count))
-    views: dict[str, Any] = {"center_crop": True, "random_flip": False}
-    return SamplePlan(seed=42, stems=stems, **(views | how))
+    crops: dict[str, Any] = {"center_crop": True, "random_flip": False}
+    return SamplePlan(seed=42, stems=stems, **(crops | how))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def make_source(studio: Studio) -> MakeSource:
         chosen: dict[str, Any] = {"resolution": RESOLUTION, "mixed_precision": "no", **values}
         config = TuningConfig(**chosen)
         paths = sorted(studio.images.iterdir()) if images is None else images
-        return LatentSource(BaseModel(folder=studio.base_model), paths, config, CPU)
+        return LatentSource.load(BaseModel(folder=studio.base_model), paths, config, CPU)
 
     return make
 
@@ -75,23 +75,23 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 class TestCut:
     @pytest.mark.parametrize(
-        ("size", "view", "left", "upper"),
+        ("size", "crop", "left", "upper"),
         [
             ((200, 100), CENTRE, 50, 0),
             ((100, 200), CENTRE, 0, 50),
             ((100, 100), CENTRE, 0, 0),
-            ((200, 100), View(across=0.0, down=0.0), 0, 0),
-            ((200, 100), View(across=1.0, down=1.0), 100, 0),
-            ((100, 200), View(across=0.3, down=0.25), 0, 25),
+            ((200, 100), Crop(across=0.0, down=0.0), 0, 0),
+            ((200, 100), Crop(across=1.0, down=1.0), 100, 0),
+            ((100, 200), Crop(across=0.3, down=0.25), 0, 25),
             ((101, 64), CENTRE, 18.5, 0),
         ],
     )
     def test_takes_the_largest_square_at_the_asked_place(
-        self, size: tuple[int, int], view: View, left: float, upper: float
+        self, size: tuple[int, int], crop: Crop, left: float, upper: float
     ) -> None:
         side = min(size)
         resolution = 20
-        pixels = np.array(cut(ramp(*size), view, resolution), dtype=float)
+        pixels = np.array(apply_crop(ramp(*size), crop, resolution), dtype=float)
         assert pixels.shape == (resolution, resolution, 3)
         # The filter is one-sided at the borders, so that the outermost pixels are a little off.
         inner = np.arange(2, resolution - 2)
@@ -101,21 +101,23 @@ class TestCut:
 
     @pytest.mark.parametrize("resolution", [16, 64, 256])
     def test_scales_down_and_up(self, resolution: int) -> None:
-        assert cut(ramp(120, 90), CENTRE, resolution).size == (resolution, resolution)
+        assert apply_crop(ramp(120, 90), CENTRE, resolution).size == (resolution, resolution)
 
     def test_a_flipped_view_is_the_mirror_image(self) -> None:
         image = smooth(90, 64)
-        straight = np.array(cut(image, View(across=0.2, down=0.5), 32))
-        flipped = np.array(cut(image, View(across=0.2, down=0.5, flipped=True), 32))
+        straight = np.array(apply_crop(image, Crop(across=0.2, down=0.5), 32))
+        flipped = np.array(apply_crop(image, Crop(across=0.2, down=0.5, flipped=True), 32))
         assert (flipped == straight[:, ::-1]).all()
         assert (flipped != straight).any()
 
-    @pytest.mark.parametrize("view", [CENTRE, View(across=0.13, down=0.7), View(across=1.0, down=0.0)])
+    @pytest.mark.parametrize("crop", [CENTRE, Crop(across=0.13, down=0.7), Crop(across=1.0, down=0.0)])
     @pytest.mark.parametrize("size", [(160, 120), (120, 160)])
-    def test_a_larger_copy_is_cut_alike(self, size: tuple[int, int], view: View) -> None:
+    def test_a_larger_copy_is_cut_alike(self, size: tuple[int, int], crop: Crop) -> None:
         """A countermeasure may have scaled the image: the same part of the picture must be seen."""
         larger = smooth(size[0] * 5 // 4, size[1] * 5 // 4)
-        ours, theirs = (np.array(cut(image, view, 48), dtype=float) for image in (smooth(*size), larger))
+        ours, theirs = (
+            np.array(apply_crop(image, crop, 48), dtype=float) for image in (smooth(*size), larger)
+        )
         # A shift of a single pixel of the result makes 4 in the mean.
         assert np.abs(ours - theirs).mean() < 0.7
 
@@ -133,7 +135,7 @@ class TestLatentSource:
         path = sorted(studio.images.iterdir())[sample.image]
         vae = AutoencoderKL.from_pretrained(studio.base_model / "vae").eval()
         with Image.open(path) as image:
-            pixels = to_pixels(cut(image.convert("RGB"), CENTRE, RESOLUTION))
+            pixels = to_pixels(apply_crop(image.convert("RGB"), CENTRE, RESOLUTION))
         with torch.no_grad():
             posterior = vae.encode(pixels).latent_dist
         noise = torch.from_numpy(rng.normal(42, "vae", 2, sample.stem, tuple(posterior.mean.shape[1:])))
@@ -177,7 +179,7 @@ class TestLatentSource:
     @pytest.mark.parametrize(
         ("how", "encodings"),
         [({}, 4), ({"random_flip": True}, 8), ({"center_crop": False}, 40)],
-        ids=["one view", "mirrored too", "random crops"],
+        ids=["one crop", "mirrored too", "random crops"],
     )
     def test_each_distinct_view_is_encoded_once(
         self, how: dict[str, bool], encodings: int, make_source: MakeSource, encoded: list[torch.Tensor]
@@ -194,7 +196,7 @@ class TestLatentSource:
         source = make_source()
         source.cache([plan(4).sample(0)])
         with pytest.raises(KeyError, match="not among the samples"):
-            source.latents(Sample(1, plan(4).sample(0).image, "image 0", View(across=0.1)))
+            source.latents(Sample(1, plan(4).sample(0).image, "image 0", Crop(across=0.1)))
 
     def test_a_photo_is_turned_as_its_exif_says(self, tmp_path: Path, make_source: MakeSource) -> None:
         upright = smooth(48, 80)

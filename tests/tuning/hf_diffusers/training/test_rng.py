@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mimicry.tuning.hf_diffusers.training.rng import CLASS, SamplePlan, View, dropout_seed, generator, normal
+from mimicry.tuning.hf_diffusers.training.rng import CLASS, Crop, SamplePlan, dropout_seed, generator, normal
 from tests.hostile_names import over_hostile_names
 
 STEMS = ("01_hills", "02_house", "03_tree", "04_boat", "05_sun")
@@ -36,8 +36,8 @@ def digest(data: bytes) -> str:
 
 
 def plan(stems: tuple[str, ...] = STEMS, seed: int = 42, repeats: int = 1, **how: Any) -> SamplePlan:
-    views: dict[str, Any] = {"center_crop": False, "random_flip": True}
-    return SamplePlan(seed=seed, stems=stems, **(views | how), repeats=repeats)
+    crops: dict[str, Any] = {"center_crop": False, "random_flip": True}
+    return SamplePlan(seed=seed, stems=stems, **(crops | how), repeats=repeats)
 
 
 @pytest.mark.parametrize(("purpose", "golden"), GOLDEN_UNIFORM.items())
@@ -56,13 +56,13 @@ def test_normal_streams_are_golden(purpose: str, golden: str) -> None:
 def test_the_plan_of_samples_is_golden() -> None:
     samples = [plan().sample(index) for index in range(15)]
     assert digest("".join(sample.stem for sample in samples).encode()) == GOLDEN_ORDER
-    assert digest("".join(str(sample.view) for sample in samples).encode()) == GOLDEN_VIEWS
+    assert digest("".join(str(sample.crop) for sample in samples).encode()) == GOLDEN_VIEWS
 
 
 def test_the_plan_of_class_samples_is_golden_and_of_its_own() -> None:
     samples = [plan(kind=CLASS).sample(index) for index in range(15)]
     assert digest("".join(sample.stem for sample in samples).encode()) == GOLDEN_CLASS_ORDER
-    assert digest("".join(str(sample.view) for sample in samples).encode()) == GOLDEN_CLASS_VIEWS
+    assert digest("".join(str(sample.crop) for sample in samples).encode()) == GOLDEN_CLASS_VIEWS
     assert [samples[0].purpose(name) for name in ("vae", "noise", "timestep")] == [
         *("class_vae", "class_noise", "class_timestep")
     ]
@@ -120,7 +120,7 @@ def test_a_sample_does_not_depend_on_those_asked_for_before() -> None:
 def test_another_seed_shows_another_order_and_other_crops() -> None:
     ours, others = ([plan(seed=seed).sample(index) for index in range(20)] for seed in (42, 43))
     assert [sample.stem for sample in ours] != [sample.stem for sample in others]
-    assert not {sample.view for sample in ours} & {sample.view for sample in others}
+    assert not {sample.crop for sample in ours} & {sample.crop for sample in others}
 
 
 def test_a_set_that_lacks_an_image_shows_the_others_in_the_same_order() -> None:
@@ -134,17 +134,17 @@ def test_a_set_that_lacks_an_image_shows_the_others_in_the_same_order() -> None:
 
 def test_a_view_depends_on_nothing_but_seed_index_and_stem() -> None:
     renamed = tuple("09_other" if stem == "03_tree" else stem for stem in STEMS)
-    views = {(sample.index, sample.stem): sample.view for sample in map(plan().sample, range(50))}
+    crops = {(sample.index, sample.stem): sample.crop for sample in map(plan().sample, range(50))}
     shared = [
-        sample for sample in map(plan(renamed).sample, range(50)) if (sample.index, sample.stem) in views
+        sample for sample in map(plan(renamed).sample, range(50)) if (sample.index, sample.stem) in crops
     ]
     assert len(shared) > 10
-    assert all(sample.view == views[sample.index, sample.stem] for sample in shared)
+    assert all(sample.crop == crops[sample.index, sample.stem] for sample in shared)
 
 
 def test_crops_are_fractions_drawn_anew_for_each_sample() -> None:
-    views = [plan().sample(index).view for index in range(400)]
-    places = [place for view in views for place in (view.across, view.down)]
+    crops = [plan().sample(index).crop for index in range(400)]
+    places = [place for crop in crops for place in (crop.across, crop.down)]
     assert len(set(places)) == 800
     assert 0 <= min(places) < 0.02
     assert 0.98 < max(places) <= 1
@@ -152,20 +152,20 @@ def test_crops_are_fractions_drawn_anew_for_each_sample() -> None:
 
 
 def test_about_half_of_the_samples_are_mirrored() -> None:
-    flipped = [plan().sample(index).view.flipped for index in range(400)]
+    flipped = [plan().sample(index).crop.flipped for index in range(400)]
     assert sum(flipped) == pytest.approx(200, abs=30)
 
 
 def test_center_crop_and_no_flip_show_every_image_in_one_view() -> None:
-    assert {plan(center_crop=True, random_flip=False).sample(index).view for index in range(50)} == {
-        View(across=0.5, down=0.5, flipped=False)
+    assert {plan(center_crop=True, random_flip=False).sample(index).crop for index in range(50)} == {
+        Crop(across=0.5, down=0.5, flipped=False)
     }
 
 
 def test_flips_are_the_same_with_and_without_center_crop() -> None:
     for index in range(50):
         centred, free = plan(center_crop=True).sample(index), plan(center_crop=False).sample(index)
-        assert centred.view.flipped == free.view.flipped
+        assert centred.crop.flipped == free.crop.flipped
 
 
 class TestRepeats:
@@ -176,7 +176,7 @@ class TestRepeats:
         assert all(before != after for before, after in pairwise(epochs))
         # Not the same order three times over: an image may come twice before another has come once.
         assert any(len(set(epoch[:5])) < 5 for epoch in epochs)
-        assert len({sample.view for sample in samples}) == 150
+        assert len({sample.crop for sample in samples}) == 150
 
     def test_a_set_that_lacks_an_image_shows_the_others_in_the_same_order(self) -> None:
         fewer = plan(tuple(stem for stem in STEMS if stem != "03_tree"), repeats=2)
@@ -188,7 +188,7 @@ class TestRepeats:
 
     def test_fixed_views_are_all_listed(self) -> None:
         samples = plan(repeats=3, center_crop=True, random_flip=False)
-        listed = {sample.image for sample in samples.distinct_views(range(1000))}
+        listed = {sample.image for sample in samples.distinct_crops(range(1000))}
         assert listed == set(range(len(STEMS)))
 
 
@@ -205,12 +205,12 @@ def test_distinct_views_show_all_that_the_samples_show(
     center_crop: bool, random_flip: bool, repeats: int
 ) -> None:
     samples = plan(center_crop=center_crop, random_flip=random_flip, repeats=repeats)
-    shown = {(sample.image, sample.view) for sample in (samples.sample(index) for index in range(50))}
+    shown = {(sample.image, sample.crop) for sample in (samples.sample(index) for index in range(50))}
 
-    assert {(sample.image, sample.view) for sample in samples.distinct_views(range(50))} == shown
+    assert {(sample.image, sample.crop) for sample in samples.distinct_crops(range(50))} == shown
 
 
 def test_fixed_views_are_listed_once() -> None:
     samples = plan(center_crop=True, random_flip=False)
 
-    assert len(list(samples.distinct_views(range(4_000_000)))) == len(STEMS)
+    assert len(list(samples.distinct_crops(range(4_000_000)))) == len(STEMS)

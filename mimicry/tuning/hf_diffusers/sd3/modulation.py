@@ -1,4 +1,6 @@
-"""The conditioning table: what the transformer computes from timestep and pooled prompt alone, ahead of time.
+"""The modulation cache, called conditioning table in options and records.
+
+It holds what the transformer computes from timestep and pooled prompt alone, computed ahead of training.
 
 A third of the parameters of Stable Diffusion 3.5 Large, those of time_text_embed and of the linear layers of
 its adaptive norms, sees nothing else. With frozen weights and few prompts their outputs are one row of
@@ -32,7 +34,7 @@ from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
 _EMBEDDING = "time_text_embed"
-# What the table replaces, by the names of the parts that hold it.
+# What the cache replaces, by the names of the parts that hold it.
 REPLACED = (_EMBEDDING, "norm1", "norm1_context", "norm_out")
 _EMBEDDING_LAYERS = tuple(
     f"{_EMBEDDING}.{part}.linear_{number}"
@@ -41,14 +43,14 @@ _EMBEDDING_LAYERS = tuple(
 )
 
 _REPLACED_BIAS = re.compile(r"(^norm_out|\.norm1(_context)?)\.linear\.bias$")
-# So many conditions go through a layer before they leave the device: with captions there may be many.
+# So many keys go through a layer before they leave the device: with captions there may be many keys.
 _CHUNK = 256
 
 # A timestep, as its row in the sigma table, and a prompt, as its row among the pooled prompts.
-Condition = tuple[int, int]
+ModulationKey = tuple[int, int]
 
 
-class Columns(torch.nn.Module):
+class ColumnSlice(torch.nn.Module):
     """Stands in for a linear layer: returns that part of each row which the layer would have computed."""
 
     columns: Tensor
@@ -62,14 +64,14 @@ class Columns(torch.nn.Module):
         return rows_BR.index_select(1, self.columns)
 
 
-class RowsHandedIn(torch.nn.Module):
+class GivenRows(torch.nn.Module):
     """Stands in for time_text_embed: returns the rows that came as `pooled_projections`."""
 
     def forward(self, timestep: Tensor, rows_BR: Tensor) -> Tensor:
         return rows_BR
 
 
-class TabledTransformer(SD3Transformer2DModel):  # type: ignore[misc]
+class CachedModulationTransformer(SD3Transformer2DModel):  # type: ignore[misc]
     """The transformer without what the table replaces; it takes rows, (B, R), as `pooled_projections`."""
 
     _keys_to_ignore_on_load_unexpected = (
@@ -82,17 +84,17 @@ class TabledTransformer(SD3Transformer2DModel):  # type: ignore[misc]
     @functools.wraps(SD3Transformer2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *sizes: Any, **named_sizes: Any) -> None:
         super().__init__(*sizes, **named_sizes)
-        self.time_text_embed = RowsHandedIn()
+        self.time_text_embed = GivenRows()
         start = 0
         for norm in self.modules():
             if isinstance(norm, _ADAPTIVE_NORMS):
                 width = norm.linear.out_features
-                norm.silu, norm.linear = torch.nn.Identity(), Columns(start, width)
+                norm.silu, norm.linear = torch.nn.Identity(), ColumnSlice(start, width)
                 start += width
 
-    def replaced_layers(self) -> dict[str, Columns]:
+    def replaced_layers(self) -> dict[str, ColumnSlice]:
         """Return what stands in for each adaptive norm's linear layer, by that layer's name, in row order."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, Columns)}
+        return {name: module for name, module in self.named_modules() if isinstance(module, ColumnSlice)}
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,15 @@ class WeightFiles:
 
 
 @dataclass(frozen=True)
-class ConditioningTable:
+class ModulationCache:
     """The rows of a run, of R numbers each, in host memory.
 
-    `rows_NSR` holds N conditions; `place_of` says which is where. S is the size of a training batch if the
-    same condition gives other numbers in another place of the batch, which some kernels do; else S is 1.
+    `rows_NSR` holds N keys; `place_of` says which is where. S is the size of a training batch if the
+    same key gives other numbers in another place of the batch, which some kernels do; else S is 1.
     """
 
     rows_NSR: Tensor
-    place_of: Mapping[Condition, int]
+    place_of: Mapping[ModulationKey, int]
     device: torch.device
 
     def rows(self, timestep_indices: Sequence[int], prompt_indices: Sequence[int]) -> Tensor:
@@ -144,9 +146,7 @@ class ConditioningTable:
             timestep_indices: rows of the sigma table, one for each sample of the batch.
             prompt_indices: rows of the pooled prompts, likewise.
         """
-        places = [
-            self.place_of[condition] for condition in zip(timestep_indices, prompt_indices, strict=True)
-        ]
+        places = [self.place_of[key] for key in zip(timestep_indices, prompt_indices, strict=True)]
         slot_count = self.rows_NSR.shape[1]
         return torch.stack(
             [
@@ -166,18 +166,18 @@ def row_width(weights: WeightFiles) -> int:
 
 
 @torch.no_grad()
-def compute_table(
-    transformer: TabledTransformer,
+def compute_modulation(
+    transformer: CachedModulationTransformer,
     weights: WeightFiles,
     *,
     timesteps_T: Tensor,
     pooled_NP: Tensor,
-    conditions: Collection[Condition],
+    keys: Collection[ModulationKey],
     batch_size: int,
-) -> ConditioningTable:
-    """Compute the rows of `conditions`, under the caller's autocast.
+) -> ModulationCache:
+    """Compute the rows of `keys`, under the caller's autocast.
 
-    Each condition is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise
+    Each key is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise
     than one among several. What else is in the batch does not matter, as a test shows. Only one linear
     layer's weights are in memory at a time.
 
@@ -189,8 +189,8 @@ def compute_table(
         TrainingFailed: rows depend on their place in the batch, and so many do not fit into host memory.
     """
     device, dtype = pooled_NP.device, pooled_NP.dtype
+    order = sorted(set(keys))
     embed = _read_embedding(transformer, weights, device, dtype)
-    order = sorted(set(conditions))
     activations = [
         F.silu(
             embed(
@@ -205,22 +205,30 @@ def compute_table(
     rows_NSR = _host_memory((len(order), 1, width), dtype, device)
     for name, layer in layers.items():
         weight, bias = (weights.read(f"{name}.{part}", device, dtype) for part in ("weight", "bias"))
-        start = int(layer.columns[0])
-        for first in range(0, len(order), _CHUNK):
-            chunk = activations[first : first + _CHUNK]
-            part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
-            if rows_NSR.shape[1] == 1:
-                if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
-                    part_NBC = part_NBC[:, :1]
-                else:
-                    rows_NSR = _with_slots(rows_NSR, batch_size, device)
-            columns = slice(start, start + part_NBC.shape[-1])
-            rows_NSR[first : first + _CHUNK, :, columns] = part_NBC.cpu()
-    return ConditioningTable(
-        rows_NSR=rows_NSR,
-        place_of={condition: place for place, condition in enumerate(order)},
-        device=device,
+        rows_NSR = _fill_columns(rows_NSR, layer, weight, bias, activations)
+    return ModulationCache(
+        rows_NSR=rows_NSR, place_of={key: place for place, key in enumerate(order)}, device=device
     )
+
+
+def _fill_columns(
+    rows_NSR: Tensor, layer: ColumnSlice, weight: Tensor, bias: Tensor, activations: Sequence[Tensor]
+) -> Tensor:
+    """Put what a replaced layer makes of `activations` into its columns, and return the rows.
+
+    They have a place in the batch each once one layer turns out to depend on it.
+    """
+    for first in range(0, len(activations), _CHUNK):
+        chunk = activations[first : first + _CHUNK]
+        part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
+        if rows_NSR.shape[1] == 1:
+            if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
+                part_NBC = part_NBC[:, :1]
+            else:
+                rows_NSR = _with_slots(rows_NSR, part_NBC.shape[1], weight.device)
+        start = int(layer.columns[0])
+        rows_NSR[first : first + _CHUNK, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
+    return rows_NSR
 
 
 def _with_slots(rows_N1R: Tensor, slot_count: int, device: torch.device) -> Tensor:
@@ -236,7 +244,7 @@ def _with_slots(rows_N1R: Tensor, slot_count: int, device: torch.device) -> Tens
     return rows_NSR.copy_(rows_N1R.expand_as(rows_NSR))
 
 
-def trained_conditioning(block_count: int, targets: Collection[str]) -> list[str]:
+def trained_modulation(block_count: int, targets: Collection[str]) -> list[str]:
     """Return those of the layers that the table replaces that an adapter on `targets` would train.
 
     A target names a layer by its whole name or by the end of it, as in peft.
@@ -251,7 +259,7 @@ def trained_conditioning(block_count: int, targets: Collection[str]) -> list[str
 
 
 def _read_embedding(
-    transformer: TabledTransformer, weights: WeightFiles, device: torch.device, dtype: torch.dtype
+    transformer: CachedModulationTransformer, weights: WeightFiles, device: torch.device, dtype: torch.dtype
 ) -> torch.nn.Module:
     with init_empty_weights():
         embedding = CombinedTimestepTextProjEmbeddings(

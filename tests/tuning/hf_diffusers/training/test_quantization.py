@@ -12,11 +12,16 @@ import pytest
 import torch
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3 import job
+from mimicry.tuning.hf_diffusers.sd3 import setup
 from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
-from mimicry.tuning.hf_diffusers.sd3.quantization import check_quantization, loading_arguments, round_inputs
+from mimicry.tuning.hf_diffusers.sd3.transformer import UNQUANTISED
+from mimicry.tuning.hf_diffusers.training.quantization import (
+    check_quantization,
+    loading_arguments,
+    round_inputs,
+)
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import make_loop, train
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import WEIGHTS, metrics
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -32,6 +37,13 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: "0.50.2" if name == "bitsandbytes" else version(name)
     )
+
+
+def _asked(kind: str) -> Any:
+    """Return what is asked of the library for SD3's transformer."""
+    return loading_arguments(TuningConfig(quantize_base=kind), torch.bfloat16, UNQUANTISED)[
+        "quantization_config"
+    ]
 
 
 def problems(config: TuningConfig, device: torch.device) -> tuple[str, ...]:
@@ -67,19 +79,19 @@ class TestRefusal:
 class TestArguments:
     def test_none_are_needed_for_16_bits(self) -> None:
         check_quantization(TuningConfig(), CPU)
-        assert loading_arguments(TuningConfig(), torch.bfloat16) == {}
+        assert loading_arguments(TuningConfig(), torch.bfloat16, ()) == {}
 
     @pytest.mark.usefixtures("library")
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_nf4_computes_in_the_training_precision(self, dtype: torch.dtype) -> None:
-        asked = loading_arguments(TuningConfig(quantize_base="nf4"), dtype)["quantization_config"]
+        asked = loading_arguments(TuningConfig(quantize_base="nf4"), dtype, ())["quantization_config"]
         assert (asked.load_in_4bit, asked.bnb_4bit_quant_type) == (True, "nf4")
         assert asked.bnb_4bit_compute_dtype == dtype
 
     @pytest.mark.parametrize("kind", QUANTISED)
     @pytest.mark.usefixtures("library")
     def test_what_a_table_replaces_is_not_quantised(self, kind: str) -> None:
-        asked = loading_arguments(TuningConfig(quantize_base=kind), torch.bfloat16)["quantization_config"]
+        asked = _asked(kind)
         assert asked.load_in_8bit == (kind == "int8")
         assert asked.llm_int8_skip_modules == [
             *("time_text_embed", "norm1", "norm1_context", "norm_out", "proj_out")
@@ -137,7 +149,7 @@ class TestRealLibrary:
         for name in ("BnB4BitDiffusersQuantizer", "BnB8BitDiffusersQuantizer"):
             quantizer = getattr(bnb_quantizer, name)
             monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
-        monkeypatch.setattr(job, "check_quantization", lambda *_: None)
+        monkeypatch.setattr(setup, "check_quantization", lambda *_: None)
         yield
 
     @pytest.mark.parametrize("kind", QUANTISED)
@@ -161,7 +173,7 @@ class TestRealLibrary:
     def test_the_blocks_are_small_and_the_adapter_in_fp32(
         self, kind: str, bits: int, studio: Studio, tmp_path: Path
     ) -> None:
-        transformer = make_loop(studio, tmp_path, *self.FLAGS, f"--quantize_base={kind}").transformer
+        transformer = make_trainer(studio, tmp_path, *self.FLAGS, f"--quantize_base={kind}").model.transformer
         layer = transformer.transformer_blocks[0].attn.to_q
         assert layer.base_layer.weight.nbytes * 8 == bits * layer.in_features * layer.out_features
         assert {value.dtype for value in transformer.parameters() if value.requires_grad} == {torch.float32}

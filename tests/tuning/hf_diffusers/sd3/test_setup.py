@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
-from mimicry.tuning.hf_diffusers.sd3.job import Setup
-from mimicry.tuning.hf_diffusers.sd3.records import RunRecord
-from mimicry.tuning.hf_diffusers.training.distributed import Processes
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from tests.tuning.hf_diffusers.sd3.parts import make_job
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -33,15 +31,15 @@ def test_images_are_listed_by_stem_and_other_files_passed_over(studio: Studio, t
 
     setup = prepare(studio, tmp_path, images=images)
 
-    assert setup.samples.stems == ("0", "a", "b", "c", "é")
-    assert [path.name for path in setup.images.paths] == ["0.jpg", "a.jpeg", "b.jpg", "c.JPG", "é.jpg"]
+    assert setup.data.schedule.plans[0].stems == ("0", "a", "b", "c", "é")
+    assert [path.name for path in setup.data.images.paths] == ["0.jpg", "a.jpeg", "b.jpg", "c.JPG", "é.jpg"]
 
 
 def test_a_new_crop_is_drawn_for_each_sample(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path, "--random_flip")
-    views = [setup.samples.sample(index).view for index in range(40)]
-    assert len({(view.across, view.down) for view in views}) == 40
-    assert {view.flipped for view in views} == {False, True}
+    crops = [setup.data.schedule.plans[0].sample(index).crop for index in range(40)]
+    assert len({(crop.across, crop.down) for crop in crops}) == 40
+    assert {crop.flipped for crop in crops} == {False, True}
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -72,21 +70,15 @@ def test_more_processes_than_gpus_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match=r"--num_processes 3 .* there are 2; type --num_processes 2"):
+    with pytest.raises(UsageError, match=r"--num-processes 3 .* there are 2; type --num-processes 2"):
         prepare(studio, tmp_path)
 
 
 def test_each_of_several_processes_has_its_turn(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path, "--train_batch_size=2", "--max_train_steps=2")
     config = dataclasses.replace(setup.job.config, num_processes=3)
-    own = [
-        list(
-            dataclasses.replace(
-                setup, job=dataclasses.replace(setup.job, config=config), processes=Processes(3, index)
-            ).own_samples()
-        )
-        for index in range(3)
-    ]
+    schedule = dataclasses.replace(setup.data.schedule, config=config, process_count=3)
+    own = [list(dataclasses.replace(schedule, process_index=index).own_indices()) for index in range(3)]
     assert own == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
@@ -108,7 +100,7 @@ def test_tf32_is_used_when_asked_for_and_never_else(
         switch.allow_tf32 = not flag
     setup = prepare(studio, tmp_path, *flag)
     assert [switch.allow_tf32 for switch in tf32_switches] == [bool(flag)] * 2
-    RunRecord(setup)
+    setup.new_record().begin()
     assert training_run(tmp_path / "out")["numerics"]["tf32"] == bool(flag)
 
 
@@ -123,7 +115,7 @@ def test_layers_and_blocks_that_are_not_there_are_refused_at_once(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--mixed_precision bf16 or no"):
+    with pytest.raises(UsageError, match="--mixed-precision bf16 or no"):
         prepare(studio, tmp_path, "--mixed_precision=fp16")
 
 
@@ -139,4 +131,4 @@ def test_fp16_without_a_gpu_names_what_works(studio: Studio, tmp_path: Path) -> 
 def test_the_samples_of_a_run_are_numbered_from_0(
     words: tuple[str, ...], count: int, studio: Studio, tmp_path: Path
 ) -> None:
-    assert list(prepare(studio, tmp_path, *words).own_samples()) == list(range(count))
+    assert list(prepare(studio, tmp_path, *words).data.schedule.own_indices()) == list(range(count))

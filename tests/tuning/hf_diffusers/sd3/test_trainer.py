@@ -1,4 +1,4 @@
-"""The loop against a plain computation, and what must not change its numbers."""
+"""The trainer against a plain computation, and what must not change its numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.sd3.batches import load_sigmas
-from mimicry.tuning.hf_diffusers.sd3.training import Loop
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
-from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_loop
+from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer
 from tests.tuning.hf_diffusers.sd3.plain import (
     STEADY,
     PlainTraining,
     assert_close,
     assert_trains_alike,
-    loop_and_plain,
     plain_sigma,
+    trainer_and_plain,
 )
 from tests.tuning.hf_diffusers.studio import Studio
 
@@ -31,7 +31,7 @@ GRID += [("logit_normal", 1, BATCHES[1]), ("cosmap", 0, BATCHES[1]), ("sigma_sqr
 def test_gradients_and_steps_are_those_of_the_plain_training(
     scheme: str, precondition: int, batch: tuple[int, int], studio: Studio, tmp_path: Path
 ) -> None:
-    loop, plain = loop_and_plain(
+    trainer, plain = trainer_and_plain(
         studio,
         tmp_path,
         f"--weighting_scheme={scheme}",
@@ -41,33 +41,33 @@ def test_gradients_and_steps_are_those_of_the_plain_training(
         "--max_grad_norm=0.05",
         *STEADY,
     )
-    assert_trains_alike(loop, plain)
+    assert_trains_alike(trainer, plain)
 
 
 def test_the_first_step_from_the_untouched_beginning(studio: Studio, tmp_path: Path) -> None:
-    loop = make_loop(studio, tmp_path, "--center_crop", *STEADY)
-    plain = PlainTraining(loop, studio, studio.images)
-    assert loop.take_step(1)[0] == pytest.approx(plain.take_step(1)[0], rel=1e-4)
-    assert_close(loop.parameters, plain.lora)
+    trainer = make_trainer(studio, tmp_path, "--center_crop", *STEADY)
+    plain = PlainTraining(trainer, studio, studio.images)
+    assert trainer.take_step(1)[0] == pytest.approx(plain.take_step(1)[0], rel=1e-4)
+    assert_close(trainer.model.parameters, plain.lora)
 
 
 class TestPrecision:
     def test_adapter_and_optimizer_are_fp32_on_a_bf16_base(self, studio: Studio, tmp_path: Path) -> None:
-        loop = make_loop(studio, tmp_path, "--mixed_precision=bf16")
-        loop.take_step(1)
-        assert {value.dtype for value in loop.parameters.values()} == {torch.float32}
-        states = [value for state in loop.optimizer.state.values() for value in state.values()]
-        assert len(states) == 3 * len(loop.parameters)
+        trainer = make_trainer(studio, tmp_path, "--mixed_precision=bf16")
+        trainer.take_step(1)
+        assert {value.dtype for value in trainer.model.parameters.values()} == {torch.float32}
+        states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+        assert len(states) == 3 * len(trainer.model.parameters)
         assert {value.dtype for value in states} == {torch.float32}
-        frozen = {value.dtype for value in loop.transformer.parameters() if not value.requires_grad}
+        frozen = {value.dtype for value in trainer.model.transformer.parameters() if not value.requires_grad}
         assert frozen == {torch.bfloat16}
 
     def test_an_update_too_small_for_bf16_is_not_lost(self, studio: Studio, tmp_path: Path) -> None:
-        loop = make_loop(studio, tmp_path, "--mixed_precision=bf16", "--learning_rate=0.000001")
-        draw_lora_b(loop.parameters)
-        before = {name: value.detach().clone() for name, value in loop.parameters.items()}
-        loop.take_step(1)
-        for name, value in loop.parameters.items():
+        trainer = make_trainer(studio, tmp_path, "--mixed_precision=bf16", "--learning_rate=0.000001")
+        draw_lora_b(trainer.model.parameters)
+        before = {name: value.detach().clone() for name, value in trainer.model.parameters.items()}
+        trainer.take_step(1)
+        for name, value in trainer.model.parameters.items():
             if "transformer_blocks.2.attn.add_q_proj" in name:
                 continue  # what the prompt asks for in the last block reaches no output
             moved = value != before[name]
@@ -76,25 +76,25 @@ class TestPrecision:
 
     @pytest.mark.parametrize("precision", ["no", "bf16"])
     def test_noise_levels_are_fp32(self, precision: str, studio: Studio, tmp_path: Path) -> None:
-        loop = make_loop(studio, tmp_path, f"--mixed_precision={precision}")
-        table = load_sigmas(loop.setup)
+        trainer = make_trainer(studio, tmp_path, f"--mixed_precision={precision}")
+        table = trainer.batches.maker.sigmas
         assert table.sigmas.dtype == table.timesteps.dtype == torch.float32
         assert len(set(table.sigmas.tolist())) == len(table.sigmas) == 1000
         expected = torch.tensor([plain_sigma(index) for index in range(1000)])
         torch.testing.assert_close(table.sigmas, expected)
         torch.testing.assert_close(table.timesteps, 1000 * expected)
-        batch = loop.make_batch(0)
+        batch = trainer.batches.make(0)
         parts = (batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B, batch.timesteps_B)
         assert {part.dtype for part in parts} == {torch.float32}
-        assert loop.batch_loss(batch).dtype == torch.float32
+        assert trainer.model.loss(batch).dtype == torch.float32
 
 
 def test_a_sample_is_the_same_whatever_its_batch(studio: Studio, tmp_path: Path) -> None:
-    alone = make_loop(studio, tmp_path / "alone", "--random_flip")
-    together = make_loop(studio, tmp_path / "together", "--random_flip", "--train_batch_size=3")
-    batch = together.make_batch(3)
+    alone = make_trainer(studio, tmp_path / "alone", "--random_flip")
+    together = make_trainer(studio, tmp_path / "together", "--random_flip", "--train_batch_size=3")
+    batch = together.batches.make(3)
     for row, index in enumerate((3, 4, 5)):
-        single = alone.make_batch(index)
+        single = alone.batches.make(index)
         assert torch.equal(batch.latents_BCHW[row], single.latents_BCHW[0])
         assert torch.equal(batch.noise_BCHW[row], single.noise_BCHW[0])
         assert batch.sigmas_B[row] == single.sigmas_B[0]
@@ -105,8 +105,8 @@ def test_the_device_is_waited_for_once_a_step(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU each of these would let it run dry: only the loss and the norm of a whole step are fetched."""
-    loop = make_loop(studio, tmp_path, "--gradient_accumulation_steps=3", "--train_batch_size=2")
-    loop.take_step(1)
+    trainer = make_trainer(studio, tmp_path, "--gradient_accumulation_steps=3", "--train_batch_size=2")
+    trainer.take_step(1)
     fetched: list[tuple[str, tuple[int, ...]]] = []
     for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__"):
         original = getattr(torch.Tensor, name)
@@ -116,29 +116,29 @@ def test_the_device_is_waited_for_once_a_step(
             return original(tensor, *words)
 
         monkeypatch.setattr(torch.Tensor, name, watched)
-    loop.take_step(2)
+    trainer.take_step(2)
     assert fetched == [("tolist", (2,))]
 
 
 class TestDropout:
-    def masks(self, loop: Loop, first: int) -> list[Tensor]:
+    def masks(self, trainer: Trainer, first: int) -> list[Tensor]:
         """Return what each LoRA drops of its input in the forward pass that begins with sample `first`."""
         dropped = []
         hooks = [
             module.register_forward_hook(lambda _, inputs, output: dropped.append((output == 0).clone()))
-            for module in loop.transformer.modules()
+            for module in trainer.model.transformer.modules()
             if isinstance(module, torch.nn.Dropout) and module.p
         ]
-        loop.transformer.train()
-        loop.batch_loss(loop.make_batch(first))
+        trainer.model.transformer.train()
+        trainer.model.loss(trainer.batches.make(first))
         for hook in hooks:
             hook.remove()
         return dropped
 
     def test_it_is_a_function_of_seed_and_sample(self, studio: Studio, tmp_path: Path) -> None:
         flags = ("--lora_dropout=0.25", "--train_batch_size=2")
-        loop = make_loop(studio, tmp_path / "a", *flags)
-        masks = self.masks(loop, 4)
+        trainer = make_trainer(studio, tmp_path / "a", *flags)
+        masks = self.masks(trainer, 4)
         assert len(masks) == 23
         share = torch.cat([mask.flatten() for mask in masks]).float().mean()
         assert float(share) == pytest.approx(0.25, abs=0.02)
@@ -148,16 +148,16 @@ class TestDropout:
 
         torch.manual_seed(99)
         torch.rand(3)
-        assert not same(self.masks(loop, 6))
-        assert same(self.masks(loop, 4))
-        later = make_loop(studio, tmp_path / "b", *flags, f"--instance_data_dir={studio.mist}")
+        assert not same(self.masks(trainer, 6))
+        assert same(self.masks(trainer, 4))
+        later = make_trainer(studio, tmp_path / "b", *flags, f"--instance_data_dir={studio.mist}")
         assert same(self.masks(later, 4))
-        assert not same(self.masks(make_loop(studio, tmp_path / "c", *flags, "--seed=43"), 4))
+        assert not same(self.masks(make_trainer(studio, tmp_path / "c", *flags, "--seed=43"), 4))
 
     def test_without_it_torchs_own_chance_is_left_alone(self, studio: Studio, tmp_path: Path) -> None:
-        loop = make_loop(studio, tmp_path)
+        trainer = make_trainer(studio, tmp_path)
         torch.manual_seed(5)
-        loop.take_step(1)
+        trainer.take_step(1)
         drawn = torch.rand(4)
         torch.manual_seed(5)
         assert torch.equal(drawn, torch.rand(4))
@@ -167,10 +167,10 @@ class TestDropout:
 def test_a_loss_that_is_no_number_ends_the_training(
     bad: float, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = make_loop(studio, tmp_path)
-    before = {name: value.detach().clone() for name, value in loop.parameters.items()}
-    batch_loss = Loop.batch_loss
-    monkeypatch.setattr(Loop, "batch_loss", lambda loop, batch: batch_loss(loop, batch) * bad)
+    trainer = make_trainer(studio, tmp_path)
+    before = {name: value.detach().clone() for name, value in trainer.model.parameters.items()}
+    batch_loss = AdaptedTransformer.loss
+    monkeypatch.setattr(AdaptedTransformer, "loss", lambda model, batch: batch_loss(model, batch) * bad)
     with pytest.raises(TrainingFailed, match=r"the loss of step 1 is (nan|inf).*--learning-rate"):
-        loop.run()
-    assert all(torch.equal(value, before[name]) for name, value in loop.parameters.items())
+        trainer.run()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.parameters.items())

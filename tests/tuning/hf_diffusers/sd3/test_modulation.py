@@ -11,15 +11,15 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
-from mimicry.tuning.hf_diffusers.sd3 import conditioning
-from mimicry.tuning.hf_diffusers.sd3.conditioning import (
-    Condition,
-    ConditioningTable,
-    TabledTransformer,
+from mimicry.tuning.hf_diffusers.sd3 import modulation
+from mimicry.tuning.hf_diffusers.sd3.modulation import (
+    CachedModulationTransformer,
+    ModulationCache,
+    ModulationKey,
     WeightFiles,
-    compute_table,
+    compute_modulation,
     row_width,
-    trained_conditioning,
+    trained_modulation,
 )
 from tests.tuning.hf_diffusers.sd3.wide import CPU, POOLED_WIDTH, TIMESTEPS, Passes, write_transformer
 
@@ -43,18 +43,20 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_table(
-    folder: Path, conditions: set[Condition], batch_size: int, pooled_NP: Tensor, variant: str | None = None
-) -> ConditioningTable:
-    model: Any = TabledTransformer.from_pretrained(folder, torch_dtype=torch.bfloat16, variant=variant)
+    folder: Path, keys: set[ModulationKey], batch_size: int, pooled_NP: Tensor, variant: str | None = None
+) -> ModulationCache:
+    model: Any = CachedModulationTransformer.from_pretrained(
+        folder, torch_dtype=torch.bfloat16, variant=variant
+    )
     weights = WeightFiles.find(folder, variant)
     assert weights is not None
     with torch.autocast("cpu", torch.bfloat16):
-        return compute_table(
+        return compute_modulation(
             model,
             weights,
             timesteps_T=TIMESTEPS,
             pooled_NP=pooled_NP,
-            conditions=conditions,
+            keys=keys,
             batch_size=batch_size,
         )
 
@@ -89,8 +91,8 @@ def test_output_loss_and_gradients_keep_every_bit_at_the_real_width(
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_another_timestep_or_prompt_is_another_row(batch_size: int, narrow: Path) -> None:
     prompts = some_prompts(2)
-    conditions = {(level, prompt) for level in (5, 6) for prompt in (0, 1)}
-    table = make_table(narrow, conditions, batch_size, prompts)
+    keys = {(level, prompt) for level in (5, 6) for prompt in (0, 1)}
+    table = make_table(narrow, keys, batch_size, prompts)
     rows = table.rows([5, 6, 5, 6], [0, 0, 1, 1])
     assert len({tuple(row.tolist()) for row in rows}) == 4
     assert torch.equal(table.rows([6, 5], [0, 0])[0], rows[1])
@@ -104,10 +106,10 @@ def test_another_timestep_or_prompt_is_another_row(batch_size: int, narrow: Path
 def test_how_many_go_through_a_layer_at_a_time_changes_nothing(
     chunk: int, narrow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conditions = {(level, prompt) for level in (5, 6, 9) for prompt in (0, 1)}
-    whole = make_table(narrow, conditions, 2, some_prompts(2))
-    monkeypatch.setattr(conditioning, "_CHUNK", chunk)
-    assert torch.equal(make_table(narrow, conditions, 2, some_prompts(2)).rows_NSR, whole.rows_NSR)
+    keys = {(level, prompt) for level in (5, 6, 9) for prompt in (0, 1)}
+    whole = make_table(narrow, keys, 2, some_prompts(2))
+    monkeypatch.setattr(modulation, "_CHUNK", chunk)
+    assert torch.equal(make_table(narrow, keys, 2, some_prompts(2)).rows_NSR, whole.rows_NSR)
 
 
 def test_the_width_of_a_row_is_known_from_the_headers(narrow: Path) -> None:
@@ -134,9 +136,9 @@ def test_rows_are_kept_apart_where_the_place_in_a_batch_matters(
     assert (even.rows_NSR.shape[1], apart.rows_NSR.shape[1]) == (1, 2)
     assert apart.byte_count == 2 * even.byte_count
     assert torch.equal(even.rows([9, 5], [0, 0])[0], apart.rows([9, 5], [0, 0])[0])
-    monkeypatch.setattr(conditioning, "_CHUNK", 1)
+    monkeypatch.setattr(modulation, "_CHUNK", 1)
     assert torch.equal(make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1)).rows_NSR, apart.rows_NSR)
-    monkeypatch.setattr(conditioning, "host_memory_problem", lambda count: f"{count} bytes, too many")
+    monkeypatch.setattr(modulation, "host_memory_problem", lambda count: f"{count} bytes, too many")
     with pytest.raises(TrainingFailed, match=rf"{apart.byte_count} bytes.*--no-conditioning-table"):
         make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1))
     moved = (even.rows([9, 5], [0, 0])[1] != apart.rows([9, 5], [0, 0])[1]).nonzero().flatten()
@@ -160,9 +162,9 @@ def test_weights_are_found_however_they_are_filed(
     model = SD3Transformer2DModel.from_pretrained(narrow, torch_dtype=torch.bfloat16)
     model.save_pretrained(tmp_path, **options)
     assert len(list(tmp_path.glob("*.safetensors"))) > (2 if "max_shard_size" in options else 0)
-    conditions: set[Condition] = {(5, 0)}
-    ours = make_table(tmp_path, conditions, 1, some_prompts(1), variant)
-    theirs = make_table(narrow, conditions, 1, some_prompts(1))
+    keys: set[ModulationKey] = {(5, 0)}
+    ours = make_table(tmp_path, keys, 1, some_prompts(1), variant)
+    theirs = make_table(narrow, keys, 1, some_prompts(1))
     assert torch.equal(ours.rows([5], [0]), theirs.rows([5], [0]))
 
 
@@ -175,24 +177,24 @@ def test_other_formats_are_not_found(narrow: Path, tmp_path: Path) -> None:
 
 def test_nothing_that_the_table_replaces_is_in_the_model(narrow: Path) -> None:
     whole: Any = SD3Transformer2DModel.from_pretrained(narrow)
-    tabled, info = TabledTransformer.from_pretrained(narrow, output_loading_info=True)
+    tabled, info = CachedModulationTransformer.from_pretrained(narrow, output_loading_info=True)
     assert info["missing_keys"] == info["unexpected_keys"] == []
     left = set(whole.state_dict()) - set(tabled.state_dict())
     layers = {name.rpartition(".")[0] for name in left}
-    assert layers == {*tabled.replaced_layers(), *trained_conditioning(0, ["linear_1", "linear_2"])}
+    assert layers == {*tabled.replaced_layers(), *trained_modulation(0, ["linear_1", "linear_2"])}
     assert set(tabled.state_dict()) < set(whole.state_dict())
     assert [name for name, _ in tabled.named_parameters() if "time_text" in name or ".linear." in name] == []
 
 
 def test_targets_are_understood_as_peft_does(narrow: Path) -> None:
-    tabled: Any = TabledTransformer.from_pretrained(narrow)
-    assert trained_conditioning(3, TARGET_MODULES) == []
-    assert trained_conditioning(3, ["ff.net.0.proj", "inear", "norm1", "proj_out"]) == []
-    assert trained_conditioning(3, ["linear"]) == list(tabled.replaced_layers())
-    assert trained_conditioning(3, ["norm1.linear"])[:1] == ["transformer_blocks.0.norm1.linear"]
-    assert len(trained_conditioning(3, ["norm1.linear", "to_q"])) == 3
-    assert trained_conditioning(3, ["norm_out.linear"]) == ["norm_out.linear"]
-    assert trained_conditioning(3, ["timestep_embedder.linear_2"]) == [
+    tabled: Any = CachedModulationTransformer.from_pretrained(narrow)
+    assert trained_modulation(3, TARGET_MODULES) == []
+    assert trained_modulation(3, ["ff.net.0.proj", "inear", "norm1", "proj_out"]) == []
+    assert trained_modulation(3, ["linear"]) == list(tabled.replaced_layers())
+    assert trained_modulation(3, ["norm1.linear"])[:1] == ["transformer_blocks.0.norm1.linear"]
+    assert len(trained_modulation(3, ["norm1.linear", "to_q"])) == 3
+    assert trained_modulation(3, ["norm_out.linear"]) == ["norm_out.linear"]
+    assert trained_modulation(3, ["timestep_embedder.linear_2"]) == [
         "time_text_embed.timestep_embedder.linear_2"
     ]
 

@@ -1,22 +1,18 @@
-"""A quantised base: the frozen transformer in 4 or 8 bits, by bitsandbytes, for GPUs too small for 16.
+"""A quantised base: frozen weights in 4 or 8 bits, by bitsandbytes, for GPUs too small for 16.
 
 The adapter is in fp32 as ever, and arithmetic in the training precision: weights are widened, or in int8
-multiplied, as they are used. What a conditioning table replaces is never quantised, so that a training is the
-same with a table and without; nor is the last layer, which the velocity comes out of.
+multiplied, as they are used.
 """
 
 import importlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3.conditioning import REPLACED
 from mimicry.tuning.options.config import TuningConfig
-
-_NOT_QUANTISED = (*REPLACED, "proj_out")
 
 
 def check_quantization(config: TuningConfig, device: torch.device) -> None:
@@ -41,15 +37,20 @@ def check_quantization(config: TuningConfig, device: torch.device) -> None:
         raise UsageError(*problems)
 
 
-def loading_arguments(config: TuningConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what `from_pretrained` is told, so that it quantises each weight as it reads it."""
+def loading_arguments(config: TuningConfig, dtype: torch.dtype, unquantised: Sequence[str]) -> dict[str, Any]:
+    """Return what `from_pretrained` is told, so that it quantises each weight as it reads it.
+
+    Args:
+        dtype: the precision to compute in.
+        unquantised: parts whose weights stay as they are, by the ends of their names.
+    """
     if config.quantize_base == "none":
         return {}
     from diffusers import BitsAndBytesConfig
 
     # It would say with each product that int8 takes its inputs in fp16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    skipped = list(_NOT_QUANTISED)
+    skipped = list(unquantised)
     if config.quantize_base == "int8":
         return {
             "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
@@ -64,7 +65,7 @@ def loading_arguments(config: TuningConfig, dtype: torch.dtype) -> dict[str, Any
     }
 
 
-def round_inputs(transformer: SD3Transformer2DModel, dtype: torch.dtype) -> None:
+def round_inputs(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Let quantised layers round what they are given to `dtype`, as autocast does for the others.
 
     Without it they would hand fp32 on, and keep it for the backward pass.
@@ -73,6 +74,6 @@ def round_inputs(transformer: SD3Transformer2DModel, dtype: torch.dtype) -> None
     def rounded(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(value.to(dtype) for value in inputs)
 
-    for layer in transformer.modules():
+    for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and type(layer) is not torch.nn.Linear:
             layer.register_forward_pre_hook(rounded)

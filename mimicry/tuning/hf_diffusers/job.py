@@ -3,14 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.environment import process_count
 from mimicry.common.errors import UsageError, nearest
-from mimicry.tuning.hf_diffusers.sd3.job import Job
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.inputs import INPUTS, TrainingInputs, add_input_flags
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, add_trainer_flags, config_from_flags
 
-# What the diffusers example understands and this trainer never will, with the reason.
+# What the diffusers example takes and this trainer does not, with the reason.
 _FROM_FOLDERS = "images come from a folder, named by --instance_data_dir"
 _BY_WRAPPER = "the wrapper uploads, see local_dreambooth_lora_sd3_wrapper.py --help"
 _TRANSFORMER_ONLY = "only the transformer is trained"
@@ -26,39 +28,40 @@ OUT_OF_SCOPE = {
     "text_encoder_lr": _TRANSFORMER_ONLY,
     "adam_weight_decay_text_encoder": _TRANSFORMER_ONLY,
 }
-_FOLDERS = ("instance_data_dir", "output_dir", "eval_data_dir", "base_samples_dir", "caption_data_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the trainer is asked to do: hyper-parameters, inputs, and the command that said so."""
+
+    config: TuningConfig
+    inputs: TrainingInputs
+    command: tuple[str, ...]
 
 
 def parse_job(words: Sequence[str] | None = None) -> Job:
     """Return the job that the command line asks for.
 
     Raises:
-        UsageError: flags that are unknown, out of scope or not there yet, and values out of bounds; all
-            problems at once.
+        UsageError: flags that are unknown or out of scope, and values out of bounds; all problems at once.
     """
     words = sys.argv[1:] if words is None else list(words)
     parsed, unknown = _parser().parse_known_args(_with_underscores(words))
+    values = vars(parsed)
     problems = _unknown_problems(unknown)
-    for name in ("instance_data_dir", "output_dir"):
-        if getattr(parsed, name) is None:
-            problems.append(f"--{name} is missing; it takes a folder")
+    problems += [
+        f"--{item.flag} is missing; it takes a folder"
+        for item in INPUTS
+        if item.required and values[item.field] is None
+    ]
     try:
-        config = config_from_flags(vars(parsed), num_processes=process_count())
+        config = config_from_flags(values, num_processes=process_count())
     except UsageError as error:
         raise UsageError(*problems, *error.problems) from error
     if problems:
         raise UsageError(*problems)
-    return Job(
-        config=config,
-        instance_data_dir=Path(parsed.instance_data_dir),
-        output_dir=Path(parsed.output_dir),
-        notes=tuple(parsed.note),
-        command=(Path(sys.argv[0]).name, *words),
-        eval_data_dir=None if parsed.eval_data_dir is None else Path(parsed.eval_data_dir),
-        base_samples_dir=None if parsed.base_samples_dir is None else Path(parsed.base_samples_dir),
-        caption_data_dir=None if parsed.caption_data_dir is None else Path(parsed.caption_data_dir),
-        leave_out=tuple(parsed.leave_out),
-    )
+    command = (Path(sys.argv[0]).name, *words)
+    return Job(config=config, inputs=TrainingInputs.take(values), command=command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,38 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "unless given.",
         allow_abbrev=False,
     )
-    parser.add_argument("--instance_data_dir", metavar="DIR", help="Folder of the images to train on.")
-    parser.add_argument("--output_dir", metavar="DIR", help="Folder of the adapter.")
-    parser.add_argument(
-        "--eval_data_dir",
-        metavar="DIR",
-        help="Folder of the images to measure the loss on, before and after.",
-    )
-    parser.add_argument(
-        "--base_samples_dir",
-        metavar="DIR",
-        help="Folder of what the base model draws of validation prompts, for many artists; by default each "
-        "has them in its own samples/.",
-    )
-    parser.add_argument(
-        "--caption_data_dir",
-        metavar="DIR",
-        help="With --captions: folder of the original art, whose captions hold for images without any.",
-    )
-    parser.add_argument(
-        "--leave_out",
-        action="append",
-        default=[],
-        metavar="STEM",
-        help="Leave out the images of this stem, of all these folders.",
-    )
+    add_input_flags(parser)
     parser.add_argument(
         "--local_rank",
         metavar="INTEGER",
-        help="Taken for the example's sake, and not read: launchers say it by the variable LOCAL_RANK.",
-    )
-    parser.add_argument(
-        "--note", action="append", default=[], metavar="TEXT", help="A warning to keep in training_run.json."
+        help="Accepted, as the example does, and ignored: launchers set the variable LOCAL_RANK.",
     )
     add_trainer_flags(parser)
     return parser
@@ -129,8 +105,8 @@ def _unknown_problems(words: Sequence[str]) -> list[str]:
 
 def _unknown_flag_problem(name: str) -> str:
     if name in OUT_OF_SCOPE:
-        return f"--{name} is no flag of this trainer: {OUT_OF_SCOPE[name]}"
+        return f"--{name} is not a flag of this trainer: {OUT_OF_SCOPE[name]}"
     if name == "num_processes":
         return f"--{name} is told to the launcher: accelerate launch --multi_gpu --{name} ..."
-    known = [*_FOLDERS, "leave_out", *(option.name for option in TRAINER_OPTIONS)]
-    return f"--{name} is no flag of this trainer; {nearest(name, known)}"
+    known = [item.flag for item in INPUTS] + [option.name for option in TRAINER_OPTIONS]
+    return f"--{name} is not a flag of this trainer; {nearest(name, known)}"

@@ -13,8 +13,8 @@ import torch
 
 from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
-from mimicry.tuning.hf_diffusers.sd3 import training
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import OPTIONS
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
@@ -144,13 +144,13 @@ def test_while_it_runs_the_record_says_so(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    make_batch = training.Loop.make_batch
+    make_batch = BatchSource.make
 
-    def look(loop: training.Loop, first: int) -> Batch:
+    def look(batches: BatchSource, first: int) -> Batch:
         seen.append(training_run(tmp_path))
-        return make_batch(loop, first)
+        return make_batch(batches, first)
 
-    monkeypatch.setattr(training.Loop, "make_batch", look)
+    monkeypatch.setattr(BatchSource, "make", look)
     train(studio, tmp_path)
     assert {run["status"] for run in seen} == {"running"}
     assert {run["finished_at"] for run in seen} == {None}
@@ -159,14 +159,14 @@ def test_while_it_runs_the_record_says_so(
 
 
 def test_a_stop_is_recorded(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_step = training.Loop.take_step
+    take_step = Trainer.take_step
 
-    def stop(loop: training.Loop, step: int) -> tuple[float, float]:
+    def stop(trainer: Trainer, step: int) -> tuple[float, float]:
         if step == 2:
             raise Interrupted(15)
-        return take_step(loop, step)
+        return take_step(trainer, step)
 
-    monkeypatch.setattr(training.Loop, "take_step", stop)
+    monkeypatch.setattr(Trainer, "take_step", stop)
     with pytest.raises(Interrupted):
         train(studio, tmp_path)
     run = training_run(tmp_path)

@@ -8,8 +8,7 @@ import pytest
 
 import mimicry
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.sd3.flags import OUT_OF_SCOPE, parse_job
-from mimicry.tuning.hf_diffusers.sd3.job import Job
+from mimicry.tuning.hf_diffusers.job import OUT_OF_SCOPE, Job, parse_job
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
@@ -105,8 +104,8 @@ def test_values_are_taken_as_they_are(hostile_name: str) -> None:
     job = parse_job(
         [f"--instance-data-dir={hostile_name}", f"--output_dir={hostile_name}", f"--note={hostile_name}"]
     )
-    assert job.instance_data_dir == job.output_dir == Path(hostile_name)
-    assert job.notes == (hostile_name,)
+    assert job.inputs.input_dir == job.inputs.output_dir == Path(hostile_name)
+    assert job.inputs.notes == (hostile_name,)
 
 
 @pytest.mark.parametrize("value", ["--a-b --c", "-x", "a=b=c", "100 %"])
@@ -117,7 +116,7 @@ def test_a_value_may_look_like_a_flag(value: str) -> None:
 def test_the_last_value_counts_and_notes_add_up() -> None:
     job = parse("--rank=4", "--rank=8", "--note=one", "--note", "two")
     assert job.config.rank == 8
-    assert job.notes == ("one", "two")
+    assert job.inputs.notes == ("one", "two")
 
 
 def test_the_rank_of_a_process_is_taken_and_not_read() -> None:
@@ -131,7 +130,7 @@ def test_the_command_is_kept_as_typed() -> None:
 
 def test_abbreviations_are_not_guessed() -> None:
     (problem,) = problems(*NEEDED, "--resol=64")
-    assert problem.startswith("--resol is no flag of this trainer; did you mean 'resolution' or ")
+    assert problem.startswith("--resol is not a flag of this trainer; did you mean 'resolution' or ")
 
 
 def test_every_flag_of_the_example_has_its_place_and_one_only() -> None:
@@ -164,7 +163,7 @@ def test_all_problems_come_at_once() -> None:
     )
     assert len(found) == 8
     for part in (
-        *("--push_to_hub is no flag",),
+        *("--push_to_hub is not a flag",),
         *("did you mean 'learning_rate'", "'stray' belongs to no flag"),
         *("--instance_data_dir is missing", "--output_dir is missing"),
         *("--rank is 0", "--resolution is 1", "--learning-rate is nan"),

@@ -1,0 +1,160 @@
+"""The transformer with its LoRA: how it is put together, what it predicts, and its loss."""
+
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor
+
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, named_layers
+from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
+from mimicry.tuning.hf_diffusers.sd3.setup import Setup
+from mimicry.tuning.hf_diffusers.sd3.transformer import (
+    cache_modulation,
+    cache_obstacle,
+    read_transformer,
+    training_keys,
+)
+from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
+from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.runtime import Runtime
+from mimicry.tuning.options.config import TuningConfig
+
+
+@dataclass(frozen=True)
+class AdaptedTransformer:
+    """The transformer with its LoRA, on the device, in the training precision.
+
+    `parameters` are those of the LoRA, by name. `modulation` takes the place of some of the weights. So many
+    blocks are `checkpointed`: recomputed in the backward pass.
+    """
+
+    config: TuningConfig
+    runtime: Runtime
+    transformer: SD3Transformer2DModel
+    parameters: dict[str, torch.nn.Parameter]
+    modulation: ModulationCache | None
+    checkpointed: int
+
+    @classmethod
+    def load(
+        cls, setup: Setup, batches: BatchSource, extra_keys: Collection[ModulationKey] = ()
+    ) -> "AdaptedTransformer":
+        """Read the transformer, put the adapter on, and compute the modulation cache where one is asked for.
+
+        Args:
+            extra_keys: what is asked of the transformer beside what training asks.
+        """
+        say("reading the transformer")
+        config, runtime, schedule = setup.job.config, setup.runtime, setup.data.schedule
+        sigmas, prompts = batches.maker.sigmas, batches.maker.prompts
+        keys: set[ModulationKey] = set()
+        if config.conditioning_table:
+            keys = training_keys(schedule, setup.data.prompts, len(sigmas)) | set(extra_keys)
+        cached = _can_cache(setup, len(keys))
+        dtype = training_dtype(config)
+        transformer = read_transformer(setup.model, config, runtime.device, dtype, cached_modulation=cached)
+        parameters = add_adapter(transformer, config)
+        with runtime.autocast():
+            modulation = cache_modulation(
+                transformer,
+                setup.model,
+                config,
+                timesteps_T=sigmas.timesteps,
+                pooled_NP=prompts.pooled_NP.to(runtime.device),
+                keys=keys,
+                batch_size=schedule.forward_batch_size,
+            )
+        if modulation is not None:
+            size = f"{modulation.byte_count / 2**20:.1f} MiB of host memory"
+            say(f"conditioning table: {len(modulation.place_of)} rows, {size}")
+        checkpointed = checkpoint_blocks(
+            transformer,
+            config,
+            runtime.device,
+            batch_size=schedule.forward_batch_size,
+            token_count=image_tokens(setup.model, config.resolution) + prompts.token_count,
+        )
+        blocks = transformer.transformer_blocks
+        if config.compile_blocks:
+            kernels.compile_blocks(blocks)
+        if checkpointed:
+            say(f"checkpointing {checkpointed} of {len(blocks)} blocks")
+        return cls(config, runtime, transformer, parameters, modulation, checkpointed)
+
+    def attention(self) -> AbstractContextManager[None]:
+        """Return the context of forward and backward passes."""
+        return kernels.attention(self.config, self.runtime.device)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run the body without dropout."""
+        was_training = self.transformer.training
+        self.transformer.eval()
+        try:
+            yield
+        finally:
+            self.transformer.train(was_training)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
+        noisy_BCHW = flow_matching.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
+        with self.runtime.autocast():
+            prediction_BCHW: Tensor = self.transformer(
+                hidden_states=noisy_BCHW.to(training_dtype(self.config)),
+                encoder_hidden_states=batch.sequence_BLD,
+                pooled_projections=self._pooled_projections(batch),
+                timestep=batch.timesteps_B,
+                return_dict=False,
+            )[0]
+        return prediction_BCHW
+
+    def _pooled_projections(self, batch: Batch) -> Tensor:
+        """Return the pooled prompts, or the rows of the cache that stand in for them."""
+        if self.modulation is None:
+            return batch.pooled_BP
+        return self.modulation.rows(batch.timestep_indices, batch.prompt_indices)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, a scalar in fp32.
+
+        It is the mean over the samples of the style; with prior preservation (Ruiz et al. 2023, DreamBooth,
+        arXiv:2208.12242, section 3.3), plus prior_loss_weight times the mean over the class samples.
+        """
+        config = self.config
+        if config.lora_dropout:
+            # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
+            # the generator's state.
+            torch.manual_seed(rng.dropout_seed(config.seed, batch.samples[0].index))
+        prediction_BCHW = self.predict(batch)
+        if not config.with_prior_preservation:
+            return self._mean_loss(prediction_BCHW, batch, slice(None))
+        count = config.train_batch_size
+        loss = self._mean_loss(prediction_BCHW, batch, slice(count))
+        return loss + config.prior_loss_weight * self._mean_loss(prediction_BCHW, batch, slice(count, None))
+
+    def _mean_loss(self, prediction_BCHW: Tensor, batch: Batch, rows: slice) -> Tensor:
+        return flow_matching.flow_loss(
+            prediction_BCHW[rows],
+            batch.latents_BCHW[rows],
+            batch.noise_BCHW[rows],
+            batch.sigmas_B[rows],
+            scheme=self.config.weighting_scheme,
+            precondition_outputs=bool(self.config.precondition_outputs),
+        )
+
+
+def _can_cache(setup: Setup, key_count: int) -> bool:
+    """Return whether a modulation cache is asked for and possible; say why not."""
+    config = setup.job.config
+    if not config.conditioning_table:
+        return False
+    obstacle = cache_obstacle(setup.model, config, named_layers(config), key_count)
+    if obstacle is not None:
+        say(f"no conditioning table: {obstacle}")
+    return obstacle is None

@@ -1,0 +1,80 @@
+"""What a training has found to work with."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mimicry.common.claims import Claim
+from mimicry.common.errors import BatchFault, UsageError
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.job import Job
+from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
+from mimicry.tuning.hf_diffusers.training import data
+from mimicry.tuning.hf_diffusers.training.kernels import kernel_problems
+from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer
+from mimicry.tuning.hf_diffusers.training.quantization import check_quantization
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.hf_diffusers.training.run_facts import describe_training
+from mimicry.tuning.hf_diffusers.training.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A job together with what was found for it: device, base model and data."""
+
+    job: Job
+    runtime: Runtime
+    model: BaseModel
+    data: data.TrainingData
+
+    @classmethod
+    def prepare(cls, job: Job) -> "Setup":
+        """Find everything that the job needs.
+
+        Raises:
+            UsageError: a precision or kernel that the device does not have, more processes than GPUs, a
+                library that is missing, layers or blocks that the model does not have, or a folder of class
+                images that cannot be used.
+            TrainingFailed: the images or their captions cannot be used.
+            BatchFault: the base model cannot be had, or cannot be trained at this resolution.
+        """
+        runtime = Runtime.start(job.config, job.inputs.output_dir)
+        with runtime.processes.failing_together():
+            images = data.usable_images(job)
+            captions = data.usable_captions(job, images)
+            model = _usable_model(job, runtime.device)
+            found = data.TrainingData.make(
+                job.config,
+                images,
+                captions,
+                data.usable_class_images(job.config, model),
+                process_count=runtime.processes.count,
+                process_index=runtime.processes.index,
+            )
+        return cls(job=job, runtime=runtime, model=model, data=found)
+
+    def new_record(self, claim: Claim | None = None) -> RunRecord:
+        """Return the record of a training by this setup, which has not begun."""
+        job = self.job
+        return RunRecord(
+            output_dir=job.inputs.output_dir,
+            config=job.config,
+            facts=describe_training(job, self.model, self.data, self.runtime.device),
+            runtime=self.runtime,
+            claim=claim,
+        )
+
+
+def _usable_model(job: Job, device: torch.device) -> BaseModel:
+    config = job.config
+    problems = kernel_problems(config, device)
+    if problems:
+        raise UsageError(*problems)
+    model = BaseModel.resolve(config)
+    problems = model.problems(config.resolution)
+    if problems:
+        raise BatchFault(*problems)
+    check_optimizer(config)
+    check_quantization(config, device)
+    check_modules(model, config)
+    return model

@@ -1,0 +1,159 @@
+"""The training loop: batches to losses, losses to optimizer steps."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import torch
+from torch import Tensor
+
+from mimicry.common.children import Interrupted, stop_signals_held
+from mimicry.common.errors import TrainingFailed
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
+from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
+from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
+from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
+
+# Lines of progress in a whole run, for the log.
+_REPORTS = 20
+
+
+class Trainer:
+    """One adapter in training: the model, its optimizer, and its batches."""
+
+    def __init__(self, model: AdaptedTransformer, batches: BatchSource, record: RunRecord) -> None:
+        self.model = model
+        self.batches = batches
+        self._record = record
+        self.config, self.runtime, self.schedule = model.config, model.runtime, batches.schedule
+        optimizer = make_optimizer(self.config, model.parameters.values(), self.runtime.device)
+        # Not prepared by accelerate, which would count a step once for each process.
+        self.scheduler = make_scheduler(self.config, optimizer, self.schedule.step_count)
+        self.optimizer = self.runtime.accelerator.prepare(optimizer)
+        self._coming = Prefetch(
+            lambda number: batches.make(self.schedule.first_sample(number)),
+            self.schedule.batch_count,
+            self.config.dataloader_num_workers,
+        )
+
+    def run(
+        self,
+        checkpoint_asked: Callable[[], bool] = bool,
+        after_step: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Take all optimizer steps that are left, and write the checkpoints that are due.
+
+        Args:
+            checkpoint_asked: says after each step whether somebody wants a checkpoint now.
+            after_step: called with the number of each step, once it was taken and its checkpoint written.
+
+        Raises:
+            TrainingFailed: the loss or the gradient is no finite number.
+        """
+        step_count = self.schedule.step_count
+        for warning in optimizer_warnings(self.config):
+            self._record.warn(warning)
+        say(f"training {step_count - self._record.steps} steps on {self.runtime.device}")
+        self.model.transformer.train()
+        with closing(self._coming):
+            for step in range(self._record.steps + 1, step_count + 1):
+                loss, _ = self.take_step(step)
+                # The last one would be removed at once.
+                due = step % self.config.checkpointing_steps == 0 and step < step_count
+                if checkpoint_asked() or due:
+                    self.save_checkpoint()
+                after_step(step)
+                if step % max(1, step_count // _REPORTS) == 0:
+                    say(f"step {step}/{step_count}, loss {loss:.4f}")
+
+    def take_step(self, step: int) -> tuple[float, float]:
+        """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient.
+
+        A stop signal finds the step either not taken or taken and recorded, in all processes alike.
+        """
+        config, accelerator = self.config, self.runtime.accelerator
+        begin = time.monotonic()
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        loss = self._accumulate(step)
+        grad_norm = accelerator.clip_grad_norm_(list(self.model.parameters.values()), config.max_grad_norm)
+        # One transfer from the device for the whole step.
+        loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
+        self._refuse_divergence(step, loss_value, norm_value)
+        with stop_signals_held():
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+            seconds = time.monotonic() - begin
+            self._record.add_step(step, loss_value, learning_rate, norm_value, seconds)
+        return loss_value, norm_value
+
+    def _accumulate(self, step: int) -> Tensor:
+        """Leave the gradient of optimizer step `step` with the parameters; return its mean loss, in fp32.
+
+        Each process goes through its own batches; then loss and gradient are those of all of them.
+        """
+        processes, count = self.runtime.processes, self.config.gradient_accumulation_steps
+        losses: list[Tensor] = []
+        drawn: list[tuple[rng.Sample, int]] = []
+        for micro_step in range(count):
+            if processes.stop_asked:
+                break
+            batch = self._coming.get((step - 1) * count + micro_step)
+            drawn += zip(batch.samples, batch.timestep_indices, strict=True)
+            loss = self.model.loss(batch)
+            self.runtime.accelerator.backward(loss / (count * processes.count))
+            losses.append(loss.detach())
+        # Before gradients are added up: nobody waits in a kernel for a process that is gone.
+        met = processes.barrier_gather(drawn)
+        for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
+            self._record.add_draw(sample, level)
+        mean_loss = torch.stack(losses).mean() / processes.count
+        gradients = (value.grad for value in self.model.parameters.values())
+        processes.all_reduce_sum([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
+        return mean_loss
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to the state that `checkpoint` holds."""
+        checkpoint.restore(self.model.parameters, self._parts())
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the state after the last whole optimizer step, whatever signals come."""
+        with stop_signals_held():
+            self._record.save_checkpoint(self.model.parameters, self._parts())
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Run the body; when a stop signal ends it, the steps taken so far are not lost."""
+        try:
+            yield
+        except Interrupted:
+            if not self._record.complete:
+                self.save_checkpoint()
+            raise
+
+    def _parts(self) -> dict[str, Stateful]:
+        """Return, by name, everything beside the parameters that a step changes."""
+        parts: dict[str, Stateful] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        scaler = self.runtime.accelerator.scaler
+        return parts if scaler is None else parts | {"scaler": scaler}
+
+    def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+        name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
+        if math.isfinite(value) or (name == "gradient" and self._finds_scale()):
+            return
+        raise self.runtime.processes.agreed(
+            TrainingFailed(
+                f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
+            )
+        )
+
+    def _finds_scale(self) -> bool:
+        """Return whether an overflow is a matter of course: fp16's scaler leaves such a step out."""
+        scaler = self.runtime.accelerator.scaler
+        # It halves its scale then; below 1 there is nothing left to find.
+        return scaler is not None and scaler.get_scale() >= 1

@@ -1,0 +1,84 @@
+"""What a training runs on: accelerate, its processes, the device, the precision."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from mimicry.common.errors import UsageError
+from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
+from mimicry.tuning.hf_diffusers.training.distributed import GROUP_OPTIONS, Processes
+from mimicry.tuning.hf_diffusers.training.precision import fp16_problem
+from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
+from mimicry.tuning.options.config import TuningConfig
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The accelerator of a training and the processes that it has joined."""
+
+    accelerator: Accelerator
+    processes: Processes
+
+    @classmethod
+    def start(cls, config: TuningConfig, output_dir: Path) -> "Runtime":
+        """Switch torch to what `config` asks for, and join the processes of the training.
+
+        Raises:
+            UsageError: a precision that the device does not have, more processes than GPUs, or a missing
+                library.
+        """
+        has_gpu = torch.cuda.is_available()
+        problems = _problems(config, has_gpu=has_gpu)
+        if problems:
+            raise UsageError(*problems)
+        if config.deterministic:
+            # cuBLAS reads this when it is first used.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+        # Its default is on, which would encode images in less than fp32.
+        torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            # Accelerate joins processes without GPUs only when it is told that the CPU is meant.
+            cpu=config.num_processes > 1 and not has_gpu,
+            kwargs_handlers=[GROUP_OPTIONS],
+            **tracker_arguments(config, output_dir),
+        )
+        return cls(accelerator, Processes.of(accelerator))
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        # To torch, weights move from cpu to cpu:1, as paired processes call it: copies in host memory, which
+        # lie at other addresses, by which a linear layer rounds.
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward passes in the training precision."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+
+def _problems(config: TuningConfig, *, has_gpu: bool) -> list[str]:
+    problems = report_problems(config)
+    fp16 = fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu)
+    if fp16 is not None:
+        problems.append(fp16)
+    if config.mixed_precision == "bf16" and has_gpu and not torch.cuda.is_bf16_supported(False):
+        problems.append(
+            f"--mixed-precision bf16 needs an Ampere GPU or a newer one, and this is a "
+            f"{torch.cuda.get_device_name()}; type --mixed-precision fp16"
+        )
+    if has_gpu and config.num_processes > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        problems.append(
+            f"--num-processes {config.num_processes} needs as many GPUs, and there are {count}; type "
+            f"--num-processes {count}, and a larger --gradient-accumulation-steps for the same samples a step"
+        )
+    return problems

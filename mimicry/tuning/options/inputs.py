@@ -1,0 +1,185 @@
+"""What one training works on, declared once: folders, images that are left out, notes for its record.
+
+The options of the wrapper, the flags of the trainer, and the argument lists between apply_tuning, wrapper and
+trainer all come from the fields of `TrainingInputs`. Hyper-parameters are in `config.py`.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mimicry.study.captions import Captions
+from mimicry.study.images import ImageFolder
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input: its field, the wrapper's option, the trainer's flag, and its help.
+
+    One that `repeats` is text and may be given several times; any other is a folder.
+    """
+
+    field: str
+    option: str
+    flag: str
+    help: str
+    required: bool
+    repeats: bool
+
+    def value(self, parsed: Any) -> Any:
+        """Return the field's value for what a command line's parser has found."""
+        return tuple(parsed) if self.repeats else parsed
+
+    def words(self, value: Any) -> list[Any]:
+        """Return the words that say `value`: one, several where it repeats, or none."""
+        if self.repeats:
+            return list(value)
+        return [] if value is None else [value]
+
+
+def _facts(option: str, flag: str, help: str) -> dict[str, str]:
+    return {"option": option, "flag": flag, "help": help}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """What one training works on, beside its hyper-parameters."""
+
+    input_dir: Path = field(
+        metadata=_facts("--input-dir", "instance_data_dir", "Folder of the images to train on.")
+    )
+    output_dir: Path = field(metadata=_facts("--output-dir", "output_dir", "Folder of the adapter."))
+    eval_data_dir: Path | None = field(
+        default=None,
+        metadata=_facts(
+            "--eval-data-dir",
+            "eval_data_dir",
+            "Folder of the images to measure the loss on, before and after: the original art.",
+        ),
+    )
+    base_samples_dir: Path | None = field(
+        default=None,
+        metadata=_facts(
+            "--base-samples-dir",
+            "base_samples_dir",
+            "Folder of what the base model draws of validation prompts, for many artists; by default the "
+            "adapter's own samples/.",
+        ),
+    )
+    caption_data_dir: Path | None = field(
+        default=None,
+        metadata=_facts(
+            "--caption-data-dir",
+            "caption_data_dir",
+            "With --captions: folder of the original art, whose captions are used where the images' own "
+            "folder has none.",
+        ),
+    )
+    leave_out: tuple[str, ...] = field(
+        default=(),
+        metadata=_facts("--leave-out", "leave_out", "Leave out the images with this stem; may be repeated."),
+    )
+    notes: tuple[str, ...] = field(
+        default=(),
+        metadata=_facts("--note", "note", "A warning to keep in training_run.json; may be repeated."),
+    )
+
+    @classmethod
+    def take(cls, parameters: dict[str, Any]) -> "TrainingInputs":
+        """Remove the inputs from the parsed `parameters` of a command line, and return them."""
+        return cls(**{item.field: item.value(parameters.pop(item.field)) for item in INPUTS})
+
+    def wrapper_words(self) -> list[str]:
+        """Return the inputs as options of the wrapper, but for its folders of images and of the adapter.
+
+        The command of a stack has a place of its own for these two.
+        """
+        return [
+            f"{item.option}={word}"
+            for item in INPUTS
+            if not item.required
+            for word in item.words(getattr(self, item.field))
+        ]
+
+    def trainer_flags(self) -> dict[str, list[str]]:
+        """Return the words for each flag of the trainer, by the flag's name."""
+        return {
+            item.flag: [f"--{item.flag}={word}" for word in item.words(getattr(self, item.field))]
+            for item in INPUTS
+        }
+
+    def recorded_paths(self) -> Mapping[str, str | None]:
+        """Return the folders as training_run.json has them."""
+        paths = {
+            "instance_data_dir": self.input_dir,
+            "output_dir": self.output_dir,
+            "eval_data_dir": self.eval_data_dir,
+            "caption_data_dir": self.caption_data_dir,
+        }
+        return {name: None if path is None else str(path.absolute()) for name, path in paths.items()}
+
+    def read_images(self) -> ImageFolder:
+        """List the images to train on."""
+        return ImageFolder.read(self.input_dir).without(self.leave_out)
+
+    def read_eval_images(self) -> ImageFolder | None:
+        """List the images to measure the loss on; None when no folder was given."""
+        return self._read(self.eval_data_dir)
+
+    def read_caption_images(self) -> ImageFolder | None:
+        """List the original art, whose captions may be used; None when no folder was given."""
+        return self._read(self.caption_data_dir)
+
+    def read_captions(self) -> Captions:
+        """Read the captions of the images to train on."""
+        return Captions.read(self.read_images(), self.read_caption_images())
+
+    def _read(self, folder: Path | None) -> ImageFolder | None:
+        return None if folder is None else ImageFolder.read(folder).without(self.leave_out)
+
+
+INPUTS = tuple(
+    Input(
+        field=item.name,
+        required=item.default is dataclasses.MISSING,
+        repeats=item.default == (),
+        **item.metadata,
+    )
+    for item in dataclasses.fields(TrainingInputs)
+)
+
+
+def input_options(command: Command) -> Command:
+    """Decorate a click command with an option for each input."""
+    for item in reversed(INPUTS):
+        command = click.option(
+            item.option,
+            item.field,
+            type=str if item.repeats else click.Path(path_type=Path),
+            multiple=item.repeats,
+            required=item.required,
+            help=item.help,
+        )(command)
+    return command
+
+
+def add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each input to the trainer's `parser`.
+
+    None is required: a parser stops at the first that is missing, where users are told of all errors at once.
+    """
+    for item in INPUTS:
+        text = item.help.replace("%", "%%")
+        if item.repeats:
+            parser.add_argument(
+                f"--{item.flag}", dest=item.field, action="append", default=[], metavar="TEXT", help=text
+            )
+        else:
+            parser.add_argument(f"--{item.flag}", dest=item.field, type=Path, metavar="DIR", help=text)
