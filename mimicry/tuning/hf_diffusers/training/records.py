@@ -143,8 +143,8 @@ class RunRecord:
             self.warn(describe_differences(found))
             return
         problem = (
-            f"{describe_differences(found)}, and --require-same-numerics is given; train this one as those were, those again "
-            f"with --overwrite, or leave it out"
+            f"{describe_differences(found)}, and --require-same-numerics is given; train this one as those "
+            f"were, those again with --overwrite, or leave it out"
         )
         if not complete:
             self.output_dir.mkdir(parents=True, exist_ok=True)
