@@ -1,5 +1,6 @@
 """Carrying out a plan: targets go to an executor, and what becomes of them into the tracker."""
 
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -88,10 +89,7 @@ class Batch:
         elsewhere = self.plan.of(State.CLAIMED)
         left = self._train(deque(zip(todo, labels, strict=True)), elsewhere)
         if same_failure(self._failures):
-            self.display.say(
-                f"{SAME_FAILURES} artists in a row failed alike; the other {left} are left for the next call "
-                f"of the same command"
-            )
+            self._say_given_up(left)
             return
         self._look_again(elsewhere)
 
@@ -112,7 +110,9 @@ class Batch:
                 if ended and not any(ended):
                     time.sleep(_POLL_SECONDS)
         except Interrupted as stop:
-            self._cancel(running, stop)
+            raise self._cancel(running, stop) from None
+        except BaseException:
+            self._cancel(running, Interrupted(signal.SIGTERM))
             raise
         return len(waiting)
 
@@ -124,17 +124,20 @@ class Batch:
             steps.step(line)
             self.display.step(int(line["step"]))
 
-        try:
-            # A signal finds the job either not begun or among those that are running.
-            with stop_signals_held():
-                job = self.executor.submit(target, on_step, self._recheck)
-                running.append(_Running(job, label, steps))
-        except (ClaimedElsewhere, ClaimLost):
-            steps.close()
-            return False
-        end = job.poll()
-        if end is None or not end.elsewhere:
-            self.display.say(f"{label}: training on {len(target.images.names)} images")
+        def recheck(target: Target) -> AdapterState | None:
+            found = self._recheck(target)
+            if found is None:
+                self.display.say(f"{label}: training on {len(target.images.names)} images")
+            return found
+
+        # A signal finds the job either not begun or among those that are running.
+        with stop_signals_held():
+            try:
+                job = self.executor.submit(target, on_step, recheck)
+            except (ClaimedElsewhere, ClaimLost):
+                steps.close()
+                return False
+            running.append(_Running(job, label, steps))
         return True
 
     def _poll(self, one: _Running, running: list[_Running], elsewhere: list[Target]) -> bool:
@@ -155,10 +158,13 @@ class Batch:
             self.display.advance()
         return True
 
-    def _cancel(self, running: list[_Running], stop: Interrupted) -> None:
-        """Stop all running jobs, and mark them as interrupted."""
+    def _cancel(self, running: list[_Running], stop: Interrupted) -> Interrupted:
+        """Stop all running jobs, and mark them as interrupted; return the last signal that came."""
         for one in running:
-            one.job.cancel(stop.number)
+            try:
+                one.job.cancel(stop.number)
+            except Interrupted as hurry:  # a second Ctrl-C: nothing of the job is left all the same
+                stop = hurry
             one.steps.close()
             end = one.job.poll() or JobEnd(state=State.INTERRUPTED)
             try:
@@ -168,6 +174,7 @@ class Batch:
                 self.results.append(result)
             except MimicryError as error:  # the stop signal comes first
                 report(error)
+        return stop
 
     def _look_again(self, elsewhere: list[Target]) -> None:
         """See what becomes of targets that others train, and train those that were left."""
@@ -176,7 +183,10 @@ class Batch:
             free = [target for target in elsewhere if not claimed_by(target.folder.path)]
             for target in free:
                 elsewhere.remove(target)
-            self._train(deque((target, printable(str(target.artist))) for target in free), elsewhere)
+            left = self._train(deque((target, printable(str(target.artist))) for target in free), elsewhere)
+            if left:
+                self._say_given_up(left + len(elsewhere))
+                return
             if not elsewhere or not self.wait:
                 break
             if not said:
@@ -189,6 +199,12 @@ class Batch:
             Result(target=target, state=State.CLAIMED, error=claimed_by(target.folder.path))
             for target in elsewhere
         ]
+
+    def _say_given_up(self, left: int) -> None:
+        self.display.say(
+            f"{SAME_FAILURES} artists in a row failed alike; the other {left} are left for the next call "
+            f"of the same command"
+        )
 
     def _say_claimed(self, target: Target) -> None:
         self.display.say(

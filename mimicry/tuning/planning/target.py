@@ -83,7 +83,10 @@ class Target:
         words += self.inputs.wrapper_words()
         return request.stack.words(self.images.path, self.folder.path, words)
 
+    def captions(self) -> Captions | None:
+        """Read the captions as they are now; None where none are asked for."""
+        return Captions.read(self.images, self.original) if self.request.config.captions else None
+
     def judge(self) -> AdapterState:
         """Look in full at what lies in the adapter's folder now."""
-        captions = Captions.read(self.images, self.original) if self.request.config.captions else None
-        return judge_adapter(self.folder, self.request.spec, self.images, captions=captions, full=True)
+        return judge_adapter(self.folder, self.request.spec, self.images, captions=self.captions(), full=True)
