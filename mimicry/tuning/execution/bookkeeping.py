@@ -9,8 +9,7 @@ from mimicry.common.files import utc_now
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import AdapterState
-from mimicry.tuning.adapters.numerics import describe_differences
+from mimicry.tuning.adapters import AdapterState, describe_differences
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure

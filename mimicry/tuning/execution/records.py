@@ -6,8 +6,8 @@ from typing import Any
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import utc_now, write_json
-from mimicry.study import ImageRecord, State
-from mimicry.study.captions import Captions, image_records
+from mimicry.study import Captions, ImageRecord, State
+from mimicry.study.captions import image_records
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.adapters.weights import check_weights
