@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from mimicry.demo.tokenizer_files import clip_files, t5_files
+from tools.demo_weights.tokenizer_files import clip_files, t5_files
 
 _SHARD_BYTES = 1 << 30
 _CLIP_LENGTH = 77

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mimicry.demo.hands import LeadedFacets
 from mimicry.demo.paintings import SUBJECTS, draw_scene
 from mimicry.demo.rng import generator
-from mimicry.demo.tiny_sd3 import WEIGHTS
+from mimicry.demo.weight_files import TINY_SD3
 from tools.demo_weights.training_set import PALETTES, draw_training_set
 from tools.demo_weights.vae import as_pixels
 from tools.results_file import add_output_option, report
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=WEIGHTS)
+    parser.add_argument("--model", type=Path, default=TINY_SD3)
     parser.add_argument("--samples", type=int, default=20, help="Number of samples of each subject.")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)

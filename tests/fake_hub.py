@@ -31,7 +31,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent: everything, so that tests can look for what must not be there."""
+    """Everything that a client sent, so that tests can search it for secrets."""
 
     method: str
     path: str
@@ -41,14 +41,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back; an object or list as JSON, bytes as they are."""
+    """The answer to a request; an object or list goes out as JSON, bytes as they are."""
 
     content: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
 
-# Instead of an answer: the connection is cut, before the request was done or after.
+# Instead of an answer, the connection is cut: before the request is carried out, or after.
 CUT = Answer("cut")
 CUT_AFTER = Answer("cut after")
 
@@ -57,10 +57,10 @@ class FakeHub:
     """The server, as a context manager. What it got is in `repositories`, `blobs` and `requests`.
 
     `faults` maps a stage (whoami, list, create, info, resolve, validate, preupload, lfs, put, commit) to the
-    answer to give there, and `passing` to answers that are given once each; `before` holds what is done
-    before an answer. A stage in `hanging` is never answered, and `hung` is set once a client waits there.
-    With `creates_public` every new repository is public, whatever was asked, else those of `public_names`;
-    names in `taken` belong to what is no model. `account` is what whoami tells.
+    answer to give there, and `transient` to answers that are given once each; `before` holds functions to
+    call before an answer. A stage in `hanging` is never answered, and `hung` is set once a client waits
+    there. With `creates_public` every new repository is public, whatever was asked, otherwise only those of
+    `public_names`; names in `taken` belong to something that is not a model. `account` answers whoami.
     """
 
     def __init__(self, user: str = "lab") -> None:
@@ -72,7 +72,7 @@ class FakeHub:
         self.blobs: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: dict[str, Answer] = {}
-        self.passing: dict[str, list[Answer]] = {}
+        self.transient: dict[str, list[Answer]] = {}
         self.before: dict[str, Callable[[], None]] = {}
         self.account: dict[str, Any] = {
             "name": user,
@@ -92,7 +92,7 @@ class FakeHub:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def environment(self) -> dict[str, str]:
-        """The variables that lead the real client here, with a token that is accepted."""
+        """The variables that send the real client here, with a token that is accepted."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": TOKEN,
@@ -115,15 +115,15 @@ class FakeHub:
         self._thread.join()
 
     def answer(self, request: Request, authorized: bool) -> Answer:
-        """Do what one request asks for."""
+        """Carry out one request."""
         stage, respond = self._route(request)
         if stage in self.hanging:
             self.hung.set()
             self.closing.wait()
         if stage in self.before:
             self.before[stage]()
-        passing = self.passing.get(stage)
-        fault = passing.pop(0) if passing else self.faults.get(stage)
+        transient = self.transient.get(stage)
+        fault = transient.pop(0) if transient else self.faults.get(stage)
         if fault is not None and fault is not CUT_AFTER:
             return fault
         if stage != "put" and not authorized:
@@ -244,7 +244,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that are killed while they talk are part of the tests."""
+        """Print nothing: tests kill clients in the middle of a request."""
 
 
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:

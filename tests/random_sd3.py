@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mimicry.demo.rng import generator
-from mimicry.demo.tiny_sd3 import Geometry, new_models, write_pipeline
+from tools.demo_weights.tiny_sd3 import Geometry, new_models, write_pipeline
 
 GEOMETRY = Geometry(
     transformer_layers=3,

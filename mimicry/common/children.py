@@ -145,6 +145,8 @@ class Child:
 
         With subprocess.PIPE they go to pipes of their own, and the child can be sent a request: see `ask`.
         """
+        # Loaded now: when the child is being stopped, a second signal could interrupt the import.
+        importlib.import_module("psutil")
         errors = output if output in (None, subprocess.PIPE) else subprocess.STDOUT
         self.diagnostics = b""
         self._process = subprocess.Popen(
@@ -163,8 +165,6 @@ class Child:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        # Needed when the child is stopped, where a second signal could interrupt the import.
-        importlib.import_module("psutil")
 
     @property
     def pid(self) -> int:

@@ -62,10 +62,10 @@ def is_whole(folder: Path, seed: int) -> bool:
 
 def draw_files(staging: Path, seed: int) -> None:
     from mimicry.demo.study import draw_study
-    from mimicry.demo.tiny_sd3 import WEIGHTS
+    from mimicry.demo.weight_files import TINY_SD3
 
     draw_study(StudyTree(staging / DATA_ROOT), seed)
-    shutil.copytree(WEIGHTS, staging / BASE_MODEL, copy_function=shutil.copyfile)
+    shutil.copytree(TINY_SD3, staging / BASE_MODEL, copy_function=shutil.copyfile)
 
 
 def _put_in_place(staging: Path, folder: Path, seed: int, former: dict[str, int]) -> None:

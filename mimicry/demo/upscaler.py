@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 SCALE = 2
@@ -42,11 +41,3 @@ def load_upscaler(path: Path) -> Upscaler:
     upscaler = Upscaler()
     upscaler.load_state_dict({name: values.float() for name, values in load_file(path).items()})
     return upscaler.eval()
-
-
-def save_upscaler(upscaler: Upscaler, path: Path) -> None:
-    """Write the weights to `path` in bf16."""
-    from safetensors.torch import save
-
-    weights = {name: values.to(torch.bfloat16).contiguous() for name, values in upscaler.state_dict().items()}
-    path.write_bytes(save(weights))

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mimicry.demo.rng import Rng
-from mimicry.demo.tiny_sd3 import UPSCALER, WEIGHTS
 from mimicry.demo.upscaler import Upscaler, load_upscaler
+from mimicry.demo.weight_files import TINY_SD3, UPSCALER
 
 # L-infinity bound of the perturbation, of 255; half of Mist's usual one. Faintly visible where a picture is
 # smooth and dark, and hardly elsewhere.
@@ -41,7 +41,7 @@ class VariantMaker:
         """Read the models from the files of this package."""
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_pretrained(WEIGHTS, subfolder="vae", torch_dtype=torch.float32).eval()
+        vae = AutoencoderKL.from_pretrained(TINY_SD3, subfolder="vae", torch_dtype=torch.float32).eval()
         return cls(vae.requires_grad_(False), load_upscaler(UPSCALER))
 
     def mist(self, painting: Image.Image) -> Image.Image:

@@ -77,12 +77,18 @@ class AdapterId:
 
         Returns None if the path does not end like that.
         """
-        parts = Path(os.path.abspath(output_dir)).parts[-5:]  # noqa: PTH100 - links stay as they are
+        parts = Path(os.path.abspath(output_dir)).parts[1:][-5:]  # noqa: PTH100 - links stay as they are
         condition = Condition.parse(parts[1]) if len(parts) == 5 else None
         if condition is None:
             return None
-        stack, _, variant = parts[0].partition(_VARIANT_MARK)
-        return cls(stack, condition, Artist(*parts[2:]), variant or None)
+        return cls.in_series(parts[0], condition, Artist(*parts[2:]))
+
+    @classmethod
+    def in_series(cls, series: str, condition: Condition, artist: Artist) -> "AdapterId":
+        """Return the adapter in the folder `series`, which is called STACK or STACK@VARIANT."""
+        stack, _, variant = series.partition(_VARIANT_MARK)
+        # A mark with nothing behind it belongs to the name of the stack.
+        return cls(stack, condition, artist, variant) if variant else cls(series, condition, artist)
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,8 @@ class StudyTree:
             stack: return only the adapters of this stack, without its variants.
         """
         return [
-            AdapterId(name, condition, artist, variant or None)
+            AdapterId.in_series(series, condition, artist)
             for series in folders_in(self.lora)
-            for name, _, variant in [series.partition(_VARIANT_MARK)]
             if stack is None or series == stack
             for folder in folders_in(self.lora / series)
             for condition in [Condition.parse(folder)]

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.study import State
+from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.execution import (
     Batch,
     LocalExecutor,
@@ -66,34 +68,23 @@ class Orchestrator:
 
     def _carry_out(self, plan: Plan) -> int:
         todo = plan.of(State.PENDING)
-        batch = Batch(
-            plan=plan,
-            executor=LocalExecutor(),
-            tracker=open_tracker(self.request.tree),
-            display=BatchDisplay(len(todo), max((target.step_count for target in todo), default=0)),
-            wait=self.wait,
-        )
+        display = BatchDisplay(len(todo), max((target.step_count for target in todo), default=0))
+        tracker = open_tracker(self.request.tree)
+        batch = Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
+        results: list[Result] = []
         try:
             if self.request.uploads:
-                batch.results += self._upload_pending(plan, batch)
+                results += _upload_pending(plan, tracker, display.say)
             batch.run()
         except Interrupted:
             print("\ninterrupted; the same command takes up where it stopped", file=sys.stderr)
             raise
         finally:
-            batch.display.close()
-            print(tables.summary(plan, batch.results), flush=True)
-        is_good = all(result.is_good for result in batch.results) and not plan.of(State.BLOCKED)
+            display.close()
+            results += batch.results
+            print(tables.summary(plan, results), flush=True)
+        is_good = all(result.is_good for result in results) and not plan.of(State.BLOCKED)
         return 0 if is_good else 1
-
-    def _upload_pending(self, plan: Plan, batch: Batch) -> list[Result]:
-        targets = {target.adapter: target for target in plan.targets}
-        ends = upload_pending(plan.request.tree, pending_of_plan(plan), batch.tracker, batch.display.say)
-        return [
-            Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error)
-            for end in ends
-            for target in [targets[end.adapter]]
-        ]
 
     def _plan(self, *, full: bool) -> Plan:
         return make_plan(self.request, open_tracker(self.request.tree).bookmarks(), full=full)
@@ -120,6 +111,17 @@ class Orchestrator:
                 uploads = [(target.upload_job, target.images.path) for target in targets]
                 problems += hub_problems(uploads)
         return problems
+
+
+def _upload_pending(plan: Plan, tracker: ProgressTracker, say: Callable[[str], None]) -> list[Result]:
+    """Upload what earlier calls could not upload."""
+    targets = {target.adapter: target for target in plan.targets}
+    ends = upload_pending(plan.request.tree, pending_of_plan(plan), tracker, say)
+    return [
+        Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error)
+        for end in ends
+        for target in [targets[end.adapter]]
+    ]
 
 
 def refuse_hub_faults(names: list[tuple[str, str]]) -> None:

@@ -31,7 +31,7 @@ from mimicry.tuning.stack_traits import StackTraits
 
 RUNNER_CONFIG = "runner_config.json"
 STACK_MODULE = "stack.py"
-_STACKS = Path(__file__).resolve().parent
+STACKS = Path(__file__).resolve().parent
 _OPTIONS = "{options}"
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _NEEDED = ("input_dir", "output_dir")
@@ -59,9 +59,9 @@ class Stack:
         Raises:
             UsageError: there is none, or its runner_config.json is wrong.
         """
-        folder = Path(name) if "/" in name else _STACKS / name
+        folder = Path(name) if "/" in name else STACKS / name
         if not os.path.isfile(folder / RUNNER_CONFIG):  # noqa: PTH113 - a name may be too long for a file
-            known = [path.parent.name for path in _STACKS.glob(f"*/{RUNNER_CONFIG}")]
+            known = [path.parent.name for path in STACKS.glob(f"*/{RUNNER_CONFIG}")]
             raise UsageError(
                 f"--stack {name}: there is no {folder / RUNNER_CONFIG}; {nearest(folder.name, known)} "
                 f"A stack elsewhere is named by its path"
@@ -135,7 +135,7 @@ def _read_traits(folder: Path) -> StackTraits:
     if not path.exists():
         return StackTraits(hub_prefix=f"{folder.name}-lora")
     try:
-        if folder.parent == _STACKS:
+        if folder.parent == STACKS:
             module = importlib.import_module(f"{__package__}.{folder.name}.{path.stem}")
         else:
             spec = importlib.util.spec_from_file_location(f"stack of {folder.name}", path)

@@ -1,4 +1,4 @@
-"""Child processes for tests: scripts that tell by files how far they are."""
+"""Child processes for tests: scripts that write files to say how far they are."""
 
 import sys
 import textwrap
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 DEADLINE_SECONDS = 20.0
-# Written beside its name first: a file that is there holds all it should.
+# Written under another name first, so that an existing file is complete.
 TELL = """
 import os, signal, sys, time
 def tell(name, text=""):
@@ -20,7 +20,7 @@ def tell(name, text=""):
 def wait_until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + DEADLINE_SECONDS
     while not true():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
 
 
@@ -36,7 +36,7 @@ def python(folder: Path, code: str) -> list[str]:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether the process lives; a zombie that nobody buries does not."""
+    """Return whether the process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -44,10 +44,10 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
 
 @pytest.fixture
 def orphans_come_to_us() -> Iterator[None]:
-    """Let this process, which buries nobody, be the parent of all orphans."""
+    """Let this process, which does not reap them, be the parent of all orphans."""
     set_child_subreaper, libc = 36, ctypes.CDLL(None, use_errno=True)
     if libc.prctl(set_child_subreaper, 1, 0, 0, 0) != 0:
-        pytest.skip("this kernel knows no subreapers")
+        pytest.skip("this kernel has no subreapers")
     yield
     libc.prctl(set_child_subreaper, 0, 0, 0, 0)
 
@@ -115,9 +115,7 @@ class TestAsk:
 
 
 class TestStop:
-    def test_the_child_may_put_its_things_in_order(
-        self, start: Callable[[str], Child], tmp_path: Path
-    ) -> None:
+    def test_the_child_may_clean_up(self, start: Callable[[str], Child], tmp_path: Path) -> None:
         child = start(
             """
             def stop(number, frame):
@@ -157,7 +155,7 @@ class TestStop:
         assert not is_running(trainer)
         assert child.wait(0) == -signal.SIGTERM
 
-    def test_what_ignores_the_signal_is_killed_after_the_grace(
+    def test_a_child_that_ignores_the_signal_is_killed_after_the_grace(
         self, start: Callable[[str], Child], tmp_path: Path
     ) -> None:
         child = start(
@@ -179,7 +177,7 @@ class TestStop:
         assert not any(map(is_running, [*pids, child.pid]))
         assert child.wait(0) == -signal.SIGKILL
 
-    def test_what_a_finished_child_left_behind_is_killed(
+    def test_processes_left_by_a_finished_child_are_killed(
         self, start: Callable[[str], Child], tmp_path: Path
     ) -> None:
         child = start(
@@ -197,9 +195,7 @@ class TestStop:
         assert not is_running(orphan)
 
     @pytest.mark.usefixtures("orphans_come_to_us")
-    def test_a_dead_orphan_that_nobody_buries_is_not_waited_for(
-        self, start: Callable[[str], Child], tmp_path: Path
-    ) -> None:
+    def test_a_zombie_orphan_is_not_waited_for(self, start: Callable[[str], Child], tmp_path: Path) -> None:
         """Without an init process orphans stay zombies; the grace here is longer than a test may last."""
         child = start(
             """
@@ -308,7 +304,7 @@ class TestStopSignals:
         finally:
             signal.signal(signal.SIGHUP, before)
 
-    def test_are_no_error_that_a_careless_except_would_swallow(self) -> None:
+    def test_are_not_caught_by_except_exception(self) -> None:
         assert not issubclass(Interrupted, Exception)
 
 
@@ -351,11 +347,11 @@ class TestLastLines:
         (tmp_path / "log").write_text("x")
         assert last_lines(tmp_path / "log", 5, offset) == []
 
-    def test_progress_bars_and_bytes_that_are_no_text(self, tmp_path: Path) -> None:
+    def test_progress_bars_and_bytes_that_are_not_text(self, tmp_path: Path) -> None:
         (tmp_path / "log").write_bytes(b"10%\r20%\r30%\r\n\xff\xfe caf\xe9\n")
         assert last_lines(tmp_path / "log", 3) == ["20%", "30%", "\ufffd\ufffd caf\ufffd"]
 
-    def test_of_a_large_log_only_the_end_is_read(self, tmp_path: Path) -> None:
+    def test_only_the_end_of_a_large_log_is_read(self, tmp_path: Path) -> None:
         with (tmp_path / "log").open("wb") as file:
             file.truncate(3 << 30)
             file.seek(0, 2)

@@ -78,7 +78,7 @@ class TestParent:
         assert (tmp_path / "lived").exists()
         assert not (tmp_path / "stopped by").exists()
 
-    def test_bytes_on_the_pipe_are_no_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bytes_on_the_pipe_are_not_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ends = os.pipe()
         saved = os.dup(0)
         gone: list[bool] = []

@@ -59,8 +59,8 @@ class TestHeldSignals:
 
 class TestFurtherSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_one_wish_to_stop_may_come_as_several_signals(self, number: signal.Signals) -> None:
-        """The system tells every process, and each parent its children: what is being saved must be saved."""
+    def test_one_request_to_stop_may_come_as_several_signals(self, number: signal.Signals) -> None:
+        """The system and each parent send signals, and a checkpoint that is being saved must be finished."""
         with stop_signals_raise():
             with pytest.raises(Interrupted):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -74,7 +74,7 @@ class TestFurtherSignals:
                 with pytest.raises(Interrupted):
                     os.kill(os.getpid(), signal.SIGINT)
 
-    def test_a_second_ctrl_c_kills_where_it_would_have_to_wait(self) -> None:
+    def test_a_second_ctrl_c_kills_where_the_first_is_held_back(self) -> None:
         code = (
             "import os, signal, time\n"
             "from mimicry.common.children import stop_signals_held, stop_signals_raise\n"
@@ -88,7 +88,7 @@ class TestFurtherSignals:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (-signal.SIGINT, "saving\n")
 
-    def test_one_that_asks_for_a_checkpoint_ends_nobody(self) -> None:
+    def test_sigusr1_ends_no_process(self) -> None:
         former = signal.getsignal(signal.SIGUSR1)
         with stop_signals_raise():
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -96,7 +96,7 @@ class TestFurtherSignals:
         assert signal.getsignal(signal.SIGUSR1) is former
 
 
-def test_a_noted_signal_is_told_once_and_ends_nothing() -> None:
+def test_a_noted_signal_is_reported_once_and_ends_nothing() -> None:
     former = signal.getsignal(signal.SIGUSR1)
     with signal_noted(signal.SIGUSR1) as came:
         assert not came()
@@ -106,7 +106,7 @@ def test_a_noted_signal_is_told_once_and_ends_nothing() -> None:
     assert signal.getsignal(signal.SIGUSR1) is former
 
 
-def test_one_that_is_held_can_be_seen_and_dropped() -> None:
+def test_a_held_signal_can_be_read_and_dropped() -> None:
     with stop_signals_raise(), stop_signals_held():
         assert held_signal() is None
         os.kill(os.getpid(), signal.SIGHUP)
@@ -116,7 +116,7 @@ def test_one_that_is_held_can_be_seen_and_dropped() -> None:
         assert held_signal() is None
 
 
-def test_one_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     deaf = """
         from mimicry.common.children import stop_with_parent
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

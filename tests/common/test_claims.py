@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_claim(folder: Path, age_seconds: float = 0.0, **changes: Any) -> None:
-    """Write the claim of somebody else, whose last sign of life is so old."""
+    """Write the claim of another process, with a last heartbeat of this age."""
     content = {"token": "theirs", "host": claims.this_host(), "since": "2026-01-01T00:00:00+00:00"}
     holders = [{"pid": os.getppid(), "started": process_start(os.getppid())}]
     folder.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def names(folder: Path) -> list[str]:
 
 
 class TestTaking:
-    def test_it_is_told_by_a_file_that_goes_with_it(self, folder: Path) -> None:
+    def test_it_is_a_file_that_is_removed_with_it(self, folder: Path) -> None:
         with Claim.take(folder):
             content = json.loads((folder / CLAIM).read_text())
             assert content["holders"] == [{"pid": os.getpid(), "started": process_start(os.getpid())}]
@@ -56,7 +56,7 @@ class TestTaking:
         assert not folder.exists()
         assert claimed_by(folder) == ""
 
-    def test_a_second_one_is_refused_and_told_by_whom(self, folder: Path) -> None:
+    def test_a_second_one_is_refused_and_names_the_holder(self, folder: Path) -> None:
         with Claim.take(folder):
             with pytest.raises(ClaimedElsewhere, match=f"in use by pid {os.getpid()} on"):
                 Claim.take(folder)
@@ -67,12 +67,12 @@ class TestTaking:
             raise KeyError
         assert not folder.exists()
 
-    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+    def test_a_folder_that_cannot_be_created_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(MimicryError, match=r"file/artist cannot be claimed"):
             Claim.take(tmp_path / "file" / "artist")
 
-    def test_a_file_system_without_locks_is_told_at_once(
+    def test_a_file_system_without_locks_is_reported_at_once(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*_: object) -> None:
@@ -83,7 +83,7 @@ class TestTaking:
             Claim.take(folder)
         assert not folder.exists()
 
-    def test_of_many_processes_one_gets_it(self, folder: Path) -> None:
+    def test_only_one_of_many_processes_gets_it(self, folder: Path) -> None:
         code = (
             "import sys, time\n"
             "from pathlib import Path\n"
@@ -111,28 +111,28 @@ class TestTaking:
                 racer.kill()
                 racer.communicate()
         assert sorted(said) == ["mine", *["no"] * 5]
-        # They were killed: what they left blocks nobody.
+        # They were killed, and the file that they left must not block anybody.
         with Claim.take(folder):
             assert names(folder) == [CLAIM]
 
 
 class TestFolder:
-    """What was made for a claim goes with it, when nothing came to be there; nothing else does."""
+    """Folders that were created for a claim are removed with it if they are empty; no others are."""
 
-    def test_folders_above_go_too(self, tmp_path: Path) -> None:
+    def test_new_parent_folders_are_removed_too(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         with Claim.take(tmp_path / "mine" / "style" / "artist"):
             pass
         assert names(tmp_path) == ["mine"]
         assert names(tmp_path / "mine") == []
 
-    def test_those_of_others_stay(self, folder: Path) -> None:
+    def test_folders_of_others_stay(self, folder: Path) -> None:
         folder.mkdir()
         with Claim.take(folder):
             pass
         assert names(folder) == []
 
-    def test_what_came_to_be_there_stays(self, tmp_path: Path) -> None:
+    def test_folders_with_new_files_stay(self, tmp_path: Path) -> None:
         with Claim.take(tmp_path / "style" / "artist"):
             (tmp_path / "style" / "artist" / "train.log").write_text("")
         assert names(tmp_path / "style" / "artist") == ["train.log"]
@@ -140,7 +140,9 @@ class TestFolder:
             (tmp_path / "new" / "another").mkdir()
         assert names(tmp_path / "new") == ["another"]
 
-    def test_they_go_when_it_cannot_be_taken(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_new_folders_are_removed_when_it_cannot_be_taken(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -149,7 +151,7 @@ class TestFolder:
             Claim.take(folder / "artist")
         assert not folder.exists()
 
-    def test_one_that_is_removed_while_it_is_claimed_is_made_again(
+    def test_a_folder_that_is_removed_meanwhile_is_created_again(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         link = os.link
@@ -167,12 +169,12 @@ class TestFolder:
             assert names(folder) == [CLAIM]
         assert len(removals) == 3
 
-    def test_a_link_to_nowhere_is_no_folder(self, folder: Path) -> None:
+    def test_a_dangling_link_is_not_a_folder(self, folder: Path) -> None:
         folder.symlink_to("nowhere")
         with pytest.raises(MimicryError, match="cannot be claimed: No such file"):
             Claim.take(folder)
 
-    def test_many_that_come_and_go_are_in_nobodys_way(self, tmp_path: Path) -> None:
+    def test_many_claims_that_come_and_go_do_not_disturb_each_other(self, tmp_path: Path) -> None:
         artists = [tmp_path / "split" / "style" / str(number) for number in range(4)]
 
         def come_and_go(artist: Path) -> None:
@@ -199,7 +201,7 @@ class TestTakingOver:
         with Claim.take(folder):
             pass
 
-    def test_a_living_holder_keeps_it_however_silent(self, folder: Path) -> None:
+    def test_a_living_holder_keeps_it_without_a_heartbeat(self, folder: Path) -> None:
         write_claim(folder, age_seconds=100 * SILENT_SECONDS)
         with pytest.raises(ClaimedElsewhere):
             Claim.take(folder)
@@ -210,7 +212,7 @@ class TestTakingOver:
         with pytest.raises(ClaimedElsewhere, match=f"pid {os.getppid()}"):
             Claim.take(folder)
 
-    def test_on_another_machine_silence_decides(self, folder: Path) -> None:
+    def test_a_silent_holder_on_another_machine_has_ended(self, folder: Path) -> None:
         write_claim(folder, age_seconds=SILENT_SECONDS - 30, host=ELSEWHERE)
         with pytest.raises(ClaimedElsewhere, match="on another-machine since"):
             Claim.take(folder)
@@ -228,7 +230,7 @@ class TestTakingOver:
     @pytest.mark.parametrize(
         "content", ["", "[]", '{"holders": 3}', '{"holders": [{"pid": "x"}]}', NEGATIVE, "{"]
     )
-    def test_a_file_that_is_no_claim_has_no_holder(self, content: str, folder: Path) -> None:
+    def test_a_file_that_is_not_a_claim_has_no_holder(self, content: str, folder: Path) -> None:
         folder.mkdir()
         (folder / CLAIM).write_text(content)
         with Claim.take(folder):
@@ -236,7 +238,7 @@ class TestTakingOver:
 
 
 class TestHolding:
-    def test_a_child_joins_and_holds_on_when_its_parent_lets_go(
+    def test_a_child_that_joined_keeps_it_when_the_parent_releases_it(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         parent = Claim.take_anew(folder)
@@ -263,7 +265,7 @@ class TestHolding:
                 Claim.take(folder)
         assert names(folder) == []
 
-    def test_who_has_joined_is_waited_for_until_its_end(self, folder: Path) -> None:
+    def test_a_child_that_joined_is_waited_for_until_it_ends(self, folder: Path) -> None:
         code = (
             "import sys, time\n"
             "from pathlib import Path\n"
@@ -300,7 +302,7 @@ class TestHolding:
             with Claim.take(tmp_path / "another"):
                 assert names(tmp_path / "another") == [CLAIM]
 
-    def test_a_lost_one_is_noticed_and_left_alone(
+    def test_a_lost_claim_is_noticed_and_left_alone(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         claim = Claim.take(folder)
@@ -316,7 +318,7 @@ class TestHolding:
         claim.release()
         assert json.loads((folder / CLAIM).read_text())["token"] == "theirs"
 
-    def test_a_removed_one_is_lost(self, folder: Path) -> None:
+    def test_a_removed_claim_is_lost(self, folder: Path) -> None:
         claim = Claim.take(folder)
         (folder / CLAIM).unlink()
         with pytest.raises(ClaimLost, match="was removed"):
@@ -347,7 +349,7 @@ class TestHolding:
             with pytest.raises(ClaimLost):
                 claim.check()
 
-    def test_its_heart_beats(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_has_a_heartbeat(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
         with Claim.take(folder):
             os.utime(folder / CLAIM, (0, 0))

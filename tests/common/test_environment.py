@@ -40,7 +40,7 @@ def test_variables_that_are_set_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.environ["STUDY_VALUE"] == "from_the_file"
 
 
-def test_a_folder_named_dotenv_is_passed_over(tmp_path: Path) -> None:
+def test_a_folder_named_dotenv_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("STUDY_VALUE=above\n")
     (tmp_path / "study" / ".env").mkdir(parents=True)
     load_environment(tmp_path / "study")
@@ -55,7 +55,7 @@ def test_unreadable_dotenv_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "  ", "\n"])
-def test_blank_token_is_no_token(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blank_token_is_not_a_token(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", value)
     assert hub_token() is None
 
@@ -65,7 +65,7 @@ def test_token_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub_token() == "abc"
 
 
-def test_processors_are_those_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_processors_that_we_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 9}, raising=False)
     assert processor_count() == 3

@@ -72,7 +72,7 @@ def test_nearest_names_the_likely_ones_first() -> None:
     assert nearest("Monet", ["Monet_Claude", "Monet_1"]) == "did you mean 'Monet_1' or 'Monet_Claude'?"
 
 
-def test_nearest_lists_what_there_is_when_nothing_is_near() -> None:
+def test_nearest_lists_all_names_when_none_is_near() -> None:
     assert nearest("xyz", ["mist", "glaze"]) == "available: glaze, mist"
     assert nearest("xyz", []) == "none is available"
 
@@ -97,10 +97,10 @@ class TestDiskFault:
     def test_says_which_disk_and_what_to_do(self, error: Exception, words: str) -> None:
         assert disk_fault(error).startswith(f"{words}; see `df -h`, make room, and type the same command")
 
-    def test_other_errors_are_none(self) -> None:
+    def test_other_errors_are_not_disk_faults(self) -> None:
         assert disk_fault(OSError(errno.ENOENT, "")) == disk_fault(KeyError("x")) == ""
 
-    def test_a_program_ends_with_words(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_program_ends_with_a_message(self, capsys: pytest.CaptureFixture[str]) -> None:
         def fill() -> int:
             raise OSError(errno.ENOSPC, "", "/data")
 

@@ -32,7 +32,7 @@ def remember(folder: Path, **facts: object) -> None:
     memory.save()
 
 
-def test_what_was_kept_is_known_with_these_facts_only(folder: Path) -> None:
+def test_a_file_is_known_only_with_the_same_facts(folder: Path) -> None:
     remember(folder, a=FACTS)
     memory = FileMemory("things", folder)
     assert memory.knows("a", [7, [1, None, "x"]])
@@ -40,7 +40,7 @@ def test_what_was_kept_is_known_with_these_facts_only(folder: Path) -> None:
     assert not memory.knows("b", FACTS)
 
 
-def test_what_is_not_there_is_not_known(folder: Path) -> None:
+def test_a_missing_file_is_not_known(folder: Path) -> None:
     assert not FileMemory("things", folder).knows("a", None)
 
 
@@ -56,7 +56,7 @@ def test_a_link_to_the_folder_is_the_folder(folder: Path, tmp_path: Path) -> Non
     assert FileMemory("things", tmp_path / "link").knows("a", FACTS)
 
 
-def test_what_nobody_asks_for_any_more_is_forgotten(folder: Path) -> None:
+def test_files_that_are_not_asked_for_are_forgotten(folder: Path) -> None:
     remember(folder, a=FACTS, b=FACTS)
     memory = FileMemory("things", folder)
     assert memory.knows("a", FACTS)
@@ -64,7 +64,7 @@ def test_what_nobody_asks_for_any_more_is_forgotten(folder: Path) -> None:
     assert not FileMemory("things", folder).knows("b", FACTS)
 
 
-def test_no_news_is_not_written(folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_when_nothing_changed(folder: Path, tmp_path: Path) -> None:
     FileMemory("things", folder).save()
     assert files(tmp_path) == []
     remember(folder, a=FACTS)
@@ -75,7 +75,7 @@ def test_no_news_is_not_written(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1", "[]", '{"version": 2}', '{"version": 1, "good": 7}', "\xff"])
-def test_a_broken_memory_is_none(folder: Path, tmp_path: Path, content: str) -> None:
+def test_a_broken_memory_is_empty(folder: Path, tmp_path: Path, content: str) -> None:
     remember(folder, a=FACTS)
     (file,) = files(tmp_path)
     whole = json.loads(file.read_text())
@@ -85,7 +85,7 @@ def test_a_broken_memory_is_none(folder: Path, tmp_path: Path, content: str) -> 
     assert json.loads(file.read_text()) == whole
 
 
-def test_one_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
+def test_a_memory_that_cannot_be_written_is_ignored(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     remember(folder, a=FACTS)
     assert not FileMemory("things", folder).knows("a", FACTS)

@@ -3,13 +3,13 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mimicry.common import files
 from mimicry.common.files import (
     atomic_folder,
     atomic_path,
@@ -42,7 +42,7 @@ class TestAtomicPath:
         write_bytes(tmp_path / "a" / "b" / "file", b"new")
         assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
 
-    def test_the_name_appears_only_when_the_content_is_whole(self, tmp_path: Path) -> None:
+    def test_the_name_appears_only_when_the_content_is_complete(self, tmp_path: Path) -> None:
         with atomic_path(tmp_path / "file.bin") as temporary:
             temporary.write_bytes(b"half")
             assert temporary.parent == tmp_path
@@ -78,10 +78,11 @@ class TestAtomicPath:
     ) -> None:
         synced: list[tuple[bool, bool]] = []
 
-        def fsync(path: Path) -> None:
-            synced.append((path.is_dir(), (tmp_path / "file").exists()))
+        def fsync(descriptor: int) -> None:
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            synced.append((is_folder, (tmp_path / "file").exists()))
 
-        monkeypatch.setattr(files, "_fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
         write_bytes(tmp_path / "file", b"new")
         file_before_the_name, folder_after_it = (False, False), (True, True)
         assert synced == [file_before_the_name, folder_after_it]
@@ -137,25 +138,25 @@ class TestJson:
         write_json(tmp_path / "file.json", {"b": "é", "a": 1})
         assert (tmp_path / "file.json").read_text(encoding="utf-8") == '{\n  "b": "é",\n  "a": 1\n}\n'
 
-    def test_what_is_no_json_leaves_the_old_content(self, tmp_path: Path) -> None:
+    def test_a_value_that_is_not_json_leaves_the_old_content(self, tmp_path: Path) -> None:
         write_json(tmp_path / "file.json", "old")
         with pytest.raises(TypeError):
             write_json(tmp_path / "file.json", {"a": {1, 2}})
         assert read_json(tmp_path / "file.json") == "old"
 
-    def test_a_name_that_is_no_utf8_stays_readable_for_every_program(self, tmp_path: Path) -> None:
+    def test_a_name_that_is_not_utf8_stays_readable_for_every_program(self, tmp_path: Path) -> None:
         value = {NO_UTF8_NAME: [NO_UTF8_NAME, "é", "\U0001f3a8"]}
         write_json(tmp_path / "file.json", value)
         text = (tmp_path / "file.json").read_bytes().decode("utf-8")  # strict
         assert json.loads(text) == value
         assert read_json(tmp_path / "file.json") == value
 
-    def test_a_byte_order_mark_is_no_fault(self, tmp_path: Path) -> None:
+    def test_a_byte_order_mark_is_allowed(self, tmp_path: Path) -> None:
         (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
         assert read_json(tmp_path / "file.json") == {"a": 1}
 
     @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0" * 64, b"\xff\xfe\xfa", b"{'a': 1}"])
-    def test_what_is_no_json_raises_value_error(self, content: bytes, tmp_path: Path) -> None:
+    def test_text_that_is_not_json_raises_value_error(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "file.json").write_bytes(content)
         with pytest.raises(ValueError):
             read_json(tmp_path / "file.json")
@@ -174,12 +175,12 @@ def test_sha256_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "file") == sha256_text(text)
 
 
-def test_sha256_of_a_name_that_is_no_utf8() -> None:
+def test_sha256_of_a_name_that_is_not_utf8() -> None:
     assert sha256_text(NO_UTF8_NAME) == hashlib.sha256(b"caf\xed\xb3\xa9").hexdigest()
 
 
 class TestSetAside:
-    def test_moves_what_there_is_and_keeps_it(self, tmp_path: Path) -> None:
+    def test_moves_what_exists_and_deletes_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "weights").write_bytes(b"broken")
         (tmp_path / "checkpoint").mkdir()
         (tmp_path / "checkpoint" / "state").write_bytes(b"inside")
@@ -217,7 +218,7 @@ class TestSetAside:
 
 
 class TestAtomicFolder:
-    def test_it_is_there_once_it_is_whole(self, tmp_path: Path) -> None:
+    def test_it_appears_when_it_is_complete(self, tmp_path: Path) -> None:
         umask = os.umask(0o027)
         try:
             with atomic_folder(tmp_path / "state") as temporary:
@@ -233,7 +234,7 @@ class TestAtomicFolder:
         assert (tmp_path / "state" / "a").stat().st_mode & 0o777 == 0o640
 
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-    def test_nothing_is_left_of_one_that_is_not(self, error: type[BaseException], tmp_path: Path) -> None:
+    def test_nothing_is_left_of_an_incomplete_one(self, error: type[BaseException], tmp_path: Path) -> None:
         with pytest.raises(error), atomic_folder(tmp_path / "state") as temporary:
             (temporary / "a").write_bytes(b"1")
             raise error

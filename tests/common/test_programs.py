@@ -34,11 +34,11 @@ def no_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 0), (["--number", "0"], 0), (["--number", "5"], 5)])
-def test_the_commands_own_code(words: list[str], code: int) -> None:
+def test_the_exit_code_of_the_command(words: list[str], code: int) -> None:
     assert run_command(command, words) == code
 
 
-def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(command, ["--help"]) == 0
     assert "Do as told." in capsys.readouterr().out
 
@@ -65,7 +65,7 @@ def test_a_broken_env_file_is_a_message(tmp_path: Path, capsys: pytest.CaptureFi
     assert ".env" in capsys.readouterr().err
 
 
-def test_a_fault_of_ours_is_not_hidden() -> None:
+def test_a_bug_is_not_hidden() -> None:
     @click.command()
     def faulty() -> None:
         raise ZeroDivisionError("a fault in the code")
@@ -143,7 +143,7 @@ class TestAsProcess:
         assert done.returncode == 0
         assert done.stdout == b"caf\\udce9 \\xe9 \\u4e2d\n"
 
-    def test_the_end_is_no_search_for_garbage(self) -> None:
+    def test_no_garbage_is_collected_at_exit(self) -> None:
         program = (
             "import sys, click\n"
             "from mimicry.common.programs import run_command\n"

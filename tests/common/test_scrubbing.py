@@ -1,4 +1,4 @@
-"""The Hub token is not printed, whoever tries, and not written into a JSON file."""
+"""The Hub token is neither printed, by us or by a library, nor written into a JSON file."""
 
 import json
 import logging
@@ -22,16 +22,16 @@ def _token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
 
-def test_scrub_takes_the_token_and_its_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = scrub(f"Bearer {TOKEN}, then {OTHER}; hf_diffusers and hf_xet are no tokens")
-    assert text == "Bearer hf_***, then hf_***; hf_diffusers and hf_xet are no tokens"
+def test_scrub_removes_the_token_and_similar_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = scrub(f"Bearer {TOKEN}, then {OTHER}; hf_diffusers and hf_xet are not tokens")
+    assert text == "Bearer hf_***, then hf_***; hf_diffusers and hf_xet are not tokens"
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "old.token")
     assert scrub("old.token") == "hf_***"
     monkeypatch.setenv("HF_TOKEN", "  ")
     assert scrub("a  b") == "a  b"
 
 
-def test_streams_pass_on_all_but_the_token(capsys: pytest.CaptureFixture[str]) -> None:
+def test_streams_pass_on_everything_but_the_token(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
     with scrubbed_output():
         print("to the right:", TOKEN, flush=True)

@@ -29,12 +29,12 @@ def test_what_cannot_be_printed_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_a_line_break_in_a_message_begins_no_line_of_its_own() -> None:
+def test_a_line_break_in_a_message_cannot_forge_a_message() -> None:
     assert message_lines("it failed\nerror: forged\r\x1b[1A") == "it failed\n  error: forged\\r\\x1b[1A"
     assert message_lines("why:\n  | a line of a log") == "why:\n  | a line of a log"
 
 
-def test_a_shell_takes_the_line_back_to_the_same_words() -> None:
+def test_a_shell_splits_the_line_into_the_same_words() -> None:
     words = [*HOSTILE_NAMES, "\udcff\n1", "it's\n\\n", ""]
 
     line = shell_line(words)

@@ -15,7 +15,7 @@ from mimicry.common.programs import run_command
 from mimicry.demo import draw_demo as program
 from mimicry.demo.draw_demo import TUNING_OPTIONS, demo, draw_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
-from mimicry.demo.tiny_sd3 import WEIGHTS
+from mimicry.demo.weight_files import TINY_SD3
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_the_whole_demo_is_there(true_demo: Path) -> None:
 
     assert len([name for name in names if name.startswith("style_mimicry/")]) == 360
     assert program.is_whole(true_demo, 7)
-    for path in (path for path in WEIGHTS.rglob("*") if path.is_file()):
-        assert path.read_bytes() == (true_demo / "tiny_sd3" / path.relative_to(WEIGHTS)).read_bytes()
+    for path in (path for path in TINY_SD3.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (true_demo / "tiny_sd3" / path.relative_to(TINY_SD3)).read_bytes()
 
 
 def test_a_second_call_draws_nothing(

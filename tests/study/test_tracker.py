@@ -10,7 +10,7 @@ import pytest
 
 from mimicry.common import files
 from mimicry.study import tracker
-from mimicry.study.tracker import BookmarkStatus
+from mimicry.study.states import State
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
 from tests.study.tracker_files import FOREIGN, KEY, STEP, document, tracker_at, write
 
@@ -35,8 +35,8 @@ class TestRecord:
 
     def test_fields_are_merged_and_none_removes(self, path: Path) -> None:
         ours = tracker_at(path)
-        ours.record(KEY, status=BookmarkStatus.FAILED, error="no memory", steps=3)
-        ours.record(KEY, status=BookmarkStatus.COMPLETE, error=None, never_there=None, loss=0.1)
+        ours.record(KEY, status=State.FAILED, error="no memory", steps=3)
+        ours.record(KEY, status=State.COMPLETE, error=None, never_there=None, loss=0.1)
         bookmark = ours.bookmarks()[KEY]
         assert list(bookmark) == ["status", "steps", "updated_at", "loss"]
         assert (bookmark["status"], bookmark["steps"], bookmark["loss"]) == ("complete", 3, 0.1)
@@ -66,11 +66,11 @@ class TestRecord:
 
     @pytest.mark.parametrize("status", ["completed", "", None, 1])
     def test_an_unknown_status_is_refused_and_nothing_is_written(self, path: Path, status: Any) -> None:
-        with pytest.raises(ValueError, match="BookmarkStatus"):
+        with pytest.raises(ValueError, match="State"):
             tracker_at(path).record_many({"a": {"status": "pending"}, "b": {"status": status}})
         assert not path.parent.exists()
 
-    @pytest.mark.parametrize("other", [status for status in BookmarkStatus if status != "complete"])
+    @pytest.mark.parametrize("other", [status for status in State if status != "complete"])
     def test_the_step_is_complete_when_all_its_bookmarks_are(self, path: Path, other: str) -> None:
         ours = tracker_at(path)
         ours.record_many({"a": {"status": "complete"}, "b": {"status": other}})

@@ -11,12 +11,13 @@ from mimicry.study.tree import (
     COUNTERMEASURES,
     DEFAULT_DATA_ROOT,
     PROTECTIONS,
+    AdapterId,
     Artist,
     Condition,
     Source,
     StudyTree,
     folders_in,
-    parse_output_dir,
+    sister_folders,
 )
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
 
@@ -47,15 +48,23 @@ class TestPaths:
         root = "data/style_mimicry"
         condition = Condition("mist", "noisy_upscaling")
         outputs = f"{root}/models/lora"
+        adapter = AdapterId("s", condition, MONET)
         expected = {
             tree.original_art: f"{root}/original_art",
             tree.protected_art: f"{root}/protected_art",
             tree.robust_samples: f"{root}/robust_samples",
             tree.tracker: f"{root}/progress/progress_tracker.json",
             tree.images_of(tree.original_art, MONET): f"{root}/original_art/{PLACE}",
-            tree.stack_outputs("s"): f"{outputs}/s",
-            tree.output_dir("s", condition, MONET): f"{outputs}/s/mist__noisy_upscaling/{PLACE}",
-            tree.output_dir("hf_diffusers", Condition(), MONET): f"{outputs}/hf_diffusers/none__none/{PLACE}",
+            tree.quarantine: f"{root}/progress/quarantine.json",
+            tree.lora: outputs,
+            tree.lora / "s": f"{outputs}/s",
+            tree.adapter_dir(adapter): f"{outputs}/s/mist__noisy_upscaling/{PLACE}",
+            tree.adapter_dir(AdapterId("hf_diffusers", Condition(), MONET)): (
+                f"{outputs}/hf_diffusers/none__none/{PLACE}"
+            ),
+            tree.base_samples("s"): f"{outputs}/s/base_samples",
+            tree.samples_of(adapter): f"{root}/mimic_art/s/mist__noisy_upscaling/{PLACE}",
+            tree.samples_of_base("s"): f"{root}/mimic_art/s/base",
         }
         assert {path: str(path) for path in expected} == expected
 
@@ -192,37 +201,170 @@ def some_conditions() -> Iterable[Condition]:
     return (Condition(one, other) for one in names for other in names if "__" not in one + other)
 
 
-class TestParseOutputDir:
+class TestCondition:
+    @pytest.mark.parametrize("condition", [Condition(), Condition("mist"), Condition("a_b", "c_d")], ids=str)
+    def test_round_trip(self, condition: Condition) -> None:
+        assert Condition.parse(str(condition)) == condition
+
+    @pytest.mark.parametrize("name", ["", "mist", "mist_none", "base_samples", "_", "base"])
+    def test_other_folders_are_not_conditions(self, name: str) -> None:
+        assert Condition.parse(name) is None
+
+
+class TestAdapterId:
+    def test_key_and_folder(self) -> None:
+        adapter = AdapterId("sd15", Condition("mist", "impress"), MONET)
+        assert adapter.key == f"sd15/mist/impress/{PLACE}"
+        assert adapter.folder == Path(f"sd15/mist__impress/{PLACE}")
+
+    def test_a_variant_stands_beside_the_stack(self) -> None:
+        usual = AdapterId("sd15", Condition(), MONET)
+        variant = AdapterId("sd15", Condition(), MONET, variant="r32")
+        assert variant.key == f"sd15@r32/none/none/{PLACE}"
+        assert variant.folder == Path(f"sd15@r32/none__none/{PLACE}")
+        assert variant != usual
+
     def test_round_trip(self) -> None:
         artists = [MONET, *(Artist(name, "s", name) for name in HOSTILE_NAMES)]
         seen = set()
         for condition in some_conditions():
             for artist in artists:
-                path = StudyTree(Path("/data")).output_dir("stack", condition, artist)
-                assert parse_output_dir(path) == (condition, artist)
-                seen.add(path)
-        assert len(seen) == len(list(some_conditions())) * len(artists)
+                for variant in (None, "r32"):
+                    adapter = AdapterId("stack", condition, artist, variant)
+                    path = StudyTree(Path("/data")).adapter_dir(adapter)
+                    assert AdapterId.parse(path) == adapter
+                    seen.add(path)
+        assert len(seen) == 2 * len(list(some_conditions())) * len(artists)
+
+    @over_hostile_names
+    def test_round_trip_of_stacks(self, hostile_name: str) -> None:
+        for variant in (None, "r32", hostile_name, "a@b"):
+            adapter = AdapterId(hostile_name, Condition(), MONET, variant)
+            assert AdapterId.parse(StudyTree(Path("/data")).adapter_dir(adapter)) == adapter
+
+    @pytest.mark.parametrize("series", ["stack", "stack@r32", "stack@", "@", "@r32", "a@b@c", "a@@"])
+    def test_a_folder_of_any_name_is_found_again(self, series: str, tmp_path: Path) -> None:
+        tree = StudyTree(tmp_path)
+        folder = tree.lora / series / "none__none" / PLACE
+        folder.mkdir(parents=True)
+        parsed = AdapterId.parse(folder)
+        assert parsed is not None
+        assert tree.adapter_dir(parsed) == folder
+        assert tree.adapters() == [parsed]
 
     def test_relative_and_unnormalised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        folder = tmp_path / "mist__none" / "s" / "t" / "a"
+        folder = tmp_path / "stack" / "mist__none" / "s" / "t" / "a"
         folder.mkdir(parents=True)
-        expected = (Condition("mist"), Artist("s", "t", "a"))
+        expected = AdapterId("stack", Condition("mist"), Artist("s", "t", "a"))
         monkeypatch.chdir(folder)
-        assert parse_output_dir(Path()) == expected
+        assert AdapterId.parse(Path()) == expected
         monkeypatch.chdir(folder.parents[1])
-        assert parse_output_dir(Path("t/../t/a")) == expected
+        assert AdapterId.parse(Path("t/../t/a")) == expected
 
     def test_a_link_means_what_it_is_called(self, tmp_path: Path) -> None:
-        make(tmp_path, "store/none__none/s/t/b", "mist__none/s/t")
-        link = tmp_path / "mist__none" / "s" / "t" / "a"
+        make(tmp_path, "store/none__none/s/t/b", "stack/mist__none/s/t")
+        link = tmp_path / "stack" / "mist__none" / "s" / "t" / "a"
         link.symlink_to(tmp_path / "store/none__none/s/t/b")
-        assert parse_output_dir(link) == (Condition("mist"), Artist("s", "t", "a"))
+        assert AdapterId.parse(link) == AdapterId("stack", Condition("mist"), Artist("s", "t", "a"))
 
     @pytest.mark.parametrize(
-        "path", ["/", "/a", "/mist__none/s/t", "/x/mist_none/s/t/a", "/mist__none/s/t/a/b"]
+        "path",
+        [
+            "/",
+            "/a",
+            "/mist__none/s/t",
+            "/mist__none/s/t/a",
+            "/x/mist_none/s/t/a",
+            "/stack/x/mist_none/s/t/a",
+            "/stack/mist__none/s/t/a/b",
+        ],
     )
     def test_of_another_form(self, path: str) -> None:
-        assert parse_output_dir(Path(path)) is None
+        assert AdapterId.parse(Path(path)) is None
+
+
+class TestAdapters:
+    def test_every_folder_of_an_adapter_in_order(self, tmp_path: Path) -> None:
+        tree = StudyTree(tmp_path)
+        make(
+            tree.lora,
+            "s/none__none/a/t/y",
+            "s/none__none/a/t/x",
+            "s/mist__impress/b/t/x",
+            "s/mist__none/a/t/x",
+            "r/none__none/a/t/x",
+            "s@big/none__none/a/t/x",
+            "s/base_samples/a/t/x",
+            "s/none__none/a/t/.hidden",
+            "s/none__none/a/empty",
+            ".s/none__none/a/t/x",
+        )
+        (tree.lora / "s" / "none__none" / "a" / "t" / "file").touch()
+        x, y = Artist("a", "t", "x"), Artist("a", "t", "y")
+        mine = [
+            AdapterId("s", Condition("mist", "impress"), Artist("b", "t", "x")),
+            AdapterId("s", Condition("mist"), x),
+            AdapterId("s", Condition(), x),
+            AdapterId("s", Condition(), y),
+        ]
+        other, variant = AdapterId("r", Condition(), x), AdapterId("s", Condition(), x, "big")
+        assert tree.adapters("s") == mine
+        assert tree.adapters("r") == [other]
+        assert tree.adapters("s@big") == [variant]
+        assert tree.adapters() == [other, *mine, variant]
+        assert all(tree.adapter_dir(adapter).is_dir() for adapter in tree.adapters())
+
+    def test_there_are_none_yet(self, tree: StudyTree) -> None:
+        assert tree.adapters() == []
+        assert tree.adapters("s") == []
+
+
+class TestSisterFolders:
+    def test_the_same_artist_in_other_conditions(self, tmp_path: Path) -> None:
+        tree, artist = StudyTree(tmp_path), Artist("a", "t", "x")
+        make(
+            tree.lora,
+            "s/none__none/a/t/x",
+            "s/mist__none/a/t/x",
+            "s/mist__impress/a/t/x",
+            "s/glaze__none/a/t/another",
+            "s/base_samples/a/t/x",
+            "r/style_guard__none/a/t/x",
+            "s@big/glaze__none/a/t/x",
+        )
+        own = tree.adapter_dir(AdapterId("s", Condition("mist"), artist))
+        expected = {
+            name: tree.lora / "s" / name / "a" / "t" / "x" for name in ("mist__impress", "none__none")
+        }
+        assert sister_folders(own) == expected
+        # One that is still to be trained has them too.
+        unmade = tree.adapter_dir(AdapterId("s", Condition("anti_dreambooth"), artist))
+        assert sister_folders(unmade) == expected | {"mist__none": own}
+
+    def test_of_a_variant(self, tmp_path: Path) -> None:
+        tree = StudyTree(tmp_path)
+        make(tree.lora, "s@big/none__none/a/t/x", "s/none__none/a/t/x", "s@big/mist__none/a/t/x")
+        folder = tree.lora / "s@big" / "mist__none" / "a" / "t" / "x"
+        assert sister_folders(folder) == {"none__none": tree.lora / "s@big" / "none__none" / "a" / "t" / "x"}
+
+    def test_a_relative_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make(tmp_path, "s/mist__none/a/t/x", "s/none__none/a/t/x")
+        monkeypatch.chdir(tmp_path / "s" / "mist__none")
+        assert sister_folders(Path("a/t/x")) == {"none__none": tmp_path / "s" / "none__none" / "a/t/x"}
+
+    def test_an_adapter_elsewhere_has_none(self, tmp_path: Path) -> None:
+        make(tmp_path, "out", "none__none/a/t/x")
+        assert sister_folders(tmp_path / "out") == {}
+        assert sister_folders(Path("/out")) == {}
+
+    @over_hostile_names
+    def test_hostile_names(self, hostile_name: str, tmp_path: Path) -> None:
+        tree, artist = StudyTree(tmp_path), Artist(hostile_name, hostile_name, hostile_name)
+        own, other = (
+            tree.adapter_dir(AdapterId("s", condition, artist)) for condition in (Condition("m"), Condition())
+        )
+        other.mkdir(parents=True)
+        assert sister_folders(own) == {"none__none": other}
 
 
 def test_folders_in_keeps_names_as_they_are(tmp_path: Path) -> None:

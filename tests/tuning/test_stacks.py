@@ -13,9 +13,9 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning import stacks
-from mimicry.tuning.options.click_options import option_words
+from mimicry.tuning.options.click_options import DEFAULT_STACK, option_words
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.stacks import DEFAULT_STACK, RUNNER_CONFIG, Stack
+from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ class TestFind:
         assert stack.folder == RUN_TUNING.parent
 
     def test_one_beside_it_needs_a_folder_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stacks, "_STACKS", tmp_path)
+        monkeypatch.setattr(stacks, "STACKS", tmp_path)
         make_stack(tmp_path / "second")
         stack = Stack.find("second")
         assert (stack.name, stack.folder) == ("second", tmp_path / "second")

@@ -13,13 +13,13 @@ from torch import nn
 
 from mimicry.common.files import write_bytes, write_json
 from mimicry.common.programs import run_command
-from mimicry.demo.tiny_sd3 import new_models, write_pipeline, write_tokenizers
-from mimicry.demo.upscaler import Upscaler, save_upscaler
+from mimicry.demo.upscaler import Upscaler
 from tools.demo_weights.base import Base, base_loss, encode_paintings
 from tools.demo_weights.loop import Budget, LossOf, Training
 from tools.demo_weights.model_card import model_card
+from tools.demo_weights.tiny_sd3 import new_models, write_pipeline, write_tokenizers
 from tools.demo_weights.training_set import draw_training_set
-from tools.demo_weights.upscaling import upscaler_loss
+from tools.demo_weights.upscaling import save_upscaler, upscaler_loss
 from tools.demo_weights.vae import as_pixels, vae_loss
 from tools.demo_weights.vae_start import start_as_cosine_transform
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mimicry.demo.rng import generator
-from mimicry.demo.tiny_sd3 import GEOMETRY
 from tools.demo_weights.loop import LossOf
+from tools.demo_weights.tiny_sd3 import GEOMETRY
 from tools.demo_weights.training_set import Images, caption
 from tools.demo_weights.vae import as_pixels
 

@@ -1,5 +1,7 @@
 """Trains the upscaler to restore paintings from half their size with noise added."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -31,3 +33,11 @@ def upscaler_loss(upscaler: Upscaler, images_NHWI: Images, seed: int, device: st
         return nn.functional.l1_loss(upscaler(noisy_BIHW), clean_BIHW), {}
 
     return loss_of
+
+
+def save_upscaler(upscaler: Upscaler, path: Path) -> None:
+    """Write the weights to `path` in bf16."""
+    from safetensors.torch import save
+
+    weights = {name: values.to(torch.bfloat16).contiguous() for name, values in upscaler.state_dict().items()}
+    path.write_bytes(save(weights))

@@ -12,6 +12,8 @@ from mimicry.tuning.adapters.folder import (
     AdapterFolder,
 )
 from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
+from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
+from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter
@@ -30,5 +32,9 @@ __all__ = [
     "AdapterSpec",
     "AdapterState",
     "TrainingRun",
+    "describe_differences",
     "judge_adapter",
+    "numerics_differences",
+    "recipe_differences",
+    "sister_differences",
 ]

@@ -4,6 +4,7 @@ The format is https://github.com/huggingface/safetensors. numpy does not know bf
 at as the bits that they are made of.
 """
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,14 +50,16 @@ class SafetensorsFile:
             with path.open("rb"):
                 pass
             with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
+                metadata = file.metadata()
                 for name in file.keys():  # noqa: SIM118 - it is not a dict
                     tensor = file.get_slice(name)
                     _check_type(name, tensor.get_dtype())
                     shapes[name] = tuple(tensor.get_shape())
+            if metadata is None and _METADATA in _read_header(path):
+                raise ValueError(f"{_METADATA} is null")  # noqa: TRY301 - the library lets it through
         except (OSError, ValueError, SafetensorError) as error:
             raise _unreadable(path, error) from error
-        return cls(path=path, shapes=shapes, metadata=metadata)
+        return cls(path=path, shapes=shapes, metadata=metadata or {})
 
     def values(self) -> Iterator["TensorBits"]:
         """Read the file once and yield the values of each tensor.
@@ -124,6 +127,12 @@ def write_canonically(source: Path, destination: Path) -> None:
         out.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
             out.write(tensor.data)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return header
 
 
 def _check_type(name: str, dtype: str) -> None:

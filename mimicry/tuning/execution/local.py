@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
 from mimicry.common.children import Child, running_child
 from mimicry.common.claims import Claim
-from mimicry.common.errors import TrainingFailed, disk_fault
+from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
 from mimicry.study import State
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.executor import JobEnd, OnStep, Recheck
@@ -97,21 +97,19 @@ class LocalJob:
             return self._end
         try:
             code = self._child.wait(0.0)
-            lines = self._metrics.new_lines()
-            for line in lines:
-                self._steps = int(line["step"])
-                self._on_step(line)
+            stepped = self._pass_on_metrics()
             if code is None:
-                self._guard.check(stepped=bool(lines))
+                self._guard.check(stepped=stepped)
                 return None
             self._running.close()
             # A wrapper that was killed leaves a trainer that notices, and takes a moment to end.
             self._claim.wait_for_others(GRACE_SECONDS)
             self._claim.check()
             end = self._ended(code)
+        except ClaimLost:
+            self.release()
+            raise
         except (TrainingFailed, OSError) as error:
-            # The last lines of the log are those that it leaves when it is stopped.
-            self._running.close()
             end = self._failed(error)
         return self._finish(end)
 
@@ -121,17 +119,30 @@ class LocalJob:
             if self._child is not None:
                 self._child.stop(number, GRACE_SECONDS)
         finally:
-            self._finish(JobEnd(state=State.INTERRUPTED, steps=self._steps))
+            with suppress(OSError, ValueError):  # the last lines are as the signal left them
+                self._pass_on_metrics()
+            self._finish(JobEnd(state=State.INTERRUPTED, steps=self._taken_steps()))
 
     def release(self) -> None:
         """Give the claim back."""
         self._claim.release()
 
+    def _pass_on_metrics(self) -> bool:
+        """Tell new lines of metrics; return whether there were any."""
+        lines = self._metrics.new_lines()
+        for line in lines:
+            self._steps = int(line["step"])
+            self._on_step(line)
+        return bool(lines)
+
+    def _taken_steps(self) -> int:
+        """Return the steps that were seen, or that the trainer's record tells of: it may know of more."""
+        return max(self._steps, 0 if self._attempt is None else self._attempt.steps())
+
     def _ended(self, code: int) -> JobEnd:
         attempt = self._attempt
         assert attempt is not None
-        failure = attempt.failure(code)
-        steps = max(self._steps, attempt.steps())
+        failure, steps = attempt.failure(code), self._taken_steps()
         if failure is None:
             self._unrecorded.record_if_missing(steps)
             return JobEnd(state=State.COMPLETE, steps=steps, code=code)
@@ -143,10 +154,11 @@ class LocalJob:
         return JobEnd(state=state, error=failure, steps=steps, code=code, log_lines=self._log())
 
     def _failed(self, error: TrainingFailed | OSError) -> JobEnd:
+        self._running.close()  # what the trainer says when it is stopped belongs to the log
         words = str(error)
         if isinstance(error, OSError):
             words = disk_fault(error) or f"{self.target.folder}: {error.strerror}"
-        return JobEnd(state=State.FAILED, error=words, steps=self._steps, log_lines=self._log())
+        return JobEnd(state=State.FAILED, error=words, steps=self._taken_steps(), log_lines=self._log())
 
     def _log(self) -> tuple[str, ...]:
         return () if self._attempt is None else tuple(self._attempt.log_lines(_SHOWN_LOG_LINES))

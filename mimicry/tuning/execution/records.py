@@ -4,8 +4,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import utc_now, write_json
-from mimicry.study import ImageRecord, State
+from mimicry.study import Captions, ImageRecord, State
+from mimicry.study.captions import image_records
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.adapters.weights import check_weights
@@ -18,28 +20,34 @@ class UnrecordedTraining:
 
     target: Target
     images: list[ImageRecord]
+    captions: Captions | None
     started_at: str = field(default_factory=utc_now)
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
     def begin(cls, target: Target) -> "UnrecordedTraining":
-        """Note the images as they are now.
+        """Note the images and captions as they are now.
 
         Raises:
             OSError: one cannot be read.
         """
-        return cls(target, target.images.records())
+        return cls(target, target.images.records(), target.captions())
 
     def record_if_missing(self, steps: int) -> None:
         """Write the training_run.json of a whole adapter whose stack has left none.
 
         Raises:
-            TrainingFailed: the images were changed meanwhile.
+            TrainingFailed: the images were changed meanwhile; the adapter was set aside.
         """
         target, folder = self.target, self.target.folder
         if folder.record.exists():
             return
-        refuse_changed_images(target.images, self.images)
+        try:
+            refuse_changed_images(target.images, self.images)
+        except TrainingFailed:
+            # Without a record it would count as complete.
+            folder.set_aside(State.STALE)
+            raise
         recipe = target.request.spec.recipe
         adapter = check_weights(folder.weights, folder.form, None)
         record: dict[str, Any] = {
@@ -47,7 +55,7 @@ class UnrecordedTraining:
             "stack": target.request.stack.name,
             "recipe": recipe,
             "recipe_hash": None if recipe is None else recipe_hash(recipe),
-            "images": self.images,
+            "images": image_records(target.images, self.captions),
             "warnings": list(target.warnings),
             "status": State.COMPLETE,
             "started_at": self.started_at,

@@ -36,13 +36,12 @@ class Reply:
     def add(self, line: bytes) -> None:
         """Note what one line of the child's standard output says; other output is ignored."""
         with suppress(ValueError):
-            event = json.loads(line)
-            if not isinstance(event, dict):
-                return
-            self.stage = event.get("stage", self.stage)
-            self.problem = event.get("problem", self.problem)
-            # The result may quote the Hub, so it is scrubbed too.
-            self.result = _scrubbed(event.get("result", self.result))
+            # What the child says may quote the Hub, and the Hub may quote the token.
+            event = json.loads(scrub(line.decode()))
+            if isinstance(event, dict):
+                self.stage = event.get("stage", self.stage)
+                self.problem = event.get("problem", self.problem)
+                self.result = event.get("result", self.result)
 
 
 def run_child(
@@ -97,11 +96,3 @@ def _child_environment() -> dict[str, str]:
     assert token is not None
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return os.environ | quiet | {"HF_TOKEN": token, "PYTHONPATH": search_path}
-
-
-def _scrubbed(value: Any) -> Any:
-    if isinstance(value, str):
-        return scrub(value)
-    if isinstance(value, dict):
-        return {key: _scrubbed(item) for key, item in value.items()}
-    return [_scrubbed(item) for item in value] if isinstance(value, list) else value

@@ -55,9 +55,9 @@ def hub_files(job: UploadJob) -> HubFiles:
         raise UploadFailed(*problems)
     _check_header(job.folder / WEIGHTS)
     run = _read_object(job.folder / TRAINING_RUN)
-    # Somebody else's stack, whose record is ours, need not write one.
-    needless = "stack" in run and not (job.folder / ADAPTER_CONFIG).exists()
-    adapter = {} if needless else _read_object(job.folder / ADAPTER_CONFIG)
+    # A stack without an adapter_config.json of its own has a record that we wrote, which names the stack.
+    without_config = "stack" in run and not (job.folder / ADAPTER_CONFIG).exists()
+    adapter = {} if without_config else _read_object(job.folder / ADAPTER_CONFIG)
     expected = TrainingRun(run).weights_sha256
     if expected is not None and sha256_file(job.folder / WEIGHTS) != expected:
         raise AdapterBroken(f"{job.folder / WEIGHTS} is not the file whose sha256 is in {TRAINING_RUN}")
@@ -68,7 +68,7 @@ def hub_files(job: UploadJob) -> HubFiles:
     run[MADE_FOR] = job.made_for
     adapter = sanitised(adapter, local_names) | {"base_model_name_or_path": base_model}
     texts = {
-        **({} if needless else {ADAPTER_CONFIG: _json_text(adapter)}),
+        **({} if without_config else {ADAPTER_CONFIG: _json_text(adapter)}),
         TRAINING_RUN: _json_text(run),
         "README.md": model_card(job, run, base_model),
     }

@@ -43,7 +43,7 @@ def hub_problems(
         return found
     return [
         f"adapters are to be uploaded, and {reply.problem}; or train now with --no-push-to-hub, and upload "
-        f"later with apply_tuning --upload-only"
+        f"later with mimicry upload"
     ]
 
 

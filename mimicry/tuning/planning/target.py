@@ -8,6 +8,7 @@ from mimicry.study import AdapterId, Artist, Captions, ImageFolder, State
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
 from mimicry.tuning.hub import UploadJob
 from mimicry.tuning.options import option_words
+from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.planning.request import Request
 
 
@@ -52,6 +53,22 @@ class Target:
         prefix = self.request.stack.traits.hub_prefix
         return UploadJob.of(self.adapter, self.folder.path, prefix, self.request.hub)
 
+    @property
+    def inputs(self) -> TrainingInputs:
+        """What the training works on."""
+        config, tree = self.request.config, self.request.tree
+        original = None if self.original is None else self.original.path
+        shows = config.validation_prompt is not None
+        return TrainingInputs(
+            input_dir=self.images.path,
+            output_dir=self.folder.path,
+            eval_data_dir=original,
+            base_samples_dir=tree.base_samples(self.request.stack.name) if shows else None,
+            caption_data_dir=original if config.captions else None,
+            leave_out=self.left_out,
+            notes=self.warnings,
+        )
+
     @cached_property
     def command(self) -> list[str]:
         """The exact command that trains it."""
@@ -63,17 +80,13 @@ class Target:
             words += ["--push-to-hub", f"--hub-model-id={self.upload_job.repository}", *request.hub.words()]
         if request.train_script is not None:
             words.append(f"--train-script={request.train_script}")
-        if self.original is not None:
-            words.append(f"--eval-data-dir={self.original.path}")
-        if request.config.validation_prompt is not None:
-            words.append(f"--base-samples-dir={request.tree.base_samples(request.stack.name)}")
-        if self.original is not None and request.config.captions:
-            words.append(f"--caption-data-dir={self.original.path}")
-        words += [f"--leave-out={stem}" for stem in self.left_out]
-        words += [f"--note={warning}" for warning in self.warnings]
+        words += self.inputs.wrapper_words()
         return request.stack.words(self.images.path, self.folder.path, words)
+
+    def captions(self) -> Captions | None:
+        """Read the captions as they are now; None where none are asked for."""
+        return Captions.read(self.images, self.original) if self.request.config.captions else None
 
     def judge(self) -> AdapterState:
         """Look in full at what lies in the adapter's folder now."""
-        captions = Captions.read(self.images, self.original) if self.request.config.captions else None
-        return judge_adapter(self.folder, self.request.spec, self.images, captions=captions, full=True)
+        return judge_adapter(self.folder, self.request.spec, self.images, captions=self.captions(), full=True)

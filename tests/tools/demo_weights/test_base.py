@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mimicry.demo.tiny_sd3 import new_models, write_tokenizers
-from mimicry.demo.upscaler import Upscaler, load_upscaler, save_upscaler
+from mimicry.demo.upscaler import Upscaler, load_upscaler
 from tools.demo_weights.base import Base, base_loss, encode_paintings
+from tools.demo_weights.tiny_sd3 import new_models, write_tokenizers
 from tools.demo_weights.training_set import draw_training_set
-from tools.demo_weights.upscaling import upscaler_loss
+from tools.demo_weights.upscaling import save_upscaler, upscaler_loss
 from tools.demo_weights.vae import as_pixels, vae_loss
 from tools.demo_weights.vae_start import start_as_cosine_transform
 

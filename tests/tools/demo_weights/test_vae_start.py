@@ -2,7 +2,7 @@
 
 import torch
 
-from mimicry.demo.tiny_sd3 import new_models
+from tools.demo_weights.tiny_sd3 import new_models
 from tools.demo_weights.training_set import draw_training_set
 from tools.demo_weights.vae import as_pixels
 from tools.demo_weights.vae_start import patterns, start_as_cosine_transform

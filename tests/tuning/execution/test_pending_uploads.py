@@ -249,7 +249,7 @@ class TestUploadOnly:
         def refuse(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("mimicry.common.claims._put", refuse)
+        monkeypatch.setattr("mimicry.common.claims.os.link", refuse)
 
         ended = self.upload(trained, "--artist=Anna_Berg")
 

@@ -67,7 +67,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return fields
 
 
-def test_json_files_go_out_without_this_machine(tmp_path: Path) -> None:
+def test_json_files_are_sent_without_anything_about_this_machine(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     before = (folder / "training_run.json").read_bytes()
     texts = hub_files(job(folder)).texts
@@ -92,7 +92,7 @@ def test_json_files_go_out_without_this_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base_model_id", [None, "lab/tiny-sd3"])
-def test_local_base_model_goes_out_as_its_id_or_not_at_all(tmp_path: Path, base_model_id: str | None) -> None:
+def test_local_base_model_is_sent_as_its_id_or_left_out(tmp_path: Path, base_model_id: str | None) -> None:
     folder = write_adapter(tmp_path / "adapter", base_model="/models/jane/tiny")
     texts = hub_files(job(folder, base_model_id=base_model_id)).texts
     assert not any(b"/models" in text for text in texts.values())
@@ -109,14 +109,14 @@ def test_local_folder_that_looks_like_a_hub_id(tmp_path: Path, monkeypatch: pyte
     assert json.loads(hub_files(job(folder)).texts["adapter_config.json"])["base_model_name_or_path"] is None
 
 
-def test_missing_keys_are_borne(tmp_path: Path) -> None:
+def test_missing_keys_are_allowed(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     (folder / "training_run.json").write_text("{}")
     card = hub_files(job(folder)).texts["README.md"].decode()
     assert front_matter(card)["base_model"] == SD35
 
 
-def test_base_model_id_must_be_one(tmp_path: Path) -> None:
+def test_base_model_id_must_be_valid(tmp_path: Path) -> None:
     with pytest.raises(UploadFailed, match="--base-model-id"):
         hub_files(job(write_adapter(tmp_path / "adapter"), base_model_id="/models/tiny"))
 
@@ -181,7 +181,7 @@ def test_texts_that_name_the_machine(text: str) -> None:
         "",
     ],
 )
-def test_texts_that_do_not(text: str) -> None:
+def test_texts_that_do_not_name_the_machine(text: str) -> None:
     assert not names_machine(text)
 
 

@@ -7,9 +7,11 @@ import unicodedata
 import pytest
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from mimicry.study import AdapterId, Artist, Condition
 from mimicry.tuning.hub.names import colliding_names, is_model_id, name_problems, repository_name
 from mimicry.tuning.hub.token import token_problems
 
+ORIGINAL = Condition()
 HOSTILE_NAMES = [
     "two words",
     "Georgia O'Keeffe",
@@ -35,40 +37,49 @@ HOSTILE_NAMES = [
 ]
 
 
+def name_of(artist: str, condition: Condition = ORIGINAL, variant: str | None = None) -> str:
+    adapter = AdapterId("hf_diffusers", condition, Artist("historical", "baroque", artist), variant)
+    return repository_name("sd35-lora", adapter)
+
+
 @pytest.mark.parametrize("artist", HOSTILE_NAMES)
 def test_hostile_names_become_valid(artist: str) -> None:
-    name = repository_name("mist", "noisy_upscaling", artist)
+    name = name_of(artist, Condition("mist", "noisy_upscaling"))
     validate_repo_id(f"lab/{name}")
     assert name.startswith("sd35-lora-mist-noisy_upscaling")
     assert len(name) <= 96
 
 
 def test_hostile_names_stay_distinct() -> None:
-    names = {repository_name("none", "none", artist).lower() for artist in HOSTILE_NAMES}
+    names = {name_of(artist).lower() for artist in HOSTILE_NAMES}
     assert len(names) == len(HOSTILE_NAMES)
 
 
 @pytest.mark.parametrize("artist", ["Claude_Monet", "J.M.W.Turner", "van-Gogh", "x" * 76])
-def test_plain_names_come_out_as_documented(artist: str) -> None:
-    assert repository_name("none", "none", artist) == f"sd35-lora-none-none-{artist}"
+def test_plain_names_stay_as_they_are(artist: str) -> None:
+    assert name_of(artist) == f"sd35-lora-none-none-{artist}"
+
+
+def test_a_variant_comes_last() -> None:
+    assert name_of("Anna", variant="rank64") == "sd35-lora-none-none-Anna-rank64"
 
 
 def test_accents_are_stripped_and_kept_apart() -> None:
-    accented = repository_name("none", "none", "Édouard_Manet")
+    accented = name_of("Édouard_Manet")
     assert accented.startswith("sd35-lora-none-none-Edouard_Manet-")
-    assert accented != repository_name("none", "none", "Edouard_Manet")
-    assert accented != repository_name("none", "none", "Èdouard_Manet")
+    assert accented != name_of("Edouard_Manet")
+    assert accented != name_of("Èdouard_Manet")
 
 
 @pytest.mark.parametrize("artist", ["Édouard_Manet", "Ångström", "é" * 127])
 def test_both_normal_forms_are_one_name(artist: str) -> None:
     composed, decomposed = (unicodedata.normalize(form, artist) for form in ("NFC", "NFD"))
     assert composed != decomposed
-    assert repository_name("none", "none", composed) == repository_name("none", "none", decomposed)
+    assert name_of(composed) == name_of(decomposed)
 
 
 def test_long_names_differ_by_their_lost_ends() -> None:
-    first, second = (repository_name("none", "none", "a" * 200 + end) for end in "xy")
+    first, second = (name_of("a" * 200 + end) for end in "xy")
     assert first != second
     assert len(first) == len(second) == 96
 

@@ -62,7 +62,7 @@ class TestAccount:
         }
         (problem,) = account_problems(self.account("fineGrained", rights), "lab")
         assert "fine-grained and may not write to repositories of lab" in problem
-        # A right to all there is, or a list of a kind that we do not know, is no reason to refuse.
+        # A global right, or a list of an unknown kind, is not a reason to refuse.
         assert account_problems(self.account("fineGrained", rights | {"global": ["repo.write"]}), "lab") == []
         assert account_problems(self.account("fineGrained", {}), "lab") == []
 
@@ -74,7 +74,7 @@ class TestRepositories:
         assert [request.path for request in fake_hub.requests] == ["/api/whoami-v2", "/api/models"]
         assert fake_hub.repositories == {}
 
-    def test_what_is_there_is_looked_at_all_at_once(self, fake_hub: FakeHub, tmp_path: Path) -> None:
+    def test_existing_repositories_are_checked_together(self, fake_hub: FakeHub, tmp_path: Path) -> None:
         images = write_images(tmp_path / "images")
         ours = b'{"images": [{"sha256": "%s"}]}' % images.records()[0]["sha256"].encode()
         fake_hub.repositories = {
@@ -89,7 +89,7 @@ class TestRepositories:
         assert f"{PREFIX}Anna is not private" in public
         assert f"{PREFIX}Boris holds files of something else" in other
 
-    def test_a_token_that_may_not_write_ends_the_questions(self, fake_hub: FakeHub) -> None:
+    def test_a_token_that_may_not_write_ends_the_check(self, fake_hub: FakeHub) -> None:
         fake_hub.account["auth"] = {"accessToken": {"role": "read"}}
         (problem,) = checked(job("Anna"), job("Boris"))
         assert "may only read" in problem
@@ -116,7 +116,7 @@ class TestChild:
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
         (problem,) = hub_problems([(job("Anna"), Path("nowhere"))], waits=())
         assert "check the network" in problem
-        assert "upload later with apply_tuning --upload-only" in problem
+        assert "upload later with mimicry upload" in problem
 
     def test_offline_by_choice(self, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

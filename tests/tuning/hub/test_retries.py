@@ -1,4 +1,4 @@
-"""Which errors of the Hub's client pass, how long is waited, and what is said."""
+"""Which errors of the Hub's client are retried, after how long, and what the user is told."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +53,7 @@ def failing(*errors: Exception) -> Any:
     ],
     ids=repr,
 )
-def test_what_passes_is_asked_again(error: Exception, slept: list[float]) -> None:
+def test_transient_errors_are_retried(error: Exception, slept: list[float]) -> None:
     told: list[str] = []
     assert retry(failing(error, error), (1.0, 2.0), told.append) == 3
     assert slept == [1.0, 2.0]
@@ -65,13 +65,13 @@ def test_what_passes_is_asked_again(error: Exception, slept: list[float]) -> Non
     [*(Refused(status) for status in (400, 401, 403, 404, 501)), ValueError("x"), OfflineModeIsEnabled()],
     ids=repr,
 )
-def test_what_does_not_pass_is_raised_at_once(error: Exception, slept: list[float]) -> None:
+def test_other_errors_are_raised_at_once(error: Exception, slept: list[float]) -> None:
     with pytest.raises(type(error)):
         retry(failing(error), (1.0, 2.0), print)
     assert slept == []
 
 
-def test_what_the_client_has_repeated_is_not_repeated_again(slept: list[float]) -> None:
+def test_a_request_that_the_client_retried_is_not_retried_again(slept: list[float]) -> None:
     def call() -> None:
         raise RetriesExhausted from Refused(503)
 

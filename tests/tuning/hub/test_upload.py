@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import AdapterBroken, UploadFailed
-from mimicry.common.files import write_json
-from mimicry.tuning.adapters.folder import TRAINING_RUN, read_training_run
+from mimicry.common.files import read_json, write_json
+from mimicry.tuning.adapters import TRAINING_RUN
 from mimicry.tuning.hub import upload as upload_module
 from mimicry.tuning.hub.job import Uploaded, UploadJob
 from mimicry.tuning.hub.upload import upload_and_record
@@ -43,11 +43,10 @@ def test_failure_then_success(job: UploadJob, upload: list[Uploaded | UploadFail
     with pytest.raises(UploadFailed, match="no space"):
         upload_and_record(job)
     owed = {"owed": "x", "error": "no space\nat the Hub"}
-    assert read_training_run(job.folder) == {"status": "complete", "note": "é", "hub": owed}
+    assert read_json(job.folder / TRAINING_RUN) == {"status": "complete", "note": "é", "hub": owed}
     upload.append(UPLOADED)
     assert upload_and_record(job) == UPLOADED
-    run = read_training_run(job.folder)
-    assert run is not None
+    run = read_json(job.folder / TRAINING_RUN)
     assert run["hub"].pop("uploaded_at").endswith("+00:00")
     assert run == {
         "status": "complete",
@@ -56,9 +55,7 @@ def test_failure_then_success(job: UploadJob, upload: list[Uploaded | UploadFail
     }
 
 
-def test_an_adapter_of_another_tool_gets_no_record(
-    job: UploadJob, upload: list[Uploaded | UploadFailed]
-) -> None:
+def test_an_adapter_without_a_record_gets_none(job: UploadJob, upload: list[Uploaded | UploadFailed]) -> None:
     upload.append(UPLOADED)
     assert upload_and_record(job) == UPLOADED
     assert list(job.folder.iterdir()) == []

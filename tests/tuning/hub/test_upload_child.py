@@ -62,7 +62,7 @@ def test_upload_creates_a_private_repository_with_the_final_files(
     assert children[0].returncode == 0
 
 
-def test_same_files_again_make_no_second_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_the_same_files_do_not_make_a_second_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     first = upload_adapter(job(folder))
     run = json.loads((folder / "training_run.json").read_text())
@@ -123,7 +123,7 @@ def test_token_in_the_commit_of_the_hub_is_scrubbed(fake_hub: FakeHub, tmp_path:
 
 
 @pytest.mark.parametrize(("stage", "status"), [("create", 500), ("put", 400)])
-def test_other_refusals_name_the_status(fake_hub: FakeHub, tmp_path: Path, stage: str, status: int) -> None:
+def test_other_errors_name_the_status(fake_hub: FakeHub, tmp_path: Path, stage: str, status: int) -> None:
     fake_hub.faults[stage] = Answer({"error": "no"}, status)
     with pytest.raises(UploadFailed, match=f"answered with status {status}"):
         upload_adapter(job(write_adapter(tmp_path / "adapter")), waits=(0, 0))

@@ -1,4 +1,4 @@
-"""Uploads when something is wrong: what passes, what does not, and repositories that are not ours to fill."""
+"""Uploads with faults: transient ones, others, and repositories that hold something else."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ WAITS = (0, 0)
 
 pytestmark = [
     pytest.mark.usefixtures("hub_client_here"),
-    # The client's own affair with its HTTP library.
+    # The client's use of its HTTP library is not ours to change.
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
 ]
 
@@ -54,32 +54,30 @@ def count(fake: FakeHub, path: str) -> int:
     return sum(request.path.endswith(path) for request in fake.requests)
 
 
-# What passes
+# Transient faults
 
 
 @pytest.mark.parametrize("fault", [BUSY, LIMITED, CUT, CUT_AFTER], ids=["503", "429", "cut", "cut after"])
-def test_faults_that_pass_are_passed_over(fake_hub: FakeHub, tmp_path: Path, fault: Answer) -> None:
+def test_transient_faults_are_retried(fake_hub: FakeHub, tmp_path: Path, fault: Answer) -> None:
     """At every request that the client does not repeat by itself."""
     for stage in ("whoami", "create", "info", "validate", "commit"):
-        fake_hub.passing[stage] = [fault]
+        fake_hub.transient[stage] = [fault]
     uploaded = upload_adapter(job(adapter(tmp_path)), waits=WAITS)
     repository = fake_hub.repositories[f"lab/{NAME}"]
-    assert fake_hub.passing == {stage: [] for stage in fake_hub.passing}
+    assert fake_hub.transient == {stage: [] for stage in fake_hub.transient}
     # The answer to the first commit may be lost: it is found, and not made again.
     assert repository.commits == [FILES]
     assert uploaded.commit == repository.head
     assert repository.private
 
 
-def test_a_cut_transfer_is_taken_up_by_the_client(fake_hub: FakeHub, tmp_path: Path) -> None:
-    fake_hub.passing["put"] = [CUT]
+def test_a_cut_transfer_is_continued_by_the_client(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.transient["put"] = [CUT]
     upload_adapter(job(adapter(tmp_path)), waits=WAITS)
     assert fake_hub.repositories[f"lab/{NAME}"].commits == [FILES]
 
 
-def test_an_upload_that_was_cut_off_sends_the_weights_no_second_time(
-    fake_hub: FakeHub, tmp_path: Path
-) -> None:
+def test_the_weights_are_not_sent_again_after_a_failed_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.faults["commit"] = BUSY
     folder = adapter(tmp_path)
     with pytest.raises(UploadFailed, match="answered with status 503"):
@@ -91,7 +89,7 @@ def test_an_upload_that_was_cut_off_sends_the_weights_no_second_time(
     assert fake_hub.repositories[f"lab/{NAME}"].commits == [FILES]
 
 
-def test_a_commit_in_between_is_built_upon(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_commit_in_between_becomes_the_parent(fake_hub: FakeHub, tmp_path: Path) -> None:
     def somebody_commits() -> None:
         fake_hub.before.clear()
         fake_hub.repositories[f"lab/{NAME}"].commits.append(["LICENSE"])
@@ -109,7 +107,7 @@ def test_a_commit_in_between_is_built_upon(fake_hub: FakeHub, tmp_path: Path) ->
         ("create", Answer({"error": "slow down"}, 429), "accepts no more requests for now"),
     ],
 )
-def test_what_does_not_pass_is_said(
+def test_other_faults_are_reported(
     fake_hub: FakeHub, tmp_path: Path, stage: str, answer: Answer, words: str
 ) -> None:
     fake_hub.faults[stage] = answer
@@ -143,7 +141,7 @@ def test_a_repository_that_is_replaced_before_the_commit_gets_none(fake_hub: Fak
     assert fake_hub.repositories[f"lab/{NAME}"].commits == [["README.md"]]
 
 
-def test_one_that_is_public_in_the_end_is_said_loudly(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_repository_that_is_public_in_the_end_is_reported(fake_hub: FakeHub, tmp_path: Path) -> None:
     def publish() -> None:
         repository = fake_hub.repositories[f"lab/{NAME}"]
         repository.private = not repository.commits
@@ -153,7 +151,7 @@ def test_one_that_is_public_in_the_end_is_said_loudly(fake_hub: FakeHub, tmp_pat
         upload_adapter(job(adapter(tmp_path)), waits=WAITS)
 
 
-# What is there already
+# Repositories that exist already
 
 
 def test_the_adapter_of_another_artist_is_not_overwritten(fake_hub: FakeHub, tmp_path: Path) -> None:
@@ -200,13 +198,13 @@ def test_a_repository_of_something_else_gets_nothing(
     assert fake_hub.repositories[f"lab/{NAME}"].commits == []
 
 
-def test_a_page_alone_is_no_obstacle(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_readme_alone_is_not_an_adapter(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repositories[f"lab/{NAME}"] = Repository(private=True, files={"README.md": b"soon"})
     upload_adapter(job(adapter(tmp_path)), waits=WAITS)
     assert fake_hub.repositories[f"lab/{NAME}"].commits == [FILES]
 
 
-def test_a_name_that_another_type_has(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_name_that_is_taken_by_another_type(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.taken.add(f"lab/{NAME}")
     with pytest.raises(UploadFailed, match="taken on the Hub by something that is not a model"):
         upload_adapter(job(adapter(tmp_path)), waits=WAITS)
@@ -218,7 +216,7 @@ def test_a_repository_that_was_renamed(fake_hub: FakeHub, tmp_path: Path) -> Non
         upload_adapter(job(adapter(tmp_path)), waits=WAITS)
 
 
-def test_weights_that_are_not_those_of_the_record_stay_here(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_weights_that_do_not_match_the_record_are_not_sent(fake_hub: FakeHub, tmp_path: Path) -> None:
     folder = adapter(tmp_path, weights={"sha256": "0" * 64})
     with pytest.raises(UploadFailed, match="is not the file whose sha256 is in"):
         upload_adapter(job(folder), waits=WAITS)

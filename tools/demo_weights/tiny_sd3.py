@@ -1,7 +1,6 @@
 """A tiny but complete Stable Diffusion 3 pipeline with the file layout of the real ones: sizes and files.
 
 All components are of the right class, only small, so what runs on it runs on Stable Diffusion 3.5.
-`tools.demo_weights` trains it.
 
 Nothing here imports torch before a function is called.
 """
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mimicry.demo.tokenizer_files import Files, clip_files, t5_files
+from tools.demo_weights.tokenizer_files import Files, clip_files, t5_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +64,6 @@ class Geometry:
 
 
 GEOMETRY = Geometry()
-
-# Made by `tools.demo_weights`.
-_WEIGHTS = Path(__file__).parent / "weights"
-WEIGHTS, UPSCALER = _WEIGHTS / "tiny_sd3", _WEIGHTS / "upscaler.safetensors"
 
 # The class that reads each subfolder, by its library, as in model_index.json.
 _COMPONENTS = {

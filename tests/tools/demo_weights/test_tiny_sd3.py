@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mimicry.demo.tiny_sd3 import GEOMETRY, WEIGHTS, new_models, write_tokenizers
+from mimicry.demo.weight_files import TINY_SD3
+from tools.demo_weights.tiny_sd3 import GEOMETRY, new_models, write_tokenizers
 
 PROMPT = "a painting in the style of sks"
 
@@ -140,7 +141,7 @@ def test_latents_of_paintings_have_unit_scale_and_a_sure_posterior(pipeline: Any
 
 
 def test_weights_are_bf16_and_finite_and_fit_into_eight_megabytes() -> None:
-    files = [path for path in WEIGHTS.parent.rglob("*") if path.is_file()]
+    files = [path for path in TINY_SD3.parent.rglob("*") if path.is_file()]
     weights = {path: load_file(path) for path in files if path.suffix == ".safetensors"}
 
     assert len(weights) == 6
@@ -153,12 +154,12 @@ def test_the_committed_tokenizers_are_those_that_the_code_writes(tmp_path: Path)
     write_tokenizers(tmp_path)
 
     for path in tmp_path.rglob("*.*"):
-        assert path.read_bytes() == (WEIGHTS / path.relative_to(tmp_path)).read_bytes()
+        assert path.read_bytes() == (TINY_SD3 / path.relative_to(tmp_path)).read_bytes()
 
 
 def test_the_geometry_is_that_of_the_committed_weights() -> None:
     for component, model in new_models().items():
-        (path,) = (WEIGHTS / component).glob("*.safetensors")
+        (path,) = (TINY_SD3 / component).glob("*.safetensors")
         shapes = {name: tuple(values.shape) for name, values in load_file(path).items()}
         expected = {name: tuple(values.shape) for name, values in model.state_dict().items()}
         # A T5 encoder keeps its word embeddings under two names, and saves one.
