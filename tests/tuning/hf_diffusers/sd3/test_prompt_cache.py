@@ -217,7 +217,7 @@ def test_a_broken_file_is_made_anew(
     assert_equal(cached.encode(PROMPT, 77), expected)
 
     assert len(read_components) == len(TEXT_COMPONENTS)
-    assert "broken and made anew" in capsys.readouterr().out
+    assert "broken and made again" in capsys.readouterr().out
     assert path.read_bytes() == whole
     assert_equal(cached.encode(PROMPT, 77), expected)
     assert len(read_components) == len(TEXT_COMPONENTS)
