@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 
 from mimicry.common.children import Interrupted, has_parent, running_child
 from mimicry.common.claims import CLAIM_VARIABLE, Claim
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
-from mimicry.common.files import set_aside, utc_now
-from mimicry.common.scrubbing import mask_token
+from mimicry.common.files import set_aside, utc_now, write_json
+from mimicry.common.scrubbing import mask_token, scrub
 from mimicry.common.text import shell_line
+from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
@@ -38,7 +39,7 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     # checkpoints itself.
     others = [] if job.script.is_own else job.folder.checkpoint_names()
     set_aside(job.inputs.output_dir, [FOREIGN_OUTPUT, *others], "unfinished")
-    started_at = utc_now()
+    started_at, former_record = utc_now(), _record_bytes(job)
     images = [] if job.script.is_own else job.inputs.read_images().records()
     try:
         code = run_script(job, {} if claim is None else claim.variable())
@@ -52,11 +53,15 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     if claim is not None:
         claim.check()
     failure = attempt.failure(code)
+    if failure is None:
+        return
     stopped_by = attempt.stopped_by()
-    if failure is not None and stopped_by is not None:
+    state = State.FAILED if stopped_by is None else State.INTERRUPTED
+    if job.script.is_own:
+        _record_end(job, former_record, state, failure)
+    if stopped_by is not None:
         raise Interrupted(stopped_by)
-    if failure is not None:
-        raise TrainingFailed(failure + _log_excerpt(job, attempt))
+    raise TrainingFailed(failure + _log_excerpt(job, attempt))
 
 
 def run_script(job: ArtistJob, variable: Mapping[str, str]) -> int:
@@ -81,6 +86,29 @@ def run_script(job: ArtistJob, variable: Mapping[str, str]) -> int:
         watched = job.script.is_own and CLAIM_VARIABLE not in os.environ
         guard = StallGuard(log, job.stall_seconds) if watched else None
         return follow(child, metrics, display.step if display else _ignore, guard)
+
+
+def _record_end(job: ArtistJob, former_record: bytes, state: State, error: str) -> None:
+    """Write how the training ended, unless the trainer has: it may have been killed, or may not have begun.
+
+    Args:
+        former_record: the record that was there before.
+    """
+    folder = AdapterFolder(job.inputs.output_dir)
+    run = folder.readable_run
+    if _record_bytes(job) != former_record and run.status != State.RUNNING:
+        return
+    ended = {"status": state, "error": scrub(error), "finished_at": utc_now()}
+    # On a full disk there is no room for it, which the caller reports.
+    with suppress(OSError):
+        write_json(folder.record, {**run.content, **ended})
+
+
+def _record_bytes(job: ArtistJob) -> bytes:
+    try:
+        return job.folder.record.read_bytes()
+    except OSError:
+        return b""
 
 
 def _log_excerpt(job: ArtistJob, attempt: Attempt) -> str:

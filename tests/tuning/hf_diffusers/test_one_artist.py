@@ -229,3 +229,50 @@ def test_a_script_that_prints_the_token_leaves_none_in_the_log(
     log = (job.inputs.output_dir / "train.log").read_text()
     assert f"the token is {'*' * len(SECRET)}\n" in log
     assert SECRET not in log
+
+
+def own_job(studio: Studio, folder: Path, program: str) -> ArtistJob:
+    """Return a job whose script counts as our own trainer, and is `program`."""
+    script = folder / "trainer.py"
+    script.write_text(program)
+    return replace(make_job(studio, folder), script=TrainScript(script))
+
+
+def test_a_trainer_that_ends_before_it_begins_a_record_has_its_end_recorded(
+    studio: Studio, tmp_path: Path
+) -> None:
+    job = own_job(studio, tmp_path, "import sys; sys.exit('error: no such GPU')")
+    with pytest.raises(TrainingFailed, match="no such GPU"):
+        train_artist(job)
+    run = training_run(job.inputs.output_dir)
+    assert (run["status"], run["error"]) == ("failed", "no such GPU")
+
+
+def test_a_trainer_that_is_killed_has_its_end_recorded(studio: Studio, tmp_path: Path) -> None:
+    running = '{"status": "running", "steps": 3}'
+    job = own_job(
+        studio,
+        tmp_path,
+        f"import os, sys\n"
+        f"open(os.path.join({str(tmp_path / 'adapter')!r}, 'training_run.json'), 'w').write({running!r})\n"
+        f"os.kill(os.getpid(), 9)\n",
+    )
+    with pytest.raises(TrainingFailed, match="was killed"):
+        train_artist(job)
+    run = training_run(job.inputs.output_dir)
+    assert (run["status"], run["steps"]) == ("failed", 3)
+    assert run["error"].startswith("the trainer was killed")
+
+
+def test_what_the_trainer_recorded_of_its_end_stays(studio: Studio, tmp_path: Path) -> None:
+    ended = '{"status": "failed", "error": "training diverged"}'
+    job = own_job(
+        studio,
+        tmp_path,
+        f"import os, sys\n"
+        f"open(os.path.join({str(tmp_path / 'adapter')!r}, 'training_run.json'), 'w').write({ended!r})\n"
+        f"sys.exit(1)\n",
+    )
+    with pytest.raises(TrainingFailed, match="training diverged"):
+        train_artist(job)
+    assert training_run(job.inputs.output_dir) == {"status": "failed", "error": "training diverged"}
