@@ -18,7 +18,7 @@ _DEFAULT_GEOMETRY = (38, 2432)
 
 
 def config_problems(config: TuningConfig, *, network: bool = True) -> list[str]:
-    """Return everything that forbids training with `config` on this machine.
+    """Return all reasons why this machine cannot train with `config`.
 
     Without `network`, a base model that is not on this machine is not looked for on the Hub, and class images
     are not decoded.
@@ -62,7 +62,7 @@ def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: 
 
 
 def needed_bytes(config: TuningConfig, adapter_count: int) -> int:
-    """Return what so many adapters take on disk, the checkpoints of the one in training included."""
+    """Return how many bytes the adapters take on disk, with the checkpoints of one in training."""
     logs = adapter_count * LOG_BYTES
     count = _parameter_count(BaseModel.find(config), config)
     weights = adapter_count * count * (4 if config.upcast_before_saving else 2)

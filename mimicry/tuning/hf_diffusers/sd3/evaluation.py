@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,16 +98,24 @@ class Evaluation:
         self._model = model
         self._batches = batches
         self._record = record
-        self._points: list[tuple[Path, str, int]] = []
-        if images is not None:
-            levels = eval_timestep_indices(model.runtime.config, len(batches.maker.sigmas))
-            files = zip(images.paths, images.stems, strict=True)
-            self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
-            timesteps = batches.maker.sigmas.timesteps
-            record.eval_facts = {
-                "images": len(images.names),
-                "timesteps": [round(float(timesteps[level]), 3) for level in levels],
-            }
+        self._images = images
+        levels = [] if images is None else self._levels()
+        files = [] if images is None else list(zip(images.paths, images.stems, strict=True))
+        self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
+
+    def _levels(self) -> list[int]:
+        return eval_timestep_indices(self._model.runtime.config, len(self._batches.maker.sigmas))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is evaluated on, for the record."""
+        if self._images is None:
+            return {}
+        timesteps = self._batches.maker.sigmas.timesteps
+        return {
+            "images": len(self._images.names),
+            "timesteps": [round(float(timesteps[level]), 3) for level in self._levels()],
+        }
 
     def evaluate_at(self, step: int) -> None:
         """Record the loss after optimizer step `step`, 0 being the base model; once for each step.

@@ -1,4 +1,4 @@
-"""As little checkpointing as the device's memory allows; the number of blocks changes no result."""
+"""Checkpoint as few blocks as the device's memory allows; their number does not change results."""
 
 from typing import Any
 

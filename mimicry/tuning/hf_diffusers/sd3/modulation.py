@@ -186,7 +186,7 @@ def compute_modulation(
         pooled_NP: the pooled prompts, on the training's device and in its precision.
 
     Raises:
-        TrainingFailed: rows depend on their place in the batch, and so many do not fit into host memory.
+        TrainingFailed: rows depend on their place in the batch, and do not fit into host memory.
     """
     device, dtype = pooled_NP.device, pooled_NP.dtype
     order = sorted(set(keys))

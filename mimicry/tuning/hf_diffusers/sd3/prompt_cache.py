@@ -75,7 +75,7 @@ class CachedEncoders:
         return embeds
 
     def _facts(self, max_sequence_length: int) -> dict[str, Any]:
-        """Return all that embeddings depend on, to their last bits, beside the prompt."""
+        """Return everything that determines the bits of embeddings, except the prompt."""
         encoders = self.encoders
         model, cuda = encoders.model, encoders.device.type == "cuda"
         has_t5 = (model.folder / "text_encoder_3").is_dir()

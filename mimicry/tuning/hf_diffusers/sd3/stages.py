@@ -51,6 +51,7 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
             )
             trainer = Trainer(model, batches, record)
             evaluation = Evaluation(model, batches, encoded.eval_images, record)
+            record.eval_facts |= evaluation.facts
             validation = Validation(setup, model, encoded.validation, record)
         with runtime.attention():
             # The adapter is still that of step 0, which changes nothing, in a run that is resumed too.

@@ -137,7 +137,7 @@ class Trainer:
             raise
 
     def _parts(self) -> dict[str, Stateful]:
-        """Return, by name, everything beside the parameters that a step changes."""
+        """Return, by name, everything that a step changes, except the parameters."""
         parts: dict[str, Stateful] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         scaler = self.runtime.accelerator.scaler
         return parts if scaler is None else parts | {"scaler": scaler}

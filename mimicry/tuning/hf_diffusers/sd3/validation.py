@@ -51,7 +51,7 @@ class ValidationPrompts:
 
 
 def is_due(config: TuningConfig, image_count: int, step: int) -> bool:
-    """Return whether images are drawn after `step`: the one that ends so many epochs, and the last one."""
+    """Return whether images are drawn after `step`: every validation_epochs epochs, and at the end."""
     period = config.validation_epochs * config.repeats * image_count
     samples = step * config.samples_per_step
     ends_period = samples // period > (samples - config.samples_per_step) // period

@@ -1,7 +1,7 @@
 """A quantised base: frozen weights in 4 or 8 bits, by bitsandbytes, for GPUs too small for 16.
 
-The adapter is in fp32 as ever, and arithmetic in the training precision: weights are widened, or in int8
-multiplied, as they are used.
+The adapter stays in fp32. Arithmetic is in the training precision: weights are widened, or multiplied in
+int8, when they are used.
 """
 
 import importlib

@@ -162,7 +162,7 @@ class RunRecord:
         self.stage_seconds[name] = round(seconds, 3)
 
     def warn(self, text: str) -> None:
-        """Say a warning, and keep it in training_run.json; once, however often it comes."""
+        """Print a warning and keep it in training_run.json, once for each text."""
         if text not in self.facts["warnings"]:
             self.facts["warnings"].append(text)
             say(f"warning: {text}")
