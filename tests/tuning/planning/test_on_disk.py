@@ -148,4 +148,5 @@ def test_unprotected_comes_first_and_each_before_its_countered_ones() -> None:
         Condition("mist"),
         Condition("zzz", "aaa"),
     ]
-    assert sorted(conditions[::-1], key=condition_order) == conditions
+    mixed = conditions[::-1]
+    assert sorted(mixed, key=condition_order) == conditions

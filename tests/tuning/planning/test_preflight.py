@@ -14,8 +14,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.hf_diffusers import download
 from mimicry.tuning.hf_diffusers.preflight import needed_bytes
+from mimicry.tuning.hub import preflight as hub_preflight
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 from tests.small_study import write_images
@@ -52,7 +52,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(download, "WAITS", (0.0,))
+    monkeypatch.setattr(hub_preflight, "WAITS", (0.0,))
 
 
 class TestBatchProblems:
