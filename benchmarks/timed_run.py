@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
-from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
 

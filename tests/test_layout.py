@@ -51,6 +51,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (f"{STACK}.training",),
     (f"{STACK}.sd3",),
     (
+        f"{STACK}.artist_job",
+        f"{STACK}.artist_request",
+        f"{STACK}.foreign_script",
         f"{STACK}.launch",
         f"{STACK}.one_artist",
         f"{STACK}.local_dreambooth_lora_sd3_wrapper",

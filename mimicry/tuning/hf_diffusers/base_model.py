@@ -46,7 +46,7 @@ class BaseModel:
     @classmethod
     def find(cls, config: TuningConfig) -> "BaseModel | None":
         """Return the model without using the network; None when it must be downloaded first."""
-        # These two let a name be that is too long for a file, or the home of nobody.
+        # Unlike Path's methods, these two accept a name too long for a file, or an unknown user's home.
         given = os.path.expanduser(config.pretrained_model_name_or_path)  # noqa: PTH111
         if os.path.isdir(given):  # noqa: PTH112
             return cls(folder=Path(given).resolve())
@@ -75,8 +75,8 @@ class BaseModel:
     def identity(self, components: Sequence[str] = COMPONENTS) -> dict[str, str | None]:
         """Return what tells this model from others: Hub name and commit, or a fingerprint of a folder.
 
-        The folder's own path is no part of it: a copy elsewhere is the same model. Of a folder, nothing but
-        `components` is looked at.
+        The folder's own path is not part of it: a copy elsewhere is the same model. In a folder only
+        `components` are read.
         """
         if self.revision is not None:
             return {"name": self.name, "revision": self.revision}
@@ -92,8 +92,8 @@ class BaseModel:
         missing = [name for name in COMPONENTS if name not in _OPTIONAL and not (self.folder / name).is_dir()]
         if missing:
             return [
-                f"base model {self.folder} is no Stable Diffusion 3 pipeline in the diffusers layout: it has "
-                f"no {', '.join(missing)}; name another with --pretrained-model-name-or-path"
+                f"base model {self.folder} is not a Stable Diffusion 3 pipeline in the diffusers layout: it "
+                f"lacks {', '.join(missing)}; name another with --pretrained-model-name-or-path"
             ]
         pickled = [name for name in COMPONENTS if _is_pickled(self.folder / name)]
         if pickled:
@@ -116,7 +116,7 @@ class BaseModel:
         ]
 
     def _fingerprint(self, components: Sequence[str]) -> str:
-        # Weights of gigabytes are told by size, head and tail: a hash of 28 GB would cost minutes a run.
+        # Large weights are fingerprinted by size, head and tail: to hash 28 GB would take minutes each time.
         facts = {}
         for component in components:
             for path in sorted((self.folder / component).rglob("*")):
@@ -128,7 +128,7 @@ class BaseModel:
 def _is_whole(index: Path) -> bool:
     """Return whether a download went to its end: the index comes first, and names the parts to follow.
 
-    A snapshot without T5 would be trained without a word, as a model that has none.
+    A snapshot that lacks T5 would otherwise be trained silently, as a model without T5.
     """
     try:
         parts = json.loads(index.read_text("utf-8")).items()

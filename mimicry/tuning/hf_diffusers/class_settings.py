@@ -17,7 +17,7 @@ def class_images_of(config: TuningConfig) -> ClassImages | None:
 
 
 def generation_settings(config: TuningConfig, model: BaseModel) -> dict[str, Any]:
-    """Return all that a generated image follows from, beside its index.
+    """Return everything that determines a generated image, except its index.
 
     How many are generated at a time may change its last bits, and is not compared.
     """

@@ -8,7 +8,7 @@ from mimicry.tuning.options.config import TuningConfig
 
 
 def cached_file(config: TuningConfig, name: str) -> Path | None:
-    """Return a file of the base model that huggingface_hub has in its cache, or None; asks nobody."""
+    """Return a file of the base model that huggingface_hub has in its cache, or None; without the network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -37,7 +37,7 @@ def download(config: TuningConfig) -> Path:
         folder = StableDiffusion3Pipeline.download(
             name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
         )
-    # The client lets errors of its HTTP library through, and each of its versions has another one.
+    # The client raises errors of its HTTP library, which differ between its versions.
     except Exception as error:
         raise BatchFault(access_problem(name, error)) from error
     return Path(folder)
@@ -55,7 +55,7 @@ def missing_model_problems(config: TuningConfig, *, network: bool) -> list[str]:
     if not network:
         return []
     if hub_is_offline():
-        return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it"]
+        return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset it"]
     error = read_access_error(name)
     return [] if error is None else [access_problem(name, error)]
 

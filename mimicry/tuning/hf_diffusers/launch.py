@@ -1,4 +1,4 @@
-"""The command that starts a trainer, ours or somebody else's copy of the diffusers example."""
+"""The command that starts a trainer, ours or a copy of the diffusers example."""
 
 import ast
 import os
@@ -101,7 +101,7 @@ def launch_words(script: TrainScript, script_words: Sequence[str], config: Tunin
         "accelerate.commands.launch",
         "--quiet",  # without a traceback of its own under that of a script that failed
         f"--config_file={_ACCELERATE_CONFIG}",
-        # It stands for several processes, on the CPU too; any free port, since others may train beside us.
+        # The launcher needs it for several processes, on the CPU too; any free port will do.
         *(["--multi_gpu", "--main_process_port=0"] if config.num_processes > 1 else []),
         f"--num_processes={config.num_processes}",
         "--num_machines=1",

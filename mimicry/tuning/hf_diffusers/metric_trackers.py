@@ -15,7 +15,7 @@ def chosen_trackers(config: TuningConfig) -> list[str]:
 
 
 def installed_trackers() -> list[str]:
-    """Return the trackers whose library is installed; a folder of that name is no library."""
+    """Return the trackers whose library is installed; a folder of that name is not one."""
     return [name for name in _TRACKERS if _is_installed(name)]
 
 

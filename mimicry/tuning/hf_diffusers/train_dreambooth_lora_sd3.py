@@ -25,7 +25,8 @@ from mimicry.common.scrubbing import scrubbed_output
 
 # Several processes end within ten seconds of a stop signal, unless one waits for another that is gone.
 _KILL_SECONDS = 15.0
-# The main process meets the same error in the meantime; the end of another might stop it before it says so.
+# The main process gets the same error in the meantime; if another ended first, the launcher might stop it
+# before it reports the error.
 _SILENT_SECONDS = 20.0
 
 
@@ -46,7 +47,7 @@ def main() -> int:
 
 
 def _run_silently(program: Callable[[], int]) -> int:
-    """Run `program`; an error before the processes have joined is that of all: the main one reports it."""
+    """Run `program`; before the processes have joined, all get the same error. The main one reports it."""
     try:
         return program()
     except MimicryError as error:

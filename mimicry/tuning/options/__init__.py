@@ -20,17 +20,20 @@ from mimicry.tuning.options.click_options import (
 )
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.grouped_help import option, program
+from mimicry.tuning.options.inputs import TrainingInputs, input_options
 
 __all__ = [
     "CALL",
     "CONDITIONS",
     "OPTIONS",
+    "TrainingInputs",
     "TuningConfig",
     "condition_filters",
     "handed_on_options",
     "hub_options",
     "hyper_parameter",
     "hyper_parameter_options",
+    "input_options",
     "option",
     "option_words",
     "options",

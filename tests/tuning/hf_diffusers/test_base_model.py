@@ -140,7 +140,7 @@ class TestProblems:
             assert problems == []
         else:
             (problem,) = problems
-            assert f"it has no {component};" in problem
+            assert f"it lacks {component};" in problem
             assert "--pretrained-model-name-or-path" in problem
 
     def test_all_missing_components_at_once(self, tmp_path: Path) -> None:

@@ -224,9 +224,9 @@ class TestRefusal:
         assert len(errors) == 4
         for words in (
             "--leave-out x: train_dreambooth_lora_sd3.py takes every image",
-            "its 97 characters are too many",
-            "--hub-namespace 'Musée' is no name on the Hub",
-            "--base-model-id '/home/x' is no model id",
+            "--hub-model-id '" + 97 * "n" + "' is not a name on the Hub",
+            "--hub-namespace 'Musée' is not a name on the Hub",
+            "--base-model-id '/home/x' is not the id of a model",
         ):
             assert sum(words in error for error in errors) == 1, words
 

@@ -13,9 +13,10 @@ from peft import PeftConfig
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
-from mimicry.tuning.hf_diffusers import one_artist
+from mimicry.tuning.hf_diffusers import artist_job, one_artist
+from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
-from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, train_artist
+from mimicry.tuning.hf_diffusers.one_artist import train_artist
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
 from tests.hostile_names import over_hostile_names
@@ -34,7 +35,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     def launch_words(script: TrainScript, words: Sequence[str], config: TuningConfig) -> list[str]:
         return [sys.executable, str(script.path), *words]
 
-    monkeypatch.setattr(one_artist, "launch_words", launch_words)
+    monkeypatch.setattr(artist_job, "launch_words", launch_words)
 
 
 def make_job(studio: Studio, folder: Path, output_dir: Path | None = None, **values: Any) -> ArtistJob:
@@ -204,14 +205,14 @@ def test_images_that_were_changed_meanwhile_make_no_adapter(
     images = Path(shutil.copytree(studio.images, tmp_path / "images"))
     job = make_job(studio, tmp_path)
     job = replace(job, inputs=replace(job.inputs, input_dir=images))
-    real = one_artist._run
+    real = one_artist.run_script
 
     def run(job: ArtistJob, variable: Mapping[str, str]) -> int:
         code = real(job, variable)
         sorted(images.iterdir())[0].write_bytes(b"other")
         return code
 
-    monkeypatch.setattr(one_artist, "_run", run)
+    monkeypatch.setattr(one_artist, "run_script", run)
     with pytest.raises(TrainingFailed, match="images were changed while it was trained on them"):
         train_artist(job)
     assert not (job.inputs.output_dir / WEIGHTS).exists()

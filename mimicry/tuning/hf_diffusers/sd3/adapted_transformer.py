@@ -1,7 +1,7 @@
 """The transformer with its LoRA: how it is put together, what it predicts, and its loss."""
 
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
 )
 from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
 from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
-from mimicry.tuning.options.config import TuningConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,6 @@ class AdaptedTransformer:
     blocks are `checkpointed`: recomputed in the backward pass.
     """
 
-    config: TuningConfig
     runtime: Runtime
     transformer: SD3Transformer2DModel
     parameters: dict[str, torch.nn.Parameter]
@@ -57,8 +54,9 @@ class AdaptedTransformer:
         if config.conditioning_table:
             keys = training_keys(schedule, setup.data.prompts, len(sigmas)) | set(extra_keys)
         cached = _can_cache(setup, len(keys))
-        dtype = training_dtype(config)
-        transformer = read_transformer(setup.model, config, runtime.device, dtype, cached_modulation=cached)
+        transformer = read_transformer(
+            setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
+        )
         parameters = add_adapter(transformer, config)
         with runtime.autocast():
             modulation = cache_modulation(
@@ -85,11 +83,7 @@ class AdaptedTransformer:
             kernels.compile_blocks(blocks)
         if checkpointed:
             say(f"checkpointing {checkpointed} of {len(blocks)} blocks")
-        return cls(config, runtime, transformer, parameters, modulation, checkpointed)
-
-    def attention(self) -> AbstractContextManager[None]:
-        """Return the context of forward and backward passes."""
-        return kernels.attention(self.config, self.runtime.device)
+        return cls(runtime, transformer, parameters, modulation, checkpointed)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -106,7 +100,7 @@ class AdaptedTransformer:
         noisy_BCHW = flow_matching.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
         with self.runtime.autocast():
             prediction_BCHW: Tensor = self.transformer(
-                hidden_states=noisy_BCHW.to(training_dtype(self.config)),
+                hidden_states=noisy_BCHW.to(self.runtime.dtype),
                 encoder_hidden_states=batch.sequence_BLD,
                 pooled_projections=self._pooled_projections(batch),
                 timestep=batch.timesteps_B,
@@ -126,7 +120,7 @@ class AdaptedTransformer:
         It is the mean over the samples of the style; with prior preservation (Ruiz et al. 2023, DreamBooth,
         arXiv:2208.12242, section 3.3), plus prior_loss_weight times the mean over the class samples.
         """
-        config = self.config
+        config = self.runtime.config
         if config.lora_dropout:
             # What is dropped depends on the place in the run alone, and checkpointing keeps it: it stores
             # the generator's state.
@@ -144,8 +138,8 @@ class AdaptedTransformer:
             batch.latents_BCHW[rows],
             batch.noise_BCHW[rows],
             batch.sigmas_B[rows],
-            scheme=self.config.weighting_scheme,
-            precondition_outputs=bool(self.config.precondition_outputs),
+            scheme=self.runtime.config.weighting_scheme,
+            precondition_outputs=bool(self.runtime.config.precondition_outputs),
         )
 
 

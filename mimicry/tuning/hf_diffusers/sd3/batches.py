@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.data import TrainingData
 from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable, draw_timestep_index
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import Sample
+from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
 
 
@@ -107,6 +110,20 @@ class BatchSource:
     prompt_plan: PromptPlan
     latents: LatentSource
     maker: BatchMaker
+
+    @classmethod
+    def of(
+        cls,
+        model: BaseModel,
+        data: TrainingData,
+        runtime: Runtime,
+        prompts: Sequence[PromptEmbeds],
+        latents: LatentSource,
+    ) -> "BatchSource":
+        """Return the batches of `data`; `prompts` are the embeddings of its prompts, in their order."""
+        table = Prompts(prompts, runtime.device, runtime.dtype)
+        maker = BatchMaker(runtime.device, SigmaTable.read(model), table)
+        return cls(data.schedule, data.prompts, latents, maker)
 
     def make(self, first: int) -> Batch:
         """Draw the samples of index `first` and following, as many as a batch has; on any thread.

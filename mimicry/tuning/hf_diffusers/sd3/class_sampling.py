@@ -1,8 +1,8 @@
-"""Class images out of the base model, for prior preservation (Ruiz et al. 2023, arXiv:2208.12242).
+"""Class images, drawn by the base model, for prior preservation (Ruiz et al. 2023, arXiv:2208.12242).
 
 Image number k follows from the settings and from k: its noise is drawn for k, and it lies at the same place
-of a batch of the same size whichever images are missing. Latents are kept on disk until all are sampled, so
-that the transformer is gone before the VAE comes, and nothing is lost when a process is killed.
+of a batch of the same size, no matter which images are missing. Latents are kept on disk until all are
+sampled: the transformer is freed before the VAE is read, and nothing is lost when a process is killed.
 """
 
 from collections.abc import Iterator
@@ -34,26 +34,23 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     sampling_modulation,
 )
 from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
-from mimicry.tuning.hf_diffusers.training.kernels import attention
 from mimicry.tuning.hf_diffusers.training.precision import DTYPES
+from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
-from mimicry.tuning.options.config import TuningConfig
 
 _LOCK = ".class_images.lock"
-# So long a wait for another process is said again: a log that stands still looks like a fault.
-_SAID_EVERY_SECONDS = 60
+# After so long a wait for another process that is said again: a log without new lines looks like a fault.
+REMIND_SECONDS = 60
 
 
 def make_class_images(
     class_images: ClassImages,
     model: BaseModel,
-    config: TuningConfig,
-    device: torch.device,
+    runtime: Runtime,
     prompt: PromptEmbeds,
     negative: PromptEmbeds,
 ) -> None:
-    """Generate the class images that are missing; of several processes one does, the others wait for it.
+    """Generate the class images that are missing; one process does, and others wait for it.
 
     Raises:
         TrainingFailed: the folder cannot be written.
@@ -61,7 +58,7 @@ def make_class_images(
     try:
         class_images.folder.mkdir(parents=True, exist_ok=True)
         with _locked(class_images.folder):
-            _Generation(class_images, model, config, device).run(prompt, negative)
+            _Generation(class_images, model, runtime).run(prompt, negative)
     except OSError as error:
         raise TrainingFailed(
             f"--class_data_dir: images cannot be generated in {class_images.folder}: {error}"
@@ -73,7 +70,7 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / _LOCK)
     while True:
         try:
-            lock.acquire(timeout=_SAID_EVERY_SECONDS)
+            lock.acquire(timeout=REMIND_SECONDS)
             break
         except Timeout:
             say("waiting for another process that generates class images")
@@ -86,10 +83,9 @@ def _locked(folder: Path) -> Iterator[None]:
 class _Generation:
     """The generation of the images that are missing in a folder, whose lock is held."""
 
-    def __init__(
-        self, class_images: ClassImages, model: BaseModel, config: TuningConfig, device: torch.device
-    ) -> None:
-        self._images, self._model, self._config, self._device = class_images, model, config, device
+    def __init__(self, class_images: ClassImages, model: BaseModel, runtime: Runtime) -> None:
+        config = runtime.config
+        self._images, self._model, self._config, self._runtime = class_images, model, config, runtime
         self._settings = generation_settings(config, model)
         self._mark = sha256_text(canonical_json(self._settings))[:12]
         self._dtype = DTYPES[generation_precision(config)]
@@ -108,19 +104,19 @@ class _Generation:
         unsampled = [index for index in missing if not self._latents_path(index).exists()]
         if unsampled:
             self._sample(unsampled, prompt, negative)
-            free_memory(self._device)
+            self._runtime.free_memory()
         self._decode(missing)
-        free_memory(self._device)
+        self._runtime.free_memory()
         for leftover in self._images.folder.glob(".latents-*.safetensors"):
             leftover.unlink()
 
     def _sample(self, indices: list[int], prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
         """Sample the latents of `indices` and keep them on disk."""
         config, size = self._config, self._config.sample_batch_size
-        prompt, negative = (one.to(self._device, self._dtype) for one in (prompt, negative))
+        prompt, negative = (one.to(self._runtime.device, self._dtype) for one in (prompt, negative))
         scheduler = self._model.folder / "scheduler"
         shape = latent_shape(self._model, config.resolution)
-        with self._autocast(), attention(config, self._device):
+        with self._autocast(), self._runtime.attention():
             transformer, modulation = self._transformer(prompt, negative)
             transformer.eval()
             for group in sorted({index // size for index in indices}):
@@ -145,7 +141,7 @@ class _Generation:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
+        return torch.autocast(self._runtime.device.type, self._dtype)
 
     def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, StepModulation | None]:
         """Return the base model's transformer, and its modulation where a table can take its place."""
@@ -153,14 +149,14 @@ class _Generation:
         # A row for each step, of the prompt and of the negative prompt.
         cached = config.conditioning_table and not cache_obstacle(model, config, (), 2 * steps)
         transformer = read_transformer(
-            model, config, self._device, self._dtype, cached_modulation=bool(cached)
+            model, config, self._runtime.device, self._dtype, cached_modulation=bool(cached)
         )
         return transformer, sampling_modulation(
             transformer, model, config, prompt, negative, steps=steps, batch_size=config.sample_batch_size
         )
 
     def _decode(self, indices: list[int]) -> None:
-        vae = load_vae(self._model, self._config.variant, self._device)
+        vae = load_vae(self._model, self._config.variant, self._runtime.device)
         for index in indices:
             latents = self._latents_path(index)
             (image,) = decode(vae, load_file(latents)["latents"])
@@ -178,5 +174,5 @@ class _Generation:
             save_file({"latents": latents_CHW.unsqueeze(0).contiguous()}, temporary)
 
     def _latents_path(self, index: int) -> Path:
-        # With other settings they would be others.
+        # Other settings make other latents.
         return self._images.folder / f".latents-{self._mark}-{index:05}.safetensors"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import transformers
 
-from mimicry.study.images import ImageFolder
-from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, BatchSource, Prompts
+from mimicry.study import ImageFolder
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.evaluation import find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
@@ -14,10 +14,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.validation import ValidationPrompts
 from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
-from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 
 
@@ -34,23 +31,16 @@ def encode(setup: Setup, record: RunRecord) -> Encoded:
     """Encode prompts, then images; class images that are missing are generated in between."""
     prompts, validation = _encode_prompts(setup, record)
     latents, eval_images = _encode_images(setup, record)
-    return Encoded(make_batch_source(setup, prompts, latents), eval_images, validation)
-
-
-def make_batch_source(setup: Setup, prompts: list[PromptEmbeds], latents: LatentSource) -> BatchSource:
-    """Return the batches of a training with the embeddings of its prompts, in their order."""
-    device, data = setup.runtime.device, setup.data
-    table = Prompts(prompts, device, training_dtype(setup.job.config))
-    maker = BatchMaker(device, SigmaTable.read(setup.model), table)
-    return BatchSource(data.schedule, data.prompts, latents, maker)
+    batches = BatchSource.of(setup.model, setup.data, setup.runtime, prompts, latents)
+    return Encoded(batches, eval_images, validation)
 
 
 def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds], ValidationPrompts | None]:
     """Return the embeddings of the prompts and of those for validation, each encoder read once for all."""
-    config, device, data = setup.job.config, setup.runtime.device, setup.data
+    config, runtime, data = setup.job.config, setup.runtime, setup.data
     # Progress bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
-    encoders = TextEncoders(setup.model, config.variant, device, training_dtype(config), record.warn)
+    encoders = TextEncoders(setup.model, config.variant, runtime.device, runtime.dtype, record.warn)
     cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
     generates = data.class_images is not None and bool(data.class_images.missing())
     drawn = config.validation_prompt
@@ -61,12 +51,13 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
     ]
     distinct = list(dict.fromkeys(texts))
     embeds = dict(zip(distinct, cached.encode_all(distinct, config.max_sequence_length), strict=True))
-    free_memory(device)
+    runtime.free_memory()
     if data.class_images is not None:
         if generates:
             prompt, negative = embeds[data.prompts.class_text], embeds[NEGATIVE_PROMPT]
-            make_class_images(data.class_images, setup.model, config, device, prompt, negative)
-        record.add_class_images(data.class_images)
+            make_class_images(data.class_images, setup.model, runtime, prompt, negative)
+        if "class_images" not in record.facts:
+            record.facts["class_images"] = data.class_images.record()
     return (
         [embeds[text] for text in data.prompts.texts],
         None if drawn is None else ValidationPrompts(embeds[drawn], embeds[NEGATIVE_PROMPT]),
@@ -82,5 +73,5 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
         say(f"encoding {count} images at {config.resolution}x{config.resolution}")
         own = list(data.schedule.own_indices())
         latents.cache(sample for plan in data.schedule.plans for sample in plan.distinct_crops(own))
-        free_memory(device)
+        setup.runtime.free_memory()
     return latents, eval_images

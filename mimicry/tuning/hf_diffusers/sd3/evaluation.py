@@ -1,11 +1,11 @@
 """The evaluation loss: how well the original art is predicted, before and after training.
 
 The training loss is noisy, since each step sees other images at other noise levels, and it is measured on
-whatever the condition made of the images. This one is measured on a fixed set at fixed levels with fixed
+the images of its condition. This one is measured on a fixed set at fixed levels with fixed
 noise, so that its values can be compared before and after, and from condition to condition: with one base
 model and one set, all runs of an artist start from the very same value. It is the mean, over images and
 levels, of the squared error of the predicted velocity, noise minus latents, in fp32: unweighted, and not
-preconditioned, whatever the training is configured to.
+preconditioned, in every configuration of the training.
 """
 
 import math
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.study.images import ImageFolder
+from mimicry.study import ImageFolder
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
@@ -29,10 +29,10 @@ from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.options.config import TuningConfig
 
-# More images make no better yardstick, and cost time in each of many short runs.
+# More images would not measure better, and would cost time in each of many short runs.
 _MOST_IMAGES = 20
 _CENTRE = rng.Crop()
-# Every image is evaluated with the instance prompt, whatever its caption.
+# Every image is evaluated with the instance prompt, not with its caption.
 _PROMPT = 0
 
 
@@ -48,9 +48,9 @@ def eval_keys(config: TuningConfig, level_count: int) -> set[ModulationKey]:
 
 
 def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
-    """Choose and encode the images to evaluate on; None when there is no evaluation, which is said.
+    """Choose and encode the images to evaluate on; None when there is no evaluation, which is printed.
 
-    An evaluation that cannot be made costs no training: what is wrong with its images is a warning.
+    A training does not fail for its evaluation: faults of the images are warnings.
     """
     if job.config.eval_timesteps == 0:
         _skip(record, "--eval_timesteps is 0")
@@ -89,7 +89,7 @@ def _skip(record: RunRecord, reason: str, problem: str = "") -> None:
 
 
 class Evaluation:
-    """The evaluation of one run; one without images does nothing."""
+    """The evaluation of one run; it does nothing without images."""
 
     def __init__(
         self, model: AdaptedTransformer, batches: BatchSource, images: ImageFolder | None, record: RunRecord
@@ -99,7 +99,7 @@ class Evaluation:
         self._record = record
         self._points: list[tuple[Path, str, int]] = []
         if images is not None:
-            levels = eval_timestep_indices(model.config, len(batches.maker.sigmas))
+            levels = eval_timestep_indices(model.runtime.config, len(batches.maker.sigmas))
             files = zip(images.paths, images.stems, strict=True)
             self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
             timesteps = batches.maker.sigmas.timesteps
@@ -111,12 +111,12 @@ class Evaluation:
     def evaluate_at(self, step: int) -> None:
         """Record the loss after optimizer step `step`, 0 being the base model; once for each step.
 
-        Nothing that is drawn or trained is touched.
+        It changes nothing that is drawn or trained.
 
         Raises:
-            TrainingFailed: the loss is no finite number.
+            TrainingFailed: the loss is not a finite number.
         """
-        if not self._points or step in self._record.eval_losses:
+        if not self._points or step in self._record.history.eval_losses:
             return
         with self._record.stage("evaluate"):
             loss = self._loss()
@@ -124,7 +124,7 @@ class Evaluation:
             reason = (
                 "training diverged; type a smaller --learning-rate" if step else "the base model is broken"
             )
-            raise self._model.runtime.processes.agreed(
+            raise self._model.runtime.processes.common_error(
                 TrainingFailed(f"the evaluation loss of step {step} is {loss}: {reason}")
             )
         self._record.add_eval(step, loss)
@@ -152,7 +152,7 @@ class Evaluation:
 
         A batch that is not full is filled up with its last point: the transformer sees one size only.
         """
-        seed = self._model.config.seed
+        seed = self._model.runtime.config.seed
         latents, noise = [], []
         for path, stem, level in points:
             latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem))

@@ -12,9 +12,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from mimicry.common.errors import UsageError, nearest
-from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder
 from mimicry.tuning.adapters.peft_config import lora_arguments
-from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES, chooses_modules
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
@@ -58,7 +57,7 @@ def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> 
     layers = _items(config.lora_layers)
     ends = sorted({_without_block(name) for name in within})
     problems = [
-        f"--lora-layers: {layer!r} is no layer{where}; {nearest(layer, ends)}"
+        f"--lora-layers: {layer!r} is not a layer{where}; {nearest(layer, ends)}"
         for layer in layers
         if not _ending(layer, within)
     ]
@@ -69,7 +68,7 @@ def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> 
 
 def _check_blocks(blocks: Sequence[str], block_count: int) -> None:
     problems = [
-        f"--lora-blocks: {block!r} is no block of this model; it takes numbers from 0 to {block_count - 1}"
+        f"--lora-blocks: {block!r} is not a block of this model; it takes numbers from 0 to {block_count - 1}"
         for block in blocks
         if block not in map(str, range(block_count))
     ]
@@ -97,7 +96,7 @@ def _without_block(name: str) -> str:
 def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dict[str, torch.nn.Parameter]:
     """Freeze the transformer, give it an adapter, and return the adapter's parameters by name.
 
-    They are fp32 whatever the base is: in bf16, updates below 1/256 of a weight are lost. lora_A is drawn
+    They are always fp32: in bf16, updates below 1/256 of a weight are lost. lora_A is drawn
     from a normal distribution of standard deviation 1 / rank, by name; lora_B is zero.
 
     Raises:

@@ -17,7 +17,7 @@ from mimicry.tuning.options.config import TuningConfig
 _KEPT_BLOCK = 41
 _KEPT_COMPILED_BLOCK = 31
 # In int8 a linear layer keeps its input for the backward pass, by bitsandbytes' code: that of each of the
-# four projections and of both layers of the feed-forward part, of which the second is four times as wide.
+# four projections and of both layers of the feed-forward part; the second is four times as wide.
 _KEPT_INT8_INPUTS = 2 * (4 + 1 + 4)
 _BLOCK_INPUT = 2
 _AROUND_BLOCKS = 65

@@ -44,7 +44,7 @@ _EMBEDDING_LAYERS = tuple(
 
 _REPLACED_BIAS = re.compile(r"(^norm_out|\.norm1(_context)?)\.linear\.bias$")
 # So many keys go through a layer before they leave the device: with captions there may be many keys.
-_CHUNK = 256
+CHUNK = 256
 
 # A timestep, as its row in the sigma table, and a prompt, as its row among the pooled prompts.
 ModulationKey = tuple[int, int]
@@ -218,8 +218,8 @@ def _fill_columns(
 
     They have a place in the batch each once one layer turns out to depend on it.
     """
-    for first in range(0, len(activations), _CHUNK):
-        chunk = activations[first : first + _CHUNK]
+    for first in range(0, len(activations), CHUNK):
+        chunk = activations[first : first + CHUNK]
         part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
         if rows_NSR.shape[1] == 1:
             if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
@@ -227,7 +227,7 @@ def _fill_columns(
             else:
                 rows_NSR = _with_slots(rows_NSR, part_NBC.shape[1], weight.device)
         start = int(layer.columns[0])
-        rows_NSR[first : first + _CHUNK, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
+        rows_NSR[first : first + CHUNK, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
     return rows_NSR
 
 

@@ -28,16 +28,16 @@ TEXT_COMPONENTS = (
     *("text_encoder", "text_encoder_2", "text_encoder_3"),
     *("tokenizer", "tokenizer_2", "tokenizer_3"),
 )
-# To be raised whenever the same prompt gets other embeddings from our code.
+# Increase it whenever our code gives the same prompt other embeddings.
 _SCHEMA = 1
 _METADATA = "mimicry"
 
 
 @dataclass(frozen=True)
 class CachedEncoders:
-    """Text encoders that are not even read when `folder` holds what they would say.
+    """Text encoders that are not read when `folder` holds their embeddings.
 
-    A folder that cannot be written costs time, and never a training.
+    A folder that cannot be written costs time, but does not end a training.
     """
 
     encoders: TextEncoders
@@ -46,7 +46,7 @@ class CachedEncoders:
     @classmethod
     def of(cls, encoders: TextEncoders, folder: str | None) -> "CachedEncoders":
         """Return `encoders` with the cache in `folder`; None is the folder of this user."""
-        return cls(encoders, default_folder() if folder is None else Path(os.path.expanduser(folder)))  # noqa: PTH111 - lets the home of nobody be
+        return cls(encoders, default_folder() if folder is None else Path(os.path.expanduser(folder)))  # noqa: PTH111 - accepts an unknown user's home
 
     def encode(self, prompt: str, max_sequence_length: int) -> PromptEmbeds:
         """Return the embeddings of one prompt; see `encode_all`."""
@@ -94,16 +94,16 @@ class CachedEncoders:
         }
 
     def _read(self, key: "_Key") -> PromptEmbeds | None:
-        """Return embeddings; None when there are none, or none that can be trusted."""
+        """Return the cached embeddings; None when they are missing or damaged."""
         try:
             content = (self.folder / key.name).read_bytes()
         except OSError:
             return None
         try:
             return _parsed(content, key.facts)
-        # A damaged file brings any kind of error out of its readers.
+        # Reading a damaged file may raise any error.
         except Exception as error:
-            say(f"cached prompt embeddings are broken and made anew: {error}")
+            say(f"cached prompt embeddings are broken and made again: {error}")
             return None
 
     def _write(self, keys: Sequence["_Key"], made: Sequence[PromptEmbeds]) -> None:
@@ -177,4 +177,4 @@ def _size(embeds: Sequence[PromptEmbeds]) -> str:
 
 
 def _leave(warning: str) -> None:
-    """Take no notice: the one who asked is told of all prompts together."""
+    """Ignore a warning: the caller warns of all prompts together."""

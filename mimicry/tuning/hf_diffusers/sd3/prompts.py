@@ -11,14 +11,14 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderMo
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 
-# So many prompts that are cut are warned of one by one; the others are counted.
+# Warnings name this many of the prompts that are cut; the rest are counted.
 _NAMED_PROMPTS = 3
 _SHOWN_LETTERS = 60
 
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """What the transformer is told of one prompt.
+    """The embeddings of one prompt, as the transformer takes them.
 
     `sequence_1LD` holds the tokens of both CLIPs, side by side and padded to T5's width, then those of T5;
     `pooled_1P` the pooled outputs of both CLIPs, side by side. `warnings` says which encoder did not read
@@ -37,7 +37,7 @@ class PromptEmbeds:
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """The text encoders of a base model, none of which is in memory before it is needed.
+    """The text encoders of a base model; each is read when it is needed.
 
     `warn` is told of a prompt that is longer than an encoder reads.
     """
@@ -87,7 +87,7 @@ class TextEncoders:
         tokenizer = AutoTokenizer.from_pretrained(self.model.folder / tokenizer_name)
         length = tokenizer.model_max_length
         ids = [self._token_ids(tokenizer, *pair, length, "CLIP") for pair in zip(prompts, cut, strict=True)]
-        encoder = self._read(CLIPTextModelWithProjection, encoder_name)
+        encoder = self.read(CLIPTextModelWithProjection, encoder_name)
         found = []
         for ids_1L in ids:
             output = encoder(ids_1L, output_hidden_states=True)
@@ -105,10 +105,11 @@ class TextEncoders:
             self._token_ids(tokenizer, *pair, max_sequence_length, "T5")
             for pair in zip(prompts, cut, strict=True)
         ]
-        encoder = self._read(T5EncoderModel, "text_encoder_3")
+        encoder = self.read(T5EncoderModel, "text_encoder_3")
         return [encoder(ids_1L).last_hidden_state.to("cpu", self.dtype) for ids_1L in ids]
 
-    def _read(self, kind: Any, name: str) -> Any:
+    def read(self, kind: Any, name: str) -> Any:
+        """Read the encoder `name` of the model onto the device."""
         encoder = kind.from_pretrained(
             self.model.folder / name, variant=self.variant, dtype=self.dtype, use_safetensors=True
         )

@@ -71,10 +71,10 @@ def sample_latents(
     """Return the latents that the flow leads to, of shape (B, C, H, W) in fp32, under the caller's autocast.
 
     Prompt and negative prompt go through the transformer one after the other: that takes half the memory of
-    doing both at once, and no time worth the name, since one image keeps a GPU busy.
+    doing both at once, and hardly more time, since one image keeps a GPU busy.
 
     Args:
-        transformer: in evaluation mode, with whatever adapter is active.
+        transformer: in evaluation mode, with or without an active adapter.
         scheduler_dir: the folder of the base model's scheduler.
         prompt: on the transformer's device and in its precision.
         negative: likewise; not read at guidance 1.

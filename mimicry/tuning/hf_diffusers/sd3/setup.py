@@ -1,5 +1,7 @@
 """What a training has found to work with."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +54,16 @@ class Setup:
                 process_index=runtime.processes.index,
             )
         return cls(job=job, runtime=runtime, model=model, data=found)
+
+    @contextmanager
+    def claimed(self) -> Iterator[Claim | None]:
+        """Hold the claim of the output folder in the body; the main process holds it for all."""
+        with ExitStack() as stack:
+            claim = None
+            with self.runtime.processes.failing_together():
+                if self.runtime.processes.is_main:
+                    claim = stack.enter_context(Claim.take(self.job.inputs.output_dir))
+            yield claim
 
     def new_record(self, claim: Claim | None = None) -> RunRecord:
         """Return the record of a training by this setup, which has not begun."""

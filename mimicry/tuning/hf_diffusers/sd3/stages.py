@@ -2,12 +2,10 @@
 
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 
 from mimicry.common.children import signal_noted, stop_signals_held
-from mimicry.common.claims import Claim
-from mimicry.study.image_checks import refuse_changed_images
-from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.adapters import Adapter
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.encoding import encode
@@ -16,33 +14,30 @@ from mimicry.tuning.hf_diffusers.sd3.lora import save_adapter
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.validation import Validation, decode_samples
+from mimicry.tuning.hf_diffusers.training.endings import recording_end
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 
 
 def train_adapter(job: Job) -> Adapter | None:
-    """Train the adapter of `job` and publish it in its output folder, which nobody else may work in.
+    """Train the adapter of `job` and publish it in its output folder, which this process claims.
 
     Returns:
         The adapter, in the main process.
     """
-    with ExitStack() as stack:
-        checkpoint_asked = stack.enter_context(signal_noted(signal.SIGUSR1))
+    with signal_noted(signal.SIGUSR1) as checkpoint_asked:
         setup = Setup.prepare(job)
-        claim = None
-        with setup.runtime.processes.failing_together():
-            if setup.runtime.processes.is_main:
-                claim = stack.enter_context(Claim.take(job.inputs.output_dir))
-        record = setup.new_record(claim)
-        record.begin()
-        adapter = _train(setup, record, checkpoint_asked)
-        # Nothing holds the transformer any more.
-        decode_samples(setup, record)
+        with setup.claimed() as claim:
+            record = setup.new_record(claim)
+            record.begin()
+            adapter = _train(setup, record, checkpoint_asked)
+            # Nothing holds the transformer any more.
+            decode_samples(setup, record)
     return adapter
 
 
 def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]) -> Adapter | None:
-    processes, config, data = setup.runtime.processes, setup.job.config, setup.data
-    with processes.guarded(record.recording_end()):
+    runtime, config, data = setup.runtime, setup.job.config, setup.data
+    with runtime.processes.guarded(recording_end(record)):
         for warning in data.captions.warnings if data.captions else ():
             record.warn(warning)
         with record.stage("encode"):
@@ -57,12 +52,12 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
             trainer = Trainer(model, batches, record)
             evaluation = Evaluation(model, batches, encoded.eval_images, record)
             validation = Validation(setup, model, encoded.validation, record)
-        with model.attention():
+        with runtime.attention():
             # The adapter is still that of step 0, which changes nothing, in a run that is resumed too.
             validation.draw_base()
         if record.resumed is not None:
             trainer.restore(record.resumed)
-        with trainer.saved_when_stopped(), processes.deferring_stops(), model.attention():
+        with trainer.saved_when_stopped(), runtime.processes.deferring_stops(), runtime.attention():
             if record.resumed is None:
                 evaluation.evaluate_at(0)
             # Of the step that a stop signal may have come after.
@@ -71,11 +66,11 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
                 trainer.run(checkpoint_asked, validation.draw_after)
             evaluation.evaluate_at(data.schedule.step_count)
             with stop_signals_held(), nullcontext() if record.claim is None else record.claim.fenced():
-                return _save(setup, model, record) if processes.is_main else None
+                return _save(setup, model, record) if runtime.processes.is_main else None
 
 
 def _save(setup: Setup, model: AdaptedTransformer, record: RunRecord) -> Adapter:
-    refuse_changed_images(setup.data.images, record.images)
+    setup.data.refuse_changed_images(record.images)
     folder = setup.job.inputs.output_dir
     adapter = save_adapter(model.transformer, folder, setup.job.config, record.finished())
     record.end_with(adapter)

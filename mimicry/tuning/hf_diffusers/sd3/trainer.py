@@ -29,8 +29,8 @@ class Trainer:
     def __init__(self, model: AdaptedTransformer, batches: BatchSource, record: RunRecord) -> None:
         self.model = model
         self.batches = batches
-        self._record = record
-        self.config, self.runtime, self.schedule = model.config, model.runtime, batches.schedule
+        self.record = record
+        self.config, self.runtime, self.schedule = model.runtime.config, model.runtime, batches.schedule
         optimizer = make_optimizer(self.config, model.parameters.values(), self.runtime.device)
         # Not prepared by accelerate, which would count a step once for each process.
         self.scheduler = make_scheduler(self.config, optimizer, self.schedule.step_count)
@@ -49,19 +49,19 @@ class Trainer:
         """Take all optimizer steps that are left, and write the checkpoints that are due.
 
         Args:
-            checkpoint_asked: says after each step whether somebody wants a checkpoint now.
+            checkpoint_asked: returns after each step whether a checkpoint was asked for.
             after_step: called with the number of each step, once it was taken and its checkpoint written.
 
         Raises:
-            TrainingFailed: the loss or the gradient is no finite number.
+            TrainingFailed: the loss or the gradient is not a finite number.
         """
         step_count = self.schedule.step_count
         for warning in optimizer_warnings(self.config):
-            self._record.warn(warning)
-        say(f"training {step_count - self._record.steps} steps on {self.runtime.device}")
+            self.record.warn(warning)
+        say(f"training {step_count - self.record.steps} steps on {self.runtime.device}")
         self.model.transformer.train()
         with closing(self._coming):
-            for step in range(self._record.steps + 1, step_count + 1):
+            for step in range(self.record.steps + 1, step_count + 1):
                 loss, _ = self.take_step(step)
                 # The last one would be removed at once.
                 due = step % self.config.checkpointing_steps == 0 and step < step_count
@@ -74,7 +74,7 @@ class Trainer:
     def take_step(self, step: int) -> tuple[float, float]:
         """Take optimizer step number `step`, counted from 1; return mean loss and norm of the gradient.
 
-        A stop signal finds the step either not taken or taken and recorded, in all processes alike.
+        A stop signal ends the run either before the step or after it is recorded, in all processes alike.
         """
         config, accelerator = self.config, self.runtime.accelerator
         begin = time.monotonic()
@@ -83,13 +83,13 @@ class Trainer:
         grad_norm = accelerator.clip_grad_norm_(list(self.model.parameters.values()), config.max_grad_norm)
         # One transfer from the device for the whole step.
         loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
-        self._refuse_divergence(step, loss_value, norm_value)
+        self.refuse_divergence(step, loss_value, norm_value)
         with stop_signals_held():
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad()
             seconds = time.monotonic() - begin
-            self._record.add_step(step, loss_value, learning_rate, norm_value, seconds)
+            self.record.add_step(step, loss_value, learning_rate, norm_value, seconds)
         return loss_value, norm_value
 
     def _accumulate(self, step: int) -> Tensor:
@@ -108,10 +108,10 @@ class Trainer:
             loss = self.model.loss(batch)
             self.runtime.accelerator.backward(loss / (count * processes.count))
             losses.append(loss.detach())
-        # Before gradients are added up: nobody waits in a kernel for a process that is gone.
+        # Before gradients are summed, so that no process waits in a kernel for a dead one.
         met = processes.barrier_gather(drawn)
         for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
-            self._record.add_draw(sample, level)
+            self.record.history.add_draw(sample, level)
         mean_loss = torch.stack(losses).mean() / processes.count
         gradients = (value.grad for value in self.model.parameters.values())
         processes.all_reduce_sum([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
@@ -122,9 +122,9 @@ class Trainer:
         checkpoint.restore(self.model.parameters, self._parts())
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the state after the last whole optimizer step, whatever signals come."""
+        """Write a checkpoint of the state after the last whole optimizer step; signals wait meanwhile."""
         with stop_signals_held():
-            self._record.save_checkpoint(self.model.parameters, self._parts())
+            self.record.save_checkpoint(self.model.parameters, self._parts())
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -132,7 +132,7 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            if not self._record.complete:
+            if not self.record.complete:
                 self.save_checkpoint()
             raise
 
@@ -142,18 +142,23 @@ class Trainer:
         scaler = self.runtime.accelerator.scaler
         return parts if scaler is None else parts | {"scaler": scaler}
 
-    def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+    def refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+        """Refuse a loss or gradient that is not a finite number.
+
+        Raises:
+            TrainingFailed: it is not.
+        """
         name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
-        if math.isfinite(value) or (name == "gradient" and self._finds_scale()):
+        if math.isfinite(value) or (name == "gradient" and self._is_scaling_down()):
             return
-        raise self.runtime.processes.agreed(
+        raise self.runtime.processes.common_error(
             TrainingFailed(
                 f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
             )
         )
 
-    def _finds_scale(self) -> bool:
-        """Return whether an overflow is a matter of course: fp16's scaler leaves such a step out."""
+    def _is_scaling_down(self) -> bool:
+        """Return whether an overflow is expected: fp16's scaler skips such a step."""
         scaler = self.runtime.accelerator.scaler
         # It halves its scale then; below 1 there is nothing left to find.
         return scaler is not None and scaler.get_scale() >= 1

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
 from mimicry.study.sample_files import save_sample
-from mimicry.tuning.adapters.folder import SAMPLES
+from mimicry.tuning.adapters import SAMPLES
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
@@ -34,8 +34,6 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_modulation
 from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
 from mimicry.tuning.options.config import TuningConfig
@@ -119,7 +117,7 @@ class Validation:
     @functools.cached_property
     def _embeds(self) -> tuple[PromptEmbeds, PromptEmbeds]:
         assert self._prompts is not None
-        device, dtype = self._model.runtime.device, training_dtype(self._config)
+        device, dtype = self._model.runtime.device, self._model.runtime.dtype
         return self._prompts.prompt.to(device, dtype), self._prompts.negative.to(device, dtype)
 
     @functools.cached_property
@@ -136,8 +134,8 @@ class Validation:
 
 
 def decode_samples(setup: Setup, record: RunRecord) -> None:
-    """Turn all latents that the run has left into images; to be called when the transformer is gone."""
-    free_memory(setup.runtime.device)
+    """Decode all latents that the run has left; call it when nothing refers to the transformer any more."""
+    setup.runtime.free_memory()
     files = sorted((setup.job.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
     if not files or not setup.runtime.processes.is_main:
         return
@@ -185,7 +183,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
 
 @contextmanager
 def _only_a_warning(record: RunRecord, what: str) -> Iterator[None]:
-    """Run the body; whatever goes wrong in it costs the images, and nothing else."""
+    """Run the body; an error in it is a warning, and costs only the images."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
 """Checkpoints: the state after an optimizer step, from which a run goes on as if it had never stopped.
 
     checkpoint-{step}/adapter.safetensors    parameters of the LoRA, in fp32
-                      state.safetensors      tensors of the optimizer, and of whatever else has a state
+                      state.safetensors      tensors of the optimizer and of others with a state
                       metrics.jsonl          the metrics up to this step
                       checkpoint.json        step, what it belongs to, states without their tensors, sha256s
 
@@ -24,8 +24,8 @@ from torch import Tensor
 from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
 from mimicry.study.captions import record_differences
+from mimicry.tuning.adapters import METRICS, AdapterFolder
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
-from mimicry.tuning.adapters.folder import METRICS, AdapterFolder
 from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE
 
@@ -46,7 +46,7 @@ class Stateful(Protocol):
 
 
 class NotWholeError(Exception):
-    """A folder named like a checkpoint is none, or is damaged."""
+    """A folder named like a checkpoint is not one, or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Checkpoint:
         """Put parameters and states back to where they were.
 
         Raises:
-            TrainingFailed: they are others than those that were saved.
+            TrainingFailed: they are not the ones that were saved.
         """
         try:
             saved, tensors = load_file(self.folder / ADAPTER), load_file(self.folder / STATE)
@@ -102,12 +102,12 @@ class Checkpoint:
         ):
             raise TrainingFailed(
                 f"{self.folder.name} was saved by a trainer with other parts; type "
-                f"--resume-from-checkpoint {RESUME_NONE} to begin anew"
+                f"--resume-from-checkpoint {RESUME_NONE} to start over"
             )
         for name, value in parameters.items():
             value.data.copy_(saved[name])
         for name, part in parts.items():
-            part.load_state_dict(_unpacked(self.facts["states"][name], tensors))
+            part.load_state_dict(unpack(self.facts["states"][name], tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +176,11 @@ class Checkpoints:
             return
         adapter = {name: _copied(value.float()) for name, value in parameters.items()}
         tensors: dict[str, Tensor] = {}
-        states = {name: _packed(part.state_dict(), name, tensors) for name, part in parts.items()}
+        states = {name: pack(part.state_dict(), name, tensors) for name, part in parts.items()}
         for name, value in {**adapter, **tensors}.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise TrainingFailed(
-                    f"after step {step}, {name} is no finite number: training diverged; type a smaller "
+                    f"after step {step}, {name} is not a finite number: training diverged; type a smaller "
                     f"--learning-rate"
                 )
         with atomic_folder(folder) as temporary:
@@ -249,8 +249,8 @@ def _copied(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return a state as JSON, its tensors moved to `tensors`; `_unpacked` is the way back.
+def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Return a state as JSON, its tensors moved to `tensors`; `unpack` is the way back.
 
     A dict becomes a list of pairs, since its keys may be numbers.
     """
@@ -258,23 +258,23 @@ def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = _copied(value)
         return {_TENSOR: name}
     if isinstance(value, dict):
-        pairs = [[key, _packed(item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        pairs = [[key, pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]
         return {"dict": pairs}
     if isinstance(value, (list, tuple)):
-        items = [_packed(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+        items = [pack(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
         return {type(value).__name__: items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == _TENSOR:
         return tensors[content]
     if kind == "dict":
-        return {key: _unpacked(item, tensors) for key, item in content}
-    items = [_unpacked(item, tensors) for item in content]
+        return {key: unpack(item, tensors) for key, item in content}
+    items = [unpack(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items

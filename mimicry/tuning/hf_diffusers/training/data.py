@@ -1,14 +1,15 @@
 """What a training shows: images, their captions, class images, and in which order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from mimicry.common.errors import TrainingFailed, UsageError
-from mimicry.study.captions import Captions
+from mimicry.study import Captions, ImageFolder, ImageRecord
 from mimicry.study.class_images import ClassImages
-from mimicry.study.images import ImageFolder
+from mimicry.study.image_checks import refuse_changed_images
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import (
     class_images_of,
@@ -39,6 +40,14 @@ class TrainingData:
     @property
     def class_paths(self) -> list[Path]:
         return [] if self.class_images is None else self.class_images.images.paths
+
+    def refuse_changed_images(self, records: Sequence[ImageRecord]) -> None:
+        """Refuse images that are not those of the records any more.
+
+        Raises:
+            TrainingFailed: they were changed.
+        """
+        refuse_changed_images(self.images, records)
 
     @classmethod
     def make(

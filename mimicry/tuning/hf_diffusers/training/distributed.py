@@ -1,12 +1,12 @@
-"""Several processes that train one adapter together: what they tell each other, and how they end together.
+"""Several processes that train one adapter together: what they exchange, and how they end together.
 
-Each computes its share of a step's samples; gradients are added up once for each optimizer step, and then all
-take the same step. There is no wrapper around the model: the conditioning table, checkpointing and compiled
-blocks stay what they are. The main process alone prints and writes files; it ends last, so that its records
-are in order when the launcher looks.
+Each computes its shard of a step's samples. Gradients are summed once for each optimizer step, and then all
+take the same step. The model is not wrapped, so the modulation cache, checkpointing and compiled blocks work
+as in one process. Only the main process prints and writes files. It ends last, so that its records are
+complete when the launcher looks.
 
-Words go through gloo on every device. There a process that is gone breaks the connection, where a kernel of
-NCCL would wait for it for ever.
+Messages go through gloo on every device: there a dead process breaks the connection, where an NCCL kernel
+would wait for it for ever.
 """
 
 import json
@@ -28,24 +28,24 @@ from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
 
 Value = TypeVar("Value")
 
-# One may wait for another that encodes, evaluates or saves, however long; what hangs is for the stall guard.
-_PATIENCE = timedelta(days=7)
-GROUP_OPTIONS = InitProcessGroupKwargs(timeout=_PATIENCE)
-# How long the others wait for the main process to put its records in order.
-_LAST_WORDS = timedelta(seconds=60)
+# A process may wait long for another that encodes, evaluates or saves; the stall guard ends what hangs.
+_TIMEOUT = timedelta(days=7)
+GROUP_OPTIONS = InitProcessGroupKwargs(timeout=_TIMEOUT)
+# How long the others wait for the main process to write its records.
+_RECORDS_TIMEOUT = timedelta(seconds=60)
 _DONE = "mimicry/done"
 
 
 class Processes:
-    """The processes of one training, as one of them sees them. A lone one waits for nobody."""
+    """The processes of one training, as seen by one of them. A lone process never waits."""
 
     def __init__(self, count: int = 1, index: int = 0, group: Any = None) -> None:
-        """See `of`; `group` is torch's group of all processes, for words."""
+        """See `of`; `group` is torch's group of all processes, for messages."""
         self.count = count
         self.index = index
         self._group = group
-        # All have agreed on how this training ends, the main process too.
-        self._agreed = False
+        # All processes know how this training ends, the main one too.
+        self._end_is_common = False
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> "Processes":
@@ -53,7 +53,7 @@ class Processes:
         count = int(accelerator.num_processes)
         if count == 1:
             return cls()
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.get_backend() != "gloo" else None
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.get_backend() != "gloo" else None
         return cls(count, int(accelerator.process_index), group)
 
     @property
@@ -62,7 +62,7 @@ class Processes:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Run the body in each process; where it fails in one, it fails in all, and the main one says it all.
+        """Run the body in each process; if it fails in one, it fails in all, and the main one reports it.
 
         Raises:
             MimicryError: in the main process, that of the first one that failed, or a TrainingFailed.
@@ -89,12 +89,12 @@ class Processes:
         raise kind(*(self._named(index, problem) for problem in problems))
 
     def broadcast_from_main(self, decide: Callable[[], Value]) -> Value:
-        """Return what `decide` returns in the main process; where it fails there, all end."""
+        """Return what `decide` returns in the main process; if it fails there, all processes end."""
         if self.count == 1:
             return decide()
         words: list[Any] = [None]
         if not self.is_main:
-            self._talk(lambda: dist.broadcast_object_list(words, src=0, group=self._group))
+            self._exchange(lambda: dist.broadcast_object_list(words, src=0, group=self._group))
             code, value = words[0]
             if code is not None:
                 raise SystemExit(code)
@@ -107,12 +107,12 @@ class Processes:
             words = [(error.exit_code, None)]
             raise
         finally:
-            self._talk(lambda: dist.broadcast_object_list(words, src=0, group=self._group))
+            self._exchange(lambda: dist.broadcast_object_list(words, src=0, group=self._group))
         return decided
 
     @contextmanager
     def guarded(self, recorded: AbstractContextManager[None]) -> Iterator[None]:
-        """Run the training of this process within `recorded`; however it ends, it ends everywhere.
+        """Run the training of this process within `recorded`; when it ends in one process, it ends in all.
 
         Raises:
             TrainingFailed: in the main process, when another one has failed.
@@ -122,15 +122,15 @@ class Processes:
                 yield
             return
         try:
-            with recorded, self._speaking_up():
+            with recorded, self._posting_end():
                 yield
-            self._agreed = True
+            self._end_is_common = True
         finally:
             with suppress(RuntimeError):
                 if self.is_main:
                     _get_default_store().set(_DONE, "")
-                elif self._agreed:
-                    _get_default_store().wait([_DONE], _LAST_WORDS)
+                elif self._end_is_common:
+                    _get_default_store().wait([_DONE], _RECORDS_TIMEOUT)
 
     def deferring_stops(self) -> AbstractContextManager[None]:
         """Return a context in which stop signals wait for `barrier_gather`; not in a lone process."""
@@ -138,74 +138,74 @@ class Processes:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether a stop signal waits: the sooner this process comes to meet the others the better."""
+        """Whether a stop signal waits: this process should reach the next `barrier_gather` soon."""
         return self.count > 1 and held_signal() is not None
 
     def barrier_gather(self, word: Value) -> list[Value]:
-        """Wait for all processes and return their words, in their order.
+        """Wait for all processes, and return what each has brought, in their order.
 
         Raises:
-            Interrupted: a stop signal has come to one of them; it is raised in all.
-            TrainingFailed: one is gone.
+            Interrupted: one of them received a stop signal; it is raised in all.
+            TrainingFailed: one has died.
         """
         if self.count == 1:
             return [word]
         found = self._gather((held_signal(), word))
         signals = [number for number, _ in found if number is not None]
         if signals:
-            self._agreed = True
+            self._end_is_common = True
             drop_held_signals()
             raise Interrupted(signals[0])
         return [word for _, word in found]
 
     def shard(self, items: Sequence[Value]) -> list[Value | None]:
-        """Return this process's part of `items`; None fills it up, so that all have as many."""
+        """Return this process's shard of `items`, padded with None so that all have the same length."""
         part: list[Value | None] = list(items[self.index :: self.count])
         return part + [None] * (-(-len(items) // self.count) - len(part))
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each of `tensors`, in fp32, by its sum over all processes: the same bits in each."""
+        """Replace each of `tensors`, in fp32, by its sum over all processes; all get the same bits."""
         if self.count == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        self._talk(lambda: dist.all_reduce(flat))
+        self._exchange(lambda: dist.all_reduce(flat))
         totals = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, total in zip(tensors, totals, strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def agreed(self, error: MimicryError) -> MimicryError | SystemExit:
-        """Return what to raise for an error that all processes find alike: the main one says it."""
-        self._agreed = True
+    def common_error(self, error: MimicryError) -> MimicryError | SystemExit:
+        """Return what to raise for an error that all processes find together: the main one reports it."""
+        self._end_is_common = True
         return error if self.is_main else SystemExit(error.exit_code)
 
     @contextmanager
-    def _speaking_up(self) -> Iterator[None]:
-        """Leave word of how this process ends; in the main one, say what the others have left."""
+    def _posting_end(self) -> Iterator[None]:
+        """Post how this process ends; in the main one, report what the others have posted."""
         try:
             yield
         except Interrupted as stop:
-            failure = self._end_of_others()[0] if self.is_main else None
+            failure = self._posted_ends()[0] if self.is_main else None
             if failure is not None:
                 raise TrainingFailed(failure) from stop
-            self._leave_word({"signal": stop.number})
+            self._post_end({"signal": stop.number})
             raise
         except Exception as error:
-            self._leave_word({"problems": _problems(error)})
+            self._post_end({"problems": _problems(error)})
             if self.is_main or not isinstance(error, MimicryError):
                 raise
             raise SystemExit(error.exit_code) from error
 
-    def _leave_word(self, word: dict[str, Any]) -> None:
-        # The store may be gone with the process that kept it.
+    def _post_end(self, word: dict[str, Any]) -> None:
+        # The store is gone when the process that kept it has ended.
         with suppress(RuntimeError):
             _get_default_store().set(f"mimicry/end/{self.index}", json.dumps(word))
-        if not self.is_main and "problems" in word and not self._agreed:
-            # The main process says it too, if it still can.
+        if not self.is_main and "problems" in word and not self._end_is_common:
+            # The main process reports it too, if it still can.
             for problem in word["problems"]:
                 print(f"error: {self._named(self.index, problem)}", file=sys.stderr)
 
-    def _end_of_others(self) -> tuple[str | None, int | None]:
-        """Return why another process has failed, if one said so, and the signal that stopped another one."""
+    def _posted_ends(self) -> tuple[str | None, int | None]:
+        """Return why another process failed and the signal that stopped another one, as they posted it."""
         failure, number = None, None
         for index in range(self.count):
             key = f"mimicry/end/{index}"
@@ -217,20 +217,20 @@ class Processes:
                 number = number or word.get("signal")
         return failure or None, number
 
-    def _talk(self, speak: Callable[[], Any]) -> None:
-        """Let torch exchange something.
+    def _exchange(self, speak: Callable[[], Any]) -> None:
+        """Let torch exchange data.
 
         Raises:
-            TrainingFailed: another process is gone, with what it said before.
-            Interrupted: another one has been stopped.
+            TrainingFailed: another process has died; the message is what it posted, if it did.
+            Interrupted: another one was stopped.
         """
         try:
             speak()
         except RuntimeError as error:
-            # Not for the record: it names ports.
+            # Not part of the error, which is recorded: it names ports.
             print(f"process {self.index}: {error}", file=sys.stderr)
-            failure, number = self._end_of_others()
-            # The launcher sends a stop signal to those that are left: it is no reason.
+            failure, number = self._posted_ends()
+            # The launcher then stops the remaining processes by a signal, which is not the reason.
             drop_held_signals()
             if failure is None and number is not None:
                 raise Interrupted(number) from error
@@ -242,7 +242,7 @@ class Processes:
 
     def _gather(self, word: Value) -> list[Value]:
         found: list[Any] = [None] * self.count
-        self._talk(lambda: dist.all_gather_object(found, word, group=self._group))
+        self._exchange(lambda: dist.all_gather_object(found, word, group=self._group))
         return found
 
     def _named(self, index: int, problem: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 def host_memory_problem(byte_count: int) -> str | None:
     """Return why something optional of `byte_count` bytes is too much for host memory, in words, or None.
 
-    It may take half of what is free: the rest is for latents, prompts and whatever else the machine does.
+    It may take half of what is free: the rest is for latents, prompts and other programs.
     """
     free = free_host_bytes()
     if byte_count <= free // 2:
@@ -20,7 +20,7 @@ def host_memory_problem(byte_count: int) -> str | None:
 
 def free_host_bytes() -> int:
     """Return how much memory this process may still take: of the machine, or of its control group."""
-    return min(_machine_free_bytes(), *_group_free_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    return min(_machine_free_bytes(), *group_free_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
 
 
 def _machine_free_bytes() -> int:
@@ -48,7 +48,7 @@ _VERSIONS = {
 }
 
 
-def _group_free_bytes(membership: Path, root: Path) -> Iterator[int]:
+def group_free_bytes(membership: Path, root: Path) -> Iterator[int]:
     """Yield what is left in each control group that holds us and has a limit."""
     lines: list[str] = []
     with suppress(OSError):

@@ -41,7 +41,7 @@ class LatentSource:
     """Latents of the samples of a run, each drawn anew from the posterior of its image.
 
     The posterior of an image is computed by the VAE in fp32, one image at a time, so that a sample is the
-    same whether it was cached or not, and whatever its batch.
+    same in every batch, cached or not.
     """
 
     def __init__(

@@ -4,48 +4,35 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.claims import Claim
-from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
-from mimicry.common.files import canonical_json, set_aside, sha256_text, utc_now, write_bytes, write_json
-from mimicry.common.scrubbing import scrub
-from mimicry.study.class_images import ClassImages
-from mimicry.study.images import ImageRecord
-from mimicry.study.states import State
-from mimicry.tuning.adapters.folder import SAMPLES, AdapterFolder
+from mimicry.common.errors import TrainingFailed, disk_fault
+from mimicry.common.files import set_aside, sha256_text, utc_now, write_bytes, write_json
+from mimicry.study import ImageRecord, State
+from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder
 from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
-from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.device_memory import peak_memory_bytes
-from mimicry.tuning.hf_diffusers.training.rng import Sample
+from mimicry.tuning.hf_diffusers.training.history import History
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 from mimicry.tuning.hf_diffusers.training.trackers import Reports
 from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE, TuningConfig
-
-# A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
-# and at least MINIMUM count: single losses differ by a factor of two or three with the timesteps drawn.
-SPIKE_FACTOR = 5.0
-SPIKE_WINDOW = 50
-SPIKE_MINIMUM = 10
 
 
 @dataclass(kw_only=True)
 class RunRecord:
     """The record of one run; nothing is written before `begin`.
 
-    Of several processes the main one alone writes; the others keep the same record to themselves.
+    Only the main process writes; others keep the same record in memory.
 
     Attributes:
         facts: what is known before training; see `describe_training`.
@@ -63,15 +50,15 @@ class RunRecord:
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    eval_losses: dict[int, float] = field(default_factory=dict)
     eval_facts: dict[str, Any] = field(default_factory=dict)
-    loss_spikes: list[dict[str, float]] = field(default_factory=list)
     complete: bool = False
     resumed: Checkpoint | None = None
     earlier_seconds: float = 0.0
-    _draws: str = ""
-    _new_draws: list[list[Any]] = field(default_factory=list)
+
+    @cached_property
+    def history(self) -> History:
+        """The losses and draws so far."""
+        return History(self.config.samples_per_step)
 
     def begin(self) -> None:
         """Set aside what is in the way, load the record of a run that is resumed, and say that we run.
@@ -89,7 +76,7 @@ class RunRecord:
         if self._writes:
             options = self.facts["recipe"]["options"]
             self.reports.begin(self.output_dir, options, run_id=self._report_id, steps=self.steps)
-        self._write(State.RUNNING)
+        self.write(State.RUNNING)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -148,7 +135,7 @@ class RunRecord:
         )
         if not complete:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            self._write(State.BLOCKED, error=problem)
+            self.write(State.BLOCKED, error=problem)
         raise TrainingFailed(problem)
 
     @property
@@ -160,7 +147,7 @@ class RunRecord:
     @property
     def steps(self) -> int:
         """The optimizer steps that were taken so far, those before a resumption included."""
-        return len(self.losses)
+        return self.history.steps
 
     def seconds(self) -> float:
         """Return the seconds that the run took so far, in all processes that took part in it."""
@@ -189,52 +176,34 @@ class RunRecord:
     ) -> None:
         """Append a line to metrics.jsonl: one for each optimizer step, counted from 1.
 
-        A norm that is no finite number, of a step that fp16's scaler leaves out, becomes null.
+        A norm that is not a finite number, of a step that fp16's scaler leaves out, becomes null.
         """
-        self._note_spike(step, loss)
-        self.losses.append(loss)
-        self._close_draws()
+        self.history.add_loss(step, loss)
         line = {
             "step": step,
             "loss": loss,
             "lr": learning_rate,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "seconds": round(seconds, 4),
-            "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
+            "peak_memory_bytes": self.runtime.peak_memory_bytes(),
         }
         self._append_metrics(line)
 
     def add_eval(self, step: int, loss: float) -> None:
         """Append the evaluation loss after optimizer step `step` to metrics.jsonl; 0 is the base model."""
-        self.eval_losses[step] = loss
+        self.history.eval_losses[step] = loss
         self._append_metrics({"step": step, "eval_loss": loss})
-
-    def add_class_images(self, class_images: ClassImages) -> None:
-        """Keep in training_run.json, and in checkpoints, which class images were generated."""
-        if "class_images" not in self.facts:
-            self.facts["class_images"] = class_images.record()
-
-    def add_draw(self, sample: Sample, timestep_index: int) -> None:
-        """Take a sample into the hash of all draws, which is equal for equal sequences of samples.
-
-        It counts once its optimizer step was taken.
-        """
-        crop = sample.crop
-        kind = [sample.kind] if sample.kind else []
-        self._new_draws.append(
-            [sample.index, sample.stem, crop.across, crop.down, crop.flipped, timestep_index, *kind]
-        )
 
     def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:
         """Write a checkpoint of the present step; one that cannot be written is a warning."""
-        if not self.losses or not self._writes:
+        if not self.steps or not self._writes:
             return
         self._check_claim()
         facts = {
             "recipe_hash": self.facts["recipe_hash"],
             "numerics": self.facts["numerics"],
-            "draws": self._draws,
-            "loss_spikes": self.loss_spikes,
+            "draws": self.history.draws_hash,
+            "loss_spikes": self.history.loss_spikes,
             "report_id": self._report_id,
             "started_at": self.started_at,
             "seconds": self.seconds(),
@@ -249,10 +218,10 @@ class RunRecord:
 
     def finished(self) -> dict[str, Any]:
         """Return the whole content of training_run.json for a run that reached its last step."""
-        return self._content(State.COMPLETE) | {
-            "final_loss": self.losses[-1],
-            "mean_loss": fmean(self.losses),
-            "draws_sha256": self._draws,
+        return self.content(State.COMPLETE) | {
+            "final_loss": self.history.losses[-1],
+            "mean_loss": fmean(self.history.losses),
+            "draws_sha256": self.history.draws_hash,
         }
 
     def end_with(self, adapter: Adapter) -> None:
@@ -260,35 +229,6 @@ class RunRecord:
         self.complete = True
         self.checkpoints.remove_all()
         say(f"saved {self.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
-
-    @contextmanager
-    def recording_end(self) -> Iterator[None]:
-        """Run the body; how it ends, if not well, is written to training_run.json."""
-        try:
-            yield
-        except Interrupted as stop:
-            self._write_end(State.INTERRUPTED, f"stopped by {stop}")
-            raise
-        except ClaimLost:
-            raise
-        except MimicryError as error:
-            self._write_end(State.FAILED, str(error))
-            raise
-        except torch.OutOfMemoryError as error:
-            message = (
-                f"out of GPU memory: {str(error).splitlines()[0]}; type a smaller --resolution or "
-                f"--train-batch-size, and leave --gradient-checkpointing and --cache-latents on"
-            )
-            self._write_end(State.FAILED, message)
-            raise TrainingFailed(message) from error
-        except Exception as error:
-            fault = disk_fault(error)
-            self._write_end(State.FAILED, fault or f"{type(error).__name__}: {error}".strip())
-            if fault:
-                raise TrainingFailed(fault) from error
-            raise
-        finally:
-            self.reports.close()
 
     def _check_claim(self) -> None:
         if self.claim is not None:
@@ -313,11 +253,7 @@ class RunRecord:
         metrics = checkpoint.metrics()
         if self._writes:
             write_bytes(self._folder.metrics, metrics)
-        lines = [json.loads(line) for line in metrics.splitlines()]
-        self.losses = [line["loss"] for line in lines if "loss" in line]
-        self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
-        self.loss_spikes = list(checkpoint.facts["loss_spikes"])
-        self._draws = checkpoint.facts["draws"]
+        self.history.restore(metrics, checkpoint.facts)
         self.started_at = checkpoint.facts.get("started_at", self.started_at)
         self.earlier_seconds = checkpoint.facts.get("seconds", 0.0)
         say(f"resuming after step {self.steps}")
@@ -325,32 +261,14 @@ class RunRecord:
         if changed:
             self.warn(f"resumed with other numerics, so the last bits may differ: {', '.join(changed)}")
 
-    def _note_spike(self, step: int, loss: float) -> None:
-        """Record a loss far above those just before it: SPIKE_FACTOR times their median."""
-        before = self.losses[-SPIKE_WINDOW:]
-        if len(before) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * median(before):
-            self.loss_spikes.append({"step": step, "loss": loss})
-            say(f"loss spike at step {step}: {loss:.4f}, where the median was {median(before):.4f}")
-
-    def _close_draws(self) -> None:
-        """Take the draws of the steps that were taken into the hash, a chain that can be taken up again."""
-        end = self.steps * self.config.samples_per_step
-        taken = [facts for facts in self._new_draws if facts[0] < end]
-        self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
-        self._draws = sha256_text(self._draws + canonical_json(taken))
-
-    def _write_end(self, status: State, error: str) -> None:
-        if not self.complete:
-            # What has ended the run may be in the way of this, too: it is what is to be told.
-            with stop_signals_held(), suppress(OSError):
-                self._write(status, error=scrub(error))
-
-    def _write(self, status: State, **more: Any) -> None:
+    def write(self, status: State, **more: Any) -> None:
+        """Write training_run.json of a run in that state, and what `more` there is to say."""
         if self._writes:
             self._check_claim()
-            write_json(self._folder.record, self._content(status) | more)
+            write_json(self._folder.record, self.content(status) | more)
 
-    def _content(self, status: State) -> dict[str, Any]:
+    def content(self, status: State) -> dict[str, Any]:
+        """Return what training_run.json holds of a run in that state."""
         return self.facts | {
             "status": status,
             "started_at": self.started_at,
@@ -359,13 +277,13 @@ class RunRecord:
             "stage_seconds": self.stage_seconds,
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,
-            "loss_spikes": self.loss_spikes,
-            "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
+            "loss_spikes": self.history.loss_spikes,
+            "peak_memory_bytes": self.runtime.peak_memory_bytes(),
             "eval_loss": self._eval_loss(),
         }
 
     def _eval_loss(self) -> dict[str, Any]:
         if "skipped" in self.eval_facts:
             return self.eval_facts
-        end = self.eval_losses.get(self.config.step_count(len(self.images)))
-        return {"start": self.eval_losses.get(0), "end": end, **self.eval_facts}
+        end = self.history.eval_losses.get(self.config.step_count(len(self.images)))
+        return {"start": self.history.eval_losses.get(0), "end": end, **self.eval_facts}

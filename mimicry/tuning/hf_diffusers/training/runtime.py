@@ -11,16 +11,19 @@ from accelerate import Accelerator
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
+from mimicry.tuning.hf_diffusers.training.device_memory import free_memory, peak_memory_bytes
 from mimicry.tuning.hf_diffusers.training.distributed import GROUP_OPTIONS, Processes
-from mimicry.tuning.hf_diffusers.training.precision import fp16_problem
+from mimicry.tuning.hf_diffusers.training.kernels import attention
+from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
 from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
 from mimicry.tuning.options.config import TuningConfig
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The accelerator of a training and the processes that it has joined."""
+    """The accelerator of a training, and the processes that it has joined."""
 
+    config: TuningConfig
     accelerator: Accelerator
     processes: Processes
 
@@ -50,19 +53,36 @@ class Runtime:
             kwargs_handlers=[GROUP_OPTIONS],
             **tracker_arguments(config, output_dir),
         )
-        return cls(accelerator, Processes.of(accelerator))
+        return cls(config, accelerator, Processes.of(accelerator))
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.accelerator.device
-        # To torch, weights move from cpu to cpu:1, as paired processes call it: copies in host memory, which
-        # lie at other addresses, by which a linear layer rounds.
+        # Paired processes call the CPU cpu:1. For torch that is another device, so weights would be copied to
+        # other addresses in host memory, and a linear layer's rounding depends on the address.
         return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the frozen weights."""
+        return training_dtype(self.config)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of forward passes in the training precision."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
+
+    def attention(self) -> AbstractContextManager[None]:
+        """Return the context of forward and backward passes, in which attention uses the chosen kernels."""
+        return attention(self.config, self.device)
+
+    def free_memory(self) -> None:
+        """Give back what nothing refers to any more."""
+        free_memory(self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """Return the peak of memory so far."""
+        return peak_memory_bytes(self.device)
 
 
 def _problems(config: TuningConfig, *, has_gpu: bool) -> list[str]:

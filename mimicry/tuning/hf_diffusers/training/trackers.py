@@ -1,7 +1,7 @@
-"""Metrics for who watches: tensorboard and wandb, through accelerate, beside metrics.jsonl.
+"""Metrics for dashboards: tensorboard and wandb, through accelerate, beside metrics.jsonl.
 
-They are told of steps and of the recipe's options, and of no path, host or token. One that fails is a
-warning, and from then on nothing is sent.
+They receive steps and the recipe's options, but no path, host or token. If one fails, that is a warning, and
+nothing more is sent.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from mimicry.study.tree import AdapterId
+from mimicry.study import AdapterId
 from mimicry.tuning.hf_diffusers.metric_trackers import chosen_trackers
 from mimicry.tuning.options.config import TuningConfig
 
@@ -101,7 +101,7 @@ class Reports:
     def _only_a_warning(self) -> Iterator[None]:
         try:
             yield
-        # A library of somebody else, over a network: anything may come.
+        # Another library, over a network: it may raise any error.
         except Exception as error:
             self.accelerator.trackers = []
             # The text may name a path of this machine, which has no place in training_run.json.

@@ -7,7 +7,7 @@ import torch
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.job import Job, parse_job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.encoding import make_batch_source
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
@@ -36,7 +36,7 @@ def make_trainer(studio: Studio, output_dir: Path, *flags: str, images: Path | N
     encoders = TextEncoders(setup.model, config.variant, device, training_dtype(config), warn=print)
     prompts = encoders.encode_all(data.prompts.texts, config.max_sequence_length)
     latents = LatentSource.load(setup.model, data.images.paths, config, device, data.class_paths)
-    batches = make_batch_source(setup, prompts, latents)
+    batches = BatchSource.of(setup.model, data, setup.runtime, prompts, latents)
     model = AdaptedTransformer.load(setup, batches)
     record = setup.new_record()
     record.begin()

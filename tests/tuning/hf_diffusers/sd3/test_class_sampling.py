@@ -46,8 +46,7 @@ def encoders(setup: Setup) -> TextEncoders:
 
 def generate(setup: Setup, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
     assert setup.data.class_images is not None
-    config, device = setup.job.config, setup.runtime.device
-    make_class_images(setup.data.class_images, setup.model, config, device, prompt, negative)
+    make_class_images(setup.data.class_images, setup.model, setup.runtime, prompt, negative)
 
 
 def make(studio: Studio, folder: Path, *flags: str, count: int = COUNT) -> dict[str, str]:
@@ -178,7 +177,7 @@ def test_two_processes_make_each_image_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The other one holds the lock, and has made all images by the time that we get it."""
-    monkeypatch.setattr(class_sampling, "_SAID_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(class_sampling, "REMIND_SECONDS", 0.05)
     other = tmp_path / "other"
     make(studio, other)
     mine = tmp_path / "mine"

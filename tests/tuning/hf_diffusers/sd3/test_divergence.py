@@ -10,7 +10,7 @@ import torch
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.training import records
+from mimicry.tuning.hf_diffusers.training import history
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -32,7 +32,7 @@ def test_no_checkpoint_of_a_poisoned_state(studio: Studio, tmp_path: Path) -> No
     trainer = make_trainer(studio, tmp_path, *RUN)
     trainer.take_step(1)
     next(iter(trainer.model.parameters.values())).data[0, 0] = float("inf")
-    with pytest.raises(TrainingFailed, match=r"after step 1, .* is no finite number: training diverged"):
+    with pytest.raises(TrainingFailed, match=r"after step 1, .* is not a finite number: training diverged"):
         trainer.save_checkpoint()
     assert names(tmp_path) == ["metrics.jsonl", "training_run.json"]
 
@@ -67,20 +67,20 @@ def test_fp16_leaves_a_step_out_while_it_looks_for_its_scale(
     trainer.runtime.accelerator.scaler.scale(torch.ones(()))  # which makes its state
     if ends:
         with pytest.raises(TrainingFailed, match="the gradient of step 1 is inf"):
-            trainer._refuse_divergence(1, 0.5, float("inf"))
+            trainer.refuse_divergence(1, 0.5, float("inf"))
     else:
-        trainer._refuse_divergence(1, 0.5, float("inf"))
+        trainer.refuse_divergence(1, 0.5, float("inf"))
     with pytest.raises(TrainingFailed, match="the loss of step 1 is nan"):
-        trainer._refuse_divergence(1, float("nan"), 1.0)
-    trainer._record.add_step(1, 0.5, 1e-4, float("inf"), 0.1)
+        trainer.refuse_divergence(1, float("nan"), 1.0)
+    trainer.record.add_step(1, 0.5, 1e-4, float("inf"), 0.1)
     assert metrics(tmp_path) == [{"step": 1, "loss": 0.5, "lr": 1e-4, "grad_norm": None}]
 
 
 def test_loss_spikes_are_recorded(studio: Studio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = make_trainer(studio, tmp_path, "--max_train_steps=100")._record
+    record = make_trainer(studio, tmp_path, "--max_train_steps=100").record
     losses = {5: 9.0, 20: 4.9, 30: 5.1, 80: 7.0}  # the first comes before there is anything to compare with
     for step in range(1, 101):
         record.add_step(step, losses.get(step, 1.0), 1e-4, 1.0, 0.1)
     assert record.finished()["loss_spikes"] == [{"step": 30, "loss": 5.1}, {"step": 80, "loss": 7.0}]
     assert "loss spike at step 30: 5.1000, where the median was 1.0000" in capsys.readouterr().out
-    assert (records.SPIKE_FACTOR, records.SPIKE_WINDOW) == (5.0, 50)
+    assert (history.SPIKE_FACTOR, history.SPIKE_WINDOW) == (5.0, 50)

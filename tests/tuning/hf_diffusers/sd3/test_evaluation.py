@@ -41,9 +41,9 @@ def weights(folder: Path) -> bytes:
 
 def evaluation_of(trainer: Trainer, studio: Studio, *flags: str) -> Evaluation:
     """Return an evaluation of `trainer` on the original art."""
-    job = make_job(studio, trainer._record.output_dir, *flags, on(studio.images))
-    images = find_eval_set(job, trainer.batches.latents, trainer._record)
-    return Evaluation(trainer.model, trainer.batches, images, trainer._record)
+    job = make_job(studio, trainer.record.output_dir, *flags, on(studio.images))
+    images = find_eval_set(job, trainer.batches.latents, trainer.record)
+    return Evaluation(trainer.model, trainer.batches, images, trainer.record)
 
 
 class TestTimesteps:
@@ -237,7 +237,7 @@ class TestRecords:
             shutil.copyfile(path, many / f"{number:02}.jpg")
         trainer = make_trainer(studio, tmp_path / "out")
         job = make_job(studio, tmp_path / "out", on(many))
-        chosen = find_eval_set(job, trainer.batches.latents, trainer._record)
+        chosen = find_eval_set(job, trainer.batches.latents, trainer.record)
         assert chosen is not None
         assert chosen.stems == [f"{number:02}" for number in range(20)]
         assert "encoding 20 images for the evaluation, the first by name; 3 more are left out\n" in (
@@ -247,12 +247,12 @@ class TestRecords:
     def test_a_step_is_evaluated_once(self, studio: Studio, tmp_path: Path) -> None:
         """As in a run that was taken up again and knows the loss of its start."""
         trainer = make_trainer(studio, tmp_path)
-        trainer._record.eval_losses[0] = 0.75
+        trainer.record.history.eval_losses[0] = 0.75
         evaluation = evaluation_of(trainer, studio)
         for step in (0, STEPS, STEPS):
             evaluation.evaluate_at(step)
         assert [line["step"] for line in metrics(tmp_path)] == [STEPS]
-        assert trainer._record._content(State.RUNNING)["eval_loss"]["start"] == 0.75
+        assert trainer.record.content(State.RUNNING)["eval_loss"]["start"] == 0.75
 
 
 class TestVae:
@@ -306,7 +306,9 @@ class TestLoop:
         trainer = make_trainer(studio, tmp_path)
         evaluation = evaluation_of(trainer, studio)
         monkeypatch.setattr(
-            Trainer, "predict", lambda model, batch: torch.full_like(batch.latents_BCHW, float("nan"))
+            AdaptedTransformer,
+            "predict",
+            lambda model, batch: torch.full_like(batch.latents_BCHW, float("nan")),
         )
         with pytest.raises(TrainingFailed, match=f"evaluation loss of step {step} is nan: .*{words}"):
             evaluation.evaluate_at(step)

@@ -158,19 +158,19 @@ class TestChosenModules:
     @pytest.mark.parametrize(
         ("layers", "blocks", "expected"),
         [
-            ("attn.to_z", None, ["--lora-layers: 'attn.to_z' is no layer; did you mean 'attn.to_"]),
-            ("attn.to_k,,attn.to_v", None, ["--lora-layers: '' is no layer"]),
-            ("o_k", None, ["--lora-layers: 'o_k' is no layer"]),
-            ("pos_embed.proj", None, ["--lora-layers: 'pos_embed.proj' is no layer"]),
-            ("tokey,toque", None, ["'tokey' is no layer", "'toque' is no layer"]),
+            ("attn.to_z", None, ["--lora-layers: 'attn.to_z' is not a layer; did you mean 'attn.to_"]),
+            ("attn.to_k,,attn.to_v", None, ["--lora-layers: '' is not a layer"]),
+            ("o_k", None, ["--lora-layers: 'o_k' is not a layer"]),
+            ("pos_embed.proj", None, ["--lora-layers: 'pos_embed.proj' is not a layer"]),
+            ("tokey,toque", None, ["'tokey' is not a layer", "'toque' is not a layer"]),
             (
                 "attn.to_add_out",
                 "2",
-                ["'attn.to_add_out' is no layer in blocks 2; did you mean 'attn.to_out.0'"],
+                ["'attn.to_add_out' is not a layer in blocks 2; did you mean 'attn.to_out.0'"],
             ),
-            ("context_embedder", "0", ["'context_embedder' is no layer in blocks 0"]),
-            (None, "3", ["--lora-blocks: '3' is no block of this model; it takes numbers from 0 to 2"]),
-            (None, "0,-1, x", ["'-1' is no block", "'x' is no block"]),
+            ("context_embedder", "0", ["'context_embedder' is not a layer in blocks 0"]),
+            (None, "3", ["--lora-blocks: '3' is not a block of this model; it takes numbers from 0 to 2"]),
+            (None, "0,-1, x", ["'-1' is not a block", "'x' is not a block"]),
         ],
     )
     def test_what_is_not_there_is_named(

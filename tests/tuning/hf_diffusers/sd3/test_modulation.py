@@ -108,7 +108,7 @@ def test_how_many_go_through_a_layer_at_a_time_changes_nothing(
 ) -> None:
     keys = {(level, prompt) for level in (5, 6, 9) for prompt in (0, 1)}
     whole = make_table(narrow, keys, 2, some_prompts(2))
-    monkeypatch.setattr(modulation, "_CHUNK", chunk)
+    monkeypatch.setattr(modulation, "CHUNK", chunk)
     assert torch.equal(make_table(narrow, keys, 2, some_prompts(2)).rows_NSR, whole.rows_NSR)
 
 
@@ -136,7 +136,7 @@ def test_rows_are_kept_apart_where_the_place_in_a_batch_matters(
     assert (even.rows_NSR.shape[1], apart.rows_NSR.shape[1]) == (1, 2)
     assert apart.byte_count == 2 * even.byte_count
     assert torch.equal(even.rows([9, 5], [0, 0])[0], apart.rows([9, 5], [0, 0])[0])
-    monkeypatch.setattr(modulation, "_CHUNK", 1)
+    monkeypatch.setattr(modulation, "CHUNK", 1)
     assert torch.equal(make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1)).rows_NSR, apart.rows_NSR)
     monkeypatch.setattr(modulation, "host_memory_problem", lambda count: f"{count} bytes, too many")
     with pytest.raises(TrainingFailed, match=rf"{apart.byte_count} bytes.*--no-conditioning-table"):

@@ -127,13 +127,13 @@ def test_many_prompts_are_what_each_is_alone_and_read_each_encoder_once(
     prompts = [PROMPT, "a photograph", "of a very long description " * 40, PROMPT]
     alone = [encode(studio.base_model, prompt) for prompt in prompts]
     read: list[str] = []
-    original = TextEncoders._read
+    original = TextEncoders.read
 
     def watched(encoders: TextEncoders, kind: Any, name: str) -> Any:
         read.append(name)
         return original(encoders, kind, name)
 
-    monkeypatch.setattr(TextEncoders, "_read", watched)
+    monkeypatch.setattr(TextEncoders, "read", watched)
     together = encoders_for(studio.base_model, []).encode_all(prompts, 77)
     assert read == ["text_encoder", "text_encoder_2", "text_encoder_3"]
     for one, other in zip(alone, together, strict=True):

@@ -108,7 +108,7 @@ def test_tf32_is_used_when_asked_for_and_never_else(
 def test_layers_and_blocks_that_are_not_there_are_refused_at_once(
     flag: str, studio: Studio, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"--lora-(layers|blocks): '(attn\.toq|7)' is no"):
+    with pytest.raises(UsageError, match=r"--lora-(layers|blocks): '(attn\.toq|7)' is not a"):
         prepare(studio, tmp_path, flag)
     assert not (tmp_path / "out").exists()
 

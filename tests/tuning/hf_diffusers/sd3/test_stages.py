@@ -18,7 +18,6 @@ from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
-from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
@@ -271,8 +270,8 @@ class TestFailure:
         train(studio, out)
         before = weights(out)
         monkeypatch.setattr(
-            Trainer,
-            "batch_loss",
+            AdaptedTransformer,
+            "loss",
             lambda model, _: next(iter(model.parameters.values())).sum() * float("nan"),
         )
         with pytest.raises(TrainingFailed, match="the loss of step 1"):

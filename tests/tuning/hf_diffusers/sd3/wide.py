@@ -63,7 +63,7 @@ class Passes:
 
     def untabled(self) -> dict[str, Tensor]:
         model: Any = SD3Transformer2DModel.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
-        return self._run(model, self.pooled[self.prompts])
+        return self.run(model, self.pooled[self.prompts])
 
     def tabled(self) -> dict[str, Tensor]:
         model: Any = CachedModulationTransformer.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
@@ -78,9 +78,9 @@ class Passes:
                 keys=set(zip(self.levels, self.prompts, strict=True)),
                 batch_size=len(self.levels),
             )
-        return self._run(model, table.rows(self.levels, self.prompts))
+        return self.run(model, table.rows(self.levels, self.prompts))
 
-    def _run(self, model: Any, pooled_projections: Tensor) -> dict[str, Tensor]:
+    def run(self, model: Any, pooled_projections: Tensor) -> dict[str, Tensor]:
         """Return output, loss and the gradients of an adapter that is no longer at its beginning."""
         parameters = add_adapter(model, TuningConfig(rank=4))
         draw_lora_b(parameters)

@@ -75,16 +75,16 @@ class TestWhatLies:
             3: {"step": torch.tensor(7.0), "a": shared, "b": shared, "q": torch.arange(4).to(torch.uint8)},
         }
         tensors: dict[str, torch.Tensor] = {}
-        packed = json.loads(json.dumps(checkpoints._packed(value, "x", tensors)))
+        packed = json.loads(json.dumps(checkpoints.pack(value, "x", tensors)))
         save_file(tensors, tmp_path / "t")
-        back = checkpoints._unpacked(packed, load_file(tmp_path / "t"))
+        back = checkpoints.unpack(packed, load_file(tmp_path / "t"))
         assert list(back) == list(value)
         assert (back["text"], back["pair"]) == (value["text"], value["pair"])
         for name, tensor in back[3].items():
             assert torch.equal(tensor, value[3][name])  # type: ignore[index]
             assert tensor.dtype == value[3][name].dtype  # type: ignore[index]
         with pytest.raises(TypeError, match="x is a function"):
-            checkpoints._packed(metrics, "x", {})
+            checkpoints.pack(metrics, "x", {})
 
     def test_one_that_cannot_be_written_is_a_warning(
         self, studio: Studio, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,7 +133,7 @@ class TestNotUsed:
     def chosen(self, studio: Studio, out: Path, *flags: str, images: Path | None = None) -> RunRecord:
         """Return the record of a run that would begin now."""
         trainer = make_trainer(studio, out, *RUN, *flags, images=images)
-        return trainer._record
+        return trainer.record
 
     @pytest.mark.parametrize(("name", "damage"), DAMAGES)
     def test_a_damaged_one_is_passed_over(

@@ -6,8 +6,8 @@ import pytest
 
 from mimicry.tuning.hf_diffusers.training import host_memory
 from mimicry.tuning.hf_diffusers.training.host_memory import (
-    _group_free_bytes,
     free_host_bytes,
+    group_free_bytes,
     host_memory_problem,
 )
 
@@ -36,7 +36,7 @@ class TestControlGroups:
 
     def found(self, root: Path, line: str) -> list[int]:
         (root / "membership").write_text(f"12:cpu:/x\n{line}\n")
-        return list(_group_free_bytes(root / "membership", root))
+        return list(group_free_bytes(root / "membership", root))
 
     def test_a_limit_anywhere_above_counts(self, tmp_path: Path) -> None:
         self.write(tmp_path / "a" / "b", "max", 70)
@@ -55,4 +55,4 @@ class TestControlGroups:
 
     def test_none_is_no_fault(self, tmp_path: Path) -> None:
         assert self.found(tmp_path, "0::/gone") == []
-        assert list(_group_free_bytes(tmp_path / "nowhere", tmp_path)) == []
+        assert list(group_free_bytes(tmp_path / "nowhere", tmp_path)) == []

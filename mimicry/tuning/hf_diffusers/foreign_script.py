@@ -1,0 +1,47 @@
+"""What another training script has saved: checked and recorded as our own trainer does it."""
+
+import shutil
+
+from mimicry.common.files import utc_now
+from mimicry.study import ImageRecord, State
+from mimicry.study.image_checks import refuse_changed_images
+from mimicry.tuning.adapters import WEIGHTS
+from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.class_settings import class_images_of
+from mimicry.tuning.hf_diffusers.run_description import describe_run
+
+
+def publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord]) -> None:
+    """Move what the script has saved to its final place, with the records that it lacks.
+
+    Our own trainer checks by itself that its images were not changed meanwhile.
+    """
+    saved = job.trainer_output_dir / WEIGHTS
+    if not saved.exists():
+        return
+    refuse_changed_images(job.inputs.read_images(), images)
+    record = describe_run(
+        job.config,
+        BaseModel.resolve(job.config),
+        trainer=job.script.identity,
+        command=job.command(),
+        notes=(*job.inputs.notes, *job.script.warnings(job.config)),
+    )
+    record["paths"] |= {
+        "instance_data_dir": str(job.inputs.input_dir),
+        "output_dir": str(job.inputs.output_dir),
+    }
+    record |= {
+        "images": images,
+        "status": State.COMPLETE,
+        "started_at": started_at,
+        "finished_at": utc_now(),
+        "steps": job.step_count,
+        "eval_loss": {"skipped": f"{job.script.path.name} makes no evaluation"},
+    }
+    class_images = class_images_of(job.config)
+    if class_images is not None and not class_images.missing():
+        record["class_images"] = class_images.record()
+    job.folder.publish(saved, record, job.config.pretrained_model_name_or_path)
+    shutil.rmtree(job.trainer_output_dir)
