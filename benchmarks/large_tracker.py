@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.results_file import add_output_option, report
 from mimicry.common.files import write_json
-from mimicry.study.tracker import BookmarkStatus
+from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.execution.bookmarks import STEP, open_tracker
 
@@ -37,7 +37,7 @@ def main() -> None:
         setting, computing, reading = [], [], []
         for number in range(asked.runs):
             begin, cpu_begin = time.perf_counter(), time.process_time()
-            tracker.record(f"hf_diffusers/none/none/new/{number}", status=BookmarkStatus.COMPLETE, loss=0.5)
+            tracker.record(f"hf_diffusers/none/none/new/{number}", status=State.COMPLETE, loss=0.5)
             setting.append(time.perf_counter() - begin)
             computing.append(time.process_time() - cpu_begin)
             begin = time.perf_counter()

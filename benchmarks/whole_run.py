@@ -25,8 +25,8 @@ from PIL import Image
 
 from benchmarks.random_pipeline import SIZES, write_pipeline
 from benchmarks.results_file import add_output_option, report
-from mimicry.tuning.options.trainer_flags import trainer_flags
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.trainer_flags import trainer_flags
 
 _IMAGES = 4
 _SAMPLE_SECONDS = 0.005

@@ -17,10 +17,10 @@ from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import sha256_file
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
 from mimicry.tuning.adapters.folder import WEIGHTS
-from tests.tuning.lora_files import check_adapter
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders, _Key
 from mimicry.tuning.hf_diffusers.training.checkpoints import ADAPTER, STATE, Checkpoint
+from tests.tuning.lora_files import check_adapter
 from tests.tuning.model_files import make_model
 
 _UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

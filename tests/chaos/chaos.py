@@ -70,7 +70,7 @@ def _round(pilot: TinyPilot, seed: int, folder: Path, keep: Path | None) -> list
         print(f"seed {seed}: run {number + 1}", flush=True)
         faults += _disturbed_run(pilot, folder, chance)
         if chance.random() < 0.5:
-            print(f"seed {seed}:   {break_a_file(tree.stack_outputs(pilot.stack), chance)}", flush=True)
+            print(f"seed {seed}:   {break_a_file(tree.lora / pilot.stack, chance)}", flush=True)
     code: int | None = 0
     for _ in range(_LAST_RUNS):
         run = start_pilot(pilot, folder)

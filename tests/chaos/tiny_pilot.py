@@ -13,9 +13,10 @@ from typing import Any
 from mimicry.common.files import read_json, sha256_file, write_json
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import STEP
+from tests.small_study import output_dir
 
 _IMAGES = 3
 _STEPS = 4
@@ -102,7 +103,7 @@ class TinyPilot:
     def output_dirs(self, tree: StudyTree) -> dict[Artist, Path]:
         """Return where the adapters of the artists are."""
         return {
-            artist: tree.output_dir(self.stack, Condition(), artist)
+            artist: output_dir(tree, Condition(), artist, self.stack)
             for artist in tree.artists(tree.original_art)
         }
 

@@ -8,12 +8,15 @@ import pytest
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
+from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.batch import Batch, OnStep
+from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.planning.plan import OVERWRITTEN, Action, Target
+from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.planning.plan import OVERWRITTEN
+from mimicry.tuning.planning.target import Target
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -137,7 +140,7 @@ def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(tree: StudyTre
 def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: StudyTree) -> None:
     def notice_and_stall(target: Target, on_step: OnStep) -> int:
         record = {"status": "interrupted", "error": "stopped by SIGTERM"}
-        (target.output_dir / TRAINING_RUN).write_text(json.dumps(record))
+        target.folder.record.write_text(json.dumps(record))
         return stall(target, on_step)
 
     batch, _ = make_batch(plan_of(tree), {ANNA: notice_and_stall})
@@ -149,7 +152,7 @@ def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: S
 
 def test_one_that_was_stopped_before_it_began_a_record_is_interrupted(tree: StudyTree) -> None:
     def be_stopped_early(target: Target, on_step: OnStep) -> int:
-        (target.output_dir / TRAIN_LOG).write_text("stopped by SIGHUP\n")
+        target.folder.log.write_text("stopped by SIGHUP\n")
         return 129
 
     batch, _ = make_batch(plan_of(tree), dict.fromkeys(EVERYBODY, be_stopped_early))
@@ -214,7 +217,7 @@ def test_three_like_failures_in_a_row_stop_the_batch(
 
 def test_failures_that_differ_in_the_artist_only_are_alike(tree: StudyTree) -> None:
     def fail_in_own_folder(target: Target, on_step: OnStep) -> int:
-        return fail(f"{target.output_dir}/x of {target.artist.name} cannot be written")(target, on_step)
+        return fail(f"{target.folder}/x of {target.artist.name} cannot be written")(target, on_step)
 
     assert outcomes(run_with(tree, [fail_in_own_folder] * 4)) == ["failed"] * 3
 
@@ -272,9 +275,9 @@ def test_an_overwrite_that_was_stopped_goes_on_without_overwrite(tree: StudyTree
 
     plan = plan_of(tree, bookmarks=open_tracker(tree).bookmarks())
 
-    assert [(target.action, target.reason) for target in plan.targets] == [
-        (Action.COMPLETE, ""),
-        *[(Action.TRAIN, "its old adapter was set aside by --overwrite")] * 3,
+    assert [(target.state, target.reason) for target in plan.targets] == [
+        (State.COMPLETE, ""),
+        *[(State.PENDING, "its old adapter was set aside by --overwrite")] * 3,
     ]
     make_batch(plan)[0].run()
     assert statuses(tree) == ["complete"] * 4
@@ -287,11 +290,13 @@ def test_bookmarks_say_pending_before_anything_is_set_aside(
     put_adapter(tree)
     seen = []
 
-    def recording(folder: Path, reason: str) -> Path | None:
-        seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
-        return set_adapter_aside(folder, reason)
+    set_aside = AdapterFolder.set_aside
 
-    monkeypatch.setattr("mimicry.tuning.execution.sharing.set_adapter_aside", recording)
+    def recording(folder: AdapterFolder, reason: str) -> Path | None:
+        seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
+        return set_aside(folder, reason)
+
+    monkeypatch.setattr(AdapterFolder, "set_aside", recording)
     make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
 
     assert seen == [("pending", OVERWRITTEN)]
