@@ -182,9 +182,9 @@ def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
 def faults_of(pilot: TinyPilot, tree: StudyTree) -> list[str]:
     """Return everything in which a pilot that was disturbed differs from one that was not."""
     faults = []
-    for artist, output_dir in pilot.output_dirs(tree).items():
+    for artist, folder in pilot.output_dirs(tree).items():
         expected = (pilot.sha256s or {}).get(artist)
-        faults += [f"{artist}: {fault}" for fault in _adapter_faults(pilot, output_dir, expected)]
+        faults += [f"{artist}: {fault}" for fault in _adapter_faults(pilot, folder, expected)]
     return faults + _tracker_faults(pilot, tree)
 
 

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
+from mimicry.common.files import read_json, write_json
 from mimicry.common.programs import run_command
 from mimicry.sampling import sampler
 from mimicry.sampling.draw_samples import draw_samples
@@ -172,6 +173,33 @@ def test_what_is_there_is_not_drawn_again(
     assert drawn(own) == first
     assert run_command(draw_samples, words(study, own, "--guidance=2", "--overwrite")) == 0
     assert not set(drawn(own).values()) & set(first.values())
+
+
+def test_adapters_are_drawn_as_they_were_trained(
+    study: tuple[Studio, StudyTree], own: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with the model, resolution and precision of its record, in one call."""
+    record = output_dir(own, MIST, ANNA) / TRAINING_RUN
+    content = read_json(record)
+    content["options"]["resolution"] = 64
+    write_json(record, content)
+    resolution = read_json(output_dir(own, ORIGINAL, ANNA) / TRAINING_RUN)["options"]["resolution"]
+    command = [f"--data-root={own.data_root}", "--steps=1", "--prompt=a boat"]
+
+    assert run_command(draw_samples, command) == 0
+
+    for condition, size in ((ORIGINAL, resolution), (MIST, 64)):
+        path = own.data_root / "mimic_art" / "hf_diffusers" / f"{condition}/{ANNA}/a_boat_0.png"
+        with Image.open(path) as picture:
+            assert picture.size == (size, size)
+    assert resolution == 32
+
+    content["paths"]["pretrained_model_name_or_path"] = "./moved"
+    write_json(record, content)
+    assert run_command(draw_samples, command) == 2
+    assert "./moved: there is no such folder" in capsys.readouterr().err
+    typed = f"--pretrained-model-name-or-path={study[0].base_model}"
+    assert run_command(draw_samples, [*command, typed]) == 0
 
 
 def test_a_broken_adapter_stops_nobody_else(

@@ -184,6 +184,46 @@ def test_each_adapter_has_its_own_prompts_by_default(tree: StudyTree) -> None:
     assert prompts(base) == prompts(sets[0]) + prompts(sets[-1])
 
 
+def test_each_adapter_is_drawn_as_its_record_says(tree: StudyTree) -> None:
+    for artist, resolution, precision in ((ANNA, 64, "no"), (CLARA, 128, "bf16")):
+        options = {"rank": 4, "resolution": resolution, "mixed_precision": precision}
+        paths = {"pretrained_model_name_or_path": "lab/tiny"}
+        put_adapter(tree, ORIGINAL, artist, options=options, paths=paths)
+
+    def drawn(**changes: Any) -> list[tuple[int, str, str]]:
+        sets = plan(tree, **only(protections=("none",)), **changes)
+        return [
+            (
+                found.config.resolution,
+                found.config.mixed_precision,
+                found.config.pretrained_model_name_or_path,
+            )
+            for found in sets
+        ]
+
+    assert drawn() == [(64, "no", "lab/tiny"), (128, "bf16", "lab/tiny")]
+    assert drawn(changes={"resolution": 32}) == [(32, "no", "lab/tiny"), (32, "bf16", "lab/tiny")]
+    sets = plan(tree, **only(protections=("none",)))
+    assert [{picture.settings["resolution"] for picture in found.pictures} for found in sets] == [{64}, {128}]
+
+
+def test_a_model_that_was_moved_needs_its_new_place(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_adapter(tree, paths={"pretrained_model_name_or_path": "./old"})
+    monkeypatch.setattr(
+        BaseModel,
+        "find",
+        lambda config: BASE if config.pretrained_model_name_or_path == "./new" else None,
+    )
+    chosen = only(protections=("none",), selection=Selection(artists=(ANNA.name,)))
+
+    (lost,) = plan(tree, **chosen)
+    (found,) = plan(tree, **chosen, changes={"pretrained_model_name_or_path": "./new"})
+
+    assert lost.config.pretrained_model_name_or_path == "./old"
+    assert {picture.settings["base_model"] is None for picture in lost.pictures} == {True}
+    assert {picture.settings["base_model"] == BASE.identity() for picture in found.pictures} == {True}
+
+
 def test_a_sheet_shows_all_prompts_before_a_second_seed(tree: StudyTree) -> None:
     sets = plan(tree)
 

@@ -1,13 +1,15 @@
 """Batches: order, bookmarks, what a failure stops. The trainings are staged by a fake executor."""
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import Interrupted
-from mimicry.common.errors import BatchFault
+from mimicry.common.children import Interrupted, stop_signals_raise
+from mimicry.common.errors import BatchFault, ClaimedElsewhere
 from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
@@ -15,6 +17,7 @@ from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.execution.local import LocalJob
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
@@ -31,6 +34,7 @@ from tests.small_study import (
 )
 from tests.tuning.staged_batch import (
     Ending,
+    StagedChild,
     be_stopped,
     fail,
     leave_broken,
@@ -328,3 +332,55 @@ def test_a_stop_signal_marks_the_artist_with_the_step_and_leaves_the_others_pend
     assert outcomes(batch) == ["trained", "interrupted"]
     assert statuses(tree) == ["complete", "interrupted", "pending", "pending"]
     assert (mark_of(tree)["steps"], mark_of(tree)["error"]) == (7, "stopped by SIGTERM")
+
+
+def test_a_second_ctrl_c_does_not_lose_the_mark(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hurry(child: StagedChild, number: int, grace_seconds: float) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(StagedChild, "stop", hurry)
+    batch, _ = make_batch(plan_of(tree), {ANNA: be_stopped})
+
+    with pytest.raises(Interrupted) as stop:
+        batch.run()
+
+    assert stop.value.exit_code == 130
+    assert outcomes(batch) == ["trained", "interrupted"]
+    assert (mark_of(tree)["status"], mark_of(tree)["steps"]) == ("interrupted", 7)
+    assert list(tree.data_root.rglob(".claim*")) == []
+
+
+def test_a_stopped_artist_has_the_steps_that_its_trainer_recorded(tree: StudyTree) -> None:
+    def be_stopped_later(target: Target, on_step: OnStep) -> int:
+        target.folder.record.write_text(json.dumps({"status": "interrupted", "steps": 9}))
+        return be_stopped(target, on_step)
+
+    with pytest.raises(Interrupted):
+        make_batch(plan_of(tree), {ANNA: be_stopped_later})[0].run()
+
+    assert mark_of(tree)["steps"] == 9
+
+
+def test_a_stop_signal_that_comes_while_a_claim_is_refused_is_not_lost(
+    tree: StudyTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> LocalJob:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ClaimedElsewhere("in use")
+
+    batch, executor = make_batch(plan_of(tree))
+    monkeypatch.setattr(executor, "submit", refuse)
+
+    with stop_signals_raise(), pytest.raises(Interrupted):
+        batch.run()
+
+    assert outcomes(batch) == []
+
+
+def test_it_is_said_first_that_an_artist_is_trained(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_batch(plan_of(tree, artists=("Anna_Berg",)))[0].run()
+
+    said = capsys.readouterr().out
+    assert said.index("training on 3 images") < said.index("complete in")

@@ -1,4 +1,4 @@
-"""Uploads that are still pending are found and made, by `mimicry upload` and by the next call of apply_tuning."""
+"""Uploads that are still pending are found and made, by `mimicry upload` and by the next call."""
 
 import hashlib
 import json

@@ -19,7 +19,17 @@ from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.planning.on_disk import AdapterFilter
 from mimicry.tuning.reports.verify import Verdict, verify_adapters
-from tests.small_study import ANNA, BORIS, MIST, ORIGINAL, listing, original, output_dir, put_adapter
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    MIST,
+    ORIGINAL,
+    listing,
+    original,
+    output_dir,
+    put_adapter,
+    write_images,
+)
 from tests.tuning.lora_files import lora_tensors
 from tests.tuning.quick_studio import QuickStudio
 
@@ -140,6 +150,19 @@ class TestProgram:
         ended = quick_studio.verify("--overwrite")
         assert ended.code == 2
         assert "No such option" in ended.err and "--overwrite" in ended.err
+
+    def test_options_that_are_not_the_defaults_make_nothing_stale(self, quick_studio: QuickStudio) -> None:
+        words = ("--max-train-steps=7", "--learning-rate=0.5", "--seed=3", "--protection=mist")
+        assert quick_studio.tune(*words, "--artist=Anna_Berg").code == 0
+        ended = quick_studio.verify()
+        assert (ended.code, ended.out.splitlines()[-1]) == (0, "1 complete; 0 problems with images")
+
+    def test_images_that_were_changed_make_a_recorded_adapter_stale(self, quick_studio: QuickStudio) -> None:
+        assert quick_studio.tune("--artist=Anna_Berg").code == 0
+        write_images(original(quick_studio.tree), salt="another")
+        ended = quick_studio.verify()
+        assert (ended.code, ended.out.splitlines()[-1]) == (0, "1 stale; 0 problems with images")
+        assert "other images" in ended.out
 
     def test_no_wait_ends_with_exit_code_1(self, quick_studio: QuickStudio) -> None:
         with Claim.take_anew(output_dir(quick_studio.tree, ORIGINAL, ANNA, "quick")):
