@@ -197,7 +197,7 @@ def test_adapters_are_drawn_as_they_were_trained(
     content["paths"]["pretrained_model_name_or_path"] = "./moved"
     write_json(record, content)
     assert run_command(draw_samples, command) == 2
-    assert "./moved: there is no such folder" in capsys.readouterr().err
+    assert "--pretrained-model-name-or-path ./moved: no such folder here" in capsys.readouterr().err
     typed = f"--pretrained-model-name-or-path={study[0].base_model}"
     assert run_command(draw_samples, [*command, typed]) == 0
 
