@@ -194,7 +194,7 @@ def test_adapters_are_drawn_as_they_were_trained(
             assert picture.size == (size, size)
     assert resolution == 32
 
-    content["paths"]["pretrained_model_name_or_path"] = "./moved"
+    content["paths"]["base_model"] = "./moved"
     write_json(record, content)
     assert run_command(draw_samples, command) == 2
     assert "--pretrained-model-name-or-path ./moved: no such folder here" in capsys.readouterr().err

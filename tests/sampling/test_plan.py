@@ -208,7 +208,11 @@ def test_each_adapter_is_drawn_as_its_record_says(tree: StudyTree) -> None:
 
 
 def test_a_model_that_was_moved_needs_its_new_place(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_adapter(tree, paths={"pretrained_model_name_or_path": "./old"})
+    put_adapter(
+        tree,
+        options={"pretrained_model_name_or_path": None},
+        paths={"pretrained_model_name_or_path": "old", "base_model": "./old"},
+    )
     monkeypatch.setattr(
         BaseModel,
         "find",
