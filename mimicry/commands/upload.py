@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mimicry.common.errors import BatchFault
 from mimicry.study import AdapterId, ImageFolder, State, StudyTree
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
 from mimicry.tuning.execution import (
@@ -11,7 +12,7 @@ from mimicry.tuning.execution import (
     pending_upload,
     upload_pending,
 )
-from mimicry.tuning.hub import HubOptions, UploadJob, refuse_names
+from mimicry.tuning.hub import HubOptions, UploadJob, colliding_names, refuse_names, token_problems
 from mimicry.tuning.options import (
     CALL,
     condition_filters,
@@ -21,7 +22,6 @@ from mimicry.tuning.options import (
     selection_options,
     tree_options,
 )
-from mimicry.tuning.orchestrator import refuse_hub_faults
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.reports.tables import upload_summary, upload_table
 from mimicry.tuning.stacks import Stack
@@ -47,8 +47,10 @@ def upload(dry_run: bool, **parameters: Any) -> int:
         for adapter in AdapterFilter.of(parameters).choose(tree, stack.name)
         if (found := _pending(tree, stack, adapter, hub, full=not dry_run)) is not None
     ]
-    if not dry_run:
-        refuse_hub_faults(due_repositories(uploads))
+    due = due_repositories(uploads)
+    faults = [*token_problems(else_do=""), *colliding_names(due, else_do="")] if due and not dry_run else []
+    if faults:
+        raise BatchFault(*faults)
     print(upload_table(uploads), flush=True)
     if dry_run:
         return 0

@@ -25,7 +25,7 @@ SUBJECTS = ("a boat", "a house", "a tree")
 _STYLE = " in the style of "
 _LONGEST_NAME = 120
 _FROM_RECORD = ("revision", "variant", "resolution", "mixed_precision", "max_sequence_length")
-_FROM_PATHS = ("pretrained_model_name_or_path", "cache_dir")
+_MODEL = "pretrained_model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,12 @@ class SampleRequest:
     def config_of(self, run: TrainingRun) -> TuningConfig:
         """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
         options, paths = run.options or {}, run.paths or {}
-        known = {name: options[name] for name in _FROM_RECORD if options.get(name) is not None}
-        # Paths of this machine stand apart from the options.
-        known |= {name: paths[name] for name in _FROM_PATHS if paths.get(name) is not None}
-        return TuningConfig(**{**known, **self.changes})
+        known = {name: options.get(name) for name in _FROM_RECORD}
+        known["cache_dir"] = paths.get("cache_dir")
+        # A local base model's path stands apart, whole and as it was typed.
+        known[_MODEL] = options.get(_MODEL) or paths.get("base_model") or paths.get(_MODEL)
+        stated = {name: value for name, value in known.items() if value is not None}
+        return TuningConfig(**{**stated, **self.changes})
 
 
 def plan_samples(request: SampleRequest) -> list[SampleSet]:

@@ -122,14 +122,3 @@ def _upload_pending(plan: Plan, tracker: ProgressTracker, say: Callable[[str], N
         for end in ends
         for target in [targets[end.adapter]]
     ]
-
-
-def refuse_hub_faults(names: list[tuple[str, str]]) -> None:
-    """Make sure that adapters can be uploaded under these names, by artist.
-
-    Raises:
-        BatchFault: there is no token, or two adapters have one name.
-    """
-    problems = [*token_problems(), *colliding_names(names)] if names else []
-    if problems:
-        raise BatchFault(*problems)

@@ -27,28 +27,28 @@ class StepDisplay:
         self._label = printable(label)
         self._total = total
         self._spoken = time.monotonic()
-        self._bar: tqdm[Any] | None = None
+        self.bar: tqdm[Any] | None = None
         if is_terminal():
-            self._bar = tqdm(total=total, desc=self._label, unit="step", position=position, leave=False)
+            self.bar = tqdm(total=total, desc=self._label, unit="step", position=position, leave=False)
 
     def step(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl; one of an evaluation has no loss of a step."""
         if "loss" not in line:
             return
         number, loss = int(line["step"]), float(line["loss"])
-        if self._bar is not None:
-            if self._bar.n == 0:
+        if self.bar is not None:
+            if self.bar.n == 0:
                 # Steps before a resumption took none of the time that the estimate is made from.
-                self._bar.initial = self._bar.n = number - 1
-            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self._bar.update(number - self._bar.n)
+                self.bar.initial = self.bar.n = number - 1
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.update(number - self.bar.n)
         elif time.monotonic() - self._spoken >= _PLAIN_SECONDS:
             self._spoken = time.monotonic()
             print(f"{self._label}: step {number}/{self._total}, loss {loss:.4f}", flush=True)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class BatchDisplay:
@@ -62,9 +62,9 @@ class BatchDisplay:
         self._steps_each = steps_each
         self._done = 0
         self._begun = False
-        self._bar: tqdm[Any] | None = None
+        self.bar: tqdm[Any] | None = None
         if is_terminal() and artist_count:
-            self._bar = tqdm(
+            self.bar = tqdm(
                 total=artist_count * steps_each,
                 position=0,
                 smoothing=0,
@@ -75,16 +75,16 @@ class BatchDisplay:
     def say(self, text: str) -> None:
         """Print a line, or a message of several, without tearing the bars."""
         text = message_lines(text)
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stdout)
         else:
             print(text, flush=True)
 
     def step(self, number: int) -> None:
         """Show that the present artist is at step `number`."""
-        if self._bar is not None and not self._begun:
+        if self.bar is not None and not self._begun:
             # As above: these steps were taken by an earlier run.
-            self._bar.initial += number - 1
+            self.bar.initial += number - 1
         self._begun = True
         self._show(number)
 
@@ -95,13 +95,13 @@ class BatchDisplay:
         self._show(0)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def _show(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.set_description_str(f"artists {self._done}/{self._artist_count}", refresh=False)
-            self._bar.update(self._done * self._steps_each + step - self._bar.n)
+        if self.bar is not None:
+            self.bar.set_description_str(f"artists {self._done}/{self._artist_count}", refresh=False)
+            self.bar.update(self._done * self._steps_each + step - self.bar.n)
 
 
 @contextmanager

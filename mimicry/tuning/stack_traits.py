@@ -2,12 +2,10 @@
 
     from mimicry.tuning.stack_traits import StackTraits
 
-    class Traits(StackTraits):
-        hub_prefix = "sd15-lora"
+    TRAITS = StackTraits(hub_prefix="sd15-lora")
 
-    TRAITS = Traits(...)
-
-What a stack does not say has the values below: LoRAs of any model, of any ranks.
+What a stack does not say has the values below: LoRAs of any model, of any ranks. A stack that knows more
+makes a subclass with methods of its own.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,7 @@ a word by itself, which becomes the options of `local_dreambooth_lora_sd3_wrappe
 has one: see `mimicry.tuning.stack_traits`.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -135,14 +137,7 @@ def _read_traits(folder: Path) -> StackTraits:
     if not path.exists():
         return StackTraits(hub_prefix=f"{folder.name}-lora")
     try:
-        if folder.parent == STACKS:
-            module = importlib.import_module(f"{__package__}.{folder.name}.{path.stem}")
-        else:
-            spec = importlib.util.spec_from_file_location(f"stack of {folder.name}", path)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        traits = module.TRAITS
+        traits = _import_stack_module(path).TRAITS
     # It is somebody's program: anything may come.
     except Exception as error:
         raise UsageError(
@@ -154,6 +149,19 @@ def _read_traits(folder: Path) -> StackTraits:
             f"{path}: TRAITS is {traits!r}; it takes a StackTraits of mimicry.tuning.stack_traits"
         )
     return traits
+
+
+def _import_stack_module(path: Path) -> ModuleType:
+    folder = path.parent
+    if folder.parent == STACKS and (folder / "__init__.py").exists():
+        return importlib.import_module(f"{__package__}.{folder.name}.{path.stem}")
+    spec = importlib.util.spec_from_file_location(f"stack of {folder}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its own module up here.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_stack(folder: Path) -> int:

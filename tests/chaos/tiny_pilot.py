@@ -181,9 +181,9 @@ def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
 def faults_of(pilot: TinyPilot, tree: StudyTree) -> list[str]:
     """Return all differences between a disturbed pilot and an undisturbed one."""
     faults = []
-    for artist, output_dir in pilot.output_dirs(tree).items():
+    for artist, folder in pilot.output_dirs(tree).items():
         expected = (pilot.sha256s or {}).get(artist)
-        faults += [f"{artist}: {fault}" for fault in _adapter_faults(pilot, output_dir, expected)]
+        faults += [f"{artist}: {fault}" for fault in _adapter_faults(pilot, folder, expected)]
     return faults + _tracker_faults(pilot, tree)
 
 

@@ -7,9 +7,10 @@ from PIL import Image
 
 from mimicry.common.errors import BatchFault
 from mimicry.sampling.contact_sheet import CELL, GAP, MARGIN, TEXT_HEIGHT, TILE, write_contact_sheet
-from mimicry.sampling.plan import Picture, SampleSet, State
-from mimicry.study.tree import StudyTree
-from tests.small_study import ANNA, BORIS, MIST, ORIGINAL
+from mimicry.sampling.plan import Picture, SampleSet
+from mimicry.study.states import State
+from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from tests.small_study import ANNA, BORIS, CONFIG, MIST, ORIGINAL
 
 GREY, WHITE = (225, 225, 225), (255, 255, 255)
 
@@ -24,11 +25,16 @@ def paint(path: Path, number: int) -> Path:
     return path
 
 
-def pictures(folder: Path, first: int, state: State = State.DRAW) -> tuple[Picture, ...]:
+def pictures(folder: Path, first: int, state: State = State.PENDING) -> tuple[Picture, ...]:
     return tuple(
         Picture(paint(folder / f"{index}.png", first + index), f"prompt {index}", 0, {}, state)
         for index in range(3)
     )
+
+
+def drawn(condition: Condition, artist: Artist, found: tuple[Picture, ...]) -> SampleSet:
+    adapter = AdapterId("hf_diffusers", condition, artist)
+    return SampleSet(adapter=adapter, config=CONFIG, pictures=found)
 
 
 def at(sheet: Image.Image, row: int, column: int, place: int) -> object:
@@ -42,12 +48,12 @@ def test_every_picture_is_in_its_place(tmp_path: Path) -> None:
     tree = StudyTree(tmp_path / "study")
     for index in range(5):
         paint(tree.images_of(tree.original_art, ANNA) / f"{index}.png", index)
-    base = SampleSet(pictures=pictures(tmp_path / "base", 6))
+    base = SampleSet(config=CONFIG, pictures=pictures(tmp_path / "base", 6))
     sets = [
         base,
-        SampleSet(condition=ORIGINAL, artist=ANNA, pictures=pictures(tmp_path / "a", 9)),
-        SampleSet(condition=MIST, artist=ANNA, pictures=pictures(tmp_path / "b", 12, State.STALE)),
-        SampleSet(condition=MIST, artist=BORIS, pictures=pictures(tmp_path / "c", 15)),
+        drawn(ORIGINAL, ANNA, pictures(tmp_path / "a", 9)),
+        drawn(MIST, ANNA, pictures(tmp_path / "b", 12, State.STALE)),
+        drawn(MIST, BORIS, pictures(tmp_path / "c", 15)),
     ]
     (tmp_path / "c" / "1.png").write_bytes(b"damaged")
     path = tmp_path / "new folder" / "sheet.png"

@@ -1,4 +1,4 @@
-"""mimicry samples on the tiny model: the right pictures, once, whatever an adapter is like."""
+"""`mimicry samples` on the tiny model: the right pictures, once, whatever an adapter is like."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,24 +11,24 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
+from mimicry.common.files import read_json, write_json
 from mimicry.common.programs import run_command
 from mimicry.sampling import sampler
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.sampler import Sampler
 from mimicry.study.sample_files import read_settings
-from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings, initial_noise, latent_shape
 from mimicry.tuning.options.config import TuningConfig
+from tests.small_study import ANNA, MIST, ORIGINAL, output_dir
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio
 from tests.tuning.lora_files import save_lora
 
-ANNA = Artist("historical", "baroque", "Anna_Berg")
-ORIGINAL, MIST = Condition(), Condition("mist")
 PROMPTS = ("a boat", "a tree")
 SETTINGS = SamplingSettings(resolution=32, steps=3)
 
@@ -45,8 +45,7 @@ def study(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stu
         shutil.copyfile(path, artist / path.name)
     studio = Studio(base_model=demo_dir / "tiny_sd3", images=artist, mist=artist)
     for condition, flags in ((ORIGINAL, ("--rank=4",)), (MIST, ("--rank=2", "--seed=7", "--lora_blocks=0"))):
-        output_dir = tree.output_dir("hf_diffusers", condition, ANNA)
-        train(studio, output_dir, "--learning_rate=0.1", "--cache_latents", *flags)
+        train(studio, output_dir(tree, condition, ANNA), "--learning_rate=0.1", "--cache_latents", *flags)
     # accelerate keeps the first precision of a process, and other tests choose their own.
     AcceleratorState._reset_state(reset_partial_state=True)
     return studio, tree
@@ -78,7 +77,7 @@ def words(study: tuple[Studio, StudyTree], tree: StudyTree, *more: str) -> list[
 
 
 def drawn(tree: StudyTree) -> dict[str, bytes]:
-    root = tree.mimic_art("hf_diffusers")
+    root = tree.data_root / "mimic_art" / "hf_diffusers"
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*.png"))}
 
 
@@ -106,7 +105,7 @@ def test_samples_are_those_of_a_fresh_pipeline(
         )
         pipeline.set_progress_bar_config(disable=True)
         if condition is not None:
-            pipeline.load_lora_weights(own.output_dir("hf_diffusers", condition, ANNA))
+            pipeline.load_lora_weights(output_dir(own, condition, ANNA))
             pipeline.transformer.to(torch.float32)
         theirs = pipeline(
             prompt_embeds=prompt.sequence_1LD,
@@ -119,7 +118,9 @@ def test_samples_are_those_of_a_fresh_pipeline(
             height=32,
             width=32,
         ).images[0]
-        folder = own.mimic_art("hf_diffusers") / ("base" if condition is None else f"{condition}/{ANNA}")
+        folder = (own.data_root / "mimic_art" / "hf_diffusers") / (
+            "base" if condition is None else f"{condition}/{ANNA}"
+        )
         with Image.open(folder / "a_tree_5.png") as ours:
             assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max() <= 1
         settings = read_settings(folder / "a_tree_5.png")
@@ -131,7 +132,7 @@ def test_samples_are_those_of_a_fresh_pipeline(
 
 def test_taking_turns_leaves_no_trace(study: tuple[Studio, StudyTree]) -> None:
     studio, tree = study
-    folders = [None, *(tree.output_dir("hf_diffusers", condition, ANNA) for condition in (ORIGINAL, MIST))]
+    folders = [None, *(output_dir(tree, condition, ANNA) for condition in (ORIGINAL, MIST))]
     model, config = BaseModel(folder=studio.base_model), TuningConfig(mixed_precision="no")
 
     def image(one: Sampler, folder: Path | None) -> bytes:
@@ -155,11 +156,11 @@ def test_what_is_there_is_not_drawn_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run_command(draw_samples, words(study, own, "--dry-run")) == 0
-    assert not own.mimic_art("hf_diffusers").exists()
+    assert not (own.data_root / "mimic_art" / "hf_diffusers").exists()
     assert run_command(draw_samples, words(study, own)) == 0
     first = drawn(own)
     assert len(first) == 4
-    missing = own.mimic_art("hf_diffusers") / f"mist__none/{ANNA}/a_boat_0.png"
+    missing = (own.data_root / "mimic_art" / "hf_diffusers") / f"mist__none/{ANNA}/a_boat_0.png"
     missing.unlink()
     # All prompts are cached by now.
     monkeypatch.setattr(TextEncoders, "encode", None)
@@ -174,10 +175,37 @@ def test_what_is_there_is_not_drawn_again(
     assert not set(drawn(own).values()) & set(first.values())
 
 
+def test_adapters_are_drawn_as_they_were_trained(
+    study: tuple[Studio, StudyTree], own: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with the model, resolution and precision of its record, in one call."""
+    record = output_dir(own, MIST, ANNA) / TRAINING_RUN
+    content = read_json(record)
+    content["options"]["resolution"] = 64
+    write_json(record, content)
+    resolution = read_json(output_dir(own, ORIGINAL, ANNA) / TRAINING_RUN)["options"]["resolution"]
+    command = [f"--data-root={own.data_root}", "--steps=1", "--prompt=a boat"]
+
+    assert run_command(draw_samples, command) == 0
+
+    for condition, size in ((ORIGINAL, resolution), (MIST, 64)):
+        path = own.data_root / "mimic_art" / "hf_diffusers" / f"{condition}/{ANNA}/a_boat_0.png"
+        with Image.open(path) as picture:
+            assert picture.size == (size, size)
+    assert resolution == 32
+
+    content["paths"]["base_model"] = "./moved"
+    write_json(record, content)
+    assert run_command(draw_samples, command) == 2
+    assert "--pretrained-model-name-or-path ./moved: no such folder here" in capsys.readouterr().err
+    typed = f"--pretrained-model-name-or-path={study[0].base_model}"
+    assert run_command(draw_samples, [*command, typed]) == 0
+
+
 def test_a_broken_adapter_stops_nobody_else(
     study: tuple[Studio, StudyTree], own: StudyTree, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = own.output_dir("hf_diffusers", MIST, ANNA) / WEIGHTS
+    weights = output_dir(own, MIST, ANNA) / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-8])
 
     assert run_command(draw_samples, words(study, own)) == 1
@@ -190,7 +218,7 @@ def test_a_broken_adapter_stops_nobody_else(
 def test_an_adapter_of_another_model_stops_nobody_else(
     study: tuple[Studio, StudyTree], own: StudyTree, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = own.output_dir("hf_diffusers", ORIGINAL, ANNA)
+    folder = output_dir(own, ORIGINAL, ANNA)
     (folder / TRAINING_RUN).unlink()  # as of another tool, so that only loading can tell
     save_lora(folder / WEIGHTS)
 
@@ -235,4 +263,4 @@ def test_bad_input_is_refused(
         pytest.skip("this machine has a GPU")
     assert run_command(draw_samples, words(study, own, *more)) == code
     assert message in capsys.readouterr().err
-    assert not own.mimic_art("hf_diffusers").exists()
+    assert not (own.data_root / "mimic_art" / "hf_diffusers").exists()

@@ -1,5 +1,6 @@
-"""What mimicry samples would draw, told from the tree."""
+"""What `mimicry samples` would draw, told from the tree."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +9,41 @@ from PIL import Image
 
 from mimicry.common.errors import UsageError
 from mimicry.sampling.plan import (
-    Request,
+    SampleRequest,
     SampleSet,
-    State,
     conditions_of,
     default_prompts,
     file_name,
-    make_plan,
     pairs_for_sheet,
+    plan_samples,
 )
 from mimicry.study.sample_files import save_sample
 from mimicry.study.selection import Selection
+from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.tuning.stacks import Stack
 from tests.hostile_names import over_hostile_names
 from tests.small_study import (
     ANNA,
     BASE,
     BORIS,
     CLARA,
-    CONFIG,
     COUNTERED,
     MIST,
     ORIGINAL,
+    output_dir,
     put_adapter,
     write_study,
 )
 
-DRAWING = {"resolution": 64, "steps": 2, "guidance": 4.5}
-
 
 @pytest.fixture
-def tree(tmp_path: Path) -> StudyTree:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyTree:
+    """A study with adapters of one base model, which is there."""
+    monkeypatch.setattr(BaseModel, "find", lambda config: BASE)
     study = write_study(tmp_path / "study")
     for condition, artist in ((COUNTERED, ANNA), (ORIGINAL, ANNA), (MIST, ANNA), (ORIGINAL, CLARA)):
         put_adapter(study, condition, artist)
@@ -49,15 +53,19 @@ def tree(tmp_path: Path) -> StudyTree:
 def plan(tree: StudyTree, **changes: Any) -> list[SampleSet]:
     words: dict[str, Any] = {
         "tree": tree,
-        "stack": "hf_diffusers",
-        "selection": Selection(),
+        "stack": Stack.find("hf_diffusers"),
+        "chosen": AdapterFilter(),
         "prompts": ("a boat", "a tree"),
         "seeds": (0, 1),
-        "config": CONFIG,
-        "identity": BASE.identity(),
-        "drawing": DRAWING,
+        "steps": 2,
+        "changes": {},
     }
-    return make_plan(Request(**words | changes))
+    return plan_samples(SampleRequest(**words | changes))
+
+
+def only(**filters: Any) -> dict[str, Any]:
+    """Return the part of a request that chooses adapters."""
+    return {"chosen": AdapterFilter(**filters)}
 
 
 def shown(sets: list[SampleSet]) -> list[str]:
@@ -77,18 +85,18 @@ def test_all_conditions_with_adapters_are_drawn_artist_by_artist(tree: StudyTree
     assert [picture.path for picture in sets[1].pictures] == [
         folder / name for name in ("a_boat_0.png", "a_boat_1.png", "a_tree_0.png", "a_tree_1.png")
     ]
-    assert {picture.state for found in sets for picture in found.pictures} == {State.DRAW}
+    assert {picture.state for found in sets for picture in found.pictures} == {State.PENDING}
 
 
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"protections": ("mist",)}, [f"{MIST}/{ANNA}", f"{COUNTERED}/{ANNA}"]),
-        ({"protections": ("mist",), "countermeasures": ("none",)}, [f"{MIST}/{ANNA}"]),
-        ({"selection": Selection(artists=(CLARA.name,))}, [f"{ORIGINAL}/{CLARA}"]),
-        ({"selection": Selection(pilot=True, styles=("cubism",))}, [f"{ORIGINAL}/{CLARA}"]),
+        (only(protections=("mist",)), [f"{MIST}/{ANNA}", f"{COUNTERED}/{ANNA}"]),
+        (only(protections=("mist",), countermeasures=("none",)), [f"{MIST}/{ANNA}"]),
+        (only(selection=Selection(artists=(CLARA.name,))), [f"{ORIGINAL}/{CLARA}"]),
+        (only(selection=Selection(pilot=True, styles=("cubism",))), [f"{ORIGINAL}/{CLARA}"]),
         (
-            {"selection": Selection(artists=(CLARA.name,)), "base": True},
+            {**only(selection=Selection(artists=(CLARA.name,))), "base": True},
             ["the base model", f"{ORIGINAL}/{CLARA}"],
         ),
     ],
@@ -103,9 +111,11 @@ def test_names_that_match_nothing_are_told_all_at_once(tree: StudyTree) -> None:
     with pytest.raises(UsageError) as caught:
         plan(
             tree,
-            protections=("mits",),
-            countermeasures=("x",),
-            selection=Selection(artists=("Anna_Burg",)),
+            **only(
+                protections=("mits",),
+                countermeasures=("x",),
+                selection=Selection(artists=("Anna_Burg",)),
+            ),
         )
     first, second, third = caught.value.problems
     assert "--protection mits" in first
@@ -116,11 +126,11 @@ def test_names_that_match_nothing_are_told_all_at_once(tree: StudyTree) -> None:
 
 def test_artists_without_an_adapter_are_said(tree: StudyTree) -> None:
     with pytest.raises(UsageError, match="there is no adapter of these artists"):
-        plan(tree, selection=Selection(artists=(BORIS.name,)))
+        plan(tree, **only(selection=Selection(artists=(BORIS.name,))))
 
 
 def test_a_broken_or_foreign_adapter_is_a_problem_of_its_own(tree: StudyTree) -> None:
-    (tree.output_dir("hf_diffusers", MIST, ANNA) / WEIGHTS).write_bytes(b"no weights")
+    (output_dir(tree, MIST, ANNA) / WEIGHTS).write_bytes(b"no weights")
     put_adapter(tree, ORIGINAL, CLARA, recipe={"base_model": {"name": "lab/other", "revision": "1" * 40}})
 
     sets = {found.name: found for found in plan(tree, base=True)}
@@ -131,7 +141,7 @@ def test_a_broken_or_foreign_adapter_is_a_problem_of_its_own(tree: StudyTree) ->
     assert not sets[f"{ORIGINAL}/{ANNA}"].problem
 
 
-def test_what_lies_there_is_told_by_its_settings(tree: StudyTree) -> None:
+def test_what_lies_there_is_told_by_its_settings(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = plan(tree)[0].pictures
     image = Image.new("RGB", (4, 4))
     save_sample(pictures[0].path, image, pictures[0].settings)
@@ -141,11 +151,13 @@ def test_what_lies_there_is_told_by_its_settings(tree: StudyTree) -> None:
     def states(**changes: Any) -> list[State]:
         return [picture.state for picture in plan(tree, **changes)[0].pictures]
 
-    assert states() == [State.THERE, State.STALE, State.STALE, State.DRAW]
-    assert states(overwrite=True) == [State.THERE, State.DRAW, State.DRAW, State.DRAW]
+    assert states() == [State.COMPLETE, State.STALE, State.STALE, State.PENDING]
+    assert states(overwrite=True) == [State.COMPLETE, State.PENDING, State.PENDING, State.PENDING]
     # A dry run, on a machine that has not downloaded the model.
-    assert states(identity=None)[:2] == [State.THERE, State.STALE]
-    assert states(identity={"name": "lab/other"}, selection=Selection(artists=(ANNA.name,))) == []
+    monkeypatch.setattr(BaseModel, "find", lambda config: None)
+    assert states()[:2] == [State.COMPLETE, State.STALE]
+    monkeypatch.setattr(BaseModel, "find", lambda config: replace(BASE, name="lab/other"))
+    assert states(**only(selection=Selection(artists=(ANNA.name,)))) == []
 
 
 def test_an_adapter_that_was_trained_again_makes_its_samples_stale(tree: StudyTree) -> None:
@@ -170,6 +182,50 @@ def test_each_adapter_has_its_own_prompts_by_default(tree: StudyTree) -> None:
         prompts(sets[-1]) == default_prompts("zwx") == ["zwx", "a boat, zwx", "a house, zwx", "a tree, zwx"]
     )
     assert prompts(base) == prompts(sets[0]) + prompts(sets[-1])
+
+
+def test_each_adapter_is_drawn_as_its_record_says(tree: StudyTree) -> None:
+    for artist, resolution, precision in ((ANNA, 64, "no"), (CLARA, 128, "bf16")):
+        options = {"rank": 4, "resolution": resolution, "mixed_precision": precision}
+        paths = {"pretrained_model_name_or_path": "lab/tiny"}
+        put_adapter(tree, ORIGINAL, artist, options=options, paths=paths)
+
+    def drawn(**changes: Any) -> list[tuple[int, str, str]]:
+        sets = plan(tree, **only(protections=("none",)), **changes)
+        return [
+            (
+                found.config.resolution,
+                found.config.mixed_precision,
+                found.config.pretrained_model_name_or_path,
+            )
+            for found in sets
+        ]
+
+    assert drawn() == [(64, "no", "lab/tiny"), (128, "bf16", "lab/tiny")]
+    assert drawn(changes={"resolution": 32}) == [(32, "no", "lab/tiny"), (32, "bf16", "lab/tiny")]
+    sets = plan(tree, **only(protections=("none",)))
+    assert [{picture.settings["resolution"] for picture in found.pictures} for found in sets] == [{64}, {128}]
+
+
+def test_a_model_that_was_moved_needs_its_new_place(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_adapter(
+        tree,
+        options={"pretrained_model_name_or_path": None},
+        paths={"pretrained_model_name_or_path": "old", "base_model": "./old"},
+    )
+    monkeypatch.setattr(
+        BaseModel,
+        "find",
+        lambda config: BASE if config.pretrained_model_name_or_path == "./new" else None,
+    )
+    chosen = only(protections=("none",), selection=Selection(artists=(ANNA.name,)))
+
+    (lost,) = plan(tree, **chosen)
+    (found,) = plan(tree, **chosen, changes={"pretrained_model_name_or_path": "./new"})
+
+    assert lost.config.pretrained_model_name_or_path == "./old"
+    assert {picture.settings["base_model"] is None for picture in lost.pictures} == {True}
+    assert {picture.settings["base_model"] == BASE.identity() for picture in found.pictures} == {True}
 
 
 def test_a_sheet_shows_all_prompts_before_a_second_seed(tree: StudyTree) -> None:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import mimicry
+from mimicry.commands.upload import upload
+from mimicry.commands.verify import verify
 from mimicry.common.programs import run_command
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.apply_tuning import apply_tuning
@@ -107,10 +110,23 @@ class QuickStudio:
         return self.tune_bare(*self.words(*words))
 
     def tune_bare(self, *words: str) -> Ended:
+        return self._run(apply_tuning, *words)
+
+    def _run(self, command: click.Command, *words: str) -> Ended:
         self.capsys.readouterr()
-        code = run_command(apply_tuning, words)
+        code = run_command(command, words)
         said = self.capsys.readouterr()
         return Ended(code, said.out, said.err)
+
+    def verify(self, *words: str) -> Ended:
+        return self.run(verify, *words)
+
+    def upload(self, *words: str) -> Ended:
+        return self.run(upload, *words)
+
+    def run(self, command: click.Command, *words: str) -> Ended:
+        """Run another command on the study and the quick stack."""
+        return self._run(command, f"--data-root={self.tree.data_root}", f"--stack={self.stack}", *words)
 
     def trained(self) -> list[str]:
         """Return the names of the artists that the quick stack was called for."""

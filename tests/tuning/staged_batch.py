@@ -99,7 +99,9 @@ class StagedChild:
         """There is nothing to stop."""
 
 
-def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple[Batch, StagedExecutor]:
+def make_batch(
+    plan: Plan, endings: dict[Artist, Ending] | None = None, *, wait: bool = True
+) -> tuple[Batch, StagedExecutor]:
     tree = plan.request.tree
     executor = StagedExecutor(tree=tree, endings=endings or {})
     batch = Batch(
@@ -107,6 +109,7 @@ def make_batch(plan: Plan, endings: dict[Artist, Ending] | None = None) -> tuple
         executor=executor,
         tracker=open_tracker(tree),
         display=BatchDisplay(len(plan.of(State.PENDING)), 2),
+        wait=wait,
     )
     return batch, executor
 

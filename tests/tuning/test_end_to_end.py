@@ -20,7 +20,7 @@ from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from tests.fake_hub import TOKEN, FakeHub
-from tests.small_study import COUNTERED, ORIGINAL, bookmarks_in, listing
+from tests.small_study import COUNTERED, ORIGINAL, bookmarks_in, listing, output_dir
 from tests.tuning.hf_diffusers.studio import (
     DEADLINE_SECONDS,
     SECRET,
@@ -81,7 +81,7 @@ class Chain:
             )
 
     def output(self, artist: Artist, condition: Condition = ORIGINAL) -> Path:
-        return self.tree.output_dir("hf_diffusers", condition, artist)
+        return output_dir(self.tree, condition, artist)
 
 
 def copy_study(demo_dir: Path, folder: Path) -> Chain:
@@ -137,7 +137,7 @@ def test_the_pilot_trains_the_first_artist_of_each_style_under_every_name(pilot:
     assert pilot.countered.stdout.splitlines()[-1] == "2 trained"
     assert pilot.original.stdout.splitlines()[-1] == "2 trained", pilot.original.stdout
     for condition in (ORIGINAL, COUNTERED):
-        outputs = pilot.chain.tree.stack_outputs("hf_diffusers") / str(condition)
+        outputs = pilot.chain.tree.lora / "hf_diffusers" / str(condition)
         assert pilot.chain.tree.artists(outputs) == sorted(PILOTS)
 
 

@@ -12,7 +12,7 @@ from mimicry.tuning.hf_diffusers.launch import TrainScript
 from tests.fake_hub import FakeHub
 from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
-from tests.small_study import ORIGINAL, original, write_images
+from tests.small_study import ORIGINAL, original, output_dir, write_images
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in
 from tests.tuning.hf_diffusers.studio import WRAPPER, run
 from tests.tuning.quick_studio import QuickStudio, quick_calls
@@ -41,7 +41,7 @@ def test_all_are_trained_under_their_own_names(quick_studio: QuickStudio, artist
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[-1] == f"{len(artists)} trained"
     tree, stack = quick_studio.tree, quick_studio.stack.name
-    outputs = [str(tree.output_dir(stack, ORIGINAL, artist)) for artist in sorted(artists)]
+    outputs = [str(output_dir(tree, ORIGINAL, artist, stack)) for artist in sorted(artists)]
     assert [call["words"][:2] for call in quick_calls(quick_studio.stack)] == [
         [str(original(tree, artist)), output] for artist, output in zip(sorted(artists), outputs, strict=True)
     ]

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from mimicry.common.errors import BatchFault
+from mimicry.study.selection import Selection
 from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.hub.job import HubOptions
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.orchestrator import Call
+from mimicry.tuning.orchestrator import Orchestrator
+from mimicry.tuning.planning.plan import make_plan
+from mimicry.tuning.planning.request import Request
 from mimicry.tuning.stacks import Stack
 from tests.hostile_names import over_hostile_names
 from tests.small_study import (
@@ -23,27 +27,12 @@ from tests.small_study import (
     STEMS,
     bookmarks_in,
     listing,
+    target_of,
     write_images,
     write_study,
 )
 from tests.tuning.quick_studio import change_behaviours, quick_calls, write_quick_stack
 
-_TYPED: dict[str, Any] = {
-    "splits": (),
-    "styles": (),
-    "artists": (),
-    "pilot": False,
-    "overwrite": False,
-    "min_samples_per_artist": 1,
-    "require_paired": False,
-    "push_to_hub": False,
-    "hub_namespace": None,
-    "base_model_id": None,
-    "train_script": None,
-    "stall_minutes": 30.0,
-    "quarantine_unpaired": False,
-    "wait": True,
-}
 REPOSITORY = "sd35-lora-none-none-Anna_Berg"
 
 
@@ -66,22 +55,22 @@ def config(demo_dir: Path) -> TuningConfig:
 
 def make_call(
     tree: StudyTree, stack: Path, config: TuningConfig, condition: Condition = ORIGINAL, **typed: Any
-) -> Call:
-    return Call.make(config, Stack.read(stack), condition, _TYPED | {"data_root": tree.data_root} | typed)
+) -> Orchestrator:
+    request = Request(tree=tree, stack=Stack.read(stack), config=config, condition=condition, **typed)
+    return Orchestrator(request=request)
 
 
-def command_for(call: Call, artist: Artist = ANNA) -> list[str]:
-    (target,) = (target for target in call._plan(full=False).targets if target.artist == artist)
-    return call.command(target)
+def command_for(call: Orchestrator, artist: Artist = ANNA) -> list[str]:
+    return target_of(make_plan(call.request, {}), artist).command
 
 
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
         ({}, ["--no-push-to-hub"]),
-        ({"push_to_hub": True}, ["--push-to-hub", f"--hub-model-id={REPOSITORY}"]),
+        ({"hub": HubOptions()}, ["--push-to-hub", f"--hub-model-id={REPOSITORY}"]),
         (
-            {"push_to_hub": True, "hub_namespace": "lab", "base_model_id": "a/b"},
+            {"hub": HubOptions(namespace="lab", base_model_id="a/b")},
             [
                 "--push-to-hub",
                 f"--hub-model-id={REPOSITORY}",
@@ -89,10 +78,9 @@ def command_for(call: Call, artist: Artist = ANNA) -> list[str]:
                 "--base-model-id=a/b",
             ],
         ),
-        ({"hub_namespace": "lab", "base_model_id": "a/b"}, ["--no-push-to-hub"]),
         ({"train_script": Path(__file__)}, ["--no-push-to-hub", f"--train-script={__file__}"]),
     ],
-    ids=["alone", "pushed", "pushed elsewhere", "not pushed elsewhere", "another script"],
+    ids=["alone", "pushed", "pushed elsewhere", "another script"],
 )
 def test_a_command_has_every_choice_made(
     typed: dict[str, Any], words: list[str], tree: StudyTree, stack: Path, config: TuningConfig
@@ -187,9 +175,9 @@ def test_nothing_to_train_needs_neither_token_nor_model(
     make_call(tree, stack, config).train(verbose=False)
     gone = TuningConfig(pretrained_model_name_or_path="./gone", rank=1)
 
-    assert make_call(tree, stack, gone, push_to_hub=True).train(verbose=False) == 0
+    assert make_call(tree, stack, gone, hub=HubOptions()).train(verbose=False) == 0
     with pytest.raises(BatchFault) as caught:
-        make_call(tree, stack, gone, MIST, push_to_hub=True).train(verbose=False)
+        make_call(tree, stack, gone, MIST, hub=HubOptions()).train(verbose=False)
     token, model = caught.value.problems
     assert token.startswith("HF_TOKEN is not set")
     assert model == "--pretrained-model-name-or-path ./gone: there is no such folder"
@@ -278,7 +266,7 @@ def test_showing_a_plan_writes_nothing(
     calls: tuple[tuple[Condition, dict[str, Any]], ...] = (
         (ORIGINAL, {}),
         (ORIGINAL, {"overwrite": True}),
-        (MIST, {"pilot": True}),
+        (MIST, {"selection": Selection(pilot=True)}),
     )
     for condition, typed in calls:
         call = make_call(tree, stack, config, condition, **typed)

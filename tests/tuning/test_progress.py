@@ -90,19 +90,19 @@ class TestInATerminal:
         as_terminal(monkeypatch)
         steps = StepDisplay("Claude_Monet", 500)
         batch = BatchDisplay(3, 500)
-        assert steps._bar is not None
-        assert batch._bar is not None
+        assert steps.bar is not None
+        assert batch.bar is not None
         for step in (401, 402):
             steps.step({"step": step, "loss": 0.5})
             batch.step(step)
-        assert (steps._bar.initial, steps._bar.n) == (400, 402)
-        assert (batch._bar.initial, batch._bar.n) == (400, 402)
+        assert (steps.bar.initial, steps.bar.n) == (400, 402)
+        assert (batch.bar.initial, batch.bar.n) == (400, 402)
         batch.advance()
         batch.step(1)
-        assert (batch._bar.initial, batch._bar.n) == (400, 501)
+        assert (batch.bar.initial, batch.bar.n) == (400, 501)
         batch.advance()
         batch.step(11)
-        assert (batch._bar.initial, batch._bar.n) == (410, 1011)
+        assert (batch.bar.initial, batch.bar.n) == (410, 1011)
         steps.close()
         batch.close()
 
@@ -113,8 +113,8 @@ class TestInATerminal:
         for step in (1, 3):
             steps.step({"step": step, "loss": float("nan") if step == 1 else 0.5})
             steps.step({"step": step, "eval_loss": 0.75})
-        assert steps._bar is not None
-        assert steps._bar.n == 3
+        assert steps.bar is not None
+        assert steps.bar.n == 3
         steps.close()
         assert "Claude_Monet" in terminal.getvalue()
         assert "/4" in terminal.getvalue()
@@ -124,7 +124,7 @@ class TestInATerminal:
     ) -> None:
         terminal = as_terminal(monkeypatch)
         batch = BatchDisplay(2, 10)
-        bar = batch._bar
+        bar = batch.bar
         assert bar is not None
         batch.step(5)
         assert (bar.n, bar.total) == (5, 20)

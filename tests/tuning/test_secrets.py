@@ -70,13 +70,14 @@ def test_neither_token_nor_machine_is_told(demo_dir: Path, tmp_path: Path) -> No
         f"--train-script={script}",
         *("--resolution=64", "--rank=4", "--max-train-steps=2"),
     ]
+    upload = [sys.executable, "-m", "mimicry.cli", "upload", f"--data-root={tree.data_root}"]
     people = {"HOME": str(home), "USER": USER, "LOGNAME": USER, "XDG_CACHE_HOME": str(home / "cache")}
     said, watcher = "", Watcher(tree.data_root)
     with FakeHub() as hub, watcher.watching():
         hub.faults["commit"] = Answer({"error": f"{TOKEN} of {USER} may only read"}, 403)
-        for more in ([], ["--upload-only"]):
+        for command, code in ((words, 1), (upload, 0)):
             done = subprocess.run(
-                [*words, *more],
+                command,
                 cwd=home,
                 env=environment(**people, **hub.environment(), HF_HOME=str(home / "hf_home")),
                 capture_output=True,
@@ -84,7 +85,7 @@ def test_neither_token_nor_machine_is_told(demo_dir: Path, tmp_path: Path) -> No
                 timeout=DEADLINE_SECONDS,
             )
             said += done.stdout + done.stderr
-            assert done.returncode == (1 if not more else 0), said
+            assert done.returncode == code, said
             hub.faults.clear()
         uploaded = hub.repositories[f"lab/{NAME}"]
 

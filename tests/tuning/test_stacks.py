@@ -116,10 +116,10 @@ class TestRead:
     def test_all_problems_at_once(self, tmp_path: Path) -> None:
         problems = problems_of(make_stack(tmp_path, "{pyton} x--{options} {inputdir} {}"))
         assert [problem.partition(": ")[2] for problem in problems] == [
-            "command has {pyton}, which is no placeholder; did you mean 'python' or 'options'?",
+            "command has {pyton}, which is not a placeholder; did you mean 'python' or 'options'?",
             "command has {options} inside a word; it takes a word by itself",
-            "command has {inputdir}, which is no placeholder; did you mean 'input_dir' or 'output_dir'?",
-            "command has {}, which is no placeholder; "
+            "command has {inputdir}, which is not a placeholder; did you mean 'input_dir' or 'output_dir'?",
+            "command has {}, which is not a placeholder; "
             "available: input_dir, options, output_dir, python, stack_dir",
             "command has no {input_dir}",
             "command has no {output_dir}",

@@ -125,18 +125,19 @@ class Batch:
 
     def _poll(self, one: _Running, running: list[_Running], elsewhere: list[Target]) -> bool:
         """Look at a running job; True when it has ended."""
+        end: JobEnd | None = None
         try:
             end = one.job.poll()
+            if end is None:
+                return False
         except ClaimLost:
             self._say_claimed(one.job.target)
             elsewhere.append(one.job.target)
-        else:
-            if end is None:
-                return False
-            self.books.ended(one.training, end)
-            self._display.advance()
         one.steps.close()
         running.remove(one)
+        if end is not None:
+            self.books.ended(one.training, end)
+            self._display.advance()
         return True
 
     def _cancel(self, running: list[_Running], stop: Interrupted) -> Interrupted:

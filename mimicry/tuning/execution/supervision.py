@@ -10,7 +10,7 @@ from typing import Any
 from mimicry.common.children import Child
 from mimicry.common.errors import TrainingFailed
 
-_POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
 class MetricsReader:
@@ -98,7 +98,7 @@ def follow(
         TrainingFailed: `guard` saw no sign of life for too long; the child still runs.
     """
     while True:
-        code = child.wait(_POLL_SECONDS)
+        code = child.wait(POLL_SECONDS)
         lines = metrics.new_lines()
         for line in lines:
             on_step(line)

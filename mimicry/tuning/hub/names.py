@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study.tree import AdapterId
+from mimicry.tuning.hub.token import WITHOUT_UPLOADS
 
 MAX_NAME_LENGTH = 96
 _HASH_LENGTH = 8
@@ -32,10 +33,10 @@ def repository_name(prefix: str, adapter: AdapterId) -> str:
     return f"{stem}-{sha256_text(original)[:_HASH_LENGTH]}"
 
 
-def colliding_names(artists: Iterable[tuple[str, str]]) -> list[str]:
+def colliding_names(artists: Iterable[tuple[str, str]], else_do: str = WITHOUT_UPLOADS) -> list[str]:
     """Return a problem for each repository name that several of the (artist, repository name) pairs share.
 
-    Like the Hub, this ignores upper and lower case.
+    Like the Hub, this ignores upper and lower case. `else_do` ends the message.
     """
     sharing: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for artist, name in artists:
@@ -43,7 +44,7 @@ def colliding_names(artists: Iterable[tuple[str, str]]) -> list[str]:
     return [
         f"{' and '.join(repr(artist) for artist, _ in group)} would be uploaded to one repository, "
         f"{group[0][1]!r}: rename a folder, train them apart with --style and another "
-        "--hub-namespace, or switch uploads off with --no-push-to-hub"
+        f"--hub-namespace{else_do}"
         for group in sharing.values()
         if len(group) > 1
     ]

@@ -10,12 +10,12 @@ from mimicry.tuning.hub.job import MADE_FOR, UploadJob
 from mimicry.tuning.hub.retries import retry
 from mimicry.tuning.hub.token import token_problems
 
-_WAITS = (1.0, 2.0)
+WAITS = (1.0, 2.0)
 _SILENCE_SECONDS = 120.0
 
 
 def hub_problems(
-    jobs: Sequence[tuple[UploadJob, Path]], *, waits: Sequence[float] = _WAITS, python: str = sys.executable
+    jobs: Sequence[tuple[UploadJob, Path]], *, waits: Sequence[float] = WAITS, python: str = sys.executable
 ) -> list[str]:
     """Ask the Hub what would keep adapters from being uploaded.
 
@@ -59,7 +59,7 @@ def read_access_error(name: str) -> Exception | None:
     from huggingface_hub import HfApi
 
     try:
-        retry(lambda: HfApi().auth_check(name), _WAITS, lambda _: None)
+        retry(lambda: HfApi().auth_check(name), WAITS, lambda _: None)
     except Exception as error:  # the client does not wrap the errors of its HTTP library
         return error
     return None

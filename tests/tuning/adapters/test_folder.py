@@ -14,21 +14,11 @@ from safetensors.torch import load_file, save_file
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import sha256_file, write_json
 from mimicry.tuning.adapters import folder as adapter_module
-from mimicry.tuning.adapters.folder import (
-    ADAPTER_CONFIG,
-    METRICS,
-    TRAIN_LOG,
-    WEIGHTS,
-    publish,
-    read_training_run,
-    recorded_rank,
-    run_weights_sha256,
-    set_adapter_aside,
-)
-from mimicry.tuning.adapters.peft_config import lora_arguments
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters.peft_config import lora_arguments, peft_config
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
 from tests.hostile_names import over_hostile_names
 from tests.tuning.lora_files import MODULES, check_adapter, files_in, lora_tensors, save_lora
 
@@ -41,66 +31,78 @@ def save(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+def publish(source: Path, output_dir: Path, run: dict[str, Any], base_model: str | None) -> Adapter:
+    return AdapterFolder(output_dir, ADAPTER_FORMAT).publish(source, run, base_model)
+
+
+def config_of(
+    modules: tuple[str, ...], base_model: str | None = None, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the adapter_config.json of an adapter of rank 4 on `modules`."""
+    return peft_config(ADAPTER_FORMAT, rank=4, modules=modules, base_model=base_model, options=options)
+
+
 class TestCheckHeader:
     def test_says_what_it_holds(self, tmp_path: Path) -> None:
-        file, modules, rank = check_header(save_lora(tmp_path / "f", rank=4), 4)
-        assert rank == 4
-        assert modules == tuple(sorted(MODULES))
-        assert len(file.tensors) == 2 * len(MODULES)
-        assert check_header(tmp_path / "f", None)[2] == 4
+        header = check_header(save_lora(tmp_path / "f", rank=4), ADAPTER_FORMAT, 4)
+        assert header.rank == 4
+        assert header.modules == tuple(sorted(MODULES))
+        assert header.components == ("transformer",)
+        assert len(header.file.shapes) == 2 * len(MODULES)
+        assert check_header(tmp_path / "f", ADAPTER_FORMAT, None).rank == 4
 
     def test_another_rank(self, tmp_path: Path) -> None:
         with pytest.raises(AdapterBroken, match="has rank 4 where 16 was asked for"):
-            check_header(save_lora(tmp_path / "f", rank=4), 16)
+            check_header(save_lora(tmp_path / "f", rank=4), ADAPTER_FORMAT, 16)
 
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({A: None}, "one half only"),
-            ({B: None}, "one half only"),
+            ({A: None}, "only one half"),
+            ({B: None}, "only one half"),
             ({A: torch.ones(5, 6)}, r"ranks \[4, 5\]"),
             ({B: torch.ones(8, 5)}, r"ranks \[4, 5\]"),
-            ({A: torch.ones(4)}, "no part of a LoRA"),
-            ({A: torch.ones(4, 6, 1)}, "no part of a LoRA"),
-            ({"transformer.norm.weight": torch.ones(4, 4)}, "no part of a LoRA"),
-            ({A.removeprefix("transformer."): torch.ones(4, 6)}, "no part of a LoRA"),
-            ({A.replace("lora_A", "lora_C"): torch.ones(4, 6)}, "no part of a LoRA"),
-            ({A + ".extra": torch.ones(4, 6)}, "no part of a LoRA"),
+            ({A: torch.ones(4)}, "not part of a LoRA"),
+            ({A: torch.ones(4, 6, 1)}, "not part of a LoRA"),
+            ({"transformer.norm.weight": torch.ones(4, 4)}, "not part of a LoRA"),
+            ({A.removeprefix("transformer."): torch.ones(4, 6)}, "not part of a LoRA"),
+            ({A.replace("lora_A", "lora_C"): torch.ones(4, 6)}, "not part of a LoRA"),
+            ({A + ".extra": torch.ones(4, 6)}, "not part of a LoRA"),
         ],
     )
     def test_what_is_no_lora(self, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
         tensors = {k: v for k, v in (lora_tensors() | changes).items() if v is not None}
         with pytest.raises(AdapterBroken, match=words):
-            check_header(save(tmp_path / "f", tensors), None)
+            check_header(save(tmp_path / "f", tensors), ADAPTER_FORMAT, None)
 
     def test_no_tensors_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(AdapterBroken, match=r"ranks \[\]"):
-            check_header(save(tmp_path / "f", {}), None)
+            check_header(save(tmp_path / "f", {}), ADAPTER_FORMAT, None)
 
     def test_reads_no_value(self, tmp_path: Path) -> None:
         path = save(tmp_path / "f", lora_tensors() | {A: torch.full((4, 6), float("nan"))})
-        assert check_header(path, 4)[2] == 4
+        assert check_header(path, ADAPTER_FORMAT, 4).rank == 4
 
 
 class TestCheckWeights:
     def test_whole(self, tmp_path: Path) -> None:
         path = save_lora(tmp_path / "f")
-        assert check_weights(path, 4) == Adapter(4, tuple(sorted(MODULES)), sha256_file(path))
+        assert check_weights(path, ADAPTER_FORMAT, 4) == Adapter(4, tuple(sorted(MODULES)), sha256_file(path))
 
     @pytest.mark.parametrize("key", [A, B])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_one_bad_value(self, key: str, value: float, tmp_path: Path) -> None:
         tensors = lora_tensors()
         tensors[key][-1, -1] = value
-        with pytest.raises(AdapterBroken, match=f"no finite numbers, first in {key}"):
-            check_weights(save(tmp_path / "f", tensors), 4)
+        with pytest.raises(AdapterBroken, match=f"not finite numbers, in {key}"):
+            check_weights(save(tmp_path / "f", tensors), ADAPTER_FORMAT, 4)
 
     def test_untrained_means_every_lora_b_is_zero(self, tmp_path: Path) -> None:
         tensors = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in lora_tensors().items()}
         with pytest.raises(AdapterBroken, match="untrained"):
-            check_weights(save(tmp_path / "f", tensors), 4)
+            check_weights(save(tmp_path / "f", tensors), ADAPTER_FORMAT, 4)
         tensors[B][0, 0] = 1e-30
-        assert check_weights(save(tmp_path / "f", tensors), 4).rank == 4
+        assert check_weights(save(tmp_path / "f", tensors), ADAPTER_FORMAT, 4).rank == 4
 
 
 class TestCheckAdapter:
@@ -126,7 +128,7 @@ class TestCheckAdapter:
 
 class TestReadTrainingRun:
     def test_missing(self, tmp_path: Path) -> None:
-        assert read_training_run(tmp_path) is None
+        assert AdapterFolder(tmp_path).run is None
 
     @pytest.mark.parametrize(
         "text",
@@ -149,16 +151,29 @@ class TestReadTrainingRun:
     def test_unusable(self, text: str, tmp_path: Path) -> None:
         (tmp_path / TRAINING_RUN).write_text(text)
         with pytest.raises(AdapterBroken, match=TRAINING_RUN):
-            read_training_run(tmp_path)
+            TrainingRun.read(tmp_path / TRAINING_RUN)
+        with pytest.raises(AdapterBroken, match=TRAINING_RUN):
+            _ = AdapterFolder(tmp_path).run
+        assert AdapterFolder(tmp_path).readable_run == TrainingRun({})
 
     def test_what_later_versions_add_is_no_fault(self, tmp_path: Path) -> None:
         run = {"schema": 9, "options": {"rank": 4}, "weights": {"sha256": "ab"}, "new": [1]}
         write_json(tmp_path / TRAINING_RUN, run)
-        assert read_training_run(tmp_path) == run
-        assert recorded_rank(run) == 4
-        assert run_weights_sha256(run) == "ab"
-        assert recorded_rank({}) is None
-        assert run_weights_sha256({}) is None
+        read = AdapterFolder(tmp_path).run
+        assert read is not None
+        assert read.content == run
+        assert read.rank == 4
+        assert read.weights_sha256 == "ab"
+        assert TrainingRun({}).rank is None
+        assert TrainingRun({}).weights_sha256 is None
+
+    def test_it_is_read_once(self, tmp_path: Path) -> None:
+        write_json(tmp_path / TRAINING_RUN, {"status": "running"})
+        folder = AdapterFolder(tmp_path)
+        assert folder.readable_run.status == "running"
+        write_json(tmp_path / TRAINING_RUN, {"status": "complete"})
+        assert folder.readable_run.status == "running"
+        assert AdapterFolder(tmp_path).readable_run.status == "complete"
 
 
 @pytest.fixture
@@ -176,8 +191,9 @@ class TestPublish:
         assert set(files_in(output_dir)) == {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN}
         assert set(files_in(source.parent)) == {"x.safetensors"}
         assert check_adapter(output_dir, 4) == adapter
-        run = read_training_run(output_dir)
-        assert run == {
+        run = AdapterFolder(output_dir).run
+        assert run is not None
+        assert run.content == {
             "steps": 3,
             "weights": {
                 "sha256": sha256_file(output_dir / WEIGHTS),
@@ -185,7 +201,9 @@ class TestPublish:
                 "modules": len(MODULES),
             },
         }
-        assert json.loads((output_dir / ADAPTER_CONFIG).read_text()) == adapter.config("some/model")
+        assert json.loads((output_dir / ADAPTER_CONFIG).read_text()) == config_of(
+            adapter.modules, "some/model"
+        )
         loaded, saved = load_file(output_dir / WEIGHTS), load_file(source)
         assert all(torch.equal(loaded[key], saved[key]) for key in saved)
 
@@ -259,7 +277,7 @@ class TestPublish:
 
 class TestConfig:
     def test_short_names_when_every_block_was_trained(self) -> None:
-        config = Adapter(4, tuple(sorted(MODULES)), "").config("some/model")
+        config = config_of(tuple(sorted(MODULES)), "some/model")
         assert config["target_modules"] == sorted(TARGET_MODULES)
         assert config["base_model_name_or_path"] == "some/model"
 
@@ -275,12 +293,12 @@ class TestConfig:
         ids=["block 0 left out", "no to_k", "attn2", "feed forward", "no block"],
     )
     def test_full_names_otherwise(self, modules: tuple[str, ...]) -> None:
-        assert Adapter(4, modules, "").config(None)["target_modules"] == sorted(modules)
+        assert config_of(modules)["target_modules"] == sorted(modules)
 
     @pytest.mark.parametrize("options", [{"lora_blocks": "0,1"}, {"lora_layers": "to_k"}])
     def test_full_names_when_modules_were_chosen(self, options: dict[str, str]) -> None:
         """The first blocks of a larger model look like all blocks of a smaller one."""
-        config = Adapter(4, MODULES, "").config(None, options)
+        config = config_of(MODULES, None, options)
         assert config["target_modules"] == sorted(MODULES)
 
     def test_the_options_it_was_trained_with_are_told(self, tmp_path: Path) -> None:
@@ -293,7 +311,7 @@ class TestConfig:
     def test_the_last_block_may_have_fewer(self) -> None:
         """SD3's last block has no add_out: the short names still match exactly what is there."""
         modules = tuple(name for name in MODULES if not name.endswith("blocks.1.attn.to_add_out"))
-        assert Adapter(4, modules, "").config(None)["target_modules"] == sorted(TARGET_MODULES)
+        assert config_of(modules)["target_modules"] == sorted(TARGET_MODULES)
 
     def test_peft_reads_it(self, tmp_path: Path) -> None:
         publish(save_lora(tmp_path / "s"), tmp_path, {}, "some/model")
@@ -321,7 +339,7 @@ class TestSetAside:
             (tmp_path / name).mkdir()
         for name, content in (moved | kept).items():
             (tmp_path / name).write_bytes(content)
-        aside = set_adapter_aside(tmp_path, "broken")
+        aside = AdapterFolder(tmp_path).set_aside("broken")
         assert aside is not None
         assert aside.name.endswith("-broken")
         assert files_in(aside) == dict(sorted(moved.items()))
@@ -330,11 +348,11 @@ class TestSetAside:
 
     def test_nothing_to_move(self, tmp_path: Path) -> None:
         (tmp_path / TRAIN_LOG).write_bytes(b"log")
-        assert set_adapter_aside(tmp_path, "broken") is None
+        assert AdapterFolder(tmp_path).set_aside("broken") is None
         assert set(files_in(tmp_path)) == {TRAIN_LOG}
 
     def test_twice(self, tmp_path: Path) -> None:
         for content in (b"1", b"2"):
             (tmp_path / WEIGHTS).write_bytes(content)
-            set_adapter_aside(tmp_path, "stale")
+            AdapterFolder(tmp_path).set_aside("stale")
         assert sorted(files_in(tmp_path).values()) == [b"1", b"2"]

@@ -9,10 +9,10 @@ import pytest
 
 from mimicry.study.tree import Condition, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.adapters.numerics import numerics_differences, sister_differences, told
+from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from tests.small_study import ANNA, BASE, BORIS, CONFIG, ORIGINAL, put_adapter
+from tests.small_study import ANNA, BASE, BORIS, CONFIG, ORIGINAL, output_dir, put_adapter
 
 MIST = Condition("mist", "none")
 HERE = {"device": "cpu", "torch": "2.13"}
@@ -21,8 +21,8 @@ THERE = {"device": "H200", "torch": "2.13"}
 
 def differences(tree: StudyTree, **values: Any) -> dict[str, list[str]]:
     """Return those of Anna's adapter for mist, which is to be trained here."""
-    asked = recipe(dataclasses.replace(CONFIG, **values), BASE, OWN_TRAINER)
-    return sister_differences(tree.output_dir("hf_diffusers", MIST, ANNA), asked, HERE)
+    asked = recipe(dataclasses.replace(CONFIG, **values), BASE.identity(), OWN_TRAINER)
+    return sister_differences(output_dir(tree, MIST), asked, HERE)
 
 
 def test_what_is_told_by_one_alone_is_no_difference() -> None:
@@ -35,13 +35,14 @@ def test_what_is_told_by_one_alone_is_no_difference() -> None:
 def test_sisters_are_compared_and_named(tree: StudyTree) -> None:
     put_adapter(tree, ORIGINAL, numerics=THERE)
     assert differences(tree) == {"none__none": ["device 'H200' -> 'cpu'"]}
-    assert told(differences(tree)) == "other numerics than none__none (device 'H200' -> 'cpu')"
+    words = describe_differences(differences(tree))
+    assert words == "other numerics than none__none (device 'H200' -> 'cpu')"
 
 
 def test_alike_is_no_difference(tree: StudyTree) -> None:
     put_adapter(tree, ORIGINAL, numerics=HERE)
     assert differences(tree) == {}
-    assert told({}) == ""
+    assert describe_differences({}) == ""
 
 
 def test_who_is_no_sister(tree: StudyTree) -> None:

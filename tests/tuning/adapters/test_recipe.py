@@ -58,7 +58,7 @@ MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
 
 
 def hash_of(model: BaseModel = MODEL, trainer: str = OWN_TRAINER, **values: Any) -> str:
-    return recipe_hash(recipe(TuningConfig(**values), model, trainer))
+    return recipe_hash(recipe(TuningConfig(**values), model.identity(), trainer))
 
 
 def another(option: Any) -> Any:
@@ -96,7 +96,7 @@ def test_the_hash_covers_model_and_trainer() -> None:
 
 
 def test_the_hash_is_the_same_in_another_process_and_after_json() -> None:
-    used = recipe(TuningConfig(instance_prompt="André\ud800"), MODEL, OWN_TRAINER)
+    used = recipe(TuningConfig(instance_prompt="André\ud800"), MODEL.identity(), OWN_TRAINER)
     assert recipe_hash(json.loads(json.dumps(used))) == recipe_hash(used)
     assert recipe_hash(dict(reversed(used.items()))) == recipe_hash(used)
     # Golden: a change of the recipe's form would call all adapters of a running study stale.
@@ -176,13 +176,13 @@ def test_a_hub_model_is_told_by_name_and_commit() -> None:
 
 
 class TestDifferences:
-    asked = recipe(TuningConfig(rank=32, learning_rate=5e-5), MODEL, OWN_TRAINER)
+    asked = recipe(TuningConfig(rank=32, learning_rate=5e-5), MODEL.identity(), OWN_TRAINER)
 
     def test_none(self) -> None:
         assert recipe_differences(json.loads(json.dumps(self.asked)), self.asked) == []
 
     def test_options_in_words(self) -> None:
-        recorded = recipe(TuningConfig(instance_prompt="old"), MODEL, OWN_TRAINER)
+        recorded = recipe(TuningConfig(instance_prompt="old"), MODEL.identity(), OWN_TRAINER)
         assert recipe_differences(recorded, self.asked) == [
             "rank 16 -> 32",
             "learning_rate 0.0001 -> 5e-05",
@@ -191,7 +191,7 @@ class TestDifferences:
 
     def test_model_and_trainer_in_words(self) -> None:
         model = dataclasses.replace(MODEL, revision="d" * 40)
-        recorded = recipe(TuningConfig(rank=32, learning_rate=5e-5), model, "foreign")
+        recorded = recipe(TuningConfig(rank=32, learning_rate=5e-5), model.identity(), "foreign")
         assert recipe_differences(recorded, self.asked) == ["another base model", "another trainer"]
 
     def test_of_a_model_that_is_not_here_yet_the_name_is_compared(self) -> None:
@@ -203,7 +203,7 @@ class TestDifferences:
             (None, ["another base model"]),
         ):
             model = dataclasses.replace(MODEL, name=name)
-            assert recipe_differences(recipe(config, model, OWN_TRAINER), asked) == words
+            assert recipe_differences(recipe(config, model.identity(), OWN_TRAINER), asked) == words
 
     def test_an_older_record_without_an_option(self) -> None:
         recorded = json.loads(json.dumps(self.asked))

@@ -13,17 +13,17 @@ from safetensors.torch import save_file
 from mimicry.common.files import write_json
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
-from mimicry.tuning.adapters import state
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, publish
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.adapters.state import AdapterSpec, AdapterState
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.lora_files import adapter_spec, check_adapter, files_in, judge, lora_tensors, save_lora
+from tests.tuning.lora_files import adapter_spec, files_in, judge, lora_tensors, save_lora
 from tests.tuning.model_files import make_model
 
 both = pytest.mark.parametrize("full", [False, True], ids=["quick", "full"])
@@ -46,7 +46,8 @@ class Room:
         assert model is not None
         run = describe_run(self.config, model, trainer=OWN_TRAINER, command=[], notes=[])
         images = ImageFolder.read(self.images_dir).records()
-        publish(save_lora(self.folder / "saved"), self.output_dir, run | {"images": images}, None)
+        folder = AdapterFolder(self.output_dir, ADAPTER_FORMAT)
+        folder.publish(save_lora(self.folder / "saved"), run | {"images": images}, None)
         return self
 
     def judge(self, *, full: bool, trainer: str = OWN_TRAINER, **changes: Any) -> AdapterState:
@@ -100,7 +101,7 @@ class TestBothLooks:
             (b'{"r": 8}', "has other r than the weights"),
             (b'{"s": 4}', "has other r than the weights"),
             (b'{"r": 4, "target', "cannot be read"),
-            (b"[4]", "is no JSON object"),
+            (b"[4]", "is not a JSON object"),
         ],
     )
     def test_of_another_tool_with_its_config(
@@ -251,11 +252,13 @@ class TestMemory:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         folders: list[Path] = []
 
-        def check(folder: Path, rank: int | None) -> Adapter:
-            folders.append(folder)
-            return check_adapter(folder, rank)
+        check = AdapterFolder.check
 
-        monkeypatch.setattr(state, "check_adapter", check)
+        def watched(folder: AdapterFolder, rank: int | None) -> Adapter:
+            folders.append(folder.path)
+            return check(folder, rank)
+
+        monkeypatch.setattr(AdapterFolder, "check", watched)
         return folders
 
     def rot(self, room: Room) -> None:

@@ -1,19 +1,25 @@
 """Batches: order, bookmarks, what a failure stops. The trainings are staged by a fake executor."""
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import Interrupted
-from mimicry.common.errors import BatchFault
+from mimicry.common.children import Interrupted, stop_signals_raise
+from mimicry.common.errors import BatchFault, ClaimedElsewhere
+from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, set_adapter_aside
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.batch import Batch, OnStep
+from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.planning.plan import OVERWRITTEN, Action, Target
+from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.execution.local import LocalJob
+from mimicry.tuning.planning.plan import OVERWRITTEN
+from mimicry.tuning.planning.target import Target
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -28,6 +34,7 @@ from tests.small_study import (
 )
 from tests.tuning.staged_batch import (
     Ending,
+    StagedChild,
     be_stopped,
     fail,
     leave_broken,
@@ -137,7 +144,7 @@ def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(tree: StudyTre
 def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: StudyTree) -> None:
     def notice_and_stall(target: Target, on_step: OnStep) -> int:
         record = {"status": "interrupted", "error": "stopped by SIGTERM"}
-        (target.output_dir / TRAINING_RUN).write_text(json.dumps(record))
+        target.folder.record.write_text(json.dumps(record))
         return stall(target, on_step)
 
     batch, _ = make_batch(plan_of(tree), {ANNA: notice_and_stall})
@@ -149,7 +156,7 @@ def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: S
 
 def test_one_that_was_stopped_before_it_began_a_record_is_interrupted(tree: StudyTree) -> None:
     def be_stopped_early(target: Target, on_step: OnStep) -> int:
-        (target.output_dir / TRAIN_LOG).write_text("stopped by SIGHUP\n")
+        target.folder.log.write_text("stopped by SIGHUP\n")
         return 129
 
     batch, _ = make_batch(plan_of(tree), dict.fromkeys(EVERYBODY, be_stopped_early))
@@ -214,7 +221,7 @@ def test_three_like_failures_in_a_row_stop_the_batch(
 
 def test_failures_that_differ_in_the_artist_only_are_alike(tree: StudyTree) -> None:
     def fail_in_own_folder(target: Target, on_step: OnStep) -> int:
-        return fail(f"{target.output_dir}/x of {target.artist.name} cannot be written")(target, on_step)
+        return fail(f"{target.folder}/x of {target.artist.name} cannot be written")(target, on_step)
 
     assert outcomes(run_with(tree, [fail_in_own_folder] * 4)) == ["failed"] * 3
 
@@ -272,9 +279,9 @@ def test_an_overwrite_that_was_stopped_goes_on_without_overwrite(tree: StudyTree
 
     plan = plan_of(tree, bookmarks=open_tracker(tree).bookmarks())
 
-    assert [(target.action, target.reason) for target in plan.targets] == [
-        (Action.COMPLETE, ""),
-        *[(Action.TRAIN, "its old adapter was set aside by --overwrite")] * 3,
+    assert [(target.state, target.reason) for target in plan.targets] == [
+        (State.COMPLETE, ""),
+        *[(State.PENDING, "its old adapter was set aside by --overwrite")] * 3,
     ]
     make_batch(plan)[0].run()
     assert statuses(tree) == ["complete"] * 4
@@ -287,11 +294,13 @@ def test_bookmarks_say_pending_before_anything_is_set_aside(
     put_adapter(tree)
     seen = []
 
-    def recording(folder: Path, reason: str) -> Path | None:
-        seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
-        return set_adapter_aside(folder, reason)
+    set_aside = AdapterFolder.set_aside
 
-    monkeypatch.setattr("mimicry.tuning.execution.sharing.set_adapter_aside", recording)
+    def recording(folder: AdapterFolder, reason: str) -> Path | None:
+        seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
+        return set_aside(folder, reason)
+
+    monkeypatch.setattr(AdapterFolder, "set_aside", recording)
     make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
 
     assert seen == [("pending", OVERWRITTEN)]
@@ -323,3 +332,55 @@ def test_a_stop_signal_marks_the_artist_with_the_step_and_leaves_the_others_pend
     assert outcomes(batch) == ["trained", "interrupted"]
     assert statuses(tree) == ["complete", "interrupted", "pending", "pending"]
     assert (mark_of(tree)["steps"], mark_of(tree)["error"]) == (7, "stopped by SIGTERM")
+
+
+def test_a_second_ctrl_c_does_not_lose_the_mark(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hurry(child: StagedChild, number: int, grace_seconds: float) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(StagedChild, "stop", hurry)
+    batch, _ = make_batch(plan_of(tree), {ANNA: be_stopped})
+
+    with pytest.raises(Interrupted) as stop:
+        batch.run()
+
+    assert stop.value.exit_code == 130
+    assert outcomes(batch) == ["trained", "interrupted"]
+    assert (mark_of(tree)["status"], mark_of(tree)["steps"]) == ("interrupted", 7)
+    assert list(tree.data_root.rglob(".claim*")) == []
+
+
+def test_a_stopped_artist_has_the_steps_that_its_trainer_recorded(tree: StudyTree) -> None:
+    def be_stopped_later(target: Target, on_step: OnStep) -> int:
+        target.folder.record.write_text(json.dumps({"status": "interrupted", "steps": 9}))
+        return be_stopped(target, on_step)
+
+    with pytest.raises(Interrupted):
+        make_batch(plan_of(tree), {ANNA: be_stopped_later})[0].run()
+
+    assert mark_of(tree)["steps"] == 9
+
+
+def test_a_stop_signal_that_comes_while_a_claim_is_refused_is_not_lost(
+    tree: StudyTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> LocalJob:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ClaimedElsewhere("in use")
+
+    batch, executor = make_batch(plan_of(tree))
+    monkeypatch.setattr(executor, "submit", refuse)
+
+    with stop_signals_raise(), pytest.raises(Interrupted):
+        batch.run()
+
+    assert outcomes(batch) == []
+
+
+def test_it_is_said_first_that_an_artist_is_trained(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_batch(plan_of(tree, artists=("Anna_Berg",)))[0].run()
+
+    said = capsys.readouterr().out
+    assert said.index("training on 3 images") < said.index("complete in")

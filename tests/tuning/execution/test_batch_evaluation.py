@@ -3,8 +3,8 @@
 import pytest
 
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.batch import OnStep
-from mimicry.tuning.planning.plan import Target
+from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.planning.target import Target
 from tests.small_study import ANNA, BORIS, plan_of, write_adapter
 from tests.tuning.staged_batch import fail, make_batch, mark_of
 
@@ -14,7 +14,7 @@ def succeed_evaluated(target: Target, on_step: OnStep) -> int:
     for step in (1, 2):
         on_step({"step": step, "loss": 0.5})
     on_step({"step": 2, "eval_loss": 1.125})
-    write_adapter(target.output_dir, target.images.path, eval_loss={"start": 1.25, "end": 1.125})
+    write_adapter(target.folder.path, target.images.path, eval_loss={"start": 1.25, "end": 1.125})
     return 0
 
 

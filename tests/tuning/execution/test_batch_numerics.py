@@ -4,10 +4,8 @@ import pytest
 
 from mimicry.common.files import write_json
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import BLOCKED
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.batch import OnStep
-from mimicry.tuning.planning.plan import Target
+from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import summary
 from tests.small_study import ANNA, BORIS, EVERYBODY, plan_of, write_adapter
 from tests.tuning.staged_batch import make_batch, mark_of, outcomes
@@ -17,12 +15,12 @@ PHRASE = "other numerics than mist__none (torch '2.12' -> '2.13')"
 
 
 def succeed_otherwise(target: Target, on_step: OnStep) -> int:
-    write_adapter(target.output_dir, target.images.path, other_numerics=FOUND)
+    write_adapter(target.folder.path, target.images.path, other_numerics=FOUND)
     return 0
 
 
 def refuse(target: Target, on_step: OnStep) -> int:
-    write_json(target.output_dir / TRAINING_RUN, {"status": BLOCKED, "error": PHRASE})
+    write_json(target.folder.record, {"status": "blocked", "error": PHRASE})
     return 1
 
 

@@ -5,13 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.study.tracker import BookmarkStatus
+from mimicry.study.states import State
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path, open_tracker, rebuilt_bookmarks
 from tests.hostile_names import over_hostile_names
-from tests.small_study import ANNA, BORIS, COUNTERED, MIST, bookmarks_in, write_adapter, write_study
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    COUNTERED,
+    MIST,
+    bookmarks_in,
+    output_dir,
+    write_adapter,
+    write_study,
+)
 from tests.tuning.lora_files import save_lora
 
 HUB = {"repository_id": "lab/x", "url": "https://hub/lab/x", "commit": "0" * 40}
@@ -27,16 +36,15 @@ def adapter(
     tree: StudyTree, condition: Condition = MIST, artist: Artist = ANNA, stack: str = "hf_diffusers"
 ) -> Path:
     images = tree.images_of(tree.original_art, ANNA)
-    output_dir = tree.output_dir(stack, condition, artist)
-    return write_adapter(output_dir, images, hub=HUB, eval_loss=EVALUATED)
+    return write_adapter(output_dir(tree, condition, artist, stack), images, hub=HUB, eval_loss=EVALUATED)
 
 
 def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
     folder = adapter(tree)
     (folder / TRAIN_LOG).write_text("trained")
 
-    assert complete_bookmark(tree, folder) == {
-        "status": BookmarkStatus.COMPLETE,
+    assert complete_bookmark(tree, AdapterFolder(folder)) == {
+        "status": State.COMPLETE,
         "started_at": "2026-01-02T03:04:05+00:00",
         "seconds": 61.5,
         "images": 3,
@@ -56,14 +64,14 @@ def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
 def test_an_adapter_without_a_usable_record_is_complete_and_no_more(
     tree: StudyTree, record: str | None
 ) -> None:
-    folder = tree.output_dir("hf_diffusers", MIST, ANNA)
+    folder = output_dir(tree, MIST, ANNA)
     save_lora(folder / WEIGHTS)
     if record is not None:
         (folder / TRAINING_RUN).write_text(record)
 
-    mark = complete_bookmark(tree, folder)
+    mark = complete_bookmark(tree, AdapterFolder(folder))
 
-    assert mark.pop("status") is BookmarkStatus.COMPLETE
+    assert mark.pop("status") is State.COMPLETE
     assert set(mark.values()) == {None}
 
 
@@ -72,7 +80,7 @@ def test_the_tracker_lies_in_the_study_and_holds_this_step(tree: StudyTree) -> N
     assert tracker.bookmarks() == {}
     assert not tree.tracker.parent.exists()
 
-    tracker.record(f"hf_diffusers/mist/none/{ANNA}", status=BookmarkStatus.PENDING)
+    tracker.record(f"hf_diffusers/mist/none/{ANNA}", status=State.PENDING)
 
     assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "pending"
     assert tree.tracker == tree.data_root / "progress" / "progress_tracker.json"
@@ -112,7 +120,7 @@ def test_a_torn_tracker_is_replaced_by_what_the_adapters_say(
 
     assert open_tracker(tree).bookmarks().keys() == {f"hf_diffusers/mist/none/{ANNA}"}
     assert tree.tracker.read_text() == '{"bookmarks": {"step_3'
-    open_tracker(tree).record(f"hf_diffusers/none/none/{BORIS}", status=BookmarkStatus.FAILED)
+    open_tracker(tree).record(f"hf_diffusers/none/none/{BORIS}", status=State.FAILED)
 
     assert {key: mark["status"] for key, mark in bookmarks_in(tree).items()} == {
         f"mist/none/{ANNA}": "complete",
@@ -126,6 +134,6 @@ def test_hostile_names_come_back_as_they_were(hostile_name: str, tree: StudyTree
     artist = Artist("historical", "baroque", hostile_name)
     folder = adapter(tree, artist=artist)
 
-    assert log_path(tree, folder) == f"models/lora/hf_diffusers/mist__none/{artist}/train.log"
+    assert log_path(tree, AdapterFolder(folder)) == f"models/lora/hf_diffusers/mist__none/{artist}/train.log"
     hidden = hostile_name.startswith(".")
     assert rebuilt_bookmarks(tree).keys() == (set() if hidden else {f"hf_diffusers/mist/none/{artist}"})

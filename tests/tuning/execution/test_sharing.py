@@ -10,14 +10,16 @@ import pytest
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import write_json
+from mimicry.study.states import State
 from mimicry.study.tracker import ProgressTracker
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEIGHTS
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.batch import Batch, OnStep
+from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEIGHTS, AdapterFolder
+from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.sharing import tidy
-from mimicry.tuning.planning.plan import Action, Target
+from mimicry.tuning.execution.executor import OnStep
+from mimicry.tuning.execution.sharing import repair
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.planning.target import Target
 from tests.small_study import ANNA, BORIS, CLARA, DORA, plan_of, put_adapter, target_of, write_adapter
 from tests.tuning.staged_batch import make_batch, mark_of, outcomes, output, statuses, succeed
 
@@ -42,21 +44,20 @@ class TestPlan:
         with others(output(tree)):
             plan = plan_of(tree)
         target = target_of(plan)
-        assert target.action is Action.CLAIMED
+        assert target.state is State.CLAIMED
         assert target.reason.startswith("in use by pid ")
         assert plan.counts() == {"train": 3, "complete": 0, "stale": 0, "claimed": 1, "blocked": 0}
 
     def test_a_complete_one_is_complete_whoever_looks_at_it(self, tree: StudyTree) -> None:
         put_adapter(tree)
         with others(output(tree)):
-            assert target_of(plan_of(tree)).action is Action.COMPLETE
+            assert target_of(plan_of(tree)).state is State.COMPLETE
 
 
 class TestBatch:
     def test_without_waiting_it_is_left_and_told(self, tree: StudyTree) -> None:
         with others(output(tree)):
-            batch, executor = make_batch(plan_of(tree))
-            batch.wait = False
+            batch, executor = make_batch(plan_of(tree), wait=False)
             batch.run()
         assert executor.trained == [DORA, BORIS, CLARA]
         assert outcomes(batch) == ["trained"] * 3 + ["claimed"]
@@ -95,7 +96,7 @@ class TestBatch:
         plan = plan_of(tree)
 
         def fail() -> None:
-            key = plan.request.key(ANNA)
+            key = plan.request.adapter(ANNA).key
             open_tracker(tree).record(key, status="failed", error="it burned")
             claim.release()
 
@@ -103,7 +104,7 @@ class TestBatch:
         batch, executor = make_batch(plan)
         batch.run()
         assert ANNA not in executor.trained
-        assert (batch.results[-1].outcome, batch.results[-1].error) == (
+        assert (batch.results[-1].word, batch.results[-1].error) == (
             "failed",
             "it burned (by another call)",
         )
@@ -112,7 +113,7 @@ class TestBatch:
         self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
     ) -> None:
         plan = plan_of(tree)
-        open_tracker(tree).record(plan.request.key(ANNA), status="failed", error="it burned")
+        open_tracker(tree).record(plan.request.adapter(ANNA).key, status="failed", error="it burned")
         with others(output(tree)) as claim:
             meanwhile(claim.release)
             batch, executor = make_batch(plan_of(tree))
@@ -142,8 +143,8 @@ class TestBatch:
 
     def test_a_lost_claim_is_no_failure_of_ours(self, tree: StudyTree) -> None:
         def lose(target: Target, on_step: OnStep) -> int:
-            (target.output_dir / CLAIM).unlink()
-            write_adapter(target.output_dir, target.images.path)
+            (target.folder.path / CLAIM).unlink()
+            write_adapter(target.folder.path, target.images.path)
             return 1
 
         batch, _ = make_batch(plan_of(tree), {ANNA: lose})
@@ -159,7 +160,7 @@ class TestBatch:
         def be_stopped(target: Target, on_step: OnStep) -> int:
             on_step({"step": 3, "loss": 0.5})
             run = {"status": "interrupted", "error": "stopped by SIGTERM", "steps": 5}
-            write_json(target.output_dir / TRAINING_RUN, run)
+            write_json(target.folder.record, run)
             return 1
 
         batch, executor = make_batch(plan_of(tree), {ANNA: be_stopped})
@@ -183,7 +184,7 @@ class TestBatch:
         assert outcomes(batch) == ["trained"]
 
 
-class TestTidy:
+class TestRepair:
     def test_what_killed_processes_have_left_is_removed(self, tree: StudyTree) -> None:
         folder = put_adapter(tree)
         expected = sorted(path.name for path in folder.iterdir())
@@ -192,14 +193,14 @@ class TestTidy:
         (folder / "checkpoint-2" / CHECKPOINT_FACTS).write_text("{}")
         (folder / ".tmp-x").write_text("")
         (folder / CLAIM).write_text("{}")
-        assert tidy(folder) == ""
+        assert repair(AdapterFolder(folder, ADAPTER_FORMAT)) == ""
         assert sorted(path.name for path in folder.iterdir()) == expected
 
     def test_what_is_not_ours_stays(self, tree: StudyTree) -> None:
         folder = put_adapter(tree)
         (folder / "checkpoint-500").mkdir()
         (folder / "notes.txt").write_text("mine")
-        tidy(folder)
+        repair(AdapterFolder(folder, ADAPTER_FORMAT))
         assert (folder / "checkpoint-500").is_dir()
         assert (folder / "notes.txt").exists()
 
@@ -207,23 +208,23 @@ class TestTidy:
         folder = put_adapter(tree)
         (folder / ".tmp-x").write_text("")
         with others(folder):
-            tidy(folder)
+            repair(AdapterFolder(folder, ADAPTER_FORMAT))
             assert (folder / ".tmp-x").exists()
 
     def test_what_another_call_has_set_aside_meanwhile_is_nobodys_fault(self, tree: StudyTree) -> None:
         folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
         (folder / WEIGHTS).unlink()
-        assert tidy(folder) == ""
+        assert repair(AdapterFolder(folder, ADAPTER_FORMAT)) == ""
 
     @pytest.mark.parametrize("damage", [None, b"", b"[", b'{"r": 5}'])
     def test_a_damaged_adapter_config_is_written_again(self, damage: bytes | None, tree: StudyTree) -> None:
         folder = put_adapter(tree, paths={"pretrained_model_name_or_path": "lab/tiny"})
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
-        assert tidy(folder) == ""
+        assert repair(AdapterFolder(folder, ADAPTER_FORMAT)) == ""
         if damage is None:
             (folder / ADAPTER_CONFIG).unlink()
         else:
             (folder / ADAPTER_CONFIG).write_bytes(damage)
         batch: Batch = make_batch(plan_of(tree))[0]
-        batch.prepare()
+        batch.books.prepare()
         assert json.loads((folder / ADAPTER_CONFIG).read_text()) == config

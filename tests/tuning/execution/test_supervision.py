@@ -151,7 +151,7 @@ class TestStallGuard:
 class TestFollow:
     @pytest.fixture(autouse=True)
     def often(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(supervision, "_POLL_SECONDS", 0.01)
+        monkeypatch.setattr(supervision, "POLL_SECONDS", 0.01)
 
     def test_lines_then_exit_code(self, tmp_path: Path) -> None:
         """The lines written in the last moment before the end are told too."""

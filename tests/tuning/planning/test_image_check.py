@@ -1,14 +1,17 @@
 """Bad images before training: artists are blocked, or the images left out of all conditions."""
 
+import hashlib
 import json
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from mimicry.cli import program
+from mimicry.common.programs import run_command
 from mimicry.study import image_checks
 from mimicry.study.tree import Artist
+from mimicry.tuning.adapters.folder import AdapterFolder
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -17,9 +20,9 @@ from tests.small_study import (
     ORIGINAL,
     listing,
     original,
+    output_dir,
 )
-from tests.tuning.execution.test_pending_uploads import note
-from tests.tuning.quick_studio import QuickStudio, quick_calls, write_quick_stack
+from tests.tuning.quick_studio import Ended, QuickStudio, quick_calls, write_quick_stack
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,15 @@ def mist(studio: QuickStudio, artist: Artist = ANNA) -> Path:
 def damage(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[:-30])
     return path
+
+
+def verify(studio: QuickStudio, *words: str) -> Ended:
+    """Run `mimicry verify` on the study."""
+    studio.capsys.readouterr()
+    where = (f"--data-root={studio.tree.data_root}", f"--stack={studio.stack}")
+    code = run_command(program, ["verify", *where, *words])
+    said = studio.capsys.readouterr()
+    return Ended(code, said.out, said.err)
 
 
 class TestBlocked:
@@ -79,7 +91,7 @@ class TestVerify:
         quick_studio.tune("--artist=Anna_Berg")
         before = listing(quick_studio.tree.data_root)
 
-        ended = quick_studio.tune("--verify")
+        ended = verify(quick_studio)
 
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.splitlines()[-1] == "1 complete; 0 problems with images"
@@ -91,11 +103,13 @@ class TestVerify:
         for path in (trained, other):
             damage(path)
 
-        ended = quick_studio.tune("--verify", "--style=baroque")
+        ended = verify(quick_studio, "--style=baroque")
 
         assert ended.code == 1
         assert all(f"{path} cannot be read" in ended.out for path in (trained, other))
-        assert ended.out.splitlines()[-1] == "1 complete; 2 problems with images"
+        # The record of the training names the image as it was.
+        assert "other images" in ended.out
+        assert ended.out.splitlines()[-1] == "1 stale; 2 problems with images"
         assert quick_studio.trained() == [ANNA.name]
 
     def test_names_that_forbid_training_count_and_missing_sets_do_not(
@@ -105,18 +119,18 @@ class TestVerify:
         shutil.copy(folder / "01_tree.png", folder / "01_tree.jpg")
         shutil.rmtree(quick_studio.tree.images_of(quick_studio.tree.protected_art / "mist", ANNA))
 
-        ended = quick_studio.tune("--verify", "--style=baroque")
+        ended = verify(quick_studio, "--style=baroque")
 
         assert ended.code == 1
         assert f"two files in {folder} share the stem '01_tree'; keep one of them" in ended.out
-        assert ended.out.splitlines()[-1] == "no adapter is there; 1 problems with images"
+        assert ended.out.splitlines()[-1] == "there are no adapters; 1 problems with images"
 
     def test_a_broken_adapter(self, quick_studio: QuickStudio) -> None:
         quick_studio.tune("--artist=Anna_Berg")
-        output = quick_studio.tree.output_dir(quick_studio.stack.name, ORIGINAL, ANNA)
+        output = output_dir(quick_studio.tree, ORIGINAL, ANNA, quick_studio.stack.name)
         (output / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
 
-        ended = quick_studio.tune("--verify")
+        ended = verify(quick_studio)
 
         assert ended.code == 1
         assert ended.out.splitlines()[-1] == "1 broken; 0 problems with images"
@@ -168,7 +182,9 @@ class TestQuarantine:
             {"name": path.name, "size": path.stat().st_size, "sha256": "0"}
             for path in sorted(original(quick_studio.tree, ANNA).iterdir())
         ]
-        note(quick_studio, ANNA, images=images)
+        folder = AdapterFolder(output_dir(quick_studio.tree, stack=quick_studio.stack.name))
+        weights = {"sha256": hashlib.sha256(folder.weights.read_bytes()).hexdigest()}
+        folder.record.write_text(json.dumps({"weights": weights, "images": images}))
         damage(mist(quick_studio) / "02_boat.png")
 
         ended = quick_studio.tune("--quarantine-unpaired", "--artist=Anna_Berg")
@@ -215,9 +231,15 @@ class TestQuarantine:
         assert "quarantine.json cannot be used" in ended.err
         assert quick_studio.trained() == []
 
-    @pytest.mark.parametrize("words", ["--dry-run", "--verify", "--upload-only --push-to-hub"])
-    def test_it_goes_with_training(self, quick_studio: QuickStudio, words: str) -> None:
-        ended = quick_studio.tune("--quarantine-unpaired", *shlex.split(words))
+    def test_it_goes_with_training(self, quick_studio: QuickStudio) -> None:
+        ended = quick_studio.tune("--quarantine-unpaired", "--dry-run")
 
         assert ended.code == 2
         assert "--quarantine-unpaired" in ended.err
+
+    @pytest.mark.parametrize("command", ["verify", "upload"])
+    def test_it_goes_with_no_other_command(self, quick_studio: QuickStudio, command: str) -> None:
+        code = run_command(program, [command, "--quarantine-unpaired"])
+
+        assert code == 2
+        assert "--quarantine-unpaired" in quick_studio.capsys.readouterr().err

@@ -7,9 +7,9 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.study.images import ImageFolder
+from mimicry.study.states import State
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.planning.plan import Action
 from tests.hostile_names import over_hostile_names
 from tests.small_study import (
     ANNA,
@@ -54,10 +54,10 @@ def test_a_condition_reads_from_its_own_tree_and_writes_to_its_own(
     assert target.images.path == tree.data_root / source / "historical/baroque/Anna_Berg"
     assert target.images.stems == list(STEMS)
     assert (
-        target.output_dir
+        target.folder.path
         == tree.data_root / f"models/lora/hf_diffusers/{condition}/historical/baroque/Anna_Berg"
     )
-    assert plan.request.key(ANNA) == f"{key}/historical/baroque/Anna_Berg"
+    assert target.adapter.key == f"{key}/historical/baroque/Anna_Berg"
 
 
 def test_samples_that_do_not_name_the_protection_serve_any(shared_samples: StudyTree) -> None:
@@ -65,7 +65,7 @@ def test_samples_that_do_not_name_the_protection_serve_any(shared_samples: Study
         plan = plan_of(shared_samples, condition)
         assert plan.source.root == shared_samples.robust_samples / "noisy_upscaling"
         assert not plan.source.names_protection
-        assert len(plan.of(Action.TRAIN)) == 4
+        assert len(plan.of(State.PENDING)) == 4
 
 
 def test_a_protection_that_the_samples_do_not_name_is_refused(tree: StudyTree) -> None:
@@ -96,7 +96,7 @@ def test_an_artist_who_lacks_protected_images_is_blocked_and_stays_the_pilot(tre
     for pilot in (False, True):
         plan = plan_of(tree, MIST, pilot=pilot)
         target = target_of(plan)
-        assert target.action is Action.BLOCKED
+        assert target.state is State.BLOCKED
         assert f"there is no image in {tree.protected_art / 'mist' / str(ANNA)}" in target.reason
         assert plan.counts()["blocked"] == 1
     assert [target.artist for target in plan.targets] == [DORA, ANNA, CLARA]
@@ -119,17 +119,17 @@ def test_an_artist_without_originals_is_trained_with_a_warning(tree: StudyTree) 
 
     target = target_of(plan_of(tree, MIST), stranger)
 
-    assert target.action is Action.TRAIN
+    assert target.state is State.PENDING
     assert "unpaired: has '01_tree', '02_boat', '03_hills' that original_art has not" in target.warnings
 
 
-@pytest.mark.parametrize(("least", "action"), [(3, Action.TRAIN), (4, Action.BLOCKED)])
+@pytest.mark.parametrize(("least", "state"), [(3, State.PENDING), (4, State.BLOCKED)])
 def test_min_samples_per_artist_is_the_least_number_allowed(
-    tree: StudyTree, least: int, action: Action
+    tree: StudyTree, least: int, state: State
 ) -> None:
     target = target_of(plan_of(tree, min_samples_per_artist=least))
 
-    assert target.action is action
+    assert target.state is state
     assert ("3 images where --min-samples-per-artist asks for 4" in target.reason) is (least == 4)
 
 
@@ -140,7 +140,7 @@ def test_two_files_of_one_stem_block_the_artist(tree: StudyTree) -> None:
 
     plan = plan_of(tree)
 
-    assert [target.artist for target in plan.of(Action.BLOCKED)] == [ANNA]
+    assert [target.artist for target in plan.of(State.BLOCKED)] == [ANNA]
     assert "share the stem '02_boat'" in target_of(plan).reason
 
 
@@ -152,11 +152,11 @@ def test_unpaired_images_warn_and_block_with_require_paired(tree: StudyTree) -> 
     lenient = target_of(plan_of(tree, MIST))
     strict = plan_of(tree, MIST, require_paired=True)
 
-    assert lenient.action is Action.TRAIN
+    assert lenient.state is State.PENDING
     assert f"unpaired: {said}" in lenient.warnings
-    assert target_of(strict).action is Action.BLOCKED
+    assert target_of(strict).state is State.BLOCKED
     assert target_of(strict).reason == f"{said}, and --require-paired is given"
-    assert len(strict.of(Action.TRAIN)) == 3
+    assert len(strict.of(State.PENDING)) == 3
 
 
 def test_pairs_are_told_by_stem_whatever_suffix_and_accents(tree: StudyTree) -> None:
@@ -166,7 +166,7 @@ def test_pairs_are_told_by_stem_whatever_suffix_and_accents(tree: StudyTree) -> 
 
     target = target_of(plan_of(tree, MIST, require_paired=True))
 
-    assert target.action is Action.TRAIN
+    assert target.state is State.PENDING
     assert not any("unpaired" in warning for warning in target.warnings)
 
 
@@ -190,10 +190,10 @@ def test_hostile_names_are_planned_as_they_are(hostile_name: str, tmp_path: Path
         return
 
     target = target_of(plan_of(tree, artists=(hostile_name,)), artist)
-    assert target.action is Action.TRAIN
-    assert target.output_dir.name == hostile_name
+    assert target.state is State.PENDING
+    assert target.folder.path.name == hostile_name
     assert target.images.stems == list(STEMS)
 
     put_adapter(tree, artist=artist)
-    assert target_of(plan_of(tree, full=True), artist).action is Action.COMPLETE
-    assert ImageFolder.read(target.output_dir).names == ()
+    assert target_of(plan_of(tree, full=True), artist).state is State.COMPLETE
+    assert ImageFolder.read(target.folder.path).names == ()

@@ -1,5 +1,6 @@
 """Captions and class images as a plan sees them: who is blocked, what is stale, what the stack is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.study.tree import Condition, StudyTree
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.tuning.planning.plan import Action
+from mimicry.tuning.planning.target import Target
 from tests.small_study import (
     ANNA,
     BORIS,
+    CONFIG,
     MIST,
     ORIGINAL,
     STEMS,
@@ -27,6 +29,8 @@ from tests.small_study import (
 )
 from tests.tuning.companions import PRIOR
 from tests.tuning.quick_studio import QuickStudio, quick_calls
+
+CAPTIONED = replace(CONFIG, captions=True)
 
 
 def write_captions(tree: StudyTree, condition: Condition = ORIGINAL, words: str = "") -> Path:
@@ -50,18 +54,21 @@ def captioned_adapter(tree: StudyTree, condition: Condition) -> None:
 
 
 class TestCaptions:
-    def plan(self, tree: StudyTree, condition: Condition = MIST, **more: Any) -> Any:
+    def plan(self, tree: StudyTree, condition: Condition = MIST, **more: Any) -> Target:
         asked = asked_for(captions=True)
-        return target_of(plan_of(tree, condition, asked=asked, captions=True, **more))
+        return target_of(plan_of(tree, condition, asked=asked, config=CAPTIONED, **more))
+
+    def caption_words(self, target: Target) -> list[str]:
+        return [word for word in target.command if word.startswith("--caption-data-dir")]
 
     def test_those_of_the_original_are_handed_on(self, tree: StudyTree) -> None:
         write_captions(tree)
         for condition in (ORIGINAL, MIST):
             target = self.plan(tree, condition)
-            assert target.action is Action.TRAIN
-            assert target.caption_dir == original(tree)
+            assert target.state is State.PENDING
+            assert self.caption_words(target) == [f"--caption-data-dir={original(tree)}"]
             assert not [warning for warning in target.warnings if "caption" in warning]
-        assert target_of(plan_of(tree)).caption_dir is None
+        assert self.caption_words(target_of(plan_of(tree))) == []
 
     def test_those_that_differ_and_those_that_are_missing_are_warned_of(self, tree: StudyTree) -> None:
         folder = write_captions(tree, MIST)
@@ -77,12 +84,12 @@ class TestCaptions:
         (folder / f"{STEMS[0]}.txt").write_bytes(b"\xff")
         (folder / "metadata.jsonl").write_text("{")
         target = self.plan(tree)
-        assert target.action is Action.BLOCKED
+        assert target.state is State.BLOCKED
         assert f"{STEMS[0]}.txt is not UTF-8" in target.reason
         assert "metadata.jsonl, line 1" in target.reason
-        plan = plan_of(tree, MIST, asked=asked_for(captions=True), captions=True)
-        assert target_of(plan, BORIS).action is Action.TRAIN
-        assert target_of(plan_of(tree, MIST)).action is Action.TRAIN
+        plan = plan_of(tree, MIST, asked=asked_for(captions=True), config=CAPTIONED)
+        assert target_of(plan, BORIS).state is State.PENDING
+        assert target_of(plan_of(tree, MIST)).state is State.PENDING
 
     @pytest.mark.parametrize("full", [False, True])
     @pytest.mark.parametrize("condition", [ORIGINAL, MIST], ids=str)
@@ -94,7 +101,7 @@ class TestCaptions:
         assert self.plan(tree, condition, full=full).existing is State.COMPLETE
         write_captions(tree, words="changed")
         target = self.plan(tree, condition, full=full)
-        assert target.action is Action.STALE
+        assert target.state is State.STALE
         assert target.reason.startswith("other captions; kept")
         without = target_of(plan_of(tree, condition, full=full))
         assert without.reason.startswith("captions True -> False; kept")

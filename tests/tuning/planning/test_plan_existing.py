@@ -8,7 +8,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import Condition, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.planning.plan import OVERWRITTEN, Action
+from mimicry.tuning.planning.plan import OVERWRITTEN
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -17,10 +17,10 @@ from tests.small_study import (
     DORA,
     GLAZE_COUNTERED,
     MIST,
-    ORIGINAL,
     asked_for,
     judged,
     original,
+    output_dir,
     plan_of,
     put_adapter,
     target_of,
@@ -33,9 +33,9 @@ def test_a_complete_adapter_is_left_alone(tree: StudyTree) -> None:
 
     for full in (False, True):
         plan = plan_of(tree, full=full)
-        assert judged(target_of(plan)) == (Action.COMPLETE, State.COMPLETE)
+        assert judged(target_of(plan)) == (State.COMPLETE, State.COMPLETE)
         assert plan.counts() == {"train": 3, "complete": 1, "stale": 0, "claimed": 0, "blocked": 0}
-    assert target_of(plan_of(tree, MIST)).action is Action.TRAIN
+    assert target_of(plan_of(tree, MIST)).state is State.PENDING
 
 
 def test_an_adapter_of_other_options_is_stale_and_says_which(tree: StudyTree) -> None:
@@ -43,7 +43,7 @@ def test_an_adapter_of_other_options_is_stale_and_says_which(tree: StudyTree) ->
 
     target = target_of(plan_of(tree, asked=asked_for(max_train_steps=7, seed=1)))
 
-    assert judged(target) == (Action.STALE, State.STALE)
+    assert judged(target) == (State.STALE, State.STALE)
     assert target.reason == (
         "max_train_steps 500 -> 7, seed 42 -> 1; kept, type --overwrite to train it again"
     )
@@ -54,14 +54,14 @@ def test_another_rank_is_stale_and_not_broken(tree: StudyTree) -> None:
 
     target = target_of(plan_of(tree, asked=asked_for(rank=8), full=True))
 
-    assert judged(target) == (Action.STALE, State.STALE)
+    assert judged(target) == (State.STALE, State.STALE)
     assert "rank 4 -> 8" in target.reason
 
 
 def test_an_option_that_defines_nothing_leaves_it_complete(tree: StudyTree) -> None:
     put_adapter(tree)
 
-    assert target_of(plan_of(tree, asked=asked_for(cache_latents=False))).action is Action.COMPLETE
+    assert target_of(plan_of(tree, asked=asked_for(cache_latents=False))).state is State.COMPLETE
 
 
 def test_images_of_another_size_are_seen_at_once_and_of_another_content_in_full(tree: StudyTree) -> None:
@@ -74,10 +74,10 @@ def test_images_of_another_size_are_seen_at_once_and_of_another_content_in_full(
 
     quick, full = plan_of(tree), plan_of(tree, full=True)
 
-    assert target_of(quick).action is Action.STALE
+    assert target_of(quick).state is State.STALE
     assert target_of(quick).reason.startswith("other images")
-    assert target_of(quick, BORIS).action is Action.COMPLETE
-    assert target_of(full, BORIS).action is Action.STALE
+    assert target_of(quick, BORIS).state is State.COMPLETE
+    assert target_of(full, BORIS).state is State.STALE
 
 
 def test_a_broken_adapter_is_trained_again_and_says_why(tree: StudyTree) -> None:
@@ -92,7 +92,7 @@ def test_a_broken_adapter_is_trained_again_and_says_why(tree: StudyTree) -> None
     for overwrite in (False, True):
         plan = plan_of(tree, overwrite=overwrite)
         for artist in (ANNA, BORIS, CLARA):
-            assert judged(target_of(plan, artist)) == (Action.TRAIN, State.BROKEN)
+            assert judged(target_of(plan, artist)) == (State.PENDING, State.BROKEN)
             assert target_of(plan, artist).reason.startswith("its adapter is broken and is set aside: ")
     assert target_of(plan, CLARA).reason.endswith("is about a training that did not end")
 
@@ -103,19 +103,19 @@ def test_a_flipped_value_is_found_by_the_full_check_only(tree: StudyTree) -> Non
     content[-2] ^= 1
     weights.write_bytes(content)
 
-    assert target_of(plan_of(tree)).action is Action.COMPLETE
-    assert judged(target_of(plan_of(tree, full=True))) == (Action.TRAIN, State.BROKEN)
+    assert target_of(plan_of(tree)).state is State.COMPLETE
+    assert judged(target_of(plan_of(tree, full=True))) == (State.PENDING, State.BROKEN)
 
 
 def test_an_adapter_of_another_tool_is_complete_if_it_has_the_rank(tree: StudyTree) -> None:
-    save_lora(tree.output_dir("hf_diffusers", ORIGINAL, ANNA) / WEIGHTS, rank=4)
-    save_lora(tree.output_dir("hf_diffusers", ORIGINAL, BORIS) / WEIGHTS, rank=5)
+    save_lora(output_dir(tree, artist=ANNA) / WEIGHTS, rank=4)
+    save_lora(output_dir(tree, artist=BORIS) / WEIGHTS, rank=5)
 
     plan = plan_of(tree, full=True)
 
-    assert judged(target_of(plan)) == (Action.COMPLETE, State.COMPLETE)
+    assert judged(target_of(plan)) == (State.COMPLETE, State.COMPLETE)
     assert target_of(plan).reason == "made by another tool"
-    assert judged(target_of(plan, BORIS)) == (Action.TRAIN, State.BROKEN)
+    assert judged(target_of(plan, BORIS)) == (State.PENDING, State.BROKEN)
 
 
 def test_overwrite_trains_again_what_is_complete_or_stale(tree: StudyTree) -> None:
@@ -124,9 +124,9 @@ def test_overwrite_trains_again_what_is_complete_or_stale(tree: StudyTree) -> No
 
     plan = plan_of(tree, overwrite=True)
 
-    assert judged(target_of(plan)) == (Action.TRAIN, State.COMPLETE)
-    assert judged(target_of(plan, BORIS)) == (Action.TRAIN, State.STALE)
-    assert judged(target_of(plan, CLARA)) == (Action.TRAIN, State.PENDING)
+    assert judged(target_of(plan)) == (State.PENDING, State.COMPLETE)
+    assert judged(target_of(plan, BORIS)) == (State.PENDING, State.STALE)
+    assert judged(target_of(plan, CLARA)) == (State.PENDING, State.PENDING)
     assert [bool(target.reason) for target in plan.targets] == [False, True, True, False]
 
 
@@ -136,7 +136,7 @@ def test_a_blocked_artist_is_not_overwritten(tree: StudyTree) -> None:
 
     target = target_of(plan_of(tree, overwrite=True))
 
-    assert judged(target) == (Action.BLOCKED, State.PENDING)
+    assert judged(target) == (State.BLOCKED, State.PENDING)
 
 
 def test_an_interrupted_overwrite_is_taken_up_and_says_so(tree: StudyTree) -> None:
@@ -155,7 +155,7 @@ def test_an_interrupted_overwrite_is_taken_up_and_says_so(tree: StudyTree) -> No
         "",
         "",
     ]
-    assert len(plan.of(Action.TRAIN)) == 4
+    assert len(plan.of(State.PENDING)) == 4
 
 
 # The same files under two names
@@ -167,10 +167,10 @@ def test_images_that_another_condition_was_trained_on_block_naming_both(shared_s
     plan = plan_of(shared_samples, COUNTERED)
 
     target = target_of(plan)
-    assert target.action is Action.BLOCKED
+    assert target.state is State.BLOCKED
     assert str(target.images.path) in target.reason
     assert str(twin) in target.reason
-    assert [other.artist for other in plan.of(Action.TRAIN)] == [DORA, BORIS, CLARA]
+    assert [other.artist for other in plan.of(State.PENDING)] == [DORA, BORIS, CLARA]
 
 
 def test_other_bytes_of_the_same_sizes_are_no_twins(shared_samples: StudyTree) -> None:
@@ -178,7 +178,7 @@ def test_other_bytes_of_the_same_sizes_are_no_twins(shared_samples: StudyTree) -
     painting = shared_samples.robust_samples / "noisy_upscaling" / str(ANNA) / "01_tree.png"
     painting.write_bytes(painting.read_bytes()[::-1])
 
-    assert target_of(plan_of(shared_samples, COUNTERED)).action is Action.TRAIN
+    assert target_of(plan_of(shared_samples, COUNTERED)).state is State.PENDING
 
 
 def test_the_adapter_of_the_condition_itself_is_no_twin(shared_samples: StudyTree) -> None:
@@ -186,7 +186,7 @@ def test_the_adapter_of_the_condition_itself_is_no_twin(shared_samples: StudyTre
 
     target = target_of(plan_of(shared_samples, COUNTERED, overwrite=True))
 
-    assert judged(target) == (Action.TRAIN, State.COMPLETE)
+    assert judged(target) == (State.PENDING, State.COMPLETE)
 
 
 def test_samples_that_name_their_protection_have_no_twins(tree: StudyTree) -> None:
@@ -195,13 +195,13 @@ def test_samples_that_name_their_protection_have_no_twins(tree: StudyTree) -> No
     )
     put_adapter(tree, GLAZE_COUNTERED)
 
-    assert len(plan_of(tree, COUNTERED).of(Action.TRAIN)) == 4
+    assert len(plan_of(tree, COUNTERED).of(State.PENDING)) == 4
 
 
 def test_a_training_that_left_no_adapter_makes_no_twin(shared_samples: StudyTree) -> None:
     (put_adapter(shared_samples, GLAZE_COUNTERED) / WEIGHTS).unlink()
 
-    assert target_of(plan_of(shared_samples, COUNTERED)).action is Action.TRAIN
+    assert target_of(plan_of(shared_samples, COUNTERED)).state is State.PENDING
 
 
 def test_twins_are_found_whatever_the_countermeasure_is_called(shared_samples: StudyTree) -> None:
@@ -209,4 +209,4 @@ def test_twins_are_found_whatever_the_countermeasure_is_called(shared_samples: S
     (shared_samples.robust_samples / "noisy_upscaling").rename(shared_samples.robust_samples / name)
     put_adapter(shared_samples, Condition("glaze", name))
 
-    assert target_of(plan_of(shared_samples, Condition("mist", name))).action is Action.BLOCKED
+    assert target_of(plan_of(shared_samples, Condition("mist", name))).state is State.BLOCKED

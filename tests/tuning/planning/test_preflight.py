@@ -14,10 +14,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.hf_diffusers import download
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.preflight import needed_bytes
+from mimicry.tuning.hub import preflight as hub_preflight
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.stack_traits import StackTraits
 from tests.small_study import write_images
 from tests.tuning.companions import PRIOR
 from tests.tuning.lora_files import batch_problems
@@ -52,7 +52,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(download, "WAITS", (0.0,))
+    monkeypatch.setattr(hub_preflight, "WAITS", (0.0,))
 
 
 class TestBatchProblems:
@@ -157,7 +157,7 @@ class TestDisk:
     def test_the_room_grows_with_the_artists(
         self, config: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        disk_with(monkeypatch, free=needed_bytes(BaseModel.find(config), config, 2))
+        disk_with(monkeypatch, free=needed_bytes(config, 2))
         assert batch_problems(config, tmp_path, 2, uploads=False) == []
         (problem,) = batch_problems(config, tmp_path, 3, uploads=False)
         assert "3 adapters" in problem
@@ -174,23 +174,26 @@ class TestDisk:
 class TestNeededBytes:
     logs = 4 << 20
 
+    def elsewhere(self, **options: Any) -> TuningConfig:
+        """Return a configuration whose base model is not on this machine."""
+        return TuningConfig(pretrained_model_name_or_path="lab/not-here", **options)
+
     def test_of_sd35_large(self) -> None:
         # 38 blocks, 8 projections, two factors of 2432 x 16 numbers.
         count = 38 * 8 * 2 * 2432 * 16
         # 26 of them in bf16; and twice, in fp32, the parameters of one with both moments of AdamW.
-        assert needed_bytes(None, TuningConfig(), 26) == 26 * (2 * count + self.logs) + 2 * 3 * 4 * count
-        config = TuningConfig(rank=32, upcast_before_saving=True, checkpoints_total_limit=3)
-        assert needed_bytes(None, config, 1) == 8 * count + self.logs + 4 * 3 * 8 * count
+        assert needed_bytes(self.elsewhere(), 26) == 26 * (2 * count + self.logs) + 2 * 3 * 4 * count
+        config = self.elsewhere(rank=32, upcast_before_saving=True, checkpoints_total_limit=3)
+        assert needed_bytes(config, 1) == 8 * count + self.logs + 4 * 3 * 8 * count
 
     def test_of_a_model_on_disk(self, config: TuningConfig, tmp_path: Path) -> None:
-        model = BaseModel(tmp_path / "model")
         count = 2 * 8 * 2 * 16 * 16
-        assert needed_bytes(model, config, 1) == 2 * count + self.logs + 2 * 3 * 4 * count
+        assert needed_bytes(config, 1) == 2 * count + self.logs + 2 * 3 * 4 * count
         (tmp_path / "model" / "transformer" / "config.json").write_text("{}")
-        assert needed_bytes(model, config, 1) == needed_bytes(None, config, 1)
+        assert needed_bytes(config, 1) == needed_bytes(self.elsewhere(resolution=64), 1)
 
     def test_of_a_stack_without_options(self) -> None:
-        assert needed_bytes(None, None, 3) == 3 * self.logs
+        assert StackTraits(hub_prefix="other").disk_bytes(None, 3) == 3 * self.logs
 
 
 class FakeHub(BaseHTTPRequestHandler):

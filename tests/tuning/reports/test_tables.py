@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
-from mimicry.tuning.execution.batch import Result
-from mimicry.tuning.planning.plan import Action, Plan, Target
+from mimicry.tuning.execution.result import Result
+from mimicry.tuning.hub.job import HubOptions
+from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary
 from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
@@ -18,6 +22,7 @@ from tests.small_study import (
     DORA,
     MIST,
     asked_for,
+    output_dir,
     plan_of,
     target_of,
     write_adapter,
@@ -38,21 +43,17 @@ def plan(tree: StudyTree) -> Plan:
     assert asked is not None
     for artist, trainer in ((ANNA, asked["trainer"]), (BORIS, "x")):
         write_adapter(
-            tree.output_dir("hf_diffusers", MIST, artist),
+            output_dir(tree, MIST, artist),
             tree.images_of(tree.protected_art / "mist", artist),
             recipe={**asked, "trainer": trainer},
         )
     for path in tree.images_of(tree.protected_art / "mist", CLARA).iterdir():
         path.unlink()
-    return plan_of(tree, MIST)
+    return plan_of(tree, MIST, hub=HubOptions())
 
 
-def command(target: Target) -> list[str]:
-    return ["train", str(target.images.path), f"--output={target.output_dir}"]
-
-
-def result(target: Target, outcome: str, **fields: object) -> Result:
-    return Result(target=target, outcome=outcome, **fields)  # type: ignore[arg-type]
+def result(target: Target, state: State, **fields: Any) -> Result:
+    return Result(target=target, state=state, **fields)
 
 
 def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> None:
@@ -73,7 +74,7 @@ def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> Non
 
 
 def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> None:
-    value = json.loads(json.dumps(plan_json(plan, command, lambda target: f"repo-{target.artist.name}")))
+    value = json.loads(json.dumps(plan_json(plan)))
 
     targets = value.pop("targets")
     assert value == {
@@ -96,8 +97,8 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "state": "train",
         "reason": "",
         "warnings": ["3 images; the defaults are meant for 20"],
-        "repository": "repo-Dora_Eik",
-        "command": command(target_of(plan, DORA)),
+        "repository": "sd35-lora-mist-none-Dora_Eik",
+        "command": target_of(plan, DORA).command,
     }
     assert [target["command"] for target in targets[1:]] == [None, None, None]
 
@@ -108,10 +109,10 @@ def test_commands_are_what_a_shell_takes(tmp_path: Path) -> None:
         write_images(tree.images_of(tree.original_art, Artist("a", "b", name)), ["1"])
     plan = plan_of(tree)
 
-    lines = commands(plan, command).splitlines()
+    lines = commands(plan).splitlines()
 
-    assert len(plan.of(Action.TRAIN)) == len(HOSTILE_NAMES) - 2  # two are hidden
-    assert [shell_words(line) for line in lines] == [command(target) for target in plan.targets]
+    assert len(plan.of(State.PENDING)) == len(HOSTILE_NAMES) - 2  # two are hidden
+    assert [shell_words(line) for line in lines] == [target.command for target in plan.targets]
 
 
 def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
@@ -120,14 +121,15 @@ def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
     results = [
         result(
             dora,
-            "trained",
+            State.COMPLETE,
+            trained=True,
             seconds=3725.0,
             loss=0.12345,
             owed="the Hub is away",
             evaluation="eval 1.234 -> 1.201",
         ),
-        result(anna, "failed", seconds=61.0, error="it burned\n  the last lines"),
-        result(boris, "interrupted", seconds=1.0, error="stopped by SIGTERM"),
+        result(anna, State.FAILED, seconds=61.0, error="it burned\n  the last lines"),
+        result(boris, State.INTERRUPTED, seconds=1.0, error="stopped by SIGTERM"),
     ]
 
     header, *rows, counts = summary(plan, results).split("\n")
@@ -135,10 +137,10 @@ def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
     assert header.split() == ["artist", "result", "time", "loss", "remark"]
     assert rows[0].split(maxsplit=4)[:4] == [str(DORA), "trained", "1:02:05", "0.1235"]
     assert "upload owed: the Hub is away; eval 1.234 -> 1.201; " in rows[0]
-    assert f"log: {dora.output_dir / 'train.log'}" in rows[0]
+    assert f"log: {dora.folder.log}" in rows[0]
     assert rows[1].split()[1:4] == ["failed", "1:01", "it"]
     assert "it burned" in rows[1] and "last lines" not in rows[1]
-    assert f"log: {anna.output_dir / 'train.log'}" in rows[1]
+    assert f"log: {anna.folder.log}" in rows[1]
     assert "stopped by SIGTERM" in rows[2]
     assert rows[3].split(maxsplit=2)[1:] == ["left", "not begun"]
     assert str(clara.artist) in rows[3]
@@ -146,9 +148,9 @@ def test_the_summary_tells_what_became_of_everyone(tree: StudyTree) -> None:
 
 
 def test_the_summary_says_why_others_were_not_trained(plan: Plan) -> None:
-    _, dora, anna, boris, clara, counts = summary(plan, [result(target_of(plan, DORA), "trained")]).split(
-        "\n"
-    )
+    trained = result(target_of(plan, DORA), State.COMPLETE, trained=True)
+
+    _, dora, anna, boris, clara, counts = summary(plan, [trained]).split("\n")
 
     assert "trained" in dora and "the defaults are meant for 20" in dora
     assert anna.split() == [str(ANNA), "skipped", "complete"]

@@ -1,4 +1,4 @@
-"""--verify: every adapter that is there is read to its last value, and nothing is written."""
+"""`mimicry verify`: every adapter that is there is read to its last value, and nothing is written."""
 
 import json
 import os
@@ -12,25 +12,37 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import UsageError
 from mimicry.common.files import write_json
 from mimicry.study.selection import Selection
-from mimicry.study.tree import Condition, StudyTree
+from mimicry.study.states import State
+from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.reports.verify import Verdict, conditions_on_disk, verify
-from tests.small_study import ANNA, BORIS, ORIGINAL, asked_for, listing, original, put_adapter
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.tuning.reports.verify import Verdict, verify_adapters
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    MIST,
+    ORIGINAL,
+    listing,
+    original,
+    output_dir,
+    put_adapter,
+    write_images,
+)
 from tests.tuning.lora_files import lora_tensors
 from tests.tuning.quick_studio import QuickStudio
 
-MIST = Condition("mist")
-STACK = "hf_diffusers"
-
 
 def verdicts(tree: StudyTree, artists: tuple[str, ...] = ()) -> list[Verdict]:
-    conditions = conditions_on_disk(tree, STACK)
-    return verify(tree, STACK, conditions, Selection(artists=artists), asked_for())
+    chosen = AdapterFilter(selection=Selection(artists=artists)).choose(tree, "hf_diffusers")
+    return verify_adapters(tree, chosen, ADAPTER_FORMAT)
 
 
 def states(tree: StudyTree) -> list[tuple[str, str, str]]:
-    return [(str(found.condition), found.artist.name, found.state) for found in verdicts(tree)]
+    return [
+        (str(found.adapter.condition), found.adapter.artist.name, found.state) for found in verdicts(tree)
+    ]
 
 
 def spoil(folder: Path, value: float) -> None:
@@ -47,14 +59,14 @@ def test_all_conditions_are_checked_and_nothing_is_written(tree: StudyTree) -> N
     put_adapter(tree)
     put_adapter(tree, MIST, BORIS)
     before = listing(tree.data_root)
-    assert states(tree) == [("mist__none", BORIS.name, "complete"), ("none__none", ANNA.name, "complete")]
+    assert states(tree) == [("none__none", ANNA.name, "complete"), ("mist__none", BORIS.name, "complete")]
     assert listing(tree.data_root) == before
 
 
 def test_only_what_the_filters_let_through(tree: StudyTree) -> None:
     put_adapter(tree)
     put_adapter(tree, ORIGINAL, BORIS)
-    assert [found.artist for found in verdicts(tree, artists=(BORIS.name,))] == [BORIS]
+    assert [found.adapter.artist for found in verdicts(tree, artists=(BORIS.name,))] == [BORIS]
     with pytest.raises(UsageError, match="--artist Bors matches no artist"):
         verdicts(tree, artists=("Bors",))
 
@@ -62,9 +74,12 @@ def test_only_what_the_filters_let_through(tree: StudyTree) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda folder: (folder / WEIGHTS).write_bytes(b""), "no readable safetensors file"),
-        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), "no readable"),
-        (lambda folder: spoil(folder, float("nan")), "no finite numbers"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b""), "not a readable safetensors file"),
+        (
+            lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]),
+            "not a readable",
+        ),
+        (lambda folder: spoil(folder, float("nan")), "not finite numbers"),
         (lambda folder: spoil(folder, 0.0), "every lora_B is zero"),
         (lambda folder: spoil(folder, 0.5), "is not the file whose sha256"),
         (lambda folder: (folder / TRAINING_RUN).write_text("{"), "cannot be read"),
@@ -77,17 +92,17 @@ def test_what_is_broken_is_found_and_left_alone(damage: object, reason: str, tre
     damage(folder)
     before = listing(tree.data_root)
     (found,) = verdicts(tree)
-    assert found.is_broken
+    assert found.state is State.BROKEN
     assert reason in found.reason
     assert listing(tree.data_root) == before
 
 
 def test_what_is_in_training_or_was_begun_is_not_broken(tree: StudyTree) -> None:
-    begun = tree.output_dir(STACK, ORIGINAL, ANNA)
+    begun = output_dir(tree, ORIGINAL, ANNA)
     begun.mkdir(parents=True)
     write_json(begun / TRAINING_RUN, {"status": "interrupted"})
-    with Claim.take_anew(tree.output_dir(STACK, ORIGINAL, BORIS)):
-        assert [state for _, _, state in states(tree)] == ["unfinished", "claimed"]
+    with Claim.take_anew(output_dir(tree, ORIGINAL, BORIS)):
+        assert [state for _, _, state in states(tree)] == ["interrupted", "claimed"]
 
 
 def test_a_condition_whose_images_are_gone_is_stale(tree: StudyTree) -> None:
@@ -100,44 +115,57 @@ def test_a_condition_whose_images_are_gone_is_stale(tree: StudyTree) -> None:
 class TestProgram:
     def test_exit_codes_and_what_is_said(self, quick_studio: QuickStudio) -> None:
         assert quick_studio.tune("--style=baroque").code == 0
-        well = quick_studio.tune("--verify")
+        well = quick_studio.verify()
         assert (well.code, well.out.splitlines()[-1]) == (0, "2 complete; 0 problems with images")
-        weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
+        weights = output_dir(quick_studio.tree, ORIGINAL, ANNA, "quick") / WEIGHTS
         weights.write_bytes(b"torn")
-        broken = quick_studio.tune("--verify")
+        broken = quick_studio.verify()
         assert (broken.code, broken.out.splitlines()[-1]) == (
             1,
             "1 broken, 1 complete; 0 problems with images",
         )
         assert weights.read_bytes() == b"torn"
-        assert quick_studio.tune("--verify", "--protection=mist").out.endswith(
-            "no adapter is there; 0 problems with images\n"
+        assert quick_studio.verify("--protection=mist").out.endswith(
+            "there are no adapters; 0 problems with images\n"
         )
         assert len(quick_studio.trained()) == 2
 
     def test_what_rots_on_the_disk_is_found(self, quick_studio: QuickStudio) -> None:
         for _ in range(2):
             assert quick_studio.tune("--artist=Anna_Berg").code == 0
-        weights = quick_studio.tree.output_dir("quick", ORIGINAL, ANNA) / WEIGHTS
+        weights = output_dir(quick_studio.tree, ORIGINAL, ANNA, "quick") / WEIGHTS
         image = original(quick_studio.tree) / "01_tree.png"
         for path, count in ((weights, 4), (image, 60)):
             before = path.stat()
             path.write_bytes(path.read_bytes()[:-count] + b"\xff" * count)
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-        ended = quick_studio.tune("--verify")
+        ended = quick_studio.verify()
 
         assert ended.code == 1
-        assert "no finite numbers" in ended.out
+        assert "not finite numbers" in ended.out
         assert "1 broken; 1 problems with images" in ended.out
 
     def test_overwrite_makes_no_sense_with_it(self, quick_studio: QuickStudio) -> None:
-        ended = quick_studio.tune("--verify", "--overwrite")
+        ended = quick_studio.verify("--overwrite")
         assert ended.code == 2
-        assert "--verify trains nothing" in ended.err
+        assert "No such option" in ended.err and "--overwrite" in ended.err
+
+    def test_options_that_are_not_the_defaults_make_nothing_stale(self, quick_studio: QuickStudio) -> None:
+        words = ("--max-train-steps=7", "--learning-rate=0.5", "--seed=3", "--protection=mist")
+        assert quick_studio.tune(*words, "--artist=Anna_Berg").code == 0
+        ended = quick_studio.verify()
+        assert (ended.code, ended.out.splitlines()[-1]) == (0, "1 complete; 0 problems with images")
+
+    def test_images_that_were_changed_make_a_recorded_adapter_stale(self, quick_studio: QuickStudio) -> None:
+        assert quick_studio.tune("--artist=Anna_Berg").code == 0
+        write_images(original(quick_studio.tree), salt="another")
+        ended = quick_studio.verify()
+        assert (ended.code, ended.out.splitlines()[-1]) == (0, "1 stale; 0 problems with images")
+        assert "other images" in ended.out
 
     def test_no_wait_ends_with_exit_code_1(self, quick_studio: QuickStudio) -> None:
-        with Claim.take_anew(quick_studio.tree.output_dir("quick", ORIGINAL, ANNA)):
+        with Claim.take_anew(output_dir(quick_studio.tree, ORIGINAL, ANNA, "quick")):
             ended = quick_studio.tune("--style=baroque", "--no-wait")
             shown = json.loads(quick_studio.tune("--style=baroque", "--dry-run", "--json").out)
         assert ended.code == 1
