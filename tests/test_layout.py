@@ -53,9 +53,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         f"{STACK}.artist_job",
         f"{STACK}.artist_request",
-        f"{STACK}.foreign_script",
         f"{STACK}.launch",
         f"{STACK}.one_artist",
+        f"{STACK}.outcome",
         f"{STACK}.local_dreambooth_lora_sd3_wrapper",
         f"{STACK}.run_tuning",
         f"{STACK}.train_dreambooth_lora_sd3",

@@ -2,20 +2,19 @@
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 
 from mimicry.common.children import Interrupted, has_parent, running_child
 from mimicry.common.claims import CLAIM_VARIABLE, Claim
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
-from mimicry.common.files import set_aside, utc_now, write_json
-from mimicry.common.scrubbing import mask_token, scrub
+from mimicry.common.files import set_aside, utc_now
+from mimicry.common.scrubbing import mask_token
 from mimicry.common.text import shell_line
-from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import FOREIGN_OUTPUT, ArtistJob
-from mimicry.tuning.hf_diffusers.foreign_script import publish_foreign
+from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end
 from mimicry.tuning.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
@@ -39,7 +38,7 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     # checkpoints itself.
     others = [] if job.script.is_own else job.folder.checkpoint_names()
     set_aside(job.inputs.output_dir, [FOREIGN_OUTPUT, *others], "unfinished")
-    started_at, former_record = utc_now(), _record_bytes(job)
+    started_at, former_record = utc_now(), record_bytes(job)
     images = [] if job.script.is_own else job.inputs.read_images().records()
     try:
         code = run_script(job, {} if claim is None else claim.variable())
@@ -56,9 +55,8 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     if failure is None:
         return
     stopped_by = attempt.stopped_by()
-    state = State.FAILED if stopped_by is None else State.INTERRUPTED
     if job.script.is_own:
-        _record_end(job, former_record, state, failure)
+        record_end(job, former_record, failure, stopped=stopped_by is not None)
     if stopped_by is not None:
         raise Interrupted(stopped_by)
     raise TrainingFailed(failure + _log_excerpt(job, attempt))
@@ -86,29 +84,6 @@ def run_script(job: ArtistJob, variable: Mapping[str, str]) -> int:
         watched = job.script.is_own and CLAIM_VARIABLE not in os.environ
         guard = StallGuard(log, job.stall_seconds) if watched else None
         return follow(child, metrics, display.step if display else _ignore, guard)
-
-
-def _record_end(job: ArtistJob, former_record: bytes, state: State, error: str) -> None:
-    """Write how the training ended, unless the trainer has: it may have been killed, or may not have begun.
-
-    Args:
-        former_record: the record that was there before.
-    """
-    folder = AdapterFolder(job.inputs.output_dir)
-    run = folder.readable_run
-    if _record_bytes(job) != former_record and run.status != State.RUNNING:
-        return
-    ended = {"status": state, "error": scrub(error), "finished_at": utc_now()}
-    # On a full disk there is no room for it, which the caller reports.
-    with suppress(OSError):
-        write_json(folder.record, {**run.content, **ended})
-
-
-def _record_bytes(job: ArtistJob) -> bytes:
-    try:
-        return job.folder.record.read_bytes()
-    except OSError:
-        return b""
 
 
 def _log_excerpt(job: ArtistJob, attempt: Attempt) -> str:

@@ -1,11 +1,13 @@
-"""What another training script has saved: checked and recorded as our own trainer does it."""
+"""What a training has left: weights of another script are published, an end without a record is recorded."""
 
 import shutil
+from contextlib import suppress
 
-from mimicry.common.files import utc_now
+from mimicry.common.files import utc_now, write_json
+from mimicry.common.scrubbing import scrub
 from mimicry.study import ImageRecord, State
 from mimicry.study.image_checks import refuse_changed_images
-from mimicry.tuning.adapters import WEIGHTS
+from mimicry.tuning.adapters import WEIGHTS, AdapterFolder
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of
@@ -45,3 +47,29 @@ def publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord]) 
         record["class_images"] = class_images.record()
     job.folder.publish(saved, record, job.config.pretrained_model_name_or_path)
     shutil.rmtree(job.trainer_output_dir)
+
+
+def record_end(job: ArtistJob, former_record: bytes, error: str, *, stopped: bool) -> None:
+    """Write how the training ended, unless the trainer has: it may have been killed, or may not have begun.
+
+    Args:
+        former_record: the record that was there before.
+        stopped: by a signal.
+    """
+    folder = AdapterFolder(job.inputs.output_dir)
+    run = folder.readable_run
+    if record_bytes(job) != former_record and run.status != State.RUNNING:
+        return
+    state = State.INTERRUPTED if stopped else State.FAILED
+    ended = {"status": state, "error": scrub(error), "finished_at": utc_now()}
+    # On a full disk there is no room for it, which the caller reports.
+    with suppress(OSError):
+        write_json(folder.record, {**run.content, **ended})
+
+
+def record_bytes(job: ArtistJob) -> bytes:
+    """Return the record of the artist's training as it is now; nothing when there is none."""
+    try:
+        return job.folder.record.read_bytes()
+    except OSError:
+        return b""
