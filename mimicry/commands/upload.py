@@ -62,10 +62,12 @@ def upload(dry_run: bool, **parameters: Any) -> int:
 def _pending(
     tree: StudyTree, stack: Stack, adapter: AdapterId, hub: HubOptions, *, full: bool
 ) -> PendingUpload | None:
-    """Return the upload of an adapter, None when it is not whole; its images may have changed."""
+    """Return the upload of an adapter, None where there is none; its images may have changed."""
     folder = AdapterFolder(tree.adapter_dir(adapter), stack.traits.adapter_format)
     no_images = ImageFolder(folder.path, ())
-    state = judge_adapter(folder, AdapterSpec(), no_images, full=full).state
-    if state not in (State.COMPLETE, State.STALE):
+    found = judge_adapter(folder, AdapterSpec(), no_images, full=full)
+    if found.state is State.PENDING:
         return None
-    return pending_upload(adapter, folder, UploadJob.of(adapter, folder.path, stack.traits.hub_prefix, hub))
+    job = UploadJob.of(adapter, folder.path, stack.traits.hub_prefix, hub)
+    broken = found.reason if found.state is State.BROKEN else ""
+    return pending_upload(adapter, folder, job, broken=broken)

@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from mimicry.common.errors import UsageError
 from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
 from mimicry.sampling.drawing import draw, usable_model
 from mimicry.sampling.plan import SampleRequest, SampleSet, plan_samples
 from mimicry.study import State, StudyTree
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import (
     CALL,
@@ -129,9 +131,15 @@ def _request(parameters: dict[str, Any], *, base: bool) -> SampleRequest:
     typed = {name: parameters[name] for name in (*_CHANGEABLE, "prompt_cache_dir")}
     changes = {name: value for name, value in typed.items() if value is not None}
     TuningConfig(**changes)  # what was typed wrongly is said now, and once
+    stack = Stack.find(parameters["stack"])
+    if stack.traits.adapter_format != ADAPTER_FORMAT:
+        raise UsageError(
+            f"--stack {stack.name}: mimicry samples draws with adapters of Stable Diffusion 3 only; name a "
+            f"stack that trains these"
+        )
     return SampleRequest(
         tree=StudyTree(parameters["data_root"]),
-        stack=Stack.find(parameters["stack"]),
+        stack=stack,
         chosen=AdapterFilter.of(parameters),
         prompts=parameters["prompts"],
         seeds=parameters["seeds"],

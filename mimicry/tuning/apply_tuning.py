@@ -172,9 +172,10 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
             "type mimicry verify to see which are bad"
         )
     if given and not stack.takes_options:
+        them = "it" if len(given) == 1 else "them"
         problems.append(
-            f"stack {stack.name} takes no options, so {', '.join(given)} would have no effect; leave it out, "
-            f"or put {{options}} into the command of {stack.folder / RUNNER_CONFIG}"
+            f"stack {stack.name} takes no options, so {', '.join(given)} would have no effect; leave {them} "
+            f"out, or put {{options}} into the command of {stack.folder / RUNNER_CONFIG}"
         )
     if problems:
         raise UsageError(*problems)

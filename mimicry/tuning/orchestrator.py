@@ -96,13 +96,13 @@ class Orchestrator:
         if not targets:
             return []
         request = self.request
+        stack, config = request.stack, request.stack_config
         problems = batch_problems(
-            request.stack.traits,
-            request.stack_config,
-            request.tree.lora / request.stack.name,
+            stack.problems(config, network=network),
+            request.tree.lora / stack.name,
             len(targets),
+            stack.traits.disk_bytes(config, len(targets)),
             uploads=request.uploads,
-            network=network,
         )
         if request.uploads:
             names = [(str(target.artist), target.upload_job.repository) for target in plan.targets]

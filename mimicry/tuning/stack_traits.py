@@ -9,9 +9,10 @@ makes a subclass with methods of its own.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mimicry.tuning.adapters import ANY_LORA, AdapterFormat, AdapterSpec
-from mimicry.tuning.adapters.recipe import recipe
+from mimicry.tuning.adapters.recipe import recipe, trainer_identity
 from mimicry.tuning.options import TuningConfig
 
 # What an artist's log and records take on disk.
@@ -29,16 +30,30 @@ class StackTraits:
     hub_prefix: str
     adapter_format: AdapterFormat = ANY_LORA
 
-    def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
-        """Return what an adapter should be that is trained with `config`.
+    def trainer(self, script: Path | None, train_script: Path | None) -> str:
+        """Return what tells the trainer from others in a recipe.
 
         Args:
-            trainer: what tells the trainer from others, see `mimicry.tuning.adapters.recipe`.
+            script: the first file of the stack's folder in its command; None when there is none.
+            train_script: --train-script.
         """
-        return AdapterSpec(recipe=None if config is None else recipe(config, None, trainer))
+        return trainer_identity(train_script or script)
+
+    def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
+        """Return what an adapter should be that is trained with `config`: rank, and recipe to compare.
+
+        Args:
+            trainer: see `trainer`.
+        """
+        if config is None:
+            return AdapterSpec()
+        rank = config.rank if self.adapter_format.one_rank else None
+        return AdapterSpec(rank, recipe(config, None, trainer))
 
     def problems(self, config: TuningConfig | None, *, network: bool) -> list[str]:
-        """Return what forbids every training with `config`, such as a base model that is not there.
+        """Return messages, such as that a base model is missing; if there are any, nothing is trained.
+
+        It is not asked when there is nothing to train; a dry run shows the messages as warnings.
 
         Args:
             network: the network may be asked, and images decoded; else only what is quick is checked.

@@ -26,9 +26,10 @@ from typing import Any
 import click
 
 from mimicry.common.children import running_child, stop_with_parent
-from mimicry.common.errors import UsageError, nearest
+from mimicry.common.errors import MimicryError, UsageError, nearest
 from mimicry.common.files import read_json
 from mimicry.common.programs import run_command
+from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 
 RUNNER_CONFIG = "runner_config.json"
@@ -54,6 +55,31 @@ class Stack:
     def takes_options(self) -> bool:
         return _OPTIONS in self.template
 
+    @property
+    def script(self) -> Path | None:
+        """The first file of the stack's folder in its command; None when there is none."""
+        return next(iter(self._scripts()), None)
+
+    def problems(self, config: TuningConfig | None, *, network: bool) -> list[str]:
+        """Return what the stack itself says that forbids training; see `StackTraits.problems`.
+
+        Raises:
+            UsageError: its stack.py failed, or returned something else than a list of messages.
+        """
+        try:
+            found = self.traits.problems(config, network=network)
+        except Exception as error:
+            if isinstance(error, MimicryError) or self.folder.parent == STACKS:
+                raise
+            raise UsageError(
+                f"{self.folder / STACK_MODULE}: problems() failed: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(found, list) or not all(isinstance(problem, str) for problem in found):
+            raise UsageError(
+                f"{self.folder / STACK_MODULE}: problems() returned {found!r}; it takes a list of messages"
+            )
+        return found
+
     @classmethod
     def find(cls, name: str) -> "Stack":
         """Return the stack of that name beside this module, or in the folder of that path.
@@ -65,8 +91,8 @@ class Stack:
         if not os.path.isfile(folder / RUNNER_CONFIG):  # noqa: PTH113 - a name may be too long for a file
             known = [path.parent.name for path in STACKS.glob(f"*/{RUNNER_CONFIG}")]
             raise UsageError(
-                f"--stack {name}: there is no {folder / RUNNER_CONFIG}; {nearest(folder.name, known)} "
-                f"A stack elsewhere is named by its path"
+                f"--stack {name}: there is no {folder / RUNNER_CONFIG}; {nearest(folder.name, known)}; "
+                f"for a stack in another folder type its path, with a /"
             )
         return cls.read(folder.resolve())
 
@@ -120,11 +146,15 @@ class Stack:
 
     def _missing_files(self) -> list[str]:
         values = self._values() | dict.fromkeys(_NEEDED, "")
-        program, *rest = (_fill(word, values) for word in self.template if word != _OPTIONS)
+        program = _fill(self.template[0], values)
         problems = [] if shutil.which(program) else [f"command starts with {program}, which cannot be run"]
+        return problems + [f"there is no {script}" for script in self._scripts() if not script.exists()]
+
+    def _scripts(self) -> list[Path]:
         # Only a script in the stack's own folder is known to be a file.
-        scripts = [word for word in rest if word.startswith(values["stack_dir"] + "/")]
-        return problems + [f"there is no {script}" for script in scripts if not Path(script).exists()]
+        values = self._values() | dict.fromkeys(_NEEDED, "")
+        words = [_fill(word, values) for word in self.template[1:] if word != _OPTIONS]
+        return [Path(word) for word in words if word.startswith(values["stack_dir"] + "/")]
 
 
 def _read_traits(folder: Path) -> StackTraits:
@@ -141,8 +171,7 @@ def _read_traits(folder: Path) -> StackTraits:
     # It is somebody's program: anything may come.
     except Exception as error:
         raise UsageError(
-            f"{path} cannot be used: {type(error).__name__}: {error}; see the docstring of "
-            f"mimicry/tuning/stack_traits.py for what it takes"
+            f"{path} cannot be used: {type(error).__name__}: {error}; see docs/stacks.md for what it takes"
         ) from error
     if not isinstance(traits, StackTraits):
         raise UsageError(

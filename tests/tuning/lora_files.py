@@ -75,7 +75,12 @@ def adapter_spec(config: TuningConfig, trainer: str) -> AdapterSpec:
     return TRAITS.adapter_spec(config, trainer)
 
 
-def batch_problems(config: TuningConfig | None, output_root: Path, count: int, **how: bool) -> list[str]:
+def batch_problems(
+    config: TuningConfig | None, output_root: Path, count: int, *, uploads: bool, network: bool = True
+) -> list[str]:
     """Return what forbids training by our own stack; None stands for a stack that takes no options."""
     traits = StackTraits(hub_prefix="other") if config is None else TRAITS
-    return preflight.batch_problems(traits, config, output_root, count, **how)
+    problems = traits.problems(config, network=network)
+    return preflight.batch_problems(
+        problems, output_root, count, traits.disk_bytes(config, count), uploads=uploads
+    )

@@ -10,6 +10,7 @@ import pytest
 from mimicry.commands.upload import upload
 from mimicry.commands.verify import verify
 from mimicry.common.programs import run_command
+from mimicry.sampling.draw_samples import draw_samples
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.apply_tuning import apply_tuning
 from tests.fake_hub import FakeHub
@@ -125,3 +126,55 @@ def test_uploaded_under_the_prefix_of_the_stack(run: Runner, stack: Path, fake_h
     assert repository.endswith("/sd15-lora-none-none-Anna_Berg")
     code, said = run(upload)
     assert (code, said.splitlines()[-1]) == (0, "0 uploaded, 0 owed")
+
+
+def test_a_script_that_ignores_the_rank_has_failed(run: Runner, stack: Path) -> None:
+    command = "{python} {stack_dir}/train.py {input_dir} {output_dir} {options}"
+    (stack / "runner_config.json").write_text(json.dumps({"command": command}))
+    (stack / "stack.py").write_text(
+        "from mimicry.tuning.adapters import AdapterFormat\n"
+        "from mimicry.tuning.stack_traits import StackTraits\n"
+        "TRAITS = StackTraits(hub_prefix='sd15-lora', adapter_format=AdapterFormat(one_rank=True))\n"
+    )
+    code, said = run(apply_tuning, "--no-push-to-hub", "--rank=7")
+    assert (code, said.splitlines()[-1]) == (1, "1 failed")
+    assert "rank 2 where 7 was asked for" in said or "ranks [2, 4]" in said
+
+
+def test_another_script_is_another_recipe(run: Runner, stack: Path) -> None:
+    command = "{python} {stack_dir}/train.py {input_dir} {output_dir} {options}"
+    (stack / "runner_config.json").write_text(json.dumps({"command": command}))
+    assert run(apply_tuning, "--no-push-to-hub")[0] == 0
+    assert "1 complete" in run(apply_tuning, "--no-push-to-hub", "--dry-run")[1]
+    with (stack / "train.py").open("a") as script:
+        script.write("# mended\n")
+    assert "another trainer" in run(apply_tuning, "--no-push-to-hub", "--dry-run")[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "said_of_it"),
+    [
+        ("return ['there is no model']", "error: there is no model"),
+        ("return 'a text'", "problems() returned 'a text'; it takes a list of messages"),
+        ("return 1 / 0", "problems() failed: ZeroDivisionError"),
+    ],
+)
+def test_what_a_stack_says_itself_refuses_the_training(
+    body: str, said_of_it: str, run: Runner, stack: Path
+) -> None:
+    (stack / "stack.py").write_text(
+        "from mimicry.tuning.stack_traits import StackTraits\n"
+        "class Traits(StackTraits):\n"
+        f"    def problems(self, config, *, network):\n        {body}\n"
+        "TRAITS = Traits(hub_prefix='sd15-lora')\n"
+    )
+    code, said = run(apply_tuning)
+    assert code == 2
+    assert said_of_it in said
+    assert not (stack / "calls").exists()
+
+
+def test_samples_are_of_our_own_stack_only(run: Runner) -> None:
+    code, said = run(draw_samples)
+    assert code == 2
+    assert "--stack sd15: mimicry samples draws with adapters of Stable Diffusion 3 only" in said

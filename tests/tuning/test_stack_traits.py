@@ -126,7 +126,7 @@ class TestRefused:
     def test_what_cannot_be_used(self, text: str, words: str, tmp_path: Path) -> None:
         problem = problem_of(make_stack(tmp_path, text))
         assert problem.startswith(f"{tmp_path / STACK_MODULE} cannot be used: {words}")
-        assert problem.endswith("see the docstring of mimicry/tuning/stack_traits.py for what it takes")
+        assert problem.endswith("see docs/stacks.md for what it takes")
 
     @pytest.mark.parametrize("value", ["None", "{'hub_prefix': 'x'}", "'sd15-lora'"])
     def test_traits_of_another_type(self, value: str, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class TestFind:
         monkeypatch.chdir(tmp_path)
         for path in (str(tmp_path / name), f"./{name}", f"{name}/"):
             assert Stack.find(path).folder == tmp_path / name
-        with pytest.raises(UsageError, match="named by its path"):
+        with pytest.raises(UsageError, match="type its path, with a"):
             Stack.find(name)
 
     def test_misspelt(self) -> None:

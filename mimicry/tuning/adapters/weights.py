@@ -66,7 +66,8 @@ def check_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeade
     for key, shape in file.shapes.items():
         tensor = form.parse(key, shape)
         if tensor is None:
-            raise AdapterBroken(f"{path} holds {key} of shape {shape}, which is not part of a LoRA")
+            allowed = f" of {', '.join(form.components)}" if form.components else ""
+            raise AdapterBroken(f"{path} holds {key} of shape {shape}, which is not part of a LoRA{allowed}")
         ranks.setdefault((tensor.component, tensor.module), {})[tensor.is_b] = tensor.rank(shape)
     for (_, module), sides in ranks.items():
         if len(sides) != 2:

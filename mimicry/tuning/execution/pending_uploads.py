@@ -59,12 +59,13 @@ def pending_of_plan(plan: Plan) -> list[PendingUpload]:
 
 
 def pending_upload(
-    adapter: AdapterId, folder: AdapterFolder, job: UploadJob, *, stale: bool = False
+    adapter: AdapterId, folder: AdapterFolder, job: UploadJob, *, stale: bool = False, broken: str = ""
 ) -> PendingUpload:
-    """Return whether the whole adapter in `folder` is still to be uploaded as `job`.
+    """Return whether the adapter in `folder` is still to be uploaded as `job`.
 
     Args:
         stale: it is not what is asked for now; then only an upload that failed before is due.
+        broken: what is wrong with it; empty for a whole adapter.
     """
 
     def found(is_due: bool, reason: str) -> PendingUpload:
@@ -72,6 +73,8 @@ def pending_upload(
             adapter=adapter, job=job, weights=folder.weights_identity(), is_due=is_due, reason=reason
         )
 
+    if broken:
+        return found(False, f"broken: {broken}")
     try:
         run = folder.run
     except AdapterBroken as error:

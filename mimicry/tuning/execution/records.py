@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from mimicry.common.errors import TrainingFailed
+from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import utc_now, write_json
 from mimicry.study import Captions, ImageRecord, State
 from mimicry.study.captions import image_records
@@ -37,7 +37,8 @@ class UnrecordedTraining:
         """Write the training_run.json of a whole adapter whose stack has left none.
 
         Raises:
-            TrainingFailed: the images were changed meanwhile; the adapter was set aside.
+            TrainingFailed: the images were changed meanwhile, or the adapter is not what was asked for; it
+                was set aside.
         """
         target, folder = self.target, self.target.folder
         if folder.record.exists():
@@ -49,7 +50,11 @@ class UnrecordedTraining:
             folder.set_aside(State.STALE)
             raise
         recipe = target.request.spec.recipe
-        adapter = check_weights(folder.weights, folder.form, None)
+        try:
+            adapter = check_weights(folder.weights, folder.form, target.request.spec.rank)
+        except AdapterBroken as error:
+            folder.set_aside(State.BROKEN)
+            raise TrainingFailed(str(error)) from error
         record: dict[str, Any] = {
             "schema": 1,
             "stack": target.request.stack.name,

@@ -102,7 +102,11 @@ def refuse_faults(job: ArtistJob, upload: UploadJob | None) -> None:
         BatchFault: the reasons.
     """
     faults = batch_problems(
-        TRAITS, job.config, job.inputs.output_dir, adapter_count=1, uploads=upload is not None
+        TRAITS.problems(job.config, network=True),
+        job.inputs.output_dir,
+        1,
+        TRAITS.disk_bytes(job.config, 1),
+        uploads=upload is not None,
     )
     # apply_tuning has asked the Hub about all of its artists.
     if upload is not None and not faults and not has_parent():

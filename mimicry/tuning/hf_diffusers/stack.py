@@ -1,6 +1,8 @@
 """What this stack knows of its adapters: see `mimicry.tuning.stack_traits`. No torch."""
 
-from mimicry.tuning.adapters.recipe import recipe
+from pathlib import Path
+
+from mimicry.tuning.adapters.recipe import recipe, trainer_identity
 from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
@@ -12,6 +14,10 @@ from mimicry.tuning.stack_traits import StackTraits
 
 class Traits(StackTraits):
     """LoRAs of Stable Diffusion 3.x."""
+
+    def trainer(self, script: Path | None, train_script: Path | None) -> str:
+        """Return our own trainer's name, whatever started it; or what tells --train-script from others."""
+        return trainer_identity(train_script)
 
     def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
         """Return what is asked for; reads the base model's files, not its values."""

@@ -142,7 +142,7 @@ class _Planner:
 def _wanted(request: Request, found: AdapterState, bookmark: Mapping[str, Any]) -> tuple[State, str]:
     """Return PENDING when an adapter is to be trained, else its state; and the reason."""
     if found.state is State.BROKEN:
-        return State.PENDING, f"its adapter is broken and is set aside: {found.reason}"
+        return State.PENDING, f"its adapter is broken and will be set aside: {found.reason}"
     if found.state is State.PENDING:
         overwritten = bookmark.get("note") == OVERWRITTEN
         return State.PENDING, f"its old adapter was {OVERWRITTEN}" if overwritten else ""

@@ -2,32 +2,26 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from mimicry.common.files import existing_part
 from mimicry.tuning.hub import token_problems
-from mimicry.tuning.options import TuningConfig
-from mimicry.tuning.stack_traits import StackTraits
 
 
 def batch_problems(
-    traits: StackTraits,
-    config: TuningConfig | None,
-    output_root: Path,
-    adapter_count: int,
-    *,
-    uploads: bool,
-    network: bool = True,
+    stack_problems: Sequence[str], output_root: Path, adapter_count: int, needed_bytes: int, *, uploads: bool
 ) -> list[str]:
     """Return everything that forbids training `adapter_count` adapters below `output_root`.
 
-    `config` is None for a stack that takes no options: its base model is its own affair. Without `network`
-    only what is quick is checked, on this machine.
+    Args:
+        stack_problems: what the stack itself says.
+        needed_bytes: what the adapters take on disk.
     """
     return [
         *(token_problems() if uploads else []),
-        *traits.problems(config, network=network),
-        *disk_problems(output_root, adapter_count, traits.disk_bytes(config, adapter_count)),
+        *stack_problems,
+        *disk_problems(output_root, adapter_count, needed_bytes),
     ]
 
 

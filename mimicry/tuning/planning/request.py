@@ -7,7 +7,6 @@ from pathlib import Path
 from mimicry.study import AdapterId, Artist, Condition, StudyTree
 from mimicry.study.selection import Selection
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
-from mimicry.tuning.adapters.recipe import trainer_identity
 from mimicry.tuning.hub import HubOptions
 from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stacks import Stack
@@ -41,8 +40,8 @@ class Request:
         Raises:
             UsageError: the training script cannot be read.
         """
-        trainer = trainer_identity(self.train_script)
-        return self.stack.traits.adapter_spec(self.stack_config, trainer)
+        traits = self.stack.traits
+        return traits.adapter_spec(self.stack_config, traits.trainer(self.stack.script, self.train_script))
 
     @property
     def uploads(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
+from mimicry.common.text import first_few
 from mimicry.study.captions import record_differences
 from mimicry.tuning.adapters import METRICS, AdapterFolder
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
@@ -235,8 +236,10 @@ class Checkpoints:
         """Say in words what tells a checkpoint's run from ours; empty when nothing does."""
         recorded = checkpoint.facts["recipe"]
         words = recipe_differences(recorded, self.recipe)
-        if not words and recorded != self.recipe:
-            words.append("another recipe")
+        # A new option counts as its default. One that is gone may have meant anything.
+        gone = recorded["options"].keys() - self.recipe["options"].keys()
+        if gone:
+            words.append(f"options of another version: {first_few(sorted(gone))}")
         if checkpoint.facts["images"] != self.images:
             words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
         if checkpoint.facts.get("class_images") != self.class_images:

@@ -5,6 +5,7 @@ import os
 import pickletools
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.training import checkpoints
-from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, NotWholeError
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, NotWholeError
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import (
@@ -213,3 +214,26 @@ class TestNotUsed:
         assert "type latest, none or the path" in problem
         assert "in its folder: checkpoint-4, checkpoint-2" in problem
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_option_that_is_new_counts_as_its_default_and_one_that_is_gone_does_not(tmp_path: Path) -> None:
+    """A checkpoint of an older version is still of use, unless that version had options that are gone."""
+    options = {"rank": 4, "lora_dropout": 0.0}
+    recipe = {"options": options, "base_model": {"name": "lab/tiny"}, "trainer": "mimicry"}
+    older = {**recipe, "options": {"rank": 4}}
+    other = {**recipe, "options": options | {"no_such_option": 1}}
+
+    def chosen(recorded: dict[str, Any]) -> tuple[bool, dict[str, str]]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("")
+        checkpoints = Checkpoints(output_dir=folder, recipe=recorded, images=[], limit=1)
+        checkpoints.save(1, {}, {}, {})
+        found, unused = replace(checkpoints, recipe=recipe).choose("latest")
+        return found is not None, unused
+
+    assert chosen(recipe) == (True, {})
+    assert chosen(older) == (True, {})
+    is_used, unused = chosen(other)
+    assert not is_used
+    assert "options of another version: 'no_such_option'" in unused["checkpoint-1"]
