@@ -93,7 +93,8 @@ _call_options = options(
         "--quarantine-unpaired",
         topic=CALL,
         is_flag=True,
-        help="Leave an image that is bad in one condition out of all; without it, its artist is blocked.",
+        help="Leave an image that cannot be read in one condition out of all, and record it in "
+        "progress/quarantine.json; without it, its artist is blocked.",
     ),
 )
 
@@ -168,8 +169,8 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
         problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
     if context.params["quarantine_unpaired"] and context.params["dry_run"]:
         problems.append(
-            "--quarantine-unpaired goes with training: it decodes the images and records which are left out; "
-            "type mimicry verify to see which are bad"
+            "--quarantine-unpaired goes with training, and not with --dry-run: it records in "
+            "progress/quarantine.json which images are left out; type mimicry verify to see which are bad"
         )
     if given and not stack.takes_options:
         them = "it" if len(given) == 1 else "them"
