@@ -234,8 +234,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_advice(
 def test_help_says_miniature_and_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from mimicry.demo.draw_demo import main\n"
-        "sys.argv[1:] = ['--help']\n"
+        "from mimicry.cli import main\n"
+        "sys.argv[1:] = ['demo', '--help']\n"
         "main()\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))\n"
     )
