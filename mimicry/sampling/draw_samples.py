@@ -34,7 +34,13 @@ from mimicry.tuning.options import (
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.stacks import Stack
 
-_CHANGEABLE = ("pretrained_model_name_or_path", "cache_dir", "resolution", "mixed_precision")
+# What stands in each adapter's record, and may be typed instead.
+_CHANGEABLE = {
+    "resolution": "Side of the pictures, in pixels",
+    "mixed_precision": "Precision of the arithmetic",
+    "pretrained_model_name_or_path": "Base model: a Hub name or a folder in the diffusers layout",
+    "cache_dir": "Folder for downloaded models",
+}
 # What the states of a picture are called in the table.
 _COLUMNS = {State.PENDING: "to draw", State.COMPLETE: "there", State.STALE: "stale"}
 _PICTURES, _HOW = "Pictures", "How they are drawn"
@@ -84,7 +90,7 @@ _picture_options = options(
             topic=_HOW,
             default=None,
             show_default=False,
-            help=f"{declared.facts.help} By default that of each adapter's record.",
+            help=f"{_CHANGEABLE[declared.name]}; by default that of each adapter's record.",
         )
         for declared in OPTIONS
         if declared.name in _CHANGEABLE
