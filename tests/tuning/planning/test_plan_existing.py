@@ -93,7 +93,7 @@ def test_a_broken_adapter_is_trained_again_and_says_why(tree: StudyTree) -> None
         plan = plan_of(tree, overwrite=overwrite)
         for artist in (ANNA, BORIS, CLARA):
             assert judged(target_of(plan, artist)) == (State.PENDING, State.BROKEN)
-            assert target_of(plan, artist).reason.startswith("its adapter is broken and is set aside: ")
+            assert target_of(plan, artist).reason.startswith("its adapter is broken and will be set aside: ")
     assert target_of(plan, CLARA).reason.endswith("is about a training that did not end")
 
 
