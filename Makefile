@@ -17,7 +17,7 @@ SLOW := $(addprefix --ignore=tests/,tuning/hf_diffusers tuning/test_end_to_end.p
 help:
 	@echo "make demo       set up .venv, draw a small study, train its pilot in three conditions, draw with it"
 	@echo "make test       set up .venv, then lint, types and all tests that need no GPU"
-	@echo "make test-fast  the inner loop: all tests but those of the trainer and the demo, about a minute"
+	@echo "make test-fast  the inner loop: all tests but those of the trainer and the demo, a minute and a half"
 	@echo "make check      lint and types only"
 	@echo "make clean      remove what the others made, the demo's trained adapters included"
 	@echo "Another Python: make demo PYTHON=python3.13"
