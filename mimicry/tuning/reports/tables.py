@@ -134,4 +134,5 @@ def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[str]) -> str:
     counted = Counter(each.state for each in verdicts)
     counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
     table = text_table(("condition", "artist", "state", "reason"), rows)
-    return "\n".join((table, *map(printable, problems), f"{counts}; {len(problems)} problems with images"))
+    found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n".join((table, *map(printable, problems), f"{counts}; {found} with images"))

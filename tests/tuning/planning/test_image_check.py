@@ -123,7 +123,7 @@ class TestVerify:
 
         assert ended.code == 1
         assert f"two files in {folder} share the stem '01_tree'; keep one of them" in ended.out
-        assert ended.out.splitlines()[-1] == "there are no adapters; 1 problems with images"
+        assert ended.out.splitlines()[-1] == "there are no adapters; 1 problem with images"
 
     def test_a_broken_adapter(self, quick_studio: QuickStudio) -> None:
         quick_studio.tune("--artist=Anna_Berg")

@@ -144,7 +144,7 @@ class TestProgram:
 
         assert ended.code == 1
         assert "not finite numbers" in ended.out
-        assert "1 broken; 1 problems with images" in ended.out
+        assert "1 broken; 1 problem with images" in ended.out
 
     def test_overwrite_makes_no_sense_with_it(self, quick_studio: QuickStudio) -> None:
         ended = quick_studio.verify("--overwrite")
