@@ -41,7 +41,7 @@ def upload(dry_run: bool, **parameters: Any) -> int:
     """
     refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
-    hub = HubOptions(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+    hub = HubOptions.of(parameters)
     uploads = [
         found
         for adapter in AdapterFilter.of(parameters).choose(tree, stack.name)

@@ -25,7 +25,7 @@ def versions() -> dict[str, str | bool | None]:
 
 
 def _git_state() -> dict[str, str | bool | None]:
-    """Return commit and dirtiness of the checkout we run from; None where it is no checkout."""
+    """Return commit and dirtiness of the checkout we run from; None where it is not a checkout."""
     root = Path(mimicry.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}

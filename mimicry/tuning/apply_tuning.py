@@ -140,7 +140,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
 
 
 def _request(config: TuningConfig, stack: Stack, condition: Condition, parameters: dict[str, Any]) -> Request:
-    hub = HubOptions(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+    hub = HubOptions.of(parameters)
     return Request(
         tree=StudyTree(parameters["data_root"]),
         stack=stack,

@@ -117,8 +117,8 @@ def _upload_pending(plan: Plan, tracker: ProgressTracker, say: Callable[[str], N
     """Upload what earlier calls could not upload."""
     targets = {target.adapter: target for target in plan.targets}
     ends = upload_pending(plan.request.tree, pending_of_plan(plan), tracker, say)
-    return [
-        Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error)
-        for end in ends
-        for target in [targets[end.adapter]]
-    ]
+    results = []
+    for end in ends:
+        target = targets[end.adapter]
+        results.append(Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error))
+    return results

@@ -192,13 +192,8 @@ class AdapterFolder:
         try:
             write_canonically(source, canonical)
             adapter = check_weights(canonical, self.form, run.rank)
-            weights = {
-                "sha256": adapter.sha256,
-                "bytes": canonical.stat().st_size,
-                "modules": len(adapter.modules),
-            }
             write_json(self.config, self._peft_config(adapter, base_model, run.options))
-            write_json(self.record, {**training_run, "weights": weights})
+            write_json(self.record, {**training_run, "weights": adapter.record()})
             canonical.replace(self.weights)
         finally:
             canonical.unlink(missing_ok=True)

@@ -50,6 +50,11 @@ class Adapter:
     rank: int
     modules: tuple[str, ...]
     sha256: str
+    byte_count: int
+
+    def record(self) -> dict[str, Any]:
+        """Return what training_run.json says of the weights."""
+        return {"sha256": self.sha256, "bytes": self.byte_count, "modules": len(self.modules)}
 
 
 def check_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeader:
@@ -98,7 +103,12 @@ def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
         is_trained = is_trained or (tensor is not None and tensor.is_b and not values.is_zero())
     if not is_trained:
         raise AdapterBroken(f"{path} is untrained: every lora_B is zero")
-    return Adapter(rank=header.rank, modules=header.modules, sha256=sha256_file(path))
+    return Adapter(
+        rank=header.rank,
+        modules=header.modules,
+        sha256=sha256_file(path),
+        byte_count=path.stat().st_size,
+    )
 
 
 def _names(modules: Mapping[tuple[str, str], object]) -> tuple[str, ...]:

@@ -54,8 +54,9 @@ class Attempt:
                 self.folder.set_aside(State.BROKEN)
                 return str(error)
             return None
-        if self._watchers_error():
-            return self._watchers_error()
+        stalled = self._watchers_error()
+        if stalled:
+            return stalled
         if run.error:
             return run.error
         if shutil.disk_usage(self.folder.path).free < _ROOM_BYTES:

@@ -10,7 +10,6 @@ from mimicry.study import Captions, ImageRecord, State
 from mimicry.study.captions import image_records
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.tuning.adapters.recipe import recipe_hash
-from mimicry.tuning.adapters.weights import check_weights
 from mimicry.tuning.planning import Target
 
 
@@ -51,7 +50,7 @@ class UnrecordedTraining:
             raise
         recipe = target.request.spec.recipe
         try:
-            adapter = check_weights(folder.weights, folder.form, target.request.spec.rank)
+            adapter = folder.check(target.request.spec.rank)
         except AdapterBroken as error:
             folder.set_aside(State.BROKEN)
             raise TrainingFailed(str(error)) from error
@@ -67,10 +66,6 @@ class UnrecordedTraining:
             "finished_at": utc_now(),
             "seconds": round(time.monotonic() - self.started, 3),
             "steps": steps,
-            "weights": {
-                "sha256": adapter.sha256,
-                "bytes": folder.weights.stat().st_size,
-                "modules": len(adapter.modules),
-            },
+            "weights": adapter.record(),
         }
         write_json(folder.record, {key: value for key, value in record.items() if value is not None})

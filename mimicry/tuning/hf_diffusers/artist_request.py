@@ -61,7 +61,7 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | Non
     """Return where the adapter goes on the Hub; None when it stays here."""
     if not parameters["push_to_hub"]:
         return None
-    hub = HubOptions(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+    hub = HubOptions.of(parameters)
     name, adapter = parameters["hub_model_id"], AdapterId.parse(output_dir)
     if adapter is not None:
         return UploadJob.of(adapter, output_dir, TRAITS.hub_prefix, hub, name)

@@ -1,7 +1,9 @@
 """What is uploaded: one adapter, its place in the study, and where it went."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mimicry.study.tree import AdapterId
 from mimicry.tuning.hub.names import repository_name
@@ -20,6 +22,11 @@ class HubOptions:
 
     namespace: str | None = None
     base_model_id: str | None = None
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "HubOptions":
+        """Return what a command with `hub_options` was given."""
+        return cls(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
 
     def words(self) -> list[str]:
         """Return them as options of the wrapper."""

@@ -140,7 +140,7 @@ def take_config(parameters: dict[str, Any]) -> TuningConfig:
 def option_words(config: TuningConfig) -> list[str]:
     """Return `config` as options of the wrapper, every one explicit.
 
-    A value is joined to its option, so that one with a leading dash is not taken for an declared.
+    A value is joined to its option, so that one with a leading dash is not taken for an option.
     """
     words = []
     for declared in OPTIONS:

@@ -133,10 +133,22 @@ class _Planner:
         holder = claimed_by(folder.path)
         if holder:
             return State.CLAIMED, holder
-        twin = None if self._source.names_protection else _trained_on_same_images(folder.path, images)
+        twin = None if self._source.names_protection else self._trained_on_same_images(folder, images)
         if twin is not None:
             return State.BLOCKED, f"its images in {images.path} are those that {twin} was trained on"
         return state, reason
+
+    def _trained_on_same_images(self, own: AdapterFolder, images: ImageFolder) -> Path | None:
+        """Return the adapter of another protection that was trained on the very bytes of `images`, if any."""
+        for name, path in sister_folders(own.path).items():
+            condition = Condition.parse(name)
+            if condition is None or condition.countermeasure != self._request.condition.countermeasure:
+                continue
+            folder = AdapterFolder(path)
+            # One without weights failed, or its adapter was set aside.
+            if folder.has_weights and _same_bytes(folder.readable_run.images, images):
+                return path
+        return None
 
 
 def _wanted(request: Request, found: AdapterState, bookmark: Mapping[str, Any]) -> tuple[State, str]:
@@ -191,20 +203,6 @@ def _warnings(
     if stems:
         warnings.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, sorted(stems)))}")
     return tuple(warnings)
-
-
-def _trained_on_same_images(output_dir: Path, images: ImageFolder) -> Path | None:
-    """Return the adapter of another protection that was trained on the very bytes of `images`, if any."""
-    own = Condition.parse(output_dir.parents[2].name)
-    for condition, path in sister_folders(output_dir).items():
-        other = Condition.parse(condition)
-        if other is None or own is None or other.countermeasure != own.countermeasure:
-            continue
-        folder = AdapterFolder(path)
-        # One without weights failed, or its adapter was set aside.
-        if folder.has_weights and _same_bytes(folder.readable_run.images, images):
-            return path
-    return None
 
 
 def _same_bytes(recorded: Any, images: ImageFolder) -> bool:

@@ -13,7 +13,14 @@ from mimicry.tuning.reports.verify import Verdict
 
 # The words of a summary, in the order in which they are counted.
 _SUMMARY_WORDS = (
-    *("trained", "uploaded", "owed", "skipped", "failed", "interrupted", "claimed", "blocked"),
+    "trained",
+    "uploaded",
+    "owed",
+    "skipped",
+    "failed",
+    "interrupted",
+    "claimed",
+    "blocked",
     "left",
 )
 

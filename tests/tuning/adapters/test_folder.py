@@ -87,7 +87,8 @@ class TestCheckHeader:
 class TestCheckWeights:
     def test_whole(self, tmp_path: Path) -> None:
         path = save_lora(tmp_path / "f")
-        assert check_weights(path, ADAPTER_FORMAT, 4) == Adapter(4, tuple(sorted(MODULES)), sha256_file(path))
+        expected = Adapter(4, tuple(sorted(MODULES)), sha256_file(path), path.stat().st_size)
+        assert check_weights(path, ADAPTER_FORMAT, 4) == expected
 
     @pytest.mark.parametrize("key", [A, B])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])

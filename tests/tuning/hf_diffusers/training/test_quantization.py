@@ -142,7 +142,7 @@ class TestRealLibrary:
 
         def make_plainly(layer: Any, *words: Any, **more: Any) -> None:
             make(layer, *words, **more)
-            # A layout for inference, which fails for widths that are no multiple of 64.
+            # A layout for inference, which fails for widths that are not a multiple of 64.
             layer.support_avx512bf16_for_cpu = False
 
         monkeypatch.setattr(library.nn.Linear4bit, "__init__", make_plainly)
