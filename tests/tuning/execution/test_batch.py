@@ -30,7 +30,6 @@ from tests.small_study import (
     bookmarks_in,
     plan_of,
     put_adapter,
-    write_study,
 )
 from tests.tuning.staged_batch import (
     Ending,
@@ -47,11 +46,6 @@ from tests.tuning.staged_batch import (
     statuses,
     succeed,
 )
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> StudyTree:
-    return write_study(tmp_path / "study")
 
 
 def test_all_are_trained_in_the_order_of_the_plan_and_marked_complete(

@@ -231,6 +231,12 @@ def test_a_script_that_prints_the_token_leaves_none_in_the_log(
     assert SECRET not in log
 
 
+def leaves_record(folder: Path, record: str) -> str:
+    """Return the beginning of a program that writes `record` as that of the adapter of `own_job`."""
+    path = folder / "adapter" / "training_run.json"
+    return f"import os, sys\nopen({str(path)!r}, 'w').write({record!r})\n"
+
+
 def own_job(studio: Studio, folder: Path, program: str) -> ArtistJob:
     """Return a job whose script counts as our own trainer, and is `program`."""
     script = folder / "trainer.py"
@@ -250,13 +256,7 @@ def test_a_trainer_that_ends_before_it_begins_a_record_has_its_end_recorded(
 
 def test_a_trainer_that_is_killed_has_its_end_recorded(studio: Studio, tmp_path: Path) -> None:
     running = '{"status": "running", "steps": 3}'
-    job = own_job(
-        studio,
-        tmp_path,
-        f"import os, sys\n"
-        f"open(os.path.join({str(tmp_path / 'adapter')!r}, 'training_run.json'), 'w').write({running!r})\n"
-        f"os.kill(os.getpid(), 9)\n",
-    )
+    job = own_job(studio, tmp_path, leaves_record(tmp_path, running) + "os.kill(os.getpid(), 9)\n")
     with pytest.raises(TrainingFailed, match="was killed"):
         train_artist(job)
     run = training_run(job.inputs.output_dir)
@@ -266,13 +266,7 @@ def test_a_trainer_that_is_killed_has_its_end_recorded(studio: Studio, tmp_path:
 
 def test_what_the_trainer_recorded_of_its_end_stays(studio: Studio, tmp_path: Path) -> None:
     ended = '{"status": "failed", "error": "training diverged"}'
-    job = own_job(
-        studio,
-        tmp_path,
-        f"import os, sys\n"
-        f"open(os.path.join({str(tmp_path / 'adapter')!r}, 'training_run.json'), 'w').write({ended!r})\n"
-        f"sys.exit(1)\n",
-    )
+    job = own_job(studio, tmp_path, leaves_record(tmp_path, ended) + "sys.exit(1)\n")
     with pytest.raises(TrainingFailed, match="training diverged"):
         train_artist(job)
     assert training_run(job.inputs.output_dir) == {"status": "failed", "error": "training diverged"}

@@ -27,13 +27,7 @@ from tests.small_study import (
     target_of,
     write_adapter,
     write_images,
-    write_study,
 )
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> StudyTree:
-    return write_study(tmp_path / "study")
 
 
 @pytest.fixture
