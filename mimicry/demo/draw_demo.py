@@ -136,7 +136,7 @@ def demo(folder: Path, seed: int, force: bool) -> None:
 
     The pictures in protected_art/mist and robust_samples/noisy_upscaling are MINIATURES of Mist and of noisy
     upscaling: perturbations against the tiny model's own VAE, and a small network that upscales. They work on
-    this model, and are not evidence about the real methods.
+    this model, and are no evidence about the real methods.
 
     A second call draws nothing. Only files that mimicry demo drew are ever replaced.
     """

@@ -1,7 +1,7 @@
 """Miniatures of Mist and of noisy upscaling, made with the tiny model's own VAE and a small upscaler.
 
-They work like the methods, at the size of the demo and only on its model. They are not evidence about the
-real methods.
+They work like the methods, at the size of the demo and only on its model. They are no evidence about the real
+methods.
 """
 
 from dataclasses import dataclass
