@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, named_layers
-from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens
+from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
@@ -24,7 +24,7 @@ from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
-@dataclass(frozen=True)
+@dataclass
 class AdaptedTransformer:
     """The transformer with its LoRA, on the device, in the training precision.
 
@@ -58,19 +58,20 @@ class AdaptedTransformer:
             setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
         )
         parameters = add_adapter(transformer, config)
-        with runtime.autocast():
-            modulation = cache_modulation(
-                transformer,
-                setup.model,
-                config,
-                timesteps_T=sigmas.timesteps,
-                pooled_NP=prompts.pooled_NP.to(runtime.device),
-                keys=keys,
-                batch_size=schedule.forward_batch_size,
-            )
+        modulation = cache_modulation(
+            transformer,
+            setup.model,
+            config,
+            timesteps_T=sigmas.timesteps,
+            pooled_NP=prompts.pooled_NP.to(runtime.device),
+            keys=keys,
+            batch_size=schedule.forward_batch_size,
+        )
         if modulation is not None:
             size = f"{modulation.byte_count / 2**20:.1f} MiB of host memory"
             say(f"conditioning table: {len(modulation.place_of)} rows, {size}")
+        # What the cache was computed from is gone, and its pieces are of no use to training.
+        runtime.free_memory()
         checkpointed = checkpoint_blocks(
             transformer,
             config,
@@ -95,17 +96,24 @@ class AdaptedTransformer:
         finally:
             self.transformer.train(was_training)
 
+    def checkpoint_more(self) -> bool:
+        """Checkpoint more blocks, when memory was too short for so few; return whether that was possible."""
+        more = more_checkpointed(self.transformer, self.checkpointed)
+        if more == self.checkpointed:
+            return False
+        self.checkpointed = more
+        return True
+
     def predict(self, batch: Batch) -> Tensor:
         """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
         noisy_BCHW = flow_matching.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
-        with self.runtime.autocast():
-            prediction_BCHW: Tensor = self.transformer(
-                hidden_states=noisy_BCHW.to(self.runtime.dtype),
-                encoder_hidden_states=batch.sequence_BLD,
-                pooled_projections=self._pooled_projections(batch),
-                timestep=batch.timesteps_B,
-                return_dict=False,
-            )[0]
+        prediction_BCHW: Tensor = self.transformer(
+            hidden_states=noisy_BCHW.to(self.runtime.dtype),
+            encoder_hidden_states=batch.sequence_BLD,
+            pooled_projections=self._pooled_projections(batch),
+            timestep=batch.timesteps_B,
+            return_dict=False,
+        )[0]
         return prediction_BCHW
 
     def _pooled_projections(self, batch: Batch) -> Tensor:

@@ -175,7 +175,7 @@ def compute_modulation(
     keys: Collection[ModulationKey],
     batch_size: int,
 ) -> ModulationCache:
-    """Compute the rows of `keys`, under the caller's autocast.
+    """Compute the rows of `keys`.
 
     Each key is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise
     than one among several. What else is in the batch does not matter, as a test shows. Only one linear

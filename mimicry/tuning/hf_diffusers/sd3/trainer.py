@@ -97,17 +97,11 @@ class Trainer:
 
         Each process goes through its own batches; then loss and gradient are those of all of them.
         """
-        processes, count = self.runtime.processes, self.config.gradient_accumulation_steps
-        losses: list[Tensor] = []
-        drawn: list[tuple[rng.Sample, int]] = []
-        for micro_step in range(count):
-            if processes.stop_asked:
-                break
-            batch = self._coming.get((step - 1) * count + micro_step)
-            drawn += zip(batch.samples, batch.timestep_indices, strict=True)
-            loss = self.model.loss(batch)
-            self.runtime.accelerator.backward(loss / (count * processes.count))
-            losses.append(loss.detach())
+        processes = self.runtime.processes
+        while (found := self._micro_steps(step)) is None:
+            # Gradients are the same to the last bit, whichever blocks are checkpointed.
+            self._save_memory()
+        losses, drawn = found
         # Before gradients are summed, so that no process waits in a kernel for a dead one.
         met = processes.barrier_gather(drawn)
         for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
@@ -116,6 +110,39 @@ class Trainer:
         gradients = (value.grad for value in self.model.parameters.values())
         processes.all_reduce_sum([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
         return mean_loss
+
+    def _micro_steps(self, step: int) -> tuple[list[Tensor], list[tuple[rng.Sample, int]]] | None:
+        """Add up the gradients of this process's batches of a step; return their losses, and what was drawn.
+
+        Returns:
+            None where memory was too short and less can be kept of each pass; gradients are of no use then.
+        """
+        processes, count = self.runtime.processes, self.config.gradient_accumulation_steps
+        losses: list[Tensor] = []
+        drawn: list[tuple[rng.Sample, int]] = []
+        try:
+            for micro_step in range(count):
+                if processes.stop_asked:
+                    break
+                batch = self._coming.get((step - 1) * count + micro_step)
+                drawn += zip(batch.samples, batch.timestep_indices, strict=True)
+                loss = self.model.loss(batch)
+                self.runtime.accelerator.backward(loss / (count * processes.count))
+                losses.append(loss.detach())
+        except torch.OutOfMemoryError:
+            if not self.model.checkpoint_more():
+                raise
+            # The error would hold on to what is to be freed, so that happens after it is gone.
+            return None
+        return losses, drawn
+
+    def _save_memory(self) -> None:
+        """Begin a step again, after more blocks are checkpointed."""
+        self.optimizer.zero_grad()
+        self.runtime.free_memory()
+        blocks = self.model.checkpointed
+        self.record.warn(f"out of GPU memory: so many blocks are checkpointed from here on: {blocks}")
+        self.record.add_memory(checkpointed_blocks=blocks)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the state that `checkpoint` holds."""

@@ -8,6 +8,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     REPLACED,
     CachedModulationTransformer,
@@ -21,10 +22,11 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
 from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
+from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms
 from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
-from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments, round_inputs
+from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments
 from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
 from mimicry.tuning.options.config import TuningConfig
 
@@ -57,9 +59,14 @@ def read_transformer(
         device_map={"": device},
         **loading_arguments(config, training_dtype(config), UNQUANTISED),
     )
-    if config.quantize_base != "none":
-        round_inputs(transformer, training_dtype(config))
+    use_fused_layers(transformer)
     return transformer
+
+
+def use_fused_layers(transformer: SD3Transformer2DModel) -> None:
+    """Let fewer and larger kernels compute norms and attention, with the same weights."""
+    use_fused_norms(transformer)
+    transformer.set_attn_processor(JointAttention())
 
 
 def training_keys(schedule: SampleSchedule, prompts: PromptPlan, level_count: int) -> set[ModulationKey]:
@@ -105,7 +112,7 @@ def cache_modulation(
     keys: Collection[ModulationKey],
     batch_size: int,
 ) -> ModulationCache | None:
-    """Compute the rows of `keys`, under the caller's autocast; None for a transformer that needs no cache.
+    """Compute the rows of `keys`; None for a transformer that needs no cache.
 
     The other arguments are those of `compute_modulation`.
     """
@@ -134,7 +141,7 @@ def sampling_modulation(
 ) -> StepModulation | None:
     """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
 
-    It has a cache of its own, computed under the caller's autocast: its timesteps are not those of training.
+    It has a cache of its own: its timesteps are not those of training.
     """
     cache = cache_modulation(
         transformer,

@@ -50,15 +50,14 @@ def make_table(
     )
     weights = WeightFiles.find(folder, variant)
     assert weights is not None
-    with torch.autocast("cpu", torch.bfloat16):
-        return compute_modulation(
-            model,
-            weights,
-            timesteps_T=TIMESTEPS,
-            pooled_NP=pooled_NP,
-            keys=keys,
-            batch_size=batch_size,
-        )
+    return compute_modulation(
+        model,
+        weights,
+        timesteps_T=TIMESTEPS,
+        pooled_NP=pooled_NP,
+        keys=keys,
+        batch_size=batch_size,
+    )
 
 
 def some_prompts(count: int) -> Tensor:
