@@ -200,7 +200,7 @@ def make_rows(transformer: CachedModulationTransformer, device: torch.device) ->
     width = sum(len(layer.columns) for layer in transformer.replaced_layers().values())
     rows = torch.randn(1, 1, width, dtype=torch.bfloat16).repeat(_LEVELS, 1, 1)
     return ModulationCache(
-        rows_NSR=rows.pin_memory() if device.type == "cuda" else rows,
+        rows_NSR=rows,
         place_of={(level, 0): level for level in range(_LEVELS)},
         device=device,
     )

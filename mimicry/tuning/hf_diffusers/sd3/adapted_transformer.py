@@ -1,7 +1,7 @@
 """The transformer with its LoRA: how it is put together, what it predicts, and its loss."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
 )
 from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
 from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
@@ -40,7 +41,11 @@ class AdaptedTransformer:
 
     @classmethod
     def load(
-        cls, setup: Setup, batches: BatchSource, extra_keys: Collection[ModulationKey] = ()
+        cls,
+        setup: Setup,
+        batches: BatchSource,
+        record: RunRecord,
+        extra_keys: Collection[ModulationKey] = (),
     ) -> "AdaptedTransformer":
         """Read the transformer, put the adapter on, and compute the modulation cache where one is asked for.
 
@@ -58,15 +63,16 @@ class AdaptedTransformer:
             setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
         )
         parameters = add_adapter(transformer, config)
-        modulation = cache_modulation(
-            transformer,
-            setup.model,
-            config,
-            timesteps_T=sigmas.timesteps,
-            pooled_NP=prompts.pooled_NP.to(runtime.device),
-            keys=keys,
-            batch_size=schedule.forward_batch_size,
-        )
+        with record.stage("conditioning_table") if cached else nullcontext():
+            modulation = cache_modulation(
+                transformer,
+                setup.model,
+                config,
+                timesteps_T=sigmas.timesteps,
+                pooled_NP=prompts.pooled_NP.to(runtime.device),
+                keys=keys,
+                batch_size=schedule.forward_batch_size,
+            )
         if modulation is not None:
             size = f"{modulation.byte_count / 2**20:.1f} MiB of host memory"
             say(f"conditioning table: {len(modulation.place_of)} rows, {size}")
@@ -110,17 +116,11 @@ class AdaptedTransformer:
         prediction_BCHW: Tensor = self.transformer(
             hidden_states=noisy_BCHW.to(self.runtime.dtype),
             encoder_hidden_states=batch.sequence_BLD,
-            pooled_projections=self._pooled_projections(batch),
+            pooled_projections=batch.pooled_projections,
             timestep=batch.timesteps_B,
             return_dict=False,
         )[0]
         return prediction_BCHW
-
-    def _pooled_projections(self, batch: Batch) -> Tensor:
-        """Return the pooled prompts, or the rows of the cache that stand in for them."""
-        if self.modulation is None:
-            return batch.pooled_BP
-        return self.modulation.rows(batch.timestep_indices, batch.prompt_indices)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar in fp32.

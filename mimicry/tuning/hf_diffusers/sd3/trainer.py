@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
 from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch
+from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 
 # Lines of progress in a whole run, for the log.
@@ -38,7 +38,8 @@ class Trainer:
         self._coming = Prefetch(
             lambda number: batches.make(self.schedule.first_sample(number)),
             self.schedule.batch_count,
-            self.config.dataloader_num_workers,
+            worker_count(self.config, self.runtime.device),
+            waiting=lambda: record.stage("wait_for_batches"),
         )
 
     def run(
@@ -61,8 +62,11 @@ class Trainer:
         say(f"training {step_count - self.record.steps} steps on {self.runtime.device}")
         self.model.transformer.train()
         with closing(self._coming):
-            for step in range(self.record.steps + 1, step_count + 1):
-                loss, _ = self.take_step(step)
+            first = self.record.steps + 1
+            for step in range(first, step_count + 1):
+                # Blocks are compiled and kernels chosen in it.
+                with self.record.stage("first_step") if step == first else nullcontext():
+                    loss, _ = self.take_step(step)
                 # The last one would be removed at once.
                 due = step % self.config.checkpointing_steps == 0 and step < step_count
                 if checkpoint_asked() or due:
