@@ -136,17 +136,17 @@ def test_taking_turns_leaves_no_trace(study: tuple[Studio, StudyTree]) -> None:
     model, config = BaseModel(folder=studio.base_model), TuningConfig(mixed_precision="no")
 
     def image(one: Sampler, folder: Path | None) -> bytes:
-        with one.adapter(folder):
+        with one.base.adapter(folder):
             return one.image("a boat", 0).tobytes()
 
     fresh = [image(Sampler.load(model, config, SETTINGS, ["a boat"]), folder) for folder in folders]
     one = Sampler.load(model, config, SETTINGS, ["a boat"])
-    layers = [name for name, _ in one.transformer.named_modules()]
+    layers = [name for name, _ in one.base.transformer.named_modules()]
 
     for order in ((0, 1, 2), (2, 1, 0), (1, 1, 2)):
         assert [image(one, folders[which]) for which in order] == [fresh[which] for which in order]
     assert len(set(fresh)) == 3
-    assert [name for name, _ in one.transformer.named_modules()] == layers
+    assert [name for name, _ in one.base.transformer.named_modules()] == layers
 
 
 def test_what_is_there_is_not_drawn_again(
