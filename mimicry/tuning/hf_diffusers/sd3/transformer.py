@@ -1,6 +1,8 @@
 """Reading the transformer, whole or with a modulation cache in place of a third of its weights."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -141,17 +143,45 @@ def sampling_modulation(
 ) -> StepModulation | None:
     """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
 
-    It has a cache of its own: its timesteps are not those of training.
+    See `sampling_modulations`, for one prompt.
+    """
+    made = sampling_modulations(
+        transformer, model, config, [prompt, negative], negative=1, steps=steps, batch_size=batch_size
+    )
+    return made[0] if made else None
+
+
+def sampling_modulations(
+    transformer: SD3Transformer2DModel,
+    model: BaseModel,
+    config: TuningConfig,
+    prompts: Sequence[PromptEmbeds],
+    *,
+    negative: int,
+    steps: int,
+    batch_size: int,
+) -> list[StepModulation] | None:
+    """Return for each of `prompts` what a `CachedModulationTransformer` takes instead of pooled prompts.
+
+    They share a cache of `steps` rows a prompt, whose timesteps are not those of training. Return None
+    for a transformer that needs no cache.
+
+    Args:
+        negative: which of the prompts is the negative prompt.
     """
     cache = cache_modulation(
         transformer,
         model,
         config,
         timesteps_T=sampling_timesteps(model.folder / "scheduler", steps),
-        pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
-        keys=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
+        pooled_NP=torch.cat([prompt.pooled_1P for prompt in prompts]),
+        keys=list(product(range(steps), range(len(prompts)))),
         batch_size=batch_size,
     )
     if cache is None:
         return None
-    return lambda step, which: cache.rows([step], [which])
+    return [partial(_row, cache, {PROMPT: index, NEGATIVE: negative}) for index in range(len(prompts))]
+
+
+def _row(cache: ModulationCache, prompt_indices: Mapping[int, int], step: int, which: int) -> Tensor:
+    return cache.rows([step], [prompt_indices[which]])
