@@ -52,7 +52,7 @@ class BaseTransformer:
         steps: int,
         trained_layers: Collection[str],
     ) -> "BaseTransformer":
-        """Read the transformer; say why not, where it gets no conditioning table.
+        """Read the transformer, and say so where it can have no conditioning table.
 
         Args:
             prompts: the negative prompt among them, on the device and in the precision of `config`.
@@ -60,7 +60,7 @@ class BaseTransformer:
         """
         texts = list(prompts)
         obstacle = cache_obstacle(model, config, trained_layers, len(texts) * steps)
-        if obstacle is not None:
+        if obstacle is not None and config.conditioning_table:
             print(f"no conditioning table: {obstacle}; the whole transformer is read", flush=True)
         transformer = read_transformer(
             model,
