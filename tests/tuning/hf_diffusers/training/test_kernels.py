@@ -333,7 +333,7 @@ class TestCompile:
 
     @pytest.mark.parametrize(
         ("dual", "batch_size", "lora_blocks", "in_a_thread"),
-        [((), 4, None, False), ((0, 1), 4, None, False), ((), 1, "1", False), ((0, 1), 4, "1", True)],
+        [((), 4, None, False), ((0, 1), 4, None, False), ((), 4, "1", False), ((0, 1), 4, "1", True)],
         ids=["Large", "Medium", "Large, one block trained", "Medium, one block trained, in a thread"],
     )
     def test_training_and_validation_never_reach_the_limit(
