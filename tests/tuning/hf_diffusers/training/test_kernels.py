@@ -367,6 +367,20 @@ class TestCompile:
             run()
         assert not counters["graph_break"]
 
+    def test_a_torch_without_the_argument_has_a_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def compile_as_before(model: Any, *, fullgraph: bool = False, dynamic: bool | None = None) -> Any:
+            return model
+
+        monkeypatch.setattr(torch, "compile", compile_as_before)
+        settings: Any = torch._dynamo.config
+        for before, after in ((8, 64), (100, 100)):
+            monkeypatch.setattr(settings, "recompile_limit", before)
+            compile_blocks([torch.nn.Linear(2, 2)])
+            assert settings.recompile_limit == after
+            # All releases so far have one name or the other for it.
+            assert settings.cache_size_limit == after
+            assert settings.accumulated_recompile_limit >= 64
+
     def test_many_blocks_are_few_graphs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Numbers that differ from block to block would be a new graph for each, up to a limit."""
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
