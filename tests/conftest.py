@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,24 @@ def _no_ignored_signals() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _repeatable_cublas() -> Iterator[None]:
+    """Let tests on a GPU ask for determinism: cuBLAS reads this once, at its first call in the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_lasting_determinism() -> Iterator[None]:
+    """Let no test leave torch with deterministic algorithms only; one that never loads torch stays quick."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from mimicry.common.claims import Claim
-from mimicry.common.errors import BatchFault, UsageError
+from mimicry.common.errors import BatchFault
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
+from mimicry.tuning.hf_diffusers.sd3.memory import image_tokens
 from mimicry.tuning.hf_diffusers.training import data
-from mimicry.tuning.hf_diffusers.training.kernels import kernel_problems
 from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer
 from mimicry.tuning.hf_diffusers.training.quantization import check_quantization
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
@@ -53,6 +53,14 @@ class Setup:
                 process_count=runtime.processes.count,
                 process_index=runtime.processes.index,
             )
+            transformer, clip = model.config_of("transformer"), model.config_of("text_encoder")
+            prompt_tokens = clip["max_position_embeddings"] + job.config.max_sequence_length
+            runtime = runtime.with_kernels(
+                batch_size=found.schedule.forward_batch_size,
+                head_count=transformer["num_attention_heads"],
+                token_count=image_tokens(model, job.config.resolution) + prompt_tokens,
+                head_width=transformer["attention_head_dim"],
+            )
         return cls(job=job, runtime=runtime, model=model, data=found)
 
     @contextmanager
@@ -68,20 +76,20 @@ class Setup:
     def new_record(self, claim: Claim | None = None) -> RunRecord:
         """Return the record of a training by this setup, which has not begun."""
         job = self.job
-        return RunRecord(
+        record = RunRecord(
             output_dir=job.inputs.output_dir,
             config=job.config,
-            facts=describe_training(job, self.model, self.data, self.runtime.device),
+            facts=describe_training(job, self.model, self.data, self.runtime),
             runtime=self.runtime,
             claim=claim,
         )
+        for warning in self.runtime.attention_choice.warnings:
+            record.warn(warning)
+        return record
 
 
 def _usable_model(job: Job, device: torch.device) -> BaseModel:
     config = job.config
-    problems = kernel_problems(config, device)
-    if problems:
-        raise UsageError(*problems)
     model = BaseModel.resolve(config)
     problems = model.problems(config.resolution)
     if problems:

@@ -53,7 +53,13 @@ def loading_arguments(config: TuningConfig, dtype: torch.dtype, unquantised: Seq
     skipped = list(unquantised)
     if config.quantize_base == "int8":
         return {
-            "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
+            "quantization_config": BitsAndBytesConfig(
+                load_in_8bit=True,
+                # The default looks in each product for inputs that are larger than 6, and the GPU waits for
+                # the answer, some 450 times a forward pass.
+                llm_int8_threshold=0.0,
+                llm_int8_skip_modules=skipped,
+            ),
         }
     return {
         "quantization_config": BitsAndBytesConfig(

@@ -1,5 +1,6 @@
 """What a run is made from and runs on, for training_run.json."""
 
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,11 @@ from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.hf_diffusers.training.data import TrainingData
-from mimicry.tuning.hf_diffusers.training.kernels import attention_names
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.hf_diffusers.training.kernels import cudnn_version
+from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
-def describe_training(job: Job, model: BaseModel, data: TrainingData, device: torch.device) -> dict[str, Any]:
+def describe_training(job: Job, model: BaseModel, data: TrainingData, runtime: Runtime) -> dict[str, Any]:
     """Return the part of training_run.json that is known before training."""
     facts = describe_run(job.config, model, trainer=OWN_TRAINER, command=job.command, notes=job.inputs.notes)
     facts["paths"] |= job.inputs.recorded_paths()
@@ -23,12 +24,32 @@ def describe_training(job: Job, model: BaseModel, data: TrainingData, device: to
     # Class images that are still to be generated are added once they are there.
     if data.class_images is not None and not data.class_images.missing():
         facts["class_images"] = data.class_images.record()
-    numerics = _numerics(job.config, device, facts["versions"])
+    # No part of the numerics: kernels are compiled before they are shipped, and a driver only loads them.
+    # Compared with sisters, it would stop a study each time that a cluster is updated.
+    facts["versions"]["nvidia_driver"] = nvidia_driver() if runtime.device.type == "cuda" else None
+    numerics = _numerics(runtime, facts["versions"])
     return facts | {"numerics": numerics, "memory": {}, "other_numerics": {}}
 
 
-def _numerics(config: TuningConfig, device: torch.device, versions: Mapping[str, Any]) -> dict[str, Any]:
+def nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's driver, which torch does not know; None where there is none."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # A line for each GPU.
+    return done.stdout.partition("\n")[0].strip() or None
+
+
+def _numerics(runtime: Runtime, versions: Mapping[str, Any]) -> dict[str, Any]:
     """Return what may change the last bits of a result without being part of the recipe."""
+    config, device = runtime.config, runtime.device
     cuda = device.type == "cuda"
     libraries = ["diffusers", "transformers", "peft", "accelerate", "numpy", "pillow"]
     if config.quantize_base != "none" or config.use_8bit_adam:
@@ -36,9 +57,11 @@ def _numerics(config: TuningConfig, device: torch.device, versions: Mapping[str,
     return {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
+        "hip": torch.version.hip if cuda else None,
+        "cudnn": cudnn_version() if cuda else None,
         "threads": None if cuda else torch.get_num_threads(),
         "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
-        "attention_backend": ", ".join(attention_names(config, device)) or "default",
+        "attention_backend": ", ".join(runtime.attention_choice.names) or "default",
         "compile": config.compile_blocks,
         "quantisation": None if config.quantize_base == "none" else config.quantize_base,
         "deterministic": config.deterministic,

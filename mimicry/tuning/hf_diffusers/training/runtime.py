@@ -2,8 +2,9 @@
 
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,27 +13,37 @@ from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
 from mimicry.tuning.hf_diffusers.training.device_memory import free_memory, peak_memory_bytes
 from mimicry.tuning.hf_diffusers.training.distributed import GROUP_OPTIONS, Processes
-from mimicry.tuning.hf_diffusers.training.kernels import attention
+from mimicry.tuning.hf_diffusers.training.kernels import (
+    AttentionChoice,
+    AttentionShape,
+    attention_by,
+    choose_attention,
+    compile_problem,
+)
 from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
 from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
 from mimicry.tuning.options.config import TuningConfig
 
+# From it accelerate takes the device.
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """The accelerator of a training, and the processes that it has joined."""
+    """The accelerator of a training, the processes that it has joined, and the kernels of attention."""
 
     config: TuningConfig
     accelerator: Accelerator
     processes: Processes
+    attention_choice: AttentionChoice = field(default_factory=AttentionChoice)
 
     @classmethod
     def start(cls, config: TuningConfig, output_dir: Path) -> "Runtime":
         """Switch torch to what `config` asks for, and join the processes of the training.
 
         Raises:
-            UsageError: a precision that the device does not have, more processes than GPUs, or a missing
-                library.
+            UsageError: a device that is neither a CUDA GPU nor the CPU, a precision that it does not have,
+                more processes than GPUs, or a missing library.
         """
         has_gpu = torch.cuda.is_available()
         problems = _problems(config, has_gpu=has_gpu)
@@ -42,6 +53,9 @@ class Runtime:
             # cuBLAS reads this when it is first used.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+            # It would fill all new memory first, for programs that read what they never wrote.
+            switches: Any = torch.utils.deterministic
+            switches.fill_uninitialized_memory = False
         torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
         # Its default is on, which would encode images in less than fp32.
         torch.backends.cudnn.allow_tf32 = config.allow_tf32
@@ -53,6 +67,23 @@ class Runtime:
             **tracker_arguments(config, output_dir),
         )
         return cls(config, accelerator, Processes.of(accelerator))
+
+    def with_kernels(
+        self, *, batch_size: int, head_count: int, token_count: int, head_width: int
+    ) -> "Runtime":
+        """Return this runtime with kernels that were checked for attention of this shape.
+
+        Raises:
+            UsageError: the machine does not have what is asked for, or it computes wrong numbers.
+        """
+        shape = AttentionShape(batch_size, head_count, token_count, head_width)
+        choice = choose_attention(self.config, self.device, shape)
+        found = [choice.problem, compile_problem(self.config, self.device)]
+        problems = [problem for problem in found if problem is not None]
+        if problems:
+            raise UsageError(*problems)
+        self.free_memory()
+        return replace(self, attention_choice=choice)
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +99,7 @@ class Runtime:
 
     def attention(self) -> AbstractContextManager[None]:
         """Return the context of forward and backward passes, in which attention uses the chosen kernels."""
-        return attention(self.config, self.device)
+        return attention_by(self.attention_choice.names)
 
     def free_memory(self) -> None:
         """Give back what nothing refers to any more."""
@@ -81,6 +112,12 @@ class Runtime:
 
 def _problems(config: TuningConfig, *, has_gpu: bool) -> list[str]:
     problems = report_problems(config)
+    other = _other_accelerator()
+    if other is not None:
+        problems.append(
+            f"training runs on CUDA GPUs, those of ROCm among them, and on the CPU, and this machine has a "
+            f"device of the kind {other}; to train on the CPU, type {_DEVICE}=cpu before the command"
+        )
     fp16 = fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu)
     if fp16 is not None:
         problems.append(fp16)
@@ -96,3 +133,12 @@ def _problems(config: TuningConfig, *, has_gpu: bool) -> list[str]:
             f"--num-processes {count}, and a larger --gradient-accumulation-steps for the same samples a step"
         )
     return problems
+
+
+def _other_accelerator() -> str | None:
+    """Return the kind of a device, such as mps or xpu, that accelerate would choose and nobody has tried."""
+    kind = os.environ.get(_DEVICE, "").partition(":")[0]
+    if not kind:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        kind = "cpu" if found is None else found.type
+    return None if kind in ("cpu", "cuda") else kind

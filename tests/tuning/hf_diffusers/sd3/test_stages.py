@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.states import State
+from mimicry.tuning.hf_diffusers.sd3 import trainer, validation
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer
+from mimicry.tuning.hf_diffusers.training.vae import load_vae
 from tests.tuning.hf_diffusers.sd3.parts import make_job, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 from tests.tuning.lora_files import adapter_spec, judge
@@ -216,6 +221,29 @@ def test_one_stage_is_in_memory_at_a_time(
         "SD3Transformer2DModel": set(),
     }
     assert len(loaded) == 5  # and nothing is read a second time in the end
+
+
+def test_nothing_holds_the_optimizer_when_images_are_decoded(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def make(*words: Any) -> Any:
+        optimizer = make_optimizer(*words)
+        made.append(weakref.ref(optimizer))
+        return optimizer
+
+    def load(*words: Any) -> Any:
+        alive.append(any(optimizer() is not None for optimizer in made))
+        return load_vae(*words)
+
+    monkeypatch.setattr(trainer, "make_optimizer", make)
+    monkeypatch.setattr(validation, "load_vae", load)
+    monkeypatch.setattr(validation, "SamplingSettings", partial(SamplingSettings, steps=1))
+    train(studio, tmp_path, "--validation_prompt=a boat", "--num_validation_images=1", "--max_train_steps=1")
+    assert len(made) == 1
+    assert alive == [False]
 
 
 def test_the_transformer_is_read_in_its_training_precision(
