@@ -26,6 +26,7 @@ from mimicry.tuning.hf_diffusers.training.kernels import (
 from mimicry.tuning.hf_diffusers.training.run_facts import nvidia_driver
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, train
+from tests.tuning.hf_diffusers.sd3.resuming import metrics
 from tests.tuning.hf_diffusers.sd3.wide import POOLED_WIDTH, write_transformer
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -56,6 +57,18 @@ def test_the_conditioning_table_keeps_every_bit(studio: Studio, tmp_path: Path) 
     without = train(studio, tmp_path / "without", *words)
     tabled = train(studio, tmp_path / "with", *words, "--conditioning_table")
     assert tabled.sha256 == without.sha256
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_it_trains_in_every_precision(precision: str, studio: Studio, tmp_path: Path) -> None:
+    words = (f"--mixed_precision={precision}", "--cache_latents", "--gradient_checkpointing")
+    train(studio, tmp_path, *words, "--max_train_steps=8", "--learning_rate=0.01")
+    lines = [line for line in metrics(tmp_path) if "grad_norm" in line]
+    assert len(lines) == 8
+    # In fp16 the scaler may leave out some of the first steps, as it looks for its scale.
+    taken = [line["grad_norm"] is not None for line in lines]
+    assert any(taken) if precision == "fp16" else all(taken)
+    assert training_run(tmp_path)["memory"]["checkpointed_blocks"] == 0
 
 
 class TestAttention:
