@@ -21,11 +21,8 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    libraries: dict[str, Any] = {
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "triton": _triton(),
-    }
+    cudnn: Any = torch.backends.cudnn
+    libraries = {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "triton": _triton()}
     results = Results("gpu_facts", options.output, libraries=libraries)
     print(results.about["hardware"], {**results.about["versions"], **libraries}, sep="\n")
     if cuda:

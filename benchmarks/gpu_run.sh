@@ -16,6 +16,7 @@
 # --pipeline the pipeline is kept in DIR, or taken from there. --small takes small models, also without a GPU.
 # PYTHON is the interpreter: .venv/bin/python by default where there is one, else python3.
 set -u
+from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 ALL="facts pytest gpu_checks train_step whole_run samples"
@@ -54,6 +55,9 @@ budget=${budget:-$([ "$small" ] && echo 3600 || echo 540)}
 case $budget in *[!0-9]* | "") refuse "--budget: '$budget' is not a number of seconds" ;; esac
 [ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python || PYTHON=python3; }
 
+# Folders are meant from where the script was called.
+case $out in /*) ;; *) out=$from/$out ;; esac
+case $pipeline in "" | /*) ;; *) pipeline=$from/$pipeline ;; esac
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit
 work=$(mktemp -d) || exit
 writer="" running="" shared=""
@@ -159,7 +163,7 @@ gpu_tests() {
 }
 
 small_factor=$([ "$small" ] && echo 10 || echo 1)
-run facts $((small_factor * 40)) 10 "$PYTHON" -m benchmarks.gpu_facts --output "$out/gpu_facts.json"
+run facts $((small_factor * 40)) 10 "$PYTHON" -m benchmarks.gpu_facts --output "$out/facts.json"
 if wants whole_run || wants samples; then write_pipeline; fi
 gpu_tests
 wait_for_pipeline $((budget / 4))
@@ -171,7 +175,7 @@ run whole_run $((small_factor * 170)) 40 "$PYTHON" -m benchmarks.whole_run --siz
     --folder "$pipeline" --work "$work/whole_run" --steps 8 --memory-limits-gib 15.3 23.3 0 \
     --seconds {} --output "$out/whole_run.json"
 run samples $((small_factor * 100)) 30 "$PYTHON" -m benchmarks.samples_run --sizes "$sizes" \
-    --folder "$pipeline" --work "$work/whole_run" --seconds {} --output "$out/samples_run.json"
+    --folder "$pipeline" --work "$work/whole_run" --seconds {} --output "$out/samples.json"
 
 printf '\n== %s s in all, files in %s\n%s' $SECONDS "$out" "$summary"
 case $summary in *failed* | *ended* | *skipped*) exit 1 ;; esac

@@ -7,9 +7,10 @@ from benchmarks.gpu_checks import CHECKS, relative_error
 from tests.benchmarks.test_train_step import CPU, TINY
 
 COMPILING = {"compile", "compiled"}
+ATTENTION = {"attention_cudnn", "attention_flash", "attention_efficient"}
 
 
-@pytest.mark.parametrize("check", sorted(CHECKS.keys() - COMPILING - {"attention"}))
+@pytest.mark.parametrize("check", sorted(CHECKS.keys() - COMPILING - ATTENTION))
 def test_a_check_finds_nothing_wrong(check: str) -> None:
     torch.manual_seed(0)
 
@@ -21,12 +22,12 @@ def test_a_check_finds_nothing_wrong(check: str) -> None:
 
 
 def test_attention_is_compared_with_maths_in_fp32() -> None:
-    figures = CHECKS["attention"](TINY, CPU)
+    figures = CHECKS["attention_flash"](TINY, CPU)
 
-    errors = [value for what, value in figures.items() if what.startswith("math, error")]
+    errors = [value for what, value in figures.items() if what.startswith("error")]
     assert len(errors) == 4
     assert all(0 < error < 0.02 for error in errors)
-    assert figures["cudnn runs"] is False
+    assert figures["the same bits twice"] is True
 
 
 def test_the_error_is_relative() -> None:

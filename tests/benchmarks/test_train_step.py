@@ -10,6 +10,8 @@ from benchmarks.train_step import CASES, WAYS, Step, Task, Way, count_operations
 
 CPU = torch.device("cpu")
 TINY = Geometry(blocks=2, heads=1, context_width=32, side=4, text_tokens=3, positions=2)
+# Compiling takes minutes.
+EAGER = [name for name, way in WAYS.items() if not way.compiled]
 
 
 def gradients(step: Step) -> torch.Tensor:
@@ -18,7 +20,7 @@ def gradients(step: Step) -> torch.Tensor:
     return torch.cat([gradient.flatten().double() for gradient in found if gradient is not None])
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if not WAYS[way].compiled])
+@pytest.mark.parametrize("way", EAGER)
 def test_every_way_is_measured(way: str) -> None:
     torch.manual_seed(0)
     task = Task(way, TINY, runs=1, accumulation=2, operations=count_operations(TINY), rate=1e9)
@@ -46,10 +48,8 @@ def test_the_plain_way_is_that_of_the_example() -> None:
     assert not step.optimizer.defaults["fused"]
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "plain"])
+@pytest.mark.parametrize("way", [way for way in EAGER if way != "plain"])
 def test_other_ways_train_in_fp32_with_a_table(way: str) -> None:
-    if WAYS[way].compiled:
-        pytest.skip("compiling takes minutes")
     step = Step(WAYS[way], TINY, CPU)
 
     assert {value.dtype for value in step.parameters} == {torch.float32}
