@@ -9,6 +9,7 @@ allocates: a card of 16 GB leaves it about 15.3 GiB, one of 24 GB about 23.3.
 
 import runpy
 import sys
+from typing import Any
 
 import torch
 
@@ -17,9 +18,15 @@ PEAK_LINE = "GPU memory at most [bytes]: "
 
 def limit_memory(limit_gib: float) -> None:
     """Let this process allocate at most so much of the GPU's memory; 0 is all of it."""
-    if torch.cuda.is_available():
+
+    def set_limit() -> None:
         total = torch.cuda.mem_get_info()[1]
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gib * 2**30 / total) if limit_gib else 1.0)
+
+    if torch.cuda.is_available():
+        # As soon as CUDA is set up, and not before the program has set what the allocator reads then.
+        lazily: Any = torch.cuda._lazy_call
+        lazily(set_limit)
 
 
 def main() -> None:

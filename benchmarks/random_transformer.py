@@ -54,7 +54,7 @@ GEOMETRIES = {
 
 def make_transformer(geometry: Geometry, device: torch.device, kind: Any = SD3Transformer2DModel) -> Any:
     """Return a transformer of random weights in bf16, made on the device; the same for every call."""
-    # Only the numbers that no weight file has are made by the constructor.
+    # Only numbers that no weight file has are made by the constructor.
     with init_empty_weights(include_buffers=False):
         model = kind(
             sample_size=geometry.side,
@@ -64,7 +64,7 @@ def make_transformer(geometry: Geometry, device: torch.device, kind: Any = SD3Tr
             joint_attention_dim=geometry.context_width,
             caption_projection_dim=geometry.width,
             pooled_projection_dim=POOLED_WIDTH,
-            pos_embed_max_size=geometry.positions,
+            pos_embed_max_size=1,
             qk_norm="rms_norm",
             dual_attention_layers=tuple(range(geometry.dual)),
         )
@@ -73,8 +73,10 @@ def make_transformer(geometry: Geometry, device: torch.device, kind: Any = SD3Tr
         owner, _, leaf = name.rpartition(".")
         weights = draw_weights(name, parameter.shape, device)
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(weights, requires_grad=False))
-    # A model that is read in bf16 also has its position embeddings in bf16.
-    model.pos_embed.to(torch.bfloat16)
+    # Sines and cosines of all positions would take seconds, and random numbers do as well.
+    shape = (1, geometry.positions**2, geometry.width)
+    model.pos_embed.pos_embed_max_size = geometry.positions
+    model.pos_embed.pos_embed = torch.randn(shape, dtype=torch.bfloat16, device=device)
     return model.to(device).train()
 
 

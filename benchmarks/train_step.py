@@ -17,6 +17,7 @@ checkpointing, even if some are recomputed. Peaks of memory are those of the ste
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -116,6 +117,8 @@ def main() -> int:
     add_output_option(parser)
     options = parser.parse_args()
     deadline, geometry = Deadline(options.seconds), GEOMETRIES[options.geometry]
+    # As the trainer does, so that little memory is free in pieces only.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     results = Results(
         "train_step",
         options.output,
@@ -253,7 +256,7 @@ class Step:
         return list(range(self.way.samples)), [0] * self.way.samples
 
     def sigmas(self) -> Tensor:
-        return torch.full((self.way.samples,), 0.5).to(self.device, non_blocking=True)
+        return torch.full((self.way.samples,), 0.5, device=self.device)
 
     def _plain_sigmas(self) -> Tensor:
         """Draw noise levels and look them up as the example does: it waits for the GPU for each sample."""
@@ -277,6 +280,7 @@ def measure(task: Task, device: torch.device) -> tuple[dict[str, float], dict[st
     figures = {"checkpointed blocks": float(step.checkpointed)}
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
         figures["memory before the first step [GiB]"] = torch.cuda.memory_allocated(device) / 2**30
         torch.cuda.reset_peak_memory_stats(device)
     with step.kernels():

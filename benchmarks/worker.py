@@ -124,7 +124,8 @@ def _is_clean() -> bool:
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return True
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     if not torch.cuda.is_initialized():
         return True
     torch.cuda.empty_cache()
