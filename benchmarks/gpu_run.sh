@@ -69,7 +69,8 @@ finish() {
     [ -z "$writer$running" ] || kill $writer $running 2>/dev/null
     rm -rf "$work" ${shared:+"$shared"}
     exec 1>&3 2>&4
-    wait "$log"
+    # Until the log is whole; what a killed program has left may hold it open.
+    for _ in {1..50}; do kill -0 "$log" 2>/dev/null && sleep 0.1; done
 }
 trap finish EXIT
 trap 'exit 130' INT TERM

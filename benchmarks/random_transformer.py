@@ -105,7 +105,7 @@ def make_rows(transformer: CachedModulationTransformer, device: torch.device) ->
     width = sum(len(layer.columns) for layer in transformer.replaced_layers().values())
     rows = torch.randn(_ROWS, 1, width, generator=torch.Generator().manual_seed(2)).bfloat16()
     return ModulationCache(
-        rows_NSR=rows.pin_memory() if device.type == "cuda" else rows,
+        rows_NSR=rows,
         place_of={(level, 0): level for level in range(_ROWS)},
         device=device,
     )

@@ -45,6 +45,7 @@ from benchmarks.worker import OUT_OF_MEMORY, Deadline, TaskFailed, Worker
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
+from mimicry.tuning.hf_diffusers.sd3.transformer import use_fused_layers
 from mimicry.tuning.hf_diffusers.training.flow_matching import add_noise, flow_loss
 from mimicry.tuning.hf_diffusers.training.kernels import attention, compile_blocks
 from mimicry.tuning.options.config import TuningConfig
@@ -201,6 +202,7 @@ class Step:
             dtype = torch.bfloat16 if self.way.plain else torch.float32
             adapter = add_peft_adapter(self.transformer, self.config, dtype)
         else:
+            use_fused_layers(self.transformer)
             adapter = add_adapter(self.transformer, self.config)
         draw_adapter(adapter)
         return adapter

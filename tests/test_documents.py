@@ -293,6 +293,17 @@ def test_every_key_of_a_record_has_a_row(trained: Trained) -> None:
     assert sorted(first_column(marked("docs/adapters.md", "keys of a record"))) == sorted(record)
 
 
+def test_every_stage_of_a_run_has_a_row() -> None:
+    """Those of the code, since no run has all of them."""
+    named = {
+        name
+        for path in (ROOT / "mimicry/tuning/hf_diffusers").rglob("*.py")
+        for name in re.findall(r'\.stage\("(\w+)"\)', path.read_text("utf-8"))
+    }
+
+    assert sorted(first_column(marked("docs/adapters.md", "stages of a run"))) == sorted(named)
+
+
 def test_the_program_for_diffusers_runs(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

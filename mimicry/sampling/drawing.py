@@ -1,7 +1,7 @@
 """Drawing what a plan says: one base model in memory at a time, for all adapters that draw alike."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,34 +41,58 @@ def draw(
     with tqdm(total=count, unit="image", desc="drawing", disable=None) as bar:
         # One base model is in memory at a time, for all adapters that draw alike.
         for config, model in models.items():
-            places = [place for place, found in enumerate(sets) if found.config == config]
-            todo = [picture for place in places for picture in sets[place].of(State.PENDING)]
-            if not todo:
-                continue
-            sampler = _sampler(model, config, request, [picture.prompt for picture in todo])
-            for place in places:
-                drawn[place] = _draw_set(sampler, sets[place], bar)
-            del sampler
+            places = [
+                place
+                for place, found in enumerate(sets)
+                if found.config == config and found.of(State.PENDING)
+            ]
+            for group, trained_layers in _groups(model, sets, places):
+                prompts = [picture.prompt for place in group for picture in sets[place].of(State.PENDING)]
+                sampler = _sampler(model, config, request, prompts, trained_layers)
+                for place in group:
+                    drawn[place] = _draw_set(sampler, sets[place], bar)
+                del sampler
     return drawn
 
 
-def _sampler(model: BaseModel, config: TuningConfig, request: SampleRequest, prompts: list[str]) -> "Sampler":
+def _groups(
+    model: BaseModel, sets: Sequence[SampleSet], places: Sequence[int]
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield the places of adapters that a conditioning table will do for, then of those that need more.
+
+    With them come the layers that the adapters train and the table would replace: none, or those.
+    """
+    if not places:
+        return
     # It warns that torchvision is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from mimicry.sampling.base_transformer import replaced_layers
+
+    layers = {place: replaced_layers(model, sets[place].adapter_dir) for place in places}
+    for needs_more in (False, True):
+        group = [place for place in places if bool(layers[place]) is needs_more]
+        if group:
+            yield group, sorted({layer for place in group for layer in layers[place]})
+
+
+def _sampler(
+    model: BaseModel,
+    config: TuningConfig,
+    request: SampleRequest,
+    prompts: Sequence[str],
+    trained_layers: Sequence[str],
+) -> "Sampler":
     from mimicry.sampling.sampler import Sampler
     from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 
     settings = SamplingSettings(resolution=config.resolution, steps=request.steps, guidance=request.guidance)
-    return Sampler.load(model, config, settings, prompts)
+    return Sampler.load(model, config, settings, prompts, trained_layers)
 
 
 def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
-    pictures = found.of(State.PENDING)
-    if not pictures:
-        return found
     try:
-        with sampler.adapter(found.adapter_dir):
-            for picture in pictures:
+        with sampler.base.adapter(found.adapter_dir):
+            for picture in found.of(State.PENDING):
                 _save(picture.path, sampler.image(picture.prompt, picture.seed), picture.settings)
                 bar.update()
     except AdapterBroken as error:

@@ -1,17 +1,16 @@
-"""Drawing with many adapters: one base model in memory, on which they take turns."""
+"""Drawing pictures of some prompts, with one base model in memory."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL
 from PIL import Image
+from torch import Tensor
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
-from mimicry.tuning.adapters import WEIGHTS
+from mimicry.sampling.base_transformer import BaseTransformer
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
@@ -22,8 +21,8 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
-from mimicry.tuning.hf_diffusers.sd3.transformer import read_transformer
 from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
+from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.kernels import attention
 from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
 from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
@@ -32,21 +31,29 @@ from mimicry.tuning.options.config import TuningConfig
 
 @dataclass(frozen=True)
 class Sampler:
-    """The base model, ready to draw `prompts`; `adapter` puts an adapter on for a while."""
+    """The base model, ready to draw `prompts`; `base.adapter` puts an adapter on for a while."""
 
     model: BaseModel
     config: TuningConfig
     settings: SamplingSettings
-    device: torch.device
     prompts: Mapping[str, PromptEmbeds]
-    transformer: SD3Transformer2DModel
+    base: BaseTransformer
     vae: AutoencoderKL
 
     @classmethod
     def load(
-        cls, model: BaseModel, config: TuningConfig, settings: SamplingSettings, prompts: Iterable[str]
+        cls,
+        model: BaseModel,
+        config: TuningConfig,
+        settings: SamplingSettings,
+        prompts: Iterable[str],
+        trained_layers: Collection[str] = (),
     ) -> "Sampler":
         """Encode the prompts that are not cached, then read transformer and VAE.
+
+        Args:
+            trained_layers: layers that the adapters train, if they are among those that a conditioning table
+                replaces; see `replaced_layers`.
 
         Raises:
             UsageError: the device does not have the precision.
@@ -55,37 +62,16 @@ class Sampler:
         problem = fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu)
         if problem is not None:
             raise UsageError(problem)
-        device, dtype = torch.device("cuda" if has_gpu else "cpu"), training_dtype(config)
+        device = torch.device("cuda" if has_gpu else "cpu")
         transformers.utils.logging.disable_progress_bar()
+        # What an earlier sampler left must be gone before the encoders come, and they before the transformer.
+        free_memory(device)
         embeds = _encode(model, config, device, dict.fromkeys([*prompts, NEGATIVE_PROMPT]))
         free_memory(device)
-        transformer = read_transformer(model, config, device, dtype).eval()
-        vae = load_vae(model, config.variant, device)
-        return cls(model, config, settings, device, embeds, transformer, vae)
-
-    @contextmanager
-    def adapter(self, folder: Path | None) -> Iterator[None]:
-        """Draw with the adapter in `folder` in the body; None is the base model alone. It leaves no trace.
-
-        Raises:
-            AdapterBroken: it does not fit the base model.
-        """
-        if folder is None:
-            yield
-            return
-        try:
-            try:
-                self.transformer.load_lora_adapter(folder, weight_name=WEIGHTS, adapter_name="sampled")
-            # peft and diffusers may raise any error here.
-            except Exception as error:
-                raise AdapterBroken(f"{folder} does not go with the base model: {error}") from error
-            for name, parameter in self.transformer.named_parameters():
-                if ".lora_" in name:
-                    parameter.data = parameter.data.to(self.device, training_dtype(self.config))
-            self.transformer.eval()
-            yield
-        finally:
-            self.transformer.unload_lora()
+        base = BaseTransformer.read(
+            model, config, device, embeds, steps=settings.steps, trained_layers=trained_layers
+        )
+        return cls(model, config, settings, embeds, base, load_vae(model, config.variant, device))
 
     def image(self, prompt: str, seed: int) -> Image.Image:
         """Return what is drawn for one of the prompts; equal seeds begin with equal noise.
@@ -97,22 +83,38 @@ class Sampler:
         settings = self.settings
         noise = initial_noise(seed, "sample_noise", 0, "", latent_shape(self.model, settings.resolution))
         try:
-            with attention(self.config, self.device):
+            with attention(self.config, self.base.device):
                 latents = sample_latents(
-                    self.transformer,
+                    self.base.transformer,
                     self.model.folder / "scheduler",
                     self.prompts[prompt],
                     self.prompts[NEGATIVE_PROMPT],
                     noise,
                     settings,
+                    self.base.modulations.get(prompt),
                 )
             if not latents.isfinite().all():
                 raise AdapterBroken(f"what is drawn of {prompt!r} is made of numbers that are not finite")
-            return decode(self.vae, latents)[0]
+            return self._decode(latents)
         except torch.OutOfMemoryError as error:
             raise BatchFault(
                 f"out of GPU memory: {str(error).splitlines()[0]}; type a smaller --resolution"
             ) from error
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        """Return the image, decoded beside the transformer if there is room for both.
+
+        At 1024 x 1024 decoding takes 3.0 GiB, by a count of the tensors that are alive at once; it grows with
+        the number of pixels. A table leaves 10.0 GiB of the transformer of Stable Diffusion 3.5 Large.
+        """
+        try:
+            return decode(self.vae, latents)[0]
+        except torch.OutOfMemoryError:
+            if host_memory_problem(self.base.byte_count) is not None:
+                raise
+        # Not in the handler: the error keeps alive what was decoded before it.
+        with self.base.set_aside():
+            return decode(self.vae, latents)[0]
 
 
 def _encode(

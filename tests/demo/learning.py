@@ -105,7 +105,7 @@ def evaluation(adapter: Path) -> tuple[float, float]:
 
 def samples(sampler: Sampler, adapter: Path | None) -> list[Image.Image]:
     """Return a picture of each subject and seed, painted with `adapter`, or by the base model alone."""
-    with sampler.adapter(adapter):
+    with sampler.base.adapter(adapter):
         return [sampler.image(prompt, seed) for prompt in _PROMPTS for seed in _SEEDS_SAMPLED]
 
 

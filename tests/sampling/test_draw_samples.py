@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings, initial_noise, latent_shape
 from mimicry.tuning.options.config import TuningConfig
+from tests.sampling.adapters import write_adapter
 from tests.small_study import ANNA, MIST, ORIGINAL, output_dir
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio
@@ -136,17 +138,17 @@ def test_taking_turns_leaves_no_trace(study: tuple[Studio, StudyTree]) -> None:
     model, config = BaseModel(folder=studio.base_model), TuningConfig(mixed_precision="no")
 
     def image(one: Sampler, folder: Path | None) -> bytes:
-        with one.adapter(folder):
+        with one.base.adapter(folder):
             return one.image("a boat", 0).tobytes()
 
     fresh = [image(Sampler.load(model, config, SETTINGS, ["a boat"]), folder) for folder in folders]
     one = Sampler.load(model, config, SETTINGS, ["a boat"])
-    layers = [name for name, _ in one.transformer.named_modules()]
+    layers = [name for name, _ in one.base.transformer.named_modules()]
 
     for order in ((0, 1, 2), (2, 1, 0), (1, 1, 2)):
         assert [image(one, folders[which]) for which in order] == [fresh[which] for which in order]
     assert len(set(fresh)) == 3
-    assert [name for name, _ in one.transformer.named_modules()] == layers
+    assert [name for name, _ in one.base.transformer.named_modules()] == layers
 
 
 def test_what_is_there_is_not_drawn_again(
@@ -226,6 +228,48 @@ def test_an_adapter_of_another_model_stops_nobody_else(
 
     assert list(drawn(own)) == [f"mist__none/{ANNA}/a_{what}_0.png" for what in ("boat", "tree")]
     assert f"{folder} does not go with the base model" in capsys.readouterr().err
+
+
+def test_an_adapter_that_trains_what_the_table_replaces_is_drawn_too(
+    study: tuple[Studio, StudyTree],
+    own: StudyTree,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the whole transformer, and after all adapters that can do without."""
+    assert run_command(draw_samples, words(study, own, "--base")) == 0
+    usual = drawn(own)
+    shutil.rmtree(own.data_root / "mimic_art")
+    model, folder = BaseModel(folder=study[0].base_model), output_dir(own, MIST, ANNA)
+    (folder / TRAINING_RUN).unlink()  # the record is about other weights
+    write_adapter(folder, model, ("norm1.linear", "norm_out.linear", "attn.to_q"), seed=1)
+    read: list[tuple[str, ...]] = []
+    load = Sampler.load
+
+    def watched(*args: Any) -> Sampler:
+        sampler = load(*args)
+        read.append((type(sampler.base.transformer).__name__, *sampler.prompts))
+        return sampler
+
+    monkeypatch.setattr(Sampler, "load", watched)
+    capsys.readouterr()
+
+    assert run_command(draw_samples, words(study, own, "--base")) == 0
+
+    assert read == [
+        ("CachedModulationTransformer", *PROMPTS, ""),
+        ("SD3Transformer2DModel", *PROMPTS, ""),
+    ]
+    said = capsys.readouterr().out
+    assert said.count("no conditioning table: the adapter trains transformer_blocks.0.norm1.linear, ") == 1
+    found = drawn(own)
+    assert list(found) == list(usual)
+    assert all((found[name] != usual[name]) is name.startswith("mist") for name in usual)
+    one = Sampler.load(model, TuningConfig(mixed_precision="no", conditioning_table=False), SETTINGS, PROMPTS)
+    with one.base.adapter(folder):
+        expected = one.image("a boat", 0)
+    with Image.open(own.data_root / "mimic_art" / "hf_diffusers" / f"mist__none/{ANNA}/a_boat_0.png") as ours:
+        assert ours.tobytes() == expected.tobytes()
 
 
 def test_numbers_that_are_not_finite_make_no_picture(

@@ -60,6 +60,8 @@ def train() -> int:
     load_environment()
     # It warns that torchvision is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Each stage needs other sizes than the one before: memory that is free in pieces would be lost.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from accelerate import PartialState
 
     from mimicry.tuning.hf_diffusers.job import parse_job

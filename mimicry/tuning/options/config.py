@@ -195,9 +195,10 @@ class TuningConfig:
     num_train_epochs: int | None = declare(
         None, "Train for so many epochs, whatever --max-train-steps says.", minimum=1, maximum=1_000_000
     )
-    dataloader_num_workers: int = declare(
-        0,
-        "Threads that prepare the next batches during a step; same result.",
+    dataloader_num_workers: int | None = declare(
+        None,
+        "Threads that prepare the next batches during a step, same result; by default 2 on a GPU with "
+        "--cache-latents, else 0.",
         minimum=0,
         maximum=256,
         in_recipe=False,

@@ -127,6 +127,7 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
         "--lora-layers",
         "--lora-blocks",
         "--num-train-epochs",
+        "--dataloader-num-workers",
         "--checkpointed-blocks",
         "--validation-prompt",
         "--class-data-dir",

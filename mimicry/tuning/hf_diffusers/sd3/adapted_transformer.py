@@ -1,7 +1,7 @@
 """The transformer with its LoRA: how it is put together, what it predicts, and its loss."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, named_layers
-from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens
+from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
@@ -21,10 +21,11 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
 )
 from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
 from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
-@dataclass(frozen=True)
+@dataclass
 class AdaptedTransformer:
     """The transformer with its LoRA, on the device, in the training precision.
 
@@ -40,7 +41,11 @@ class AdaptedTransformer:
 
     @classmethod
     def load(
-        cls, setup: Setup, batches: BatchSource, extra_keys: Collection[ModulationKey] = ()
+        cls,
+        setup: Setup,
+        batches: BatchSource,
+        record: RunRecord,
+        extra_keys: Collection[ModulationKey] = (),
     ) -> "AdaptedTransformer":
         """Read the transformer, put the adapter on, and compute the modulation cache where one is asked for.
 
@@ -58,7 +63,7 @@ class AdaptedTransformer:
             setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
         )
         parameters = add_adapter(transformer, config)
-        with runtime.autocast():
+        with record.stage("conditioning_table") if cached else nullcontext():
             modulation = cache_modulation(
                 transformer,
                 setup.model,
@@ -71,6 +76,8 @@ class AdaptedTransformer:
         if modulation is not None:
             size = f"{modulation.byte_count / 2**20:.1f} MiB of host memory"
             say(f"conditioning table: {len(modulation.place_of)} rows, {size}")
+        # What the cache was computed from is gone, and its pieces are of no use to training.
+        runtime.free_memory()
         checkpointed = checkpoint_blocks(
             transformer,
             config,
@@ -95,24 +102,25 @@ class AdaptedTransformer:
         finally:
             self.transformer.train(was_training)
 
+    def checkpoint_more(self) -> bool:
+        """Checkpoint more blocks, when memory was too short for so few; return whether that was possible."""
+        more = more_checkpointed(self.transformer, self.checkpointed)
+        if more == self.checkpointed:
+            return False
+        self.checkpointed = more
+        return True
+
     def predict(self, batch: Batch) -> Tensor:
         """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
         noisy_BCHW = flow_matching.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
-        with self.runtime.autocast():
-            prediction_BCHW: Tensor = self.transformer(
-                hidden_states=noisy_BCHW.to(self.runtime.dtype),
-                encoder_hidden_states=batch.sequence_BLD,
-                pooled_projections=self._pooled_projections(batch),
-                timestep=batch.timesteps_B,
-                return_dict=False,
-            )[0]
+        prediction_BCHW: Tensor = self.transformer(
+            hidden_states=noisy_BCHW.to(self.runtime.dtype),
+            encoder_hidden_states=batch.sequence_BLD,
+            pooled_projections=batch.pooled_projections,
+            timestep=batch.timesteps_B,
+            return_dict=False,
+        )[0]
         return prediction_BCHW
-
-    def _pooled_projections(self, batch: Batch) -> Tensor:
-        """Return the pooled prompts, or the rows of the cache that stand in for them."""
-        if self.modulation is None:
-            return batch.pooled_BP
-        return self.modulation.rows(batch.timestep_indices, batch.prompt_indices)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar in fp32.

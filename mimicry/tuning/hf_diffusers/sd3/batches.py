@@ -1,12 +1,13 @@
 """Batches: samples with their latents, noise, noise levels and prompts, stacked on the device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.data import TrainingData
@@ -16,6 +17,7 @@ from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import Sample
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
+from mimicry.tuning.hf_diffusers.training.transfer import send
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Batch:
     """The samples of one forward pass, on the device.
 
     `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
-    what the transformer is told of them, all in fp32; `sequence_BLD` and `pooled_BP` are the embeddings of
-    the prompts. `samples`, `timestep_indices`, rows of the sigma table, and `prompt_indices` say what was
-    drawn for them.
+    what the transformer is told of them, all in fp32. `sequence_BLD` holds the embeddings of the prompts.
+    `pooled_projections` are the pooled prompts, (B, P), or the rows of the modulation cache, (B, R).
+    `samples`, `timestep_indices`, rows of the sigma table, and `prompt_indices` say what was drawn for them.
     """
 
     latents_BCHW: Tensor
@@ -33,7 +35,7 @@ class Batch:
     sigmas_B: Tensor
     timesteps_B: Tensor
     sequence_BLD: Tensor
-    pooled_BP: Tensor
+    pooled_projections: Tensor
     samples: tuple[Sample, ...]
     timestep_indices: tuple[int, ...]
     prompt_indices: tuple[int, ...]
@@ -68,11 +70,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Puts samples together to batches."""
+    """Puts samples together to batches, with rows of the modulation cache where there is one."""
 
     device: torch.device
     sigmas: SigmaTable
     prompts: Prompts
+    modulation: ModulationCache | None = None
 
     def make(
         self,
@@ -88,14 +91,16 @@ class BatchMaker:
             latents: one of shape (C, H, W) for each sample, on the CPU; `noise` as well.
         """
         levels = list(timestep_indices)
-        sequence_BLD, pooled_BP = self.prompts.rows(prompt_indices)
+        sequence_BLD, pooled_projections = self.prompts.rows(prompt_indices)
+        if self.modulation is not None:
+            pooled_projections = self.modulation.rows(levels, prompt_indices)
         return Batch(
             latents_BCHW=send(torch.stack(list(latents)), self.device),
             noise_BCHW=send(torch.stack(list(noise)), self.device),
             sigmas_B=send(self.sigmas.sigmas[levels], self.device),
             timesteps_B=send(self.sigmas.timesteps[levels], self.device),
             sequence_BLD=sequence_BLD,
-            pooled_BP=pooled_BP,
+            pooled_projections=pooled_projections,
             samples=samples,
             timestep_indices=tuple(levels),
             prompt_indices=tuple(prompt_indices),
@@ -125,6 +130,10 @@ class BatchSource:
         maker = BatchMaker(runtime.device, SigmaTable.read(model), table)
         return cls(data.schedule, data.prompts, latents, maker)
 
+    def with_modulation(self, modulation: ModulationCache | None) -> "BatchSource":
+        """Return the same batches with rows of `modulation` in place of pooled prompts; None: as they are."""
+        return replace(self, maker=replace(self.maker, modulation=modulation))
+
     def make(self, first: int) -> Batch:
         """Draw the samples of index `first` and following, as many as a batch has; on any thread.
 
@@ -145,10 +154,3 @@ class BatchSource:
             prompt_indices=[self.prompt_plan.index_of(sample) for sample in samples],
             samples=samples,
         )
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """Move `values` to the device without waiting for the work that it has already been given."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

@@ -6,7 +6,7 @@ sampled: the transformer is freed before the VAE is read, and nothing is lost wh
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class _Generation:
         prompt, negative = (one.to(self._runtime.device, self._dtype) for one in (prompt, negative))
         scheduler = self._model.folder / "scheduler"
         shape = latent_shape(self._model, config.resolution)
-        with self._autocast(), self._runtime.attention():
+        with self._runtime.attention():
             transformer, modulation = self._transformer(prompt, negative)
             transformer.eval()
             for group in sorted({index // size for index in indices}):
@@ -137,11 +137,6 @@ class _Generation:
     @property
     def _name(self) -> str:
         return str(self._config.class_prompt)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._runtime.device.type, self._dtype)
 
     def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, StepModulation | None]:
         """Return the base model's transformer, and its modulation where a table can take its place."""

@@ -29,8 +29,10 @@ class Encoded:
 
 def encode(setup: Setup, record: RunRecord) -> Encoded:
     """Encode prompts, then images; class images that are missing are generated in between."""
-    prompts, validation = _encode_prompts(setup, record)
-    latents, eval_images = _encode_images(setup, record)
+    with record.stage("encode_prompts"):
+        prompts, validation = _encode_prompts(setup, record)
+    with record.stage("encode_images"):
+        latents, eval_images = _encode_images(setup, record)
     batches = BatchSource.of(setup.model, setup.data, setup.runtime, prompts, latents)
     return Encoded(batches, eval_images, validation)
 
@@ -55,7 +57,8 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
     if data.class_images is not None:
         if generates:
             prompt, negative = embeds[data.prompts.class_text], embeds[NEGATIVE_PROMPT]
-            make_class_images(data.class_images, setup.model, runtime, prompt, negative)
+            with record.stage("class_images"):
+                make_class_images(data.class_images, setup.model, runtime, prompt, negative)
         if "class_images" not in record.facts:
             record.facts["class_images"] = data.class_images.record()
     return (

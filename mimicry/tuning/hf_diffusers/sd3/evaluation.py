@@ -10,6 +10,7 @@ preconditioned, in every configuration of the training.
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -22,11 +23,12 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study import ImageFolder
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.options.config import TuningConfig
 
@@ -145,22 +147,27 @@ class Evaluation:
         processes = runtime.processes
         # Each process fills in its part, and zeros change no sum: the values are those of a lone process.
         errors = torch.zeros(len(self._points), device=runtime.device)
-        with self._model.evaluating():
-            for first in processes.shard(range(0, len(self._points), size)):
+        firsts = processes.shard(range(0, len(self._points), size))
+        own = [first for first in firsts if first is not None]
+        coming = Prefetch(
+            lambda number: self._batch(self._points[own[number] : own[number] + size], size),
+            len(own),
+            worker_count(runtime.config, runtime.device),
+        )
+        with self._model.evaluating(), closing(coming):
+            for number, first in enumerate(firsts):
                 processes.barrier_gather(None)
                 if first is not None:
-                    errors[first : first + size] = self._errors(self._points[first : first + size], size)
+                    part = errors[first : first + size]
+                    part.copy_(self._errors(coming.get(number))[: len(part)])
         processes.barrier_gather(None)
         processes.all_reduce_sum([errors])
         # One transfer from the device, and a sum without rounding.
         values = errors.tolist()
         return math.fsum(values) / len(values)
 
-    def _errors(self, points: Sequence[tuple[Path, str, int]], size: int) -> Tensor:
-        """Return the mean squared error of each of `points`, of shape (len(points),), in fp32.
-
-        A batch that is not full is filled up with its last point: the transformer sees one size only.
-        """
+    def _batch(self, points: Sequence[tuple[Path, str, int]], size: int) -> Batch:
+        """Return the batch of `points`, filled up with the last one: the transformer sees one size only."""
         seed = self._model.runtime.config.seed
         latents, noise = [], []
         for path, stem, level in points:
@@ -168,12 +175,15 @@ class Evaluation:
             shape = tuple(latents[-1].shape)
             noise.append(torch.from_numpy(rng.normal(seed, "eval_noise", level, stem, shape)))
         rows = [min(row, len(points) - 1) for row in range(size)]
-        batch = self._batches.maker.make(
+        return self._batches.maker.make(
             latents=[latents[row] for row in rows],
             noise=[noise[row] for row in rows],
             timestep_indices=[points[row][2] for row in rows],
             prompt_indices=[_PROMPT] * size,
         )
+
+    def _errors(self, batch: Batch) -> Tensor:
+        """Return the mean squared error of each sample, of shape (B,), in fp32."""
         velocity_BCHW = self._model.predict(batch).float()
         target_BCHW = batch.noise_BCHW - batch.latents_BCHW
-        return (velocity_BCHW - target_BCHW).square().flatten(1).mean(1)[: len(points)]
+        return (velocity_BCHW - target_BCHW).square().flatten(1).mean(1)

@@ -17,6 +17,7 @@ from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES, chooses_modules
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora
 from mimicry.tuning.options.config import TuningConfig
 
 
@@ -96,8 +97,9 @@ def _without_block(name: str) -> str:
 def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dict[str, torch.nn.Parameter]:
     """Freeze the transformer, give it an adapter, and return the adapter's parameters by name.
 
-    They are always fp32: in bf16, updates below 1/256 of a weight are lost. lora_A is drawn
-    from a normal distribution of standard deviation 1 / rank, by name; lora_B is zero.
+    They are always fp32: in bf16, updates below 1/256 of a weight are lost. The transformer casts them to
+    its own precision each time it runs. lora_A is drawn from a normal distribution of standard deviation
+    1 / rank, by name; lora_B is zero.
 
     Raises:
         UsageError: see `chosen_modules`.
@@ -113,6 +115,7 @@ def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dic
         if ".lora_A." in name:
             values = rng.normal(config.seed, "lora_A", 0, name, tuple(parameter.shape))
             parameter.data.copy_(torch.from_numpy(values) / config.rank)
+    use_fused_lora(transformer)
     return parameters
 
 

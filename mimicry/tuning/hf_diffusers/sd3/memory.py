@@ -1,5 +1,6 @@
 """Checkpoint as few blocks as the device's memory allows; their number does not change results."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,22 +12,31 @@ from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
 from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.options.config import TuningConfig
 
-# Bytes for each value of the stream through the blocks (batch x tokens x width), in 16-bit precision. Derived
-# from counts on fake tensors for Stable Diffusion 3.5 Large at 1024 x 1024 (4250 tokens, width 2432): 1.36
-# GiB with all 38 blocks checkpointed, 16.4 with none, and 12.6 with none where blocks are compiled.
-_KEPT_BLOCK = 41
-_KEPT_COMPILED_BLOCK = 31
-# In int8 a linear layer keeps its input for the backward pass, by bitsandbytes' code: that of each of the
-# four projections and of both layers of the feed-forward part; the second is four times as wide.
+# Bytes for each value of the stream through the blocks (batch x tokens x width), in 16-bit precision; counted
+# by benchmarks/step_counts.py at 1024 x 1024, for Stable Diffusion 3.5 Large and Medium alike. Some of
+# Medium's blocks have a second attention.
+_KEPT_BLOCK = 27
+_KEPT_DUAL_BLOCK = 39
+# With dropout each LoRA layer keeps a mask, and what it lets through.
+_KEPT_DROPOUT = 14
+# In int8 a linear layer keeps its input for the backward pass, by bitsandbytes' code, where checkpointing
+# does not find it: that of each of the four projections and of both layers of the feed-forward part; the
+# second is four times as wide.
 _KEPT_INT8_INPUTS = 2 * (4 + 1 + 4)
 _BLOCK_INPUT = 2
 _AROUND_BLOCKS = 65
-# For each fp32 parameter of the adapter: its gradient, two moments, and what the update holds meanwhile;
-# with several processes the copy in which gradients are added up.
-_TRAINED_PARAMETER = 16
+# For each fp32 parameter of the adapter: its gradient, two moments, what the update holds meanwhile, and its
+# 16-bit copy with the copy's gradient; with several processes the copy in which gradients are added up.
+_TRAINED_PARAMETER = 20
 _SHARED_PARAMETER = 4
 # For workspaces of kernels and for memory that is free in pieces only.
 _RESERVE = 1 << 30
+
+
+def kept_per_value(block: torch.nn.Module, config: TuningConfig) -> int:
+    """Return the bytes that a block keeps for its backward pass, for each value of the stream, in 16 bits."""
+    kept = _KEPT_DUAL_BLOCK if block.use_dual_attention else _KEPT_BLOCK
+    return kept + (_KEPT_DROPOUT if config.lora_dropout else 0)
 
 
 def choose_checkpointed_blocks(
@@ -34,29 +44,29 @@ def choose_checkpointed_blocks(
     *,
     stream_values: int,
     value_bytes: int,
-    block_count: int,
+    kept: Sequence[int],
     trained_parameters: int,
-    compiled: bool,
     keeps_inputs: bool = False,
     shared: bool = False,
 ) -> int:
-    """Return how many of `block_count` blocks must be checkpointed to fit into `free_bytes`.
+    """Return how many blocks, the first ones, must be checkpointed to fit into `free_bytes`.
 
-    They must hold a reserve, the adapter's training state, what full checkpointing keeps, and for each block
-    that is not checkpointed what it keeps for its backward pass.
+    They must hold a reserve, the adapter's training state, what full checkpointing keeps, and what the blocks
+    that are not checkpointed keep for their backward pass.
 
     Args:
         stream_values: batch x tokens, of image and prompt, x width of the transformer.
         value_bytes: bytes of a value in training precision.
+        kept: for each block, see `kept_per_value`.
         keeps_inputs: the base is in int8.
         shared: several processes train together.
     """
     scale = stream_values * value_bytes // 2
     fixed = _RESERVE + (_TRAINED_PARAMETER + shared * _SHARED_PARAMETER) * trained_parameters
-    fixed += (_AROUND_BLOCKS + _BLOCK_INPUT * block_count) * scale
-    kept = (_KEPT_COMPILED_BLOCK if compiled else _KEPT_BLOCK) + keeps_inputs * _KEPT_INT8_INPUTS
-    a_block = kept * scale
-    return block_count - max(0, min(block_count, (free_bytes - fixed) // a_block))
+    fixed += (_AROUND_BLOCKS + (_BLOCK_INPUT + keeps_inputs * _KEPT_INT8_INPUTS) * len(kept)) * scale
+    return next(
+        (count for count in range(len(kept)) if fixed + sum(kept[count:]) * scale <= free_bytes), len(kept)
+    )
 
 
 def checkpoint_blocks(
@@ -84,11 +94,10 @@ def checkpoint_blocks(
             free_device_bytes(device),
             stream_values=batch_size * token_count * transformer.inner_dim,
             value_bytes=training_dtype(config).itemsize,
-            block_count=len(blocks),
+            kept=[kept_per_value(block, config) for block in blocks],
             trained_parameters=sum(
                 value.numel() for value in transformer.parameters() if value.requires_grad
             ),
-            compiled=config.compile_blocks,
             keeps_inputs=config.quantize_base == "int8",
             shared=config.num_processes > 1,
         )
@@ -105,6 +114,18 @@ def checkpoint_first(transformer: SD3Transformer2DModel, count: int) -> None:
         return checkpoint(block, *inputs, use_reentrant=False) if id(block) in chosen else block(*inputs)
 
     transformer.enable_gradient_checkpointing(gradient_checkpointing_func=run)
+
+
+def more_checkpointed(transformer: SD3Transformer2DModel, count: int) -> int:
+    """Checkpoint a quarter of the blocks that are not, of which the first `count` are; return the new count.
+
+    It stays where all are checkpointed, or where checkpointing was switched off.
+    """
+    left = len(transformer.transformer_blocks) - count
+    if left and transformer.gradient_checkpointing:
+        count += -(-left // 4)
+        checkpoint_first(transformer, count)
+    return count
 
 
 def image_tokens(model: BaseModel, resolution: int) -> int:

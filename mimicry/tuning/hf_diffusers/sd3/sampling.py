@@ -68,7 +68,7 @@ def sample_latents(
     settings: SamplingSettings,
     modulation: StepModulation | None = None,
 ) -> Tensor:
-    """Return the latents that the flow leads to, of shape (B, C, H, W) in fp32, under the caller's autocast.
+    """Return the latents that the flow leads to, of shape (B, C, H, W) in fp32.
 
     Prompt and negative prompt go through the transformer one after the other: that takes half the memory of
     doing both at once, and hardly more time, since one image keeps a GPU busy.

@@ -31,7 +31,9 @@ def train_adapter(job: Job) -> Adapter | None:
             record.begin()
             adapter = _train(setup, record, checkpoint_asked)
             # Nothing holds the transformer any more.
-            decode_samples(setup, record)
+            with record.stage("decode"):
+                decode_samples(setup, record)
+            record.write_after_end()
     return adapter
 
 
@@ -40,15 +42,15 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
     with runtime.processes.guarded(recording_end(record)):
         for warning in data.captions.warnings if data.captions else ():
             record.warn(warning)
-        with record.stage("encode"):
-            encoded = encode(setup, record)
+        encoded = encode(setup, record)
         batches = encoded.batches
-        with record.stage("load"):
+        with record.stage("read_transformer"):
             evaluated = set() if encoded.eval_images is None else eval_keys(config, len(batches.maker.sigmas))
-            model = AdaptedTransformer.load(setup, batches, evaluated)
+            model = AdaptedTransformer.load(setup, batches, record, evaluated)
             record.add_memory(
                 conditioning_table=model.modulation is not None, checkpointed_blocks=model.checkpointed
             )
+            batches = batches.with_modulation(model.modulation)
             trainer = Trainer(model, batches, record)
             evaluation = Evaluation(model, batches, encoded.eval_images, record)
             record.eval_facts |= evaluation.facts
@@ -73,6 +75,7 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
 def _save(setup: Setup, model: AdaptedTransformer, record: RunRecord) -> Adapter:
     setup.data.refuse_changed_images(record.images)
     folder = setup.job.inputs.output_dir
-    adapter = save_adapter(model.transformer, folder, setup.job.config, record.finished())
+    with record.stage("save"):
+        adapter = save_adapter(model.transformer, folder, setup.job.config, record.finished())
     record.end_with(adapter)
     return adapter

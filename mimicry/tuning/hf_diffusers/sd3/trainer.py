@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
 from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch
+from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 
 # Lines of progress in a whole run, for the log.
@@ -38,7 +38,8 @@ class Trainer:
         self._coming = Prefetch(
             lambda number: batches.make(self.schedule.first_sample(number)),
             self.schedule.batch_count,
-            self.config.dataloader_num_workers,
+            worker_count(self.config, self.runtime.device),
+            waiting=lambda: record.stage("wait_for_batches"),
         )
 
     def run(
@@ -61,8 +62,11 @@ class Trainer:
         say(f"training {step_count - self.record.steps} steps on {self.runtime.device}")
         self.model.transformer.train()
         with closing(self._coming):
-            for step in range(self.record.steps + 1, step_count + 1):
-                loss, _ = self.take_step(step)
+            first = self.record.steps + 1
+            for step in range(first, step_count + 1):
+                # Blocks are compiled and kernels chosen in it.
+                with self.record.stage("first_step") if step == first else nullcontext():
+                    loss, _ = self.take_step(step)
                 # The last one would be removed at once.
                 due = step % self.config.checkpointing_steps == 0 and step < step_count
                 if checkpoint_asked() or due:
@@ -97,17 +101,11 @@ class Trainer:
 
         Each process goes through its own batches; then loss and gradient are those of all of them.
         """
-        processes, count = self.runtime.processes, self.config.gradient_accumulation_steps
-        losses: list[Tensor] = []
-        drawn: list[tuple[rng.Sample, int]] = []
-        for micro_step in range(count):
-            if processes.stop_asked:
-                break
-            batch = self._coming.get((step - 1) * count + micro_step)
-            drawn += zip(batch.samples, batch.timestep_indices, strict=True)
-            loss = self.model.loss(batch)
-            self.runtime.accelerator.backward(loss / (count * processes.count))
-            losses.append(loss.detach())
+        processes = self.runtime.processes
+        while (found := self._micro_steps(step)) is None:
+            # Gradients are the same to the last bit, whichever blocks are checkpointed.
+            self._save_memory()
+        losses, drawn = found
         # Before gradients are summed, so that no process waits in a kernel for a dead one.
         met = processes.barrier_gather(drawn)
         for sample, level in sorted((draw for part in met for draw in part), key=lambda draw: draw[0].index):
@@ -116,6 +114,39 @@ class Trainer:
         gradients = (value.grad for value in self.model.parameters.values())
         processes.all_reduce_sum([mean_loss, *(gradient for gradient in gradients if gradient is not None)])
         return mean_loss
+
+    def _micro_steps(self, step: int) -> tuple[list[Tensor], list[tuple[rng.Sample, int]]] | None:
+        """Add up the gradients of this process's batches of a step; return their losses, and what was drawn.
+
+        Returns:
+            None where memory was too short and less can be kept of each pass; gradients are of no use then.
+        """
+        processes, count = self.runtime.processes, self.config.gradient_accumulation_steps
+        losses: list[Tensor] = []
+        drawn: list[tuple[rng.Sample, int]] = []
+        try:
+            for micro_step in range(count):
+                if processes.stop_asked:
+                    break
+                batch = self._coming.get((step - 1) * count + micro_step)
+                drawn += zip(batch.samples, batch.timestep_indices, strict=True)
+                loss = self.model.loss(batch)
+                self.runtime.accelerator.backward(loss / (count * processes.count))
+                losses.append(loss.detach())
+        except torch.OutOfMemoryError:
+            if not self.model.checkpoint_more():
+                raise
+            # The error would hold on to what is to be freed, so that happens after it is gone.
+            return None
+        return losses, drawn
+
+    def _save_memory(self) -> None:
+        """Begin a step again, after more blocks are checkpointed."""
+        self.optimizer.zero_grad()
+        self.runtime.free_memory()
+        blocks = self.model.checkpointed
+        self.record.warn(f"out of GPU memory: so many blocks are checkpointed from here on: {blocks}")
+        self.record.add_memory(checkpointed_blocks=blocks)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the state that `checkpoint` holds."""

@@ -1,6 +1,8 @@
 """Reading the transformer, whole or with a modulation cache in place of a third of its weights."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     REPLACED,
     CachedModulationTransformer,
@@ -21,10 +24,11 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
 from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
+from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms
 from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
-from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments, round_inputs
+from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments
 from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
 from mimicry.tuning.options.config import TuningConfig
 
@@ -57,9 +61,14 @@ def read_transformer(
         device_map={"": device},
         **loading_arguments(config, training_dtype(config), UNQUANTISED),
     )
-    if config.quantize_base != "none":
-        round_inputs(transformer, training_dtype(config))
+    use_fused_layers(transformer)
     return transformer
+
+
+def use_fused_layers(transformer: SD3Transformer2DModel) -> None:
+    """Let fewer and larger kernels compute norms and attention, with the same weights."""
+    use_fused_norms(transformer)
+    transformer.set_attn_processor(JointAttention())
 
 
 def training_keys(schedule: SampleSchedule, prompts: PromptPlan, level_count: int) -> set[ModulationKey]:
@@ -105,7 +114,7 @@ def cache_modulation(
     keys: Collection[ModulationKey],
     batch_size: int,
 ) -> ModulationCache | None:
-    """Compute the rows of `keys`, under the caller's autocast; None for a transformer that needs no cache.
+    """Compute the rows of `keys`; None for a transformer that needs no cache.
 
     The other arguments are those of `compute_modulation`.
     """
@@ -134,17 +143,45 @@ def sampling_modulation(
 ) -> StepModulation | None:
     """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
 
-    It has a cache of its own, computed under the caller's autocast: its timesteps are not those of training.
+    See `sampling_modulations`, for one prompt.
+    """
+    made = sampling_modulations(
+        transformer, model, config, [prompt, negative], negative=1, steps=steps, batch_size=batch_size
+    )
+    return made[0] if made else None
+
+
+def sampling_modulations(
+    transformer: SD3Transformer2DModel,
+    model: BaseModel,
+    config: TuningConfig,
+    prompts: Sequence[PromptEmbeds],
+    *,
+    negative: int,
+    steps: int,
+    batch_size: int,
+) -> list[StepModulation] | None:
+    """Return for each of `prompts` what a `CachedModulationTransformer` takes instead of pooled prompts.
+
+    They share a cache of `steps` rows a prompt, whose timesteps are not those of training. Return None
+    for a transformer that needs no cache.
+
+    Args:
+        negative: which of the prompts is the negative prompt.
     """
     cache = cache_modulation(
         transformer,
         model,
         config,
         timesteps_T=sampling_timesteps(model.folder / "scheduler", steps),
-        pooled_NP=torch.cat([prompt.pooled_1P, negative.pooled_1P]),
-        keys=[(step, which) for step in range(steps) for which in (PROMPT, NEGATIVE)],
+        pooled_NP=torch.cat([prompt.pooled_1P for prompt in prompts]),
+        keys=list(product(range(steps), range(len(prompts)))),
         batch_size=batch_size,
     )
     if cache is None:
         return None
-    return lambda step, which: cache.rows([step], [which])
+    return [partial(_row, cache, {PROMPT: index, NEGATIVE: negative}) for index in range(len(prompts))]
+
+
+def _row(cache: ModulationCache, prompt_indices: Mapping[int, int], step: int, which: int) -> Tensor:
+    return cache.rows([step], [prompt_indices[which]])

@@ -100,7 +100,7 @@ class Validation:
         """Return the latents of all images, drawn one by one, of shape (B, C, H, W) on the CPU."""
         config, model = self._config, self._setup.model
         shape = latent_shape(model, self._settings.resolution)
-        with self._model.evaluating(), self._model.runtime.autocast():
+        with self._model.evaluating():
             latents = [
                 sample_latents(
                     self._model.transformer,

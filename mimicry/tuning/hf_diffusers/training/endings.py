@@ -27,8 +27,9 @@ def recording_end(record: RunRecord) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         message = (
-            f"out of GPU memory: {str(error).splitlines()[0]}; type a smaller --resolution or "
-            f"--train-batch-size, and leave --gradient-checkpointing and --cache-latents on"
+            f"out of GPU memory: {str(error).splitlines()[0]}; leave --gradient-checkpointing, "
+            f"--cache-latents and --conditioning-table on and --checkpointed-blocks out, or type a smaller "
+            f"--resolution or --train-batch-size, or --quantize-base nf4"
         )
         _write(record, State.FAILED, message)
         raise TrainingFailed(message) from error

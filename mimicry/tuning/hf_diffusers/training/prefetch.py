@@ -2,22 +2,49 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
+import torch
+
+from mimicry.tuning.options.config import TuningConfig
+
 Item = TypeVar("Item")
+
+_GPU_WORKERS = 2
+
+
+def worker_count(config: TuningConfig, device: torch.device) -> int:
+    """Return how many threads prepare batches for `device`.
+
+    By default a GPU has two: without them it would wait while a step's samples are drawn. On the CPU they
+    would only take turns with the training. Where each batch encodes its images there are none either: the
+    VAE on two more threads would take memory that the choice of checkpointed blocks does not count.
+    """
+    if config.dataloader_num_workers is not None:
+        return config.dataloader_num_workers
+    return _GPU_WORKERS if device.type == "cuda" and config.cache_latents else 0
 
 
 class Prefetch(Generic[Item]):
     """Items 0 to `count` - 1, each made by `make(number)`; those after the one asked for are made ahead.
 
     `make` must be a function of the number alone, so that it does not matter on which thread, when, or in
-    which order items are made. With `worker_count` 0 each item is made when it is asked for, by the caller.
+    which order items are made. With `worker_count` 0 each item is made when it is asked for, by the caller,
+    who is in the context `waiting` until the item is there.
     """
 
-    def __init__(self, make: Callable[[int], Item], count: int, worker_count: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], Item],
+        count: int,
+        worker_count: int,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._make = make
         self._count = count
         self._worker_count = worker_count
+        self._waiting = waiting
         self._pool: ThreadPoolExecutor | None = None
         self._coming: dict[int, Future[Item]] = {}
 
@@ -27,6 +54,10 @@ class Prefetch(Generic[Item]):
         Raises:
             Exception: what `make` raised for this item, on whichever thread.
         """
+        with self._waiting():
+            return self._get(number)
+
+    def _get(self, number: int) -> Item:
         if self._worker_count == 0:
             return self._make(number)
         if self._pool is None:

@@ -63,17 +63,3 @@ def loading_arguments(config: TuningConfig, dtype: torch.dtype, unquantised: Seq
             llm_int8_skip_modules=skipped,
         )
     }
-
-
-def round_inputs(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Let quantised layers round what they are given to `dtype`, as autocast does for the others.
-
-    Without it they would hand fp32 on, and keep it for the backward pass.
-    """
-
-    def rounded(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(value.to(dtype) for value in inputs)
-
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear) and type(layer) is not torch.nn.Linear:
-            layer.register_forward_pre_hook(rounded)

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mimicry.common.claims import Claim
-from mimicry.common.errors import TrainingFailed, disk_fault
+from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, sha256_text, utc_now, write_bytes, write_json
 from mimicry.study import ImageRecord, State
 from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder
@@ -38,7 +38,7 @@ class RunRecord:
         facts: what is known before training; see `describe_training`.
         claim: what lets us write into the folder; checked each time, since another process may have taken it.
         eval_facts: what was evaluated on, or why nothing was.
-        complete: the adapter is published, which no later error changes.
+        adapter: what was published, which no later error changes.
         earlier_seconds: what the processes before a resumption took, up to the checkpoint.
     """
 
@@ -51,9 +51,11 @@ class RunRecord:
     started_at: str = field(default_factory=utc_now)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     eval_facts: dict[str, Any] = field(default_factory=dict)
-    complete: bool = False
+    adapter: Adapter | None = None
     resumed: Checkpoint | None = None
     earlier_seconds: float = 0.0
+    # The seconds of the stages within the one that is being timed.
+    _within: float = 0.0
 
     @cached_property
     def history(self) -> History:
@@ -145,6 +147,11 @@ class RunRecord:
         return records
 
     @property
+    def complete(self) -> bool:
+        """Whether the adapter is published."""
+        return self.adapter is not None
+
+    @property
     def steps(self) -> int:
         """The optimizer steps that were taken so far, those before a resumption included."""
         return self.history.steps
@@ -155,11 +162,17 @@ class RunRecord:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of the run; what takes place several times is added up."""
-        begin = time.monotonic()
-        yield
-        seconds = self.stage_seconds.get(name, 0.0) + time.monotonic() - begin
-        self.stage_seconds[name] = round(seconds, 3)
+        """Time a stage of the run; what takes place several times is added up.
+
+        The time of a stage within another one is not part of the other one's.
+        """
+        begin, within_outer, self._within = time.monotonic(), self._within, 0.0
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begin
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds - self._within
+            self._within = within_outer + seconds
 
     def warn(self, text: str) -> None:
         """Print a warning and keep it in training_run.json, once for each text."""
@@ -209,7 +222,8 @@ class RunRecord:
             "seconds": self.seconds(),
         }
         try:
-            self.checkpoints.save(self.steps, parameters, parts, facts)
+            with self.stage("save"):
+                self.checkpoints.save(self.steps, parameters, parts, facts)
         except (OSError, SafetensorError) as error:
             reason = disk_fault(error) or str(getattr(error, "strerror", None) or error)
             self.warn(f"checkpoint-{self.steps} could not be written: {reason}")
@@ -226,9 +240,19 @@ class RunRecord:
 
     def end_with(self, adapter: Adapter) -> None:
         """Note that the adapter is published, and remove the checkpoints that led to it."""
-        self.complete = True
+        self.adapter = adapter
         self.checkpoints.remove_all()
         say(f"saved {self.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
+
+    def write_after_end(self) -> None:
+        """Write the record of a published adapter anew, with what took place since: times and warnings.
+
+        It is left as it is where another process has taken the folder over, or the disk is full.
+        """
+        if self.adapter is None:
+            return
+        with suppress(ClaimLost, OSError), nullcontext() if self.claim is None else self.claim.fenced():
+            write_json(self._folder.record, self.finished() | {"weights": self.adapter.record()})
 
     def _check_claim(self) -> None:
         if self.claim is not None:
@@ -274,7 +298,7 @@ class RunRecord:
             "started_at": self.started_at,
             "finished_at": None if status == State.RUNNING else utc_now(),
             "seconds": self.seconds(),
-            "stage_seconds": self.stage_seconds,
+            "stage_seconds": {name: round(seconds, 3) for name, seconds in self.stage_seconds.items()},
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,
             "loss_spikes": self.history.loss_spikes,

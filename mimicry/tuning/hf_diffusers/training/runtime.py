@@ -4,7 +4,6 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -66,11 +65,6 @@ class Runtime:
     def dtype(self) -> torch.dtype:
         """The precision of the frozen weights."""
         return training_dtype(self.config)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of forward passes in the training precision."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
 
     def attention(self) -> AbstractContextManager[None]:
         """Return the context of forward and backward passes, in which attention uses the chosen kernels."""

@@ -37,10 +37,10 @@ def make_trainer(studio: Studio, output_dir: Path, *flags: str, images: Path | N
     prompts = encoders.encode_all(data.prompts.texts, config.max_sequence_length)
     latents = LatentSource.load(setup.model, data.images.paths, config, device, data.class_paths)
     batches = BatchSource.of(setup.model, data, setup.runtime, prompts, latents)
-    model = AdaptedTransformer.load(setup, batches)
     record = setup.new_record()
+    model = AdaptedTransformer.load(setup, batches, record)
     record.begin()
-    return Trainer(model, batches, record)
+    return Trainer(model, batches.with_modulation(model.modulation), record)
 
 
 def draw_lora_b(parameters: dict[str, torch.nn.Parameter]) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed, UsageError
 from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.hf_diffusers.sd3 import stages
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
@@ -44,6 +45,20 @@ class TestClaim:
         with pytest.raises(UsageError, match="there is no such folder"):
             train(studio, tmp_path / "style" / "artist", *RUN, "--resume_from_checkpoint=nowhere")
         assert names(tmp_path) == []
+
+    def test_lost_after_the_adapter_was_published_it_is_no_failure(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[bytes] = []
+
+        def lose(*_: object) -> None:
+            lose_claim(tmp_path)
+            seen.append((tmp_path / "training_run.json").read_bytes())
+
+        monkeypatch.setattr(stages, "decode_samples", lose)
+        train(studio, tmp_path, *RUN)
+        assert seen == [(tmp_path / "training_run.json").read_bytes()]
+        assert training_run(tmp_path)["status"] == "complete"
 
     def test_a_training_that_has_lost_it_writes_no_more(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

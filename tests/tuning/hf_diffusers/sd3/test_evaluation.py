@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
 from mimicry.study.states import State
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker
 from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
@@ -165,6 +167,30 @@ def test_no_bit_of_the_adapter_depends_on_it(flags: tuple[str, ...], studio: Stu
         for key in ("draws_sha256", "final_loss", "mean_loss", "recipe_hash"):
             assert run[key] == without[key]
     assert with_it["eval_loss"] != on_others["eval_loss"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--conditioning_table", "--mixed_precision=bf16")])
+def test_batches_made_ahead_have_the_same_values(
+    flags: tuple[str, ...], studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    make = BatchMaker.make
+
+    def watched(maker: BatchMaker, *words: Any, **more: Any) -> Batch:
+        threads.append(threading.current_thread().name.startswith("prefetch"))
+        return make(maker, *words, **more)
+
+    monkeypatch.setattr(BatchMaker, "make", watched)
+    losses = []
+    for count in (0, 2):
+        threads.clear()
+        # The last of six batches is filled up.
+        words = (*flags, "--train_batch_size=3", f"--dataloader_num_workers={count}")
+        train(studio, tmp_path / str(count), on(studio.images), *words)
+        assert threads == [count > 0] * (6 + STEPS + 6)
+        losses.append([line["eval_loss"] for line in metrics(tmp_path / str(count)) if "eval_loss" in line])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
 
 
 class TestRecords:

@@ -171,7 +171,7 @@ class TestPriorPreservation:
         trainer = make_trainer(studio, tmp_path / "prior", "--random_flip", *flags)
         for ours, theirs in zip(batches(trainer), batches(plain), strict=True):
             assert ours.samples[:1] == theirs.samples
-            for name in ("latents_BCHW", "noise_BCHW", "sigmas_B", "sequence_BLD", "pooled_BP"):
+            for name in ("latents_BCHW", "noise_BCHW", "sigmas_B", "sequence_BLD", "pooled_projections"):
                 assert torch.equal(getattr(ours, name)[:1], getattr(theirs, name)), name
         assert list(plain.schedule.own_indices()) == list(trainer.schedule.own_indices())
 

@@ -21,6 +21,7 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
     row_width,
     trained_modulation,
 )
+from tests.tuning.hf_diffusers.sd3.pretended_gpu import GPU, PretendedGpu
 from tests.tuning.hf_diffusers.sd3.wide import CPU, POOLED_WIDTH, TIMESTEPS, Passes, write_transformer
 
 REAL_WIDTH = 2432
@@ -50,15 +51,14 @@ def make_table(
     )
     weights = WeightFiles.find(folder, variant)
     assert weights is not None
-    with torch.autocast("cpu", torch.bfloat16):
-        return compute_modulation(
-            model,
-            weights,
-            timesteps_T=TIMESTEPS,
-            pooled_NP=pooled_NP,
-            keys=keys,
-            batch_size=batch_size,
-        )
+    return compute_modulation(
+        model,
+        weights,
+        timesteps_T=TIMESTEPS,
+        pooled_NP=pooled_NP,
+        keys=keys,
+        batch_size=batch_size,
+    )
 
 
 def some_prompts(count: int) -> Tensor:
@@ -197,6 +197,31 @@ def test_targets_are_understood_as_peft_does(narrow: Path) -> None:
     assert trained_modulation(3, ["timestep_embedder.linear_2"]) == [
         "time_text_embed.timestep_embedder.linear_2"
     ]
+
+
+@pytest.mark.parametrize("place_matters", [False, True])
+def test_only_the_rows_of_a_batch_are_copied_to_pinned_memory(
+    place_matters: bool, narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned as a whole, the table of a long run would take a power of two: 2 GiB for 1.5."""
+    linear = F.linear
+
+    def uneven(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        result = linear(values, weight, bias)
+        return result + torch.tensor([[0], [1]]) if len(values) == 2 else result
+
+    if place_matters:
+        monkeypatch.setattr(F, "linear", uneven)
+    keys = {(level, prompt) for level in (5, 6, 9) for prompt in (0, 1)}
+    on_cpu = make_table(narrow, keys, 2, some_prompts(2))
+    gpu = PretendedGpu()
+    with gpu:
+        table = make_table(narrow, keys, 2, some_prompts(2))
+        assert (table.device, gpu.pinned) == (GPU, [])
+        rows = table.rows([9, 5], [1, 0])
+    assert table.byte_count == 6 * (1 + place_matters) * rows[0].nbytes
+    assert gpu.pinned == [2 * rows[0].nbytes]
+    assert torch.equal(rows, on_cpu.rows([9, 5], [1, 0]))
 
 
 def test_rows_lie_on_the_device_asked_for(narrow: Path) -> None:

@@ -1,5 +1,7 @@
 """The trainer against a plain computation, and what must not change its numbers."""
 
+import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer
@@ -118,6 +121,30 @@ def test_the_device_is_waited_for_once_a_step(
         monkeypatch.setattr(torch.Tensor, name, watched)
     trainer.take_step(2)
     assert fetched == [("tolist", (2,))]
+
+
+def test_what_the_next_step_needs_is_made_before_the_device_is_waited_for(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that on a GPU only the metrics and the optimizer stand between one step and the next."""
+    made: dict[int, threading.Event] = defaultdict(threading.Event)
+    make, refuse, waited = BatchSource.make, Trainer.refuse_divergence, []
+
+    def watched(batches: BatchSource, first: int) -> Batch:
+        batch = make(batches, first)
+        made[first].set()
+        return batch
+
+    def wait(trainer: Trainer, step: int, loss: float, grad_norm: float) -> None:
+        # The loss has come, the next step has not begun, and this is the thread that will begin it.
+        waited.append(step == 3 or (made[2 * step].wait(20) and made[2 * step + 1].wait(20)))
+        refuse(trainer, step, loss, grad_norm)
+
+    monkeypatch.setattr(BatchSource, "make", watched)
+    monkeypatch.setattr(Trainer, "refuse_divergence", wait)
+    flags = ("--dataloader_num_workers=2", "--gradient_accumulation_steps=2", "--max_train_steps=3")
+    make_trainer(studio, tmp_path, *flags).run()
+    assert waited == [True, True, True]
 
 
 class TestDropout:

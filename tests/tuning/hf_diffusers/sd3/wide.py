@@ -14,6 +14,7 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
     WeightFiles,
     compute_modulation,
 )
+from mimicry.tuning.hf_diffusers.sd3.transformer import use_fused_layers
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 
@@ -69,29 +70,28 @@ class Passes:
         model: Any = CachedModulationTransformer.from_pretrained(self.folder, torch_dtype=torch.bfloat16)
         weights = WeightFiles.find(self.folder, None)
         assert weights is not None
-        with torch.autocast("cpu", torch.bfloat16):
-            table = compute_modulation(
-                model,
-                weights,
-                timesteps_T=TIMESTEPS,
-                pooled_NP=self.pooled,
-                keys=set(zip(self.levels, self.prompts, strict=True)),
-                batch_size=len(self.levels),
-            )
+        table = compute_modulation(
+            model,
+            weights,
+            timesteps_T=TIMESTEPS,
+            pooled_NP=self.pooled,
+            keys=set(zip(self.levels, self.prompts, strict=True)),
+            batch_size=len(self.levels),
+        )
         return self.run(model, table.rows(self.levels, self.prompts))
 
     def run(self, model: Any, pooled_projections: Tensor) -> dict[str, Tensor]:
         """Return output, loss and the gradients of an adapter that is no longer at its beginning."""
+        use_fused_layers(model)
         parameters = add_adapter(model, TuningConfig(rank=4))
         draw_lora_b(parameters)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = model(
-                hidden_states=self.latents,
-                encoder_hidden_states=self.sequence,
-                pooled_projections=pooled_projections,
-                timestep=TIMESTEPS[list(self.levels)],
-                return_dict=False,
-            )[0]
+        output = model(
+            hidden_states=self.latents,
+            encoder_hidden_states=self.sequence,
+            pooled_projections=pooled_projections,
+            timestep=TIMESTEPS[list(self.levels)],
+            return_dict=False,
+        )[0]
         loss = output.float().square().mean()
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         found = {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}

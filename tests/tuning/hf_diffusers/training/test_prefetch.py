@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
+import torch
 
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch
+from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
+from mimicry.tuning.options.config import TuningConfig
 
 DEADLINE_SECONDS = 20
 
@@ -93,3 +96,38 @@ def test_closing_is_no_matter(worker_count: int, maker: Maker) -> None:
     assert prefetch.get(1) == 1
     prefetch.close()
     prefetch.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_caller_waits_in_the_context_that_was_given(workers: int) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        entered.append("begin")
+        yield
+        entered.append("end")
+
+    def make(number: int) -> int:
+        if workers == 0:
+            entered.append("made")
+        return number
+
+    with closing(Prefetch(make, 2, workers, waiting)) as prefetch:
+        assert [prefetch.get(number) for number in range(2)] == [0, 1]
+    assert entered == (["begin", "end"] if workers else ["begin", "made", "end"]) * 2
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected"),
+    [
+        ("cuda", {}, 2),
+        ("cuda", {"cache_latents": False}, 0),
+        ("cuda", {"dataloader_num_workers": 0}, 0),
+        ("cuda", {"dataloader_num_workers": 5, "cache_latents": False}, 5),
+        ("cpu", {}, 0),
+        ("cpu", {"dataloader_num_workers": 3}, 3),
+    ],
+)
+def test_a_gpu_has_workers_by_default(device: str, options: dict[str, Any], expected: int) -> None:
+    assert worker_count(TuningConfig(**options), torch.device(device)) == expected

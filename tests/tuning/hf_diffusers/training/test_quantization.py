@@ -13,12 +13,10 @@ import torch
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.sd3 import setup
-from mimicry.tuning.hf_diffusers.sd3.memory import choose_checkpointed_blocks
 from mimicry.tuning.hf_diffusers.sd3.transformer import UNQUANTISED
 from mimicry.tuning.hf_diffusers.training.quantization import (
     check_quantization,
     loading_arguments,
-    round_inputs,
 )
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
@@ -96,33 +94,6 @@ class TestArguments:
         assert asked.llm_int8_skip_modules == [
             *("time_text_embed", "norm1", "norm1_context", "norm_out", "proj_out")
         ]
-
-
-def test_int8_keeps_more_for_the_backward_pass() -> None:
-    sizes: dict[str, Any] = {
-        "stream_values": 4250 * 2432,
-        "value_bytes": 2,
-        "block_count": 38,
-        "trained_parameters": 23_580_672,
-        "compiled": False,
-    }
-    free = 12 << 30
-    counts = [choose_checkpointed_blocks(free, **sizes, keeps_inputs=kept) for kept in (False, True)]
-    assert counts[0] < counts[1] < 38
-    assert choose_checkpointed_blocks(free, **sizes, shared=True) >= counts[0]
-
-
-def test_inputs_of_quantised_layers_are_rounded_and_no_others() -> None:
-    class Quantised(torch.nn.Linear):
-        """Stands in for a layer of bitsandbytes, which is a Linear of another class."""
-
-    model: Any = torch.nn.ModuleDict({"quantised": Quantised(3, 3), "plain": torch.nn.Linear(3, 3)})
-    seen: dict[str, torch.dtype] = {}
-    round_inputs(model, torch.bfloat16)
-    for name, layer in model.items():
-        layer.forward = lambda value, name=name: seen.setdefault(name, value.dtype)
-        layer(torch.zeros(1, 3))
-    assert seen == {"quantised": torch.bfloat16, "plain": torch.float32}
 
 
 class TestRealLibrary:

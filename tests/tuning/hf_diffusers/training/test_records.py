@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,12 @@ import torch
 
 from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
+from mimicry.tuning.hf_diffusers.sd3 import stages
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
-from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.hf_diffusers.training import records
+from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 
@@ -105,7 +110,10 @@ class TestTrainingRun:
         assert set(run["base_model"]) == {"name", "revision", "fingerprint"}
 
     def test_times_are_told_by_stage(self, run: dict[str, Any]) -> None:
-        assert set(run["stage_seconds"]) == {"encode", "load", "train"}
+        assert set(run["stage_seconds"]) == {
+            *("encode_prompts", "encode_images", "read_transformer", "first_step", "train"),
+            *("wait_for_batches", "save", "decode"),
+        }
         assert all(seconds > 0 for seconds in run["stage_seconds"].values())
         assert sum(run["stage_seconds"].values()) <= run["seconds"]
         begin, end = (datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at"))
@@ -138,6 +146,79 @@ class TestTrainingRun:
         files = [path for path in trained.rglob("*") if path.is_file()]
         assert len(files) == 4
         assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+class TestStages:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The time, in one number."""
+        clock = [100.0]
+        monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        return clock
+
+    def new_record(self, folder: Path) -> RunRecord:
+        nowhere: Any = None
+        return RunRecord(output_dir=folder, config=TuningConfig(), facts={}, runtime=nowhere)
+
+    def test_a_second_belongs_to_the_innermost_stage_alone(self, clock: list[float], tmp_path: Path) -> None:
+        record = self.new_record(tmp_path)
+        clock[0] += 1000
+        for _ in range(2):
+            with record.stage("train"):
+                clock[0] += 1
+                with record.stage("validate"):
+                    clock[0] += 10
+                    with record.stage("save"):
+                        clock[0] += 100
+                    clock[0] += 20
+                with record.stage("save"):
+                    clock[0] += 200
+                clock[0] += 2
+        with record.stage("save"):
+            clock[0] += 0.5
+        assert record.stage_seconds == {"train": 6, "validate": 60, "save": 600.5}
+
+    def test_one_that_fails_is_timed_too(self, clock: list[float], tmp_path: Path) -> None:
+        record = self.new_record(tmp_path)
+        with suppress(LookupError), record.stage("train"):
+            clock[0] += 3
+            with record.stage("validate"):
+                clock[0] += 4
+                raise LookupError
+        with record.stage("save"):
+            clock[0] += 5
+        assert record.stage_seconds == {"train": 3, "validate": 4, "save": 5}
+
+
+def test_checkpoints_evaluation_and_the_table_have_stages_of_their_own(
+    studio: Studio, tmp_path: Path
+) -> None:
+    words = ("--conditioning_table", "--max_train_steps=3", "--checkpointing_steps=1")
+    train(studio, tmp_path, *words, f"--eval_data_dir={studio.images}")
+    run = training_run(tmp_path)
+    assert {"conditioning_table", "evaluate", "save"} < set(run["stage_seconds"])
+    assert sum(run["stage_seconds"].values()) <= run["seconds"]
+
+
+def test_what_comes_after_the_adapter_stands_in_the_record_too(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early: list[dict[str, Any]] = []
+
+    def decode(_: Any, record: RunRecord) -> None:
+        early.append(training_run(tmp_path))
+        record.warn("one image is missing")
+
+    monkeypatch.setattr(stages, "decode_samples", decode)
+    train(studio, tmp_path)
+    run = training_run(tmp_path)
+    assert run["warnings"] == [*early[0]["warnings"], "one image is missing"]
+    assert set(run["stage_seconds"]) == {*early[0]["stage_seconds"], "save", "decode"}
+    assert run["seconds"] >= early[0]["seconds"]
+    late = {"warnings", "seconds", "stage_seconds", "finished_at", "peak_memory_bytes"}
+    assert {key: run[key] for key in run if key not in late} == {
+        key: early[0][key] for key in early[0] if key not in late
+    }
 
 
 def test_while_it_runs_the_record_says_so(
