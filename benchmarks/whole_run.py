@@ -167,6 +167,8 @@ class Training:
         )
         record = json.loads((self.adapter / TRAINING_RUN).read_text("utf-8"))
         figures = run.figures() | {"checkpointed blocks": float(run.checkpointed)}
+        stages = record["stage_seconds"]
+        figures |= {f"in the record: {stage} [s]": float(seconds) for stage, seconds in stages.items()}
         if torch.cuda.is_available():
             figures["GPU memory, peak in the record [GiB]"] = record["peak_memory_bytes"] / 2**30
         lines = (self.adapter / METRICS).read_text("utf-8").splitlines()
