@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-PEAK_LINE = "GPU memory at most [bytes]: "
+from benchmarks.pipeline_sizes import PEAK_LINE
 
 
 def limit_memory(limit_gib: float) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.random_pipeline import SIZES
+from benchmarks.pipeline_sizes import SIZES
 from benchmarks.whole_run import Run, RunFailed, Training, add_pipeline_options, pipeline_of
 from benchmarks.worker import Deadline
 from tools.results_file import Results, add_output_option

@@ -24,17 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from benchmarks.limited import PEAK_LINE
-from benchmarks.random_pipeline import SIZES
+from benchmarks.pipeline_sizes import PEAK_LINE, SIZES
 from benchmarks.worker import Deadline
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import METRICS, TRAINING_RUN
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.trainer_flags import trainer_flags
-from tools.results_file import Results, add_output_option
+from tools.results_file import Results, add_output_option, gpu
 
 _TRAINER = "mimicry.tuning.hf_diffusers.train_dreambooth_lora_sd3"
 _STACK, _ARTIST = "hf_diffusers", Artist("historical", "random", "nobody")
@@ -93,7 +91,7 @@ def main() -> int:
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `pipeline_of` reads, and those for folders and time."""
-    cuda = torch.cuda.is_available()
+    cuda = gpu() is not None
     parser.add_argument("--sizes", choices=SIZES, default="large" if cuda else "small")
     parser.add_argument("--folder", type=Path, help="Write the pipeline here, or use the one that is here.")
     parser.add_argument("--work", type=Path, help="Keep what is trained here.")
@@ -169,7 +167,7 @@ class Training:
         figures = run.figures() | {"checkpointed blocks": float(run.checkpointed)}
         stages = record["stage_seconds"]
         figures |= {f"in the record: {stage} [s]": float(seconds) for stage, seconds in stages.items()}
-        if torch.cuda.is_available():
+        if gpu() is not None:
             figures["GPU memory, peak in the record [GiB]"] = record["peak_memory_bytes"] / 2**30
         lines = (self.adapter / METRICS).read_text("utf-8").splitlines()
         steps = [line["seconds"] for line in map(json.loads, lines) if "seconds" in line]
