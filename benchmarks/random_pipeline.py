@@ -1,11 +1,15 @@
-"""Writes a Stable Diffusion 3 pipeline of any size with random weights, without holding all of it in memory.
+"""Write a Stable Diffusion 3 pipeline of any size with random weights, without holding all of it in memory.
 
-For measuring memory and speed, which depend on sizes only. The pipeline draws noise.
+    .venv/bin/python -m benchmarks.random_pipeline FOLDER [--sizes large]
+
+For measuring memory and speed, which depend on sizes only. The pipeline draws noise. The random numbers are
+drawn on the GPU where there is one.
 """
 
+import argparse
 import json
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from benchmarks.pipeline_sizes import SIZES, Sizes
 from tools.demo_weights.tokenizer_files import clip_files, t5_files
 
 _SHARD_BYTES = 1 << 30
@@ -22,57 +27,21 @@ _CLIP_LENGTH = 77
 _VOCABULARIES = {"clip": 49_408, "t5": 32_128}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The sizes of a pipeline's models. `clips` holds width, layers and heads of both CLIP encoders."""
-
-    blocks: int
-    heads: int
-    head_width: int = 64
-    clips: tuple[tuple[int, int, int], tuple[int, int, int]]
-    t5_width: int
-    t5_layers: int
-    t5_heads: int
-    vae_channels: tuple[int, ...]
-    resolution: int
-
-
-_CLIP_L, _CLIP_G = (768, 12, 12), (1280, 32, 20)
-_VAE = (128, 256, 512, 512)
-SIZES = {
-    # Stable Diffusion 3.5 Large.
-    "large": Sizes(
-        blocks=38,
-        heads=38,
-        clips=(_CLIP_L, _CLIP_G),
-        t5_width=4096,
-        t5_layers=24,
-        t5_heads=64,
-        vae_channels=_VAE,
-        resolution=1024,
-    ),
-    # Its widths, with few layers: for a machine with little memory.
-    "cut": Sizes(
-        blocks=8,
-        heads=38,
-        clips=((768, 2, 12), (1280, 2, 20)),
-        t5_width=4096,
-        t5_layers=2,
-        t5_heads=64,
-        vae_channels=_VAE,
-        resolution=128,
-    ),
-    "small": Sizes(
-        blocks=3,
-        heads=2,
-        clips=((64, 2, 2), (128, 2, 2)),
-        t5_width=256,
-        t5_layers=2,
-        t5_heads=4,
-        vae_channels=(32, 32, 64, 64),
-        resolution=128,
-    ),
-}
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--sizes", choices=SIZES, default="large" if cuda else "small")
+    options = parser.parse_args()
+    begin = time.perf_counter()
+    # It gets its name when it is whole.
+    partial = options.folder.with_name(f"{options.folder.name}.partial")
+    written = write_pipeline(partial, SIZES[options.sizes], torch.device("cuda" if cuda else "cpu"))
+    partial.rename(options.folder)
+    size, seconds = sum(written.values()) / 1e9, time.perf_counter() - begin
+    print(f"pipeline {options.sizes}: {size:.1f} GB written in {seconds:.0f} s, {size / seconds:.2f} GB/s")
 
 
 def write_pipeline(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, int]:
@@ -205,7 +174,9 @@ def _write_weights(folder: Path, stem: str, shapes: Mapping[str, torch.Size], de
             else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         )
         save_file(
-            {name: _draw(name, shapes[name], device).cpu() for name in names}, folder / file, {"format": "pt"}
+            {name: draw_weights(name, shapes[name], device).cpu() for name in names},
+            folder / file,
+            {"format": "pt"},
         )
         places.update(dict.fromkeys(names, file))
     total = 2 * sum(shape.numel() for shape in shapes.values())
@@ -215,10 +186,14 @@ def _write_weights(folder: Path, stem: str, shapes: Mapping[str, torch.Size], de
     return total
 
 
-def _draw(name: str, shape: torch.Size, device: torch.device) -> Tensor:
+def draw_weights(name: str, shape: torch.Size, device: torch.device) -> Tensor:
     """Return weights that keep activations near unit scale."""
     if len(shape) == 1:
         value = 1.0 if name.endswith("weight") else 0.0
         return torch.full(shape, value, dtype=torch.bfloat16, device=device)
     spread = 0.02 if "embed" in name else shape[1:].numel() ** -0.5
     return torch.randn(shape, dtype=torch.bfloat16, device=device) * spread
+
+
+if __name__ == "__main__":
+    main()

@@ -61,6 +61,8 @@ PROGRAMS: dict[str, click.Command] = {
 }
 # Commands that are not ours.
 FOREIGN = ("pip", "python -c", "python3", ".", "wait", "for", "done")
+# Shell scripts of ours.
+SCRIPTS = {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").glob("*.sh")}
 # What is in an adapter's folder, and not in the checkout.
 OUTPUTS = {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, TRAIN_LOG}
 # Files that are named and are not in the checkout: of the user, of another project, or made by a program.
@@ -137,7 +139,8 @@ def options_of(command: click.Command) -> set[str]:
 def foreign_options() -> set[str]:
     """Return the options of programs that are not click commands, as their sources have them."""
     sources = [
-        path for room in ("benchmarks", "tools", "tests/chaos") for path in (ROOT / room).rglob("*.py")
+        *(path for room in ("benchmarks", "tools", "tests/chaos") for path in (ROOT / room).rglob("*.py")),
+        *(ROOT / script for script in SCRIPTS),
     ]
     stacks = ROOT / "mimicry" / "tuning" / "stacks.py"
     return set(_FLAG.findall("\n".join(path.read_text("utf-8") for path in (*sources, stacks))))
@@ -162,7 +165,7 @@ def refuse_command(words: list[str]) -> None:
         if "--help" not in words:
             PROGRAMS[name].make_context(name, words[count:])  # raises what the program would say
     else:
-        assert name in FOREIGN, f"a command of another program: {shlex.join(words)}"
+        assert name in FOREIGN or words[0] in SCRIPTS, f"a command of another program: {shlex.join(words)}"
 
 
 @pytest.mark.parametrize(("document", "title"), GENERATED)
