@@ -13,7 +13,9 @@ def free_device_bytes(device: torch.device) -> int:
     reserved = int(torch.cuda.memory_reserved(device))
     # Older releases of torch cannot tell the limit that was set.
     if hasattr(torch.cuda, "get_per_process_memory_fraction"):
-        limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        # Unlike the others it takes no device without a number, as accelerate's may be.
+        number = torch.cuda.current_device() if device.index is None else device.index
+        limit = int(total * torch.cuda.get_per_process_memory_fraction(number))
         free = min(free, limit - reserved)
     return int(free) + reserved - int(torch.cuda.memory_allocated(device))
 

@@ -221,15 +221,25 @@ def test_on_a_gpu_free_memory_decides(
     }
 
 
-def test_free_memory_counts_a_limit_and_what_the_allocator_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cuda")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_free_memory_counts_a_limit_and_what_the_allocator_holds(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fractions = {1: 1.0}
+
+    def fraction(number: Any) -> float:
+        # The real one refuses torch.device("cuda"), and the others do not.
+        assert isinstance(number, int)
+        return fractions[number]
+
     for name, value in {
         "mem_get_info": (60 * GIB, 80 * GIB),
         "memory_reserved": 12 * GIB,
         "memory_allocated": 10 * GIB,
-        "get_per_process_memory_fraction": 1.0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    assert device_memory.free_device_bytes(device) == 62 * GIB
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
-    assert device_memory.free_device_bytes(device) == 10 * GIB
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device_memory.free_device_bytes(torch.device(device)) == 62 * GIB
+    fractions[1] = 0.25
+    assert device_memory.free_device_bytes(torch.device(device)) == 10 * GIB

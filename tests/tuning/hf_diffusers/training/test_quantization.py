@@ -156,6 +156,7 @@ class TestRealLibrary:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.filterwarnings("ignore:inner dimension .* is not aligned:UserWarning")  # of the tiny model
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_on_a_gpu(kind: str, studio: Studio, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
