@@ -17,6 +17,7 @@ cache and does not count. This trainer finds no prompt embeddings on disk.
 import argparse
 import dataclasses
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(options: argparse.Namespace) -> int:
     """Measure both and report; return 1 when the example failed."""
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="against-example-") as name:
         comparison = Comparison(options, Path(name))
         comparison.run(options.runs)
@@ -85,6 +87,8 @@ def _compare(options: argparse.Namespace) -> int:
         figures,
         options.output,
         runs=options.runs,
+        # Other programs that ran at the same time.
+        load_average_before=round(load_before, 2),
         options=comparison.config_facts,
         adapters=comparison.tensors,
         example=comparison.example_facts,
@@ -190,7 +194,7 @@ class Comparison:
         found = {
             "wall [s]": run.seconds,
             "CPU [s]": run.cpu_seconds,
-            "a step [s]": _step_seconds(run),
+            "a step [s]": step_seconds(run),
             "peak host memory of a process [MB]": run.peak_bytes / 1e6,
             "peak GPU memory [MiB]": gpu.peak_bytes / 2**20 or None,
             "error of the velocity after": self._judge.error(output),
@@ -219,7 +223,7 @@ class Comparison:
         self._found[EXAMPLE] = {}
 
     def figures(self) -> dict[str, float]:
-        """Return medians, minima and maxima of both, and the ratios of their medians where both have one."""
+        """Return medians, minima and maxima of both, and the medians of their ratios run by run."""
         before = self._judge.error()
         figures = {"error of the velocity before": before}
         for which, found in self._found.items():
@@ -247,7 +251,7 @@ def _first_artist(demo: Path) -> Path:
     return tree.images_of(tree.original_art, artists[0])
 
 
-def _step_seconds(run: TimedRun) -> float | None:
+def step_seconds(run: TimedRun) -> float | None:
     """Return the mean seconds of a step from the first to the last; None where the output names no two."""
     ends: dict[int, float] = {}
     for line, when in run.lines:

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -27,6 +28,9 @@ class Judge:
         Args:
             tokens: those that T5 reads.
         """
+        # It would say of each adapter that it has no part for the text encoders.
+        diffusers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.disable_progress_bar()
         cuda = torch.cuda.is_available()
         self._device = torch.device("cuda" if cuda else "cpu")
         self._dtype = torch.bfloat16 if cuda else torch.float32

@@ -67,7 +67,8 @@ def timed_command(command: Sequence[str], variables: Mapping[str, str]) -> Timed
         env=os.environ | {"PYTHONUNBUFFERED": "1", **variables},
     )
     assert process.stdout is not None
-    lines = [(line, time.perf_counter() - begin) for line in process.stdout]
+    with process.stdout:
+        lines = [(line, time.perf_counter() - begin) for line in process.stdout]
     # Unlike wait(), this returns the resources that the launcher and its trainer used.
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
