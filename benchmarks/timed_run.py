@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,21 @@ from mimicry.tuning.options.inputs import TrainingInputs
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Output, time and memory of a training.
+    """What a command printed, and what it took.
 
-    `lines` are texts with the seconds since the start; `peak_bytes` is the peak host memory of one process.
+    `lines` are texts with the seconds since the start. `cpu_seconds` are those of all its processes,
+    `peak_bytes` is the peak host memory of one process.
     """
 
+    code: int
     lines: list[tuple[str, float]]
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
+
+    @property
+    def output(self) -> str:
+        return "".join(line for line, _ in self.lines)
 
     def when(self, words: str) -> float:
         """Return the seconds from the start to the first line that starts with `words`."""
@@ -40,21 +48,31 @@ def timed_run(config: TuningConfig, images: Path, folder: Path, *, evaluate: boo
         eval_data_dir=images if evaluate else None,
     )
     job = ArtistJob(config=config, inputs=inputs, script=TrainScript.own(), stall_seconds=600)
+    run = timed_command(job.command(), {"XDG_CACHE_HOME": str(folder)})
+    if run.code != 0:
+        raise SystemExit(run.output)
+    return run
+
+
+def timed_command(command: Sequence[str], variables: Mapping[str, str]) -> TimedRun:
+    """Run `command` to its end, with `variables` in its environment."""
     begin = time.perf_counter()
     process = subprocess.Popen(
-        job.command(),
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder)},
+        errors="replace",
+        env=os.environ | {"PYTHONUNBUFFERED": "1", **variables},
     )
     assert process.stdout is not None
-    lines = [(line, time.perf_counter() - begin) for line in process.stdout]
+    with process.stdout:
+        lines = [(line, time.perf_counter() - begin) for line in process.stdout]
     # Unlike wait(), this returns the resources that the launcher and its trainer used.
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit("".join(line for line, _ in lines))
-    return TimedRun(lines, seconds, usage.ru_maxrss * 1024)
+    return TimedRun(
+        process.returncode, lines, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    )

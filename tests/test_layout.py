@@ -216,11 +216,15 @@ def test_a_name_on_disk_has_its_place(place: str) -> None:
     [
         *(("mimicry", folder) for folder in ("tests", "benchmarks", "tools")),
         *(("tools", folder) for folder in ("tests", "benchmarks")),
-        ("tests", "benchmarks"),
     ],
 )
 def test_what_is_shipped_needs_nothing_else(package: str, forbidden: str) -> None:
     none_of(imports_of(package, forbidden))
+
+
+def test_benchmarks_are_imported_by_their_own_tests_alone() -> None:
+    found = imports_of("tests", "benchmarks")
+    none_of(line for line in found if not line.startswith("tests.benchmarks."))
 
 
 def programs() -> set[str]:

@@ -129,7 +129,9 @@ class TuningConfig:
         True, "Crop the centre of each image; otherwise a new random crop for each sample."
     )
     random_flip: bool = declare(False, "Mirror each sample with probability one half.")
-    max_sequence_length: int = declare(77, "Tokens of the prompt that T5 reads.", minimum=1, maximum=256)
+    max_sequence_length: int = declare(
+        77, "Tokens of the prompt that T5 reads; draw with the same number.", minimum=1, maximum=256
+    )
 
     adam_beta1: float = declare(0.9, "Decay of AdamW's first moment.", minimum=0, maximum=0.999999)
     adam_beta2: float = declare(0.999, "Decay of AdamW's second moment.", minimum=0, maximum=0.99999999)
@@ -145,7 +147,10 @@ class TuningConfig:
     logit_std: float = declare(1.0, "Standard deviation of logit_normal.", above=0, maximum=100)
     mode_scale: float = declare(1.29, "Scale of mode.", minimum=-1, maximum=1.75)
     precondition_outputs: int = declare(
-        1, "1: the loss compares latents; 0: velocities.", minimum=0, maximum=1
+        1,
+        "1: the loss compares latents, and low noise levels count little; 0: velocities, as in the paper.",
+        minimum=0,
+        maximum=1,
     )
     deterministic: bool = declare(
         False, "Only deterministic algorithms: the same bytes on CUDA too, slower.", in_recipe=False
