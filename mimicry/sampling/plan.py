@@ -13,6 +13,7 @@ from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
+from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
@@ -86,6 +87,11 @@ class SampleRequest:
     overwrite: bool = False
     changes: Mapping[str, Any]
 
+    @property
+    def series(self) -> str:
+        """The folder of the adapters: of the stack, or of a variant of it."""
+        return series_name(self.stack.name, self.chosen.variant)
+
     def config_of(self, run: TrainingRun) -> TuningConfig:
         """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
         options, paths = run.options or {}, run.paths or {}
@@ -109,7 +115,8 @@ def plan_samples(request: SampleRequest) -> list[SampleSet]:
     sets = [one for one in found if one is not None]
     if not sets:
         raise UsageError(
-            f"there is no adapter of these artists in {tree.lora / stack.name}; train one with apply_tuning"
+            f"there is no adapter of these artists in {tree.lora / request.series}; train one with "
+            f"apply_tuning"
         )
     return [planner.base_set(sets), *sets] if request.base else sets
 
@@ -184,7 +191,7 @@ class _Planner:
         prompts = self._request.prompts or list(
             dict.fromkeys(picture.prompt for found in sets for picture in found.pictures)
         )
-        folder = self._request.tree.samples_of_base(self._request.stack.name)
+        folder = self._request.tree.samples_of_base(self._request.series)
         config = sets[0].config
         return SampleSet(config=config, pictures=self._pictures(folder, config, prompts, {"adapter": None}))
 

@@ -23,6 +23,7 @@ from mimicry.tuning.options import (
     CALL,
     CONDITIONS,
     OPTIONS,
+    STUDY_VARIANT,
     TuningConfig,
     handed_on_options,
     hyper_parameter_options,
@@ -34,6 +35,7 @@ from mimicry.tuning.options import (
     take_config,
     tree_options,
 )
+from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
@@ -68,7 +70,20 @@ _call_options = options(
         "--overwrite",
         topic=CALL,
         is_flag=True,
-        help="Train again where a complete adapter is; it is set aside.",
+        help="Train again where a complete adapter is; it is set aside when its turn comes.",
+    ),
+    option(
+        "--retrain-stale",
+        topic=CALL,
+        is_flag=True,
+        help="Train again where an adapter has another recipe or other images; it is set aside when its turn "
+        "comes.",
+    ),
+    option(
+        "--allow-mixed-recipes",
+        topic=CALL,
+        is_flag=True,
+        help="Train although the study's adapters have another recipe; it is recorded and marked everywhere.",
     ),
     option(
         "--wait/--no-wait",
@@ -127,6 +142,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     problems.raise_any()
     orchestrator = Orchestrator(
         request=_request(config, stack, condition, parameters),
+        typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
     )
@@ -146,8 +162,11 @@ def _request(config: TuningConfig, stack: Stack, condition: Condition, parameter
         stack=stack,
         config=config,
         condition=condition,
+        variant=parameters[STUDY_VARIANT],
         selection=selection_of(parameters),
         overwrite=parameters["overwrite"],
+        retrain_stale=parameters["retrain_stale"],
+        allow_mixed_recipes=parameters["allow_mixed_recipes"],
         min_samples_per_artist=parameters["min_samples_per_artist"],
         require_paired=parameters["require_paired"],
         hub=hub if parameters["push_to_hub"] else None,

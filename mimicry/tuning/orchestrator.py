@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
@@ -18,11 +18,16 @@ from mimicry.tuning.execution import (
     upload_pending,
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
+from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning import Plan, Request, make_plan
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images
+from mimicry.tuning.planning.one_recipe import recipe_problems
 from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
+
+# Nothing failed, but some adapters are stale, or are left to another call.
+NOT_AS_ASKED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,7 @@ class Orchestrator:
     """A request, and how it is carried out."""
 
     request: Request
+    typed: TypedCommand = field(default_factory=lambda: TypedCommand("apply_tuning", {}))
     quarantine_unpaired: bool = False
     wait: bool = True
 
@@ -55,6 +61,8 @@ class Orchestrator:
             BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
         plan = self._plan(full=True)
+        if recipe_problems(plan, self.typed):  # images need not be decoded to say that
+            raise BatchFault(*self._problems(plan, network=False))
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):
             plan = self._plan(full=True)
         plan = check_images(plan)
@@ -83,8 +91,7 @@ class Orchestrator:
             display.close()
             results += batch.results
             print(tables.summary(plan, results), flush=True)
-        is_good = all(result.is_good for result in results) and not plan.of(State.BLOCKED)
-        return 0 if is_good else 1
+        return _exit_code(plan, results)
 
     def _plan(self, *, full: bool) -> Plan:
         return make_plan(self.request, open_tracker(self.request.tree).bookmarks(), full=full)
@@ -97,9 +104,10 @@ class Orchestrator:
             return []
         request = self.request
         stack, config = request.stack, request.stack_config
-        problems = batch_problems(
+        problems = recipe_problems(plan, self.typed)
+        problems += batch_problems(
             stack.problems(config, network=network),
-            request.tree.lora / stack.name,
+            request.tree.lora / request.series,
             len(targets),
             stack.traits.disk_bytes(config, len(targets)),
             uploads=request.uploads,
@@ -111,6 +119,15 @@ class Orchestrator:
                 uploads = [(target.upload_job, target.images.path) for target in targets]
                 problems += hub_problems(uploads)
         return problems
+
+
+def _exit_code(plan: Plan, results: Sequence[Result]) -> int:
+    """Return 1 when something is wrong, else 3 when something is not as this call asks for, else 0."""
+    ended = {result.target.adapter: result.state for result in results}
+    states = {ended.get(target.adapter, target.state) for target in plan.targets}
+    if states - {State.COMPLETE, State.STALE, State.CLAIMED} or any(result.owed for result in results):
+        return 1
+    return NOT_AS_ASKED if states & {State.STALE, State.CLAIMED} else 0
 
 
 def _upload_pending(plan: Plan, tracker: ProgressTracker, say: Callable[[str], None]) -> list[Result]:

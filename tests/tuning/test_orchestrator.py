@@ -175,10 +175,11 @@ def test_nothing_to_train_needs_neither_token_nor_model(
     make_call(tree, stack, config).train(verbose=False)
     gone = TuningConfig(pretrained_model_name_or_path="./gone", rank=1)
 
-    assert make_call(tree, stack, gone, hub=HubOptions()).train(verbose=False) == 0
+    assert make_call(tree, stack, gone, hub=HubOptions()).train(verbose=False) == 3
     with pytest.raises(BatchFault) as caught:
         make_call(tree, stack, gone, MIST, hub=HubOptions()).train(verbose=False)
-    token, model = caught.value.problems
+    recipe, token, model = caught.value.problems
+    assert "have another recipe than this call" in recipe
     assert token.startswith("HF_TOKEN is not set")
     assert model == "--pretrained-model-name-or-path ./gone: there is no such folder"
 

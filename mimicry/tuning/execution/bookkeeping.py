@@ -13,10 +13,13 @@ from mimicry.tuning.adapters import AdapterState, describe_differences
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure
-from mimicry.tuning.execution.sharing import recheck, repair, set_aside_as_planned
-from mimicry.tuning.planning import OVERWRITTEN, Plan, Target
+from mimicry.tuning.execution.sharing import is_as_planned, recheck, repair
+from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target
+from mimicry.tuning.planning.overwriting import MARK
 from mimicry.tuning.progress import BatchDisplay, duration, eval_change
 
+# Adapters that are good, and trained again only when that is asked for.
+_KEPT = (State.COMPLETE, State.STALE)
 # What a bookmark says of a former training: it would be taken for that of the next one.
 _OF_ONE_RUN = (
     "started_at",
@@ -62,7 +65,9 @@ class Bookkeeper:
         return same_failure(self._failures)
 
     def prepare(self) -> None:
-        """Record the plan in the tracker, then set aside the adapters that are to be trained again.
+        """Record the plan in the tracker, and repair what is complete.
+
+        An adapter that is to be trained again stays in its place until its turn comes.
 
         Raises:
             BatchFault: the tracker cannot be written, so nothing is done.
@@ -82,29 +87,43 @@ class Bookkeeper:
             mended = repair(target.folder)
             if mended:
                 self.display.say(printable(f"{target.artist}: {mended}"))
-        for target in self.plan.of(State.PENDING):
-            aside = None if target.existing is State.PENDING else set_aside_as_planned(target)
-            if aside is not None:
-                self.display.say(
-                    printable(f"{target.artist}: {target.existing} adapter set aside in {aside}")
-                )
 
     def _first_mark(self, target: Target, known: dict[str, Any]) -> dict[str, Any] | None:
         """Return what is recorded of a target before the first training; None for nothing new."""
         if target.state is State.BLOCKED:
             return {"status": State.BLOCKED, "error": target.reason}
+        overwrite = self.plan.overwrite
         if target.state is State.PENDING:
-            replaced = target.existing in (State.COMPLETE, State.STALE)
-            note = {"note": OVERWRITTEN} if replaced else {}
-            images = len(target.images.names)
-            return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images, **note}
-        if known.get("status") == State.COMPLETE:
+            mark = {} if overwrite is None else {MARK: overwrite.mark(target.folder)}
+            if target.existing not in _KEPT:
+                return self._new_mark(target) | mark
+        elif known.get("status") == State.COMPLETE:
             return None
+        else:
+            mark = {}
+        there = {} if known.get("status") == State.COMPLETE else self._complete_mark(target)
+        return there | mark or None
+
+    def _new_mark(self, target: Target) -> dict[str, Any]:
+        images = len(target.images.names)
+        return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images}
+
+    def _complete_mark(self, target: Target) -> dict[str, Any]:
         return complete_bookmark(self.plan.request.tree, target.folder)
 
     def recheck(self, target: Target) -> AdapterState | None:
-        """Return what another call has made of a claimed target; None when it is still to be trained."""
+        """Return what another call has made of a claimed target; None when it is still to be trained.
+
+        What the plan saw in its folder, and wants to be trained again, is set aside.
+        """
         key = target.adapter.key
+        if is_as_planned(target):
+            if target.existing in _KEPT:
+                note = OVERWRITTEN if self.plan.request.overwrite else RETRAINED
+                self.tracker.record(key, **self._new_mark(target), note=note)
+            aside = target.folder.set_aside(target.existing)
+            self.display.say(printable(f"{target.artist}: {target.existing} adapter set aside in {aside}"))
+            return None
         return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
 
     def ended(self, one: Training, end: JobEnd) -> None:

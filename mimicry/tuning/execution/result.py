@@ -41,10 +41,6 @@ class Result:
             return "owed"
         return "skipped" if self.state in (State.COMPLETE, State.STALE) else self.state.value
 
-    @property
-    def is_good(self) -> bool:
-        return not self.owed and self.state in (State.COMPLETE, State.STALE)
-
 
 def same_failure(failures: list[str]) -> bool:
     """Return whether the last failures are so many and alike that the others would fail as well."""

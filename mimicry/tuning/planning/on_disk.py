@@ -9,8 +9,8 @@ from typing import Any
 from mimicry.common.errors import Problems, UsageError, nearest
 from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
 from mimicry.study.selection import Selection
-from mimicry.study.tree import NONE, folders_in
-from mimicry.tuning.options import selection_of
+from mimicry.study.tree import NONE, folders_in, series_name
+from mimicry.tuning.options import STUDY_VARIANT, selection_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class AdapterFilter:
     protections: tuple[str, ...] = ()
     countermeasures: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
+    variant: str | None = None
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "AdapterFilter":
@@ -28,17 +29,19 @@ class AdapterFilter:
             protections=parameters["protections"],
             countermeasures=parameters["countermeasures"],
             selection=selection_of(parameters),
+            variant=parameters[STUDY_VARIANT],
         )
 
     def choose(self, tree: StudyTree, stack: str) -> list[AdapterId]:
-        """Return the adapters that have a folder and are meant, by artist and condition.
+        """Return the adapters of the stack that have a folder and are meant, by artist and condition.
 
         Conditions come in the order that a reader expects: unprotected first, each before its countered ones.
 
         Raises:
             UsageError: names that match nothing, all of them.
         """
-        adapters = tree.adapters(stack)
+        self._refuse_unknown_variant(tree, stack)
+        adapters = tree.adapters(series_name(stack, self.variant))
         problems = Problems()
         artists: set[Artist] = set()
         with problems:
@@ -81,6 +84,14 @@ class AdapterFilter:
 
         everybody = sorted(known | set(tree.artists(tree.original_art)))
         return self.selection.choose(everybody, has_images) if everybody else []
+
+    def _refuse_unknown_variant(self, tree: StudyTree, stack: str) -> None:
+        known = tree.variants(stack)
+        if self.variant is not None and self.variant not in known:
+            raise UsageError(
+                f"--variant {self.variant}: there are no adapters of it in {tree.lora}; "
+                f"{nearest(self.variant, known)}"
+            )
 
     def _refuse_unknown(self, tree: StudyTree, conditions: set[Condition]) -> None:
         protections = {NONE, *folders_in(tree.protected_art), *(one.protection for one in conditions)}

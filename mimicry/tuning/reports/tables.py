@@ -41,7 +41,12 @@ def plan_table(plan: Plan) -> str:
         for target in plan.targets
     ]
     counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
-    return f"{text_table(('artist', 'images', 'source', 'state', 'reason'), rows)}\n{counts}"
+    table = text_table(("artist", "images", "source", "state", "reason"), rows)
+    return "\n".join((table, *_remarks(plan), counts))
+
+
+def _remarks(plan: Plan) -> list[str]:
+    return [printable(f"note: {remark}") for remark in plan.remarks]
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -50,10 +55,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "data_root": str(request.tree.data_root),
         "stack": request.stack.name,
+        "variant": request.variant,
         "protection": request.condition.protection,
         "countermeasure": request.condition.countermeasure,
         "source": str(plan.source.root),
         "counts": plan.counts(),
+        "remarks": list(plan.remarks),
         "targets": [_target_json(target) for target in plan.targets],
     }
 
@@ -86,7 +93,8 @@ def summary(plan: Plan, results: Sequence[Result]) -> str:
     rows = [_summary_row(target, done.get(target.adapter)) for target in plan.targets]
     counted = Counter(row[1] for row in rows)
     counts = ", ".join(f"{counted[word]} {word}" for word in _SUMMARY_WORDS if counted[word])
-    return f"{text_table(('artist', 'result', 'time', 'loss', 'remark'), rows)}\n{counts}"
+    table = text_table(("artist", "result", "time", "loss", "remark"), rows)
+    return "\n".join((table, *_remarks(plan), counts))
 
 
 def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
