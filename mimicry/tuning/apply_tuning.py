@@ -64,6 +64,12 @@ _condition_options = options(
 )
 _call_options = options(
     option("--dry-run", topic=CALL, is_flag=True, help="Show the plan; write nothing anywhere."),
+    option(
+        "--full",
+        topic=CALL,
+        is_flag=True,
+        help="With --dry-run: decode the images and check all weights too, as a training does first.",
+    ),
     option("--json", "as_json", topic=CALL, is_flag=True, help="With --dry-run: the plan as JSON."),
     option("-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands."),
     option(
@@ -146,13 +152,12 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
     )
+    verbose, full = parameters["verbose"], parameters["full"]
     if not parameters["dry_run"]:
-        return orchestrator.train(verbose=parameters["verbose"])
-    return (
-        orchestrator.show_json()
-        if parameters["as_json"]
-        else orchestrator.show(verbose=parameters["verbose"])
-    )
+        return orchestrator.train(verbose=verbose)
+    if parameters["as_json"]:
+        return orchestrator.show_json(full=full)
+    return orchestrator.show(verbose=verbose, full=full)
 
 
 def _request(config: TuningConfig, stack: Stack, condition: Condition, parameters: dict[str, Any]) -> Request:
@@ -186,6 +191,10 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
     problems = []
     if context.params["as_json"] and not context.params["dry_run"]:
         problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
+    if context.params["full"] and not context.params["dry_run"]:
+        problems.append(
+            "--full looks at everything without training and goes with --dry-run alone; type --dry-run --full"
+        )
     if context.params["quarantine_unpaired"] and context.params["dry_run"]:
         problems.append(
             "--quarantine-unpaired goes with training, and not with --dry-run: it records in "

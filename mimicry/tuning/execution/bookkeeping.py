@@ -15,7 +15,6 @@ from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure
 from mimicry.tuning.execution.sharing import is_as_planned, recheck, repair
 from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target
-from mimicry.tuning.planning.overwriting import MARK
 from mimicry.tuning.progress import BatchDisplay, duration, eval_change
 
 # Adapters that are good, and trained again only when that is asked for.
@@ -92,15 +91,9 @@ class Bookkeeper:
         """Return what is recorded of a target before the first training; None for nothing new."""
         if target.state is State.BLOCKED:
             return {"status": State.BLOCKED, "error": target.reason}
-        overwrite = self.plan.overwrite
-        if target.state is State.PENDING:
-            mark = {} if overwrite is None else {MARK: overwrite.mark(target.folder)}
-            if target.existing not in _KEPT:
-                return self._new_mark(target) | mark
-        elif known.get("status") == State.COMPLETE:
-            return None
-        else:
-            mark = {}
+        mark = self.plan.overwrite_mark(target)
+        if target.state is State.PENDING and target.existing not in _KEPT:
+            return self._new_mark(target) | mark
         there = {} if known.get("status") == State.COMPLETE else self._complete_mark(target)
         return there | mark or None
 
@@ -134,7 +127,7 @@ class Bookkeeper:
             self._done_elsewhere(one, end)
             return
         if end.state is State.COMPLETE:
-            self._completed(one, end.code)
+            self._completed(one, end)
             return
         if end.state is State.FAILED:
             self._show_failure(one, end)
@@ -157,7 +150,10 @@ class Bookkeeper:
     def not_complete(self, one: Training, end: JobEnd) -> None:
         """Record a training that ended without an adapter."""
         seconds = round(one.seconds(), 1)
-        result = Result(target=one.target, state=end.state, seconds=seconds, error=end.error)
+        warnings = self._say_warnings(one, end)
+        result = Result(
+            target=one.target, state=end.state, seconds=seconds, error=end.error, warnings=warnings
+        )
         self._record(
             result,
             status=end.state,
@@ -168,17 +164,30 @@ class Bookkeeper:
             log=log_path(self.plan.request.tree, one.target.folder),
         )
 
-    def _completed(self, one: Training, code: int) -> None:
-        target, seconds = one.target, one.seconds()
+    def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:
+        """Say what the training itself has found odd, and return it; the plan's own warnings were said."""
+        run = one.target.folder.readable_run
+        said = {*one.target.warnings, *one.target.notes, describe_differences(run.other_numerics)}
+        warnings = tuple(warning for warning in end.warnings if warning not in said)
+        for warning in warnings:
+            self.display.say(f"{one.label}: warning: {warning}")
+        return warnings
+
+    def _completed(self, one: Training, end: JobEnd) -> None:
+        target, seconds, code = one.target, one.seconds(), end.code
+        run = target.folder.readable_run
         mark = complete_bookmark(self.plan.request.tree, target.folder)
-        if mark.get("resumed_from") is None:
-            # Start and end of the programs around the training count as well.
-            mark |= {"started_at": one.started_at, "seconds": round(seconds, 1)}
+        # Start and end of the programs around the training count as well.
+        mark["seconds"] = round(run.earlier_seconds + seconds, 1)
+        if run.resumed_from is None:
+            mark["started_at"] = one.started_at
+        resumed = "" if run.resumed_from is None else f", resumed at step {run.resumed_from}"
+        warnings = self._say_warnings(one, end)
         hub = mark.get("hub") or {}
         loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
         numerics = describe_differences(mark["other_numerics"] or {})
         self.display.say(
-            f"{one.label}: complete in {duration(seconds)}"
+            f"{one.label}: complete in {duration(seconds)}{resumed}"
             + (f", mean loss {loss:.4f}" if loss is not None else "")
             + (f", {evaluation}" if evaluation else "")
             + (f", {numerics}" if numerics else "")
@@ -189,11 +198,13 @@ class Bookkeeper:
             state=State.COMPLETE,
             trained=True,
             seconds=seconds,
+            earlier_seconds=run.earlier_seconds,
             loss=loss,
             # The adapter is whole, so what went wrong came after it.
             owed=str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else ""),
             evaluation=evaluation,
             numerics=numerics,
+            warnings=warnings,
         )
         self._record(result, **mark)
 

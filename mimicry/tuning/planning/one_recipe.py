@@ -27,12 +27,10 @@ def recipe_problems(plan: Plan, typed: TypedCommand) -> list[str]:
     if not recipes.others(request.spec):
         return []
     counted = sum(len(group.adapters) for group in recipes.groups)
-    adapters = "1 adapter" if counted == 1 else f"{counted} adapters"
-    if recipes.is_mixed:
-        lines = [f"the {adapters} of this study, in {request.series}, have {len(recipes.groups)} recipes"]
-    else:
-        lines = [f"the {adapters} of this study, in {request.series}, have another recipe than this call"]
-    lines[0] += ", so what it trains could not be compared with all of them; nothing was trained"
+    adapters = "adapter" if counted == 1 else f"{counted} adapters"
+    found = f"the {adapters} of this study, in {request.series}, {'has' if counted == 1 else 'have'}"
+    found += f" {len(recipes.groups)} recipes" if recipes.is_mixed else " another recipe than this call"
+    lines = [f"{found}, so what it trains could not be compared with all of them; nothing was trained"]
     for group in recipes.groups[:_SHOWN_GROUPS]:
         lines += _group_lines(group, request)
     if recipes.unknown:
@@ -76,11 +74,11 @@ def _ways_on(plan: Plan, typed: TypedCommand) -> list[str]:
     command, notes = _command_for(recipes.groups[0], plan.request, typed)
     beside = "for a study beside it, with the recipe of this call, add --variant NAME"
     if recipes.is_mixed:
+        own = bool(recipes.groups[0].differences(plan.request.spec))
         return [
-            f"to make them one again, with the recipe of most, type this for each condition: "
-            f"{command} --retrain-stale",
+            f"to have the recipe of most everywhere, type this for each condition: {command} --retrain-stale",
             *notes,
-            "for the recipe of this call, add --retrain-stale in each condition",
+            *(["to have the recipe of this call everywhere, add --retrain-stale for each"] if own else []),
             beside,
             "to train all the same, which is recorded and marked, add --allow-mixed-recipes",
         ]

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import claimed_by
+from mimicry.common.errors import UsageError
 from mimicry.common.text import first_few
 from mimicry.study import Artist, Captions, Condition, ImageFolder, State
 from mimicry.study.quarantine import left_out
 from mimicry.study.tree import Source, sister_folders
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
-from mimicry.tuning.planning.overwriting import Overwrite
+from mimicry.tuning.planning.overwriting import MARK, Overwrite
 from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_remarks
 from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.resumption import resumption
 from mimicry.tuning.planning.target import Target
 
 # The number of images that the default hyper-parameters are meant for.
@@ -51,11 +53,19 @@ class Plan:
     # Of the adapters that stay as they are; none are read when there is nothing to train.
     recipes: StudyRecipes = field(default_factory=StudyRecipes)
     overwrite: Overwrite | None = None
+    # What is most likely not meant, of the call as a whole.
+    warnings: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What there is to say of the plan as a whole."""
-        return study_remarks(self.request, self.recipes)
+        return (*self.warnings, *study_remarks(self.request, self.recipes))
+
+    def overwrite_mark(self, target: Target) -> dict[str, Any]:
+        """Return what the bookmark of a target says of the --overwrite that is to train it again."""
+        if self.overwrite is None or target.state is not State.PENDING:
+            return {}
+        return {MARK: self.overwrite.mark(target.folder)}
 
     def of(self, *states: State) -> list[Target]:
         return [target for target in self.targets if target.state in states]
@@ -95,21 +105,27 @@ def make_plan(request: Request, bookmarks: Mapping[str, Mapping[str, Any]], *, f
 
 
 def _with_recipes(plan: Plan) -> Plan:
-    """Return the plan with the recipes of the study, where something is to be trained to go with them."""
+    """Return the plan with the recipes of the study and warnings, where something is to be trained."""
     request = plan.request
-    if request.spec.recipe is None or not plan.of(State.PENDING, State.CLAIMED):
+    if not plan.of(State.PENDING, State.CLAIMED):
         return plan
-    replaced = {target.adapter for target in plan.of(State.PENDING)}
-    adapters = request.tree.adapters(request.series)
-    recipes = StudyRecipes.read(request.tree, adapters, without=replaced)
-    notes = mixed_notes(request, recipes)
-    if not notes:
-        return replace(plan, recipes=recipes)
+    warnings = tuple(request.stack.traits.warnings(request.stack_config))
+    recipes = StudyRecipes()
+    if request.spec.recipe is not None:
+        recipes = _recipes_that_stay(plan)
+    notes = (*warnings, *mixed_notes(request, recipes))
     targets = [
         replace(target, notes=notes) if target.state in (State.PENDING, State.CLAIMED) else target
         for target in plan.targets
     ]
-    return replace(plan, recipes=recipes, targets=tuple(targets))
+    return replace(plan, recipes=recipes, warnings=warnings, targets=tuple(targets))
+
+
+def _recipes_that_stay(plan: Plan) -> StudyRecipes:
+    request = plan.request
+    replaced = {target.adapter for target in plan.of(State.PENDING)}
+    adapters = request.tree.adapters(request.series)
+    return StudyRecipes.read(request.tree, adapters, without=replaced)
 
 
 class _Planner:
@@ -146,6 +162,8 @@ class _Planner:
             found = judge_adapter(folder, request.spec, images, captions=captions, full=self._full)
             existing = found.state
             state, reason = self._decide(artist, folder, images, found)
+            if state is State.PENDING and existing is State.PENDING:
+                state, reason = self._resumed(folder, images, captions, reason)
             if state is State.PENDING and stems and not request.stack.takes_options:
                 state, reason = State.BLOCKED, _CANNOT_LEAVE_OUT
         return Target(
@@ -177,6 +195,16 @@ class _Planner:
         if twin is not None:
             return State.BLOCKED, f"its images in {images.path} are those that {twin} was trained on"
         return state, reason
+
+    def _resumed(
+        self, folder: AdapterFolder, images: ImageFolder, captions: Captions | None, reason: str
+    ) -> tuple[State, str]:
+        """Return the state of a target without an adapter, and the reason with what its checkpoints do."""
+        try:
+            words = resumption(self._request, folder, images, captions, full=self._full)
+        except UsageError as error:
+            return State.BLOCKED, str(error)
+        return State.PENDING, "; ".join(filter(None, (reason, words)))
 
     def _trained_on_same_images(self, own: AdapterFolder, images: ImageFolder) -> Path | None:
         """Return the adapter of another protection that was trained on the very bytes of `images`, if any."""

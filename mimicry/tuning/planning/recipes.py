@@ -54,6 +54,12 @@ class RecipeGroup:
             words.append("other class images")
         return words
 
+    def changes_to(self, other: "RecipeGroup") -> list[str]:
+        """Say in words how the recipe of another group differs from this one."""
+        asked = {**other.recipe, "options": complete_options(other.recipe)}
+        words = recipe_differences(self.recipe, asked)
+        return words if self.class_images == other.class_images else [*words, "other class images"]
+
 
 @dataclass(frozen=True)
 class StudyRecipes:

@@ -277,6 +277,7 @@ class RunRecord:
             "stage_seconds": self.stage_seconds,
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,
+            "earlier_seconds": self.earlier_seconds,
             "loss_spikes": self.history.loss_spikes,
             "peak_memory_bytes": self.runtime.peak_memory_bytes(),
             "eval_loss": self._eval_loss(),
