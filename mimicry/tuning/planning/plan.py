@@ -239,7 +239,7 @@ def _wanted(
     if found.state is State.STALE:
         return State.STALE, f"{found.reason}; kept, type --retrain-stale to train it again"
     if overwritten:
-        return State.COMPLETE, "trained again by this --overwrite, which is not finished yet"
+        return State.COMPLETE, "trained again by this --overwrite already"
     return State.COMPLETE, found.reason
 
 
