@@ -14,7 +14,7 @@ from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure
 from mimicry.tuning.execution.sharing import is_as_planned, recheck, repair
-from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target
+from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target, refuse_new_recipes
 from mimicry.tuning.progress import BatchDisplay, duration, eval_change
 
 # Adapters that are good, and trained again only when that is asked for.
@@ -108,7 +108,11 @@ class Bookkeeper:
         """Return what another call has made of a claimed target; None when it is still to be trained.
 
         What the plan saw in its folder, and wants to be trained again, is set aside.
+
+        Raises:
+            BatchFault: another call has brought another recipe into the study.
         """
+        refuse_new_recipes(self.plan)
         key = target.adapter.key
         if is_as_planned(target):
             if target.existing in _KEPT:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimicry.common.errors import BatchFault
 from mimicry.common.text import first_few
 from mimicry.study import State
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, option_differences, other_base_model, other_trainer
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
-from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.plan import Plan, recipes_that_stay
 from mimicry.tuning.planning.recipes import RecipeGroup
 from mimicry.tuning.planning.request import Request
 
@@ -37,6 +38,26 @@ def recipe_problems(plan: Plan, typed: TypedCommand) -> list[str]:
         names = [f"{one.condition}/{one.artist}" for one in recipes.unknown]
         lines.append(f"not counted, since no record tells their recipe: {first_few(names)}")
     return ["\n".join([*lines, *_ways_on(plan, typed)])]
+
+
+def refuse_new_recipes(plan: Plan) -> None:
+    """Look again, before each training, whether another call has brought another recipe into the study.
+
+    Raises:
+        BatchFault: it has.
+    """
+    request = plan.request
+    if request.retrain_stale or request.allow_mixed_recipes or request.spec.recipe is None:
+        return
+    others = recipes_that_stay(plan).others(request.spec)
+    if others:
+        lines = [line for group in others for line in _group_lines(group, request)]
+        raise BatchFault(
+            "\n".join(
+                ["since this call began, another one has brought another recipe into the study:", *lines]
+            )
+            + "\nend the call that is wrong, and type the other one again"
+        )
 
 
 def _group_lines(group: RecipeGroup, request: Request) -> list[str]:

@@ -112,16 +112,20 @@ def _with_recipes(plan: Plan) -> Plan:
     warnings = tuple(request.stack.traits.warnings(request.stack_config))
     recipes = StudyRecipes()
     if request.spec.recipe is not None:
-        recipes = _recipes_that_stay(plan)
+        recipes = recipes_that_stay(plan)
     notes = (*warnings, *mixed_notes(request, recipes))
+    plan = replace(plan, recipes=recipes, warnings=warnings)
+    if not notes:
+        return plan
     targets = [
         replace(target, notes=notes) if target.state in (State.PENDING, State.CLAIMED) else target
         for target in plan.targets
     ]
-    return replace(plan, recipes=recipes, warnings=warnings, targets=tuple(targets))
+    return replace(plan, targets=tuple(targets))
 
 
-def _recipes_that_stay(plan: Plan) -> StudyRecipes:
+def recipes_that_stay(plan: Plan) -> StudyRecipes:
+    """Read the recipes of the study as they are now, without what the plan is to train."""
     request = plan.request
     replaced = {target.adapter for target in plan.of(State.PENDING)}
     adapters = request.tree.adapters(request.series)

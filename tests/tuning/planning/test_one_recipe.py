@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 
 from mimicry.common.claims import Claim
+from mimicry.common.errors import BatchFault
 from mimicry.study.class_images import ClassImages
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning.one_recipe import recipe_problems
 from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.target import Target
 from tests.small_study import (
     ANNA,
     BASE,
@@ -34,6 +37,7 @@ from tests.small_study import (
 )
 from tests.tuning.lora_files import save_lora
 from tests.tuning.quick_studio import QuickStudio
+from tests.tuning.staged_batch import make_batch, outcomes, succeed
 
 TYPED = TypedCommand("apply_tuning", {"protection": ("--protection", "mist"), "rank": ("--rank", "8")})
 
@@ -340,3 +344,18 @@ def test_adapters_without_a_record_have_no_recipe(tree: StudyTree) -> None:
 
     assert not is_refused(plan)
     assert plan.recipes.unknown == (AdapterId("hf_diffusers", ORIGINAL, ANNA),)
+
+
+def test_another_call_that_brings_another_recipe_meanwhile(tree: StudyTree) -> None:
+    def ending(target: Target, on_step: OnStep) -> int:
+        put_adapter(tree, MIST, config=replace(CONFIG, rank=8))
+        return succeed(target, on_step)
+
+    batch, executor = make_batch(plan_of(tree), {EVERYBODY[0]: ending})
+
+    with pytest.raises(BatchFault, match="another one has brought another recipe into the study") as caught:
+        batch.run()
+
+    assert "rank  8 in the study, 4 in this call" in str(caught.value)
+    assert executor.trained == [EVERYBODY[0]]
+    assert outcomes(batch) == ["trained"]
