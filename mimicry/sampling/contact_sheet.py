@@ -50,8 +50,8 @@ def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) 
         top = MARGIN + TEXT_HEIGHT + row * row_height
         pen.text((_left(0), top), _printable(str(artist)), fill=_INK, font=font)
         for column, condition in enumerate(conditions, start=2):
-            recipe = _recipe_of(sets, artist, condition)
-            pen.text((_left(column), top), _fitting(pen, _printable(recipe)), fill=_WARNING, font=font)
+            warning = _warning_of(sets, artist, condition)
+            pen.text((_left(column), top), _fitting(pen, _printable(warning)), fill=_WARNING, font=font)
         for column, files in enumerate(_cells(tree, sets, artist, conditions)):
             for place, file in enumerate(files):
                 down, across = divmod(place, _ACROSS)
@@ -85,10 +85,13 @@ def _cells(
     return cells
 
 
-def _recipe_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition) -> str:
-    return next(
-        (found.recipe for found in sets if (found.artist, found.condition) == (artist, condition)), ""
-    )
+def _warning_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition) -> str:
+    """Return what stands above a cell: that it is not drawn, or which recipe it is of where these differ."""
+    place = (artist, condition)
+    found = next((found for found in sets if (found.artist, found.condition) == place), None)
+    if found is None:
+        return ""
+    return f"not drawn: {found.problem}" if found.problem else found.recipe
 
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str) -> str:

@@ -30,7 +30,7 @@ class Orchestrator:
     """A request, and how it is carried out."""
 
     request: Request
-    typed: TypedCommand = field(default_factory=lambda: TypedCommand("apply_tuning", {}))
+    typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
 

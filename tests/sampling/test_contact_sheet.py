@@ -110,3 +110,6 @@ def test_several_recipes_are_marked_on_the_sheet(tmp_path: Path) -> None:
         assert not red(mixed, (left + CELL, top, left + CELL + MARGIN, top + TEXT_HEIGHT))
         assert not red(plain, (left, top, left + CELL, top + TEXT_HEIGHT))
     assert red(mixed, (0, plain.height, mixed.width, mixed.height))
+    refused = sheet_of(one, replace(other, pictures=(), problem="its record is of another condition"))
+    left = MARGIN + 3 * (CELL + MARGIN)
+    assert red(refused, (left, top, left + CELL, top + TEXT_HEIGHT))

@@ -30,19 +30,20 @@ def choose_modules(known: Sequence[str], block_count: int, config: TuningConfig)
         UsageError: the model, or those of its blocks, have no such layer; or it has no such block.
     """
     within, where = known, ""
+    problems: list[str] = []
     if config.lora_blocks is not None:
         blocks = _items(config.lora_blocks)
-        _check_blocks(blocks, block_count)
-        within, where = [name for name in known if _block(name) in blocks], f" in blocks {', '.join(blocks)}"
-    if config.lora_layers is None:
-        # SD3's last block lacks one of them.
-        return sorted(name for layer in TARGET_MODULES for name in _ending(layer, within))
-    layers = _items(config.lora_layers)
+        problems = _block_problems(blocks, block_count)
+        if not problems:  # else layers are looked for in all blocks
+            within = [name for name in known if _block(name) in blocks]
+            where = f" in blocks {', '.join(blocks)}"
+    # SD3's last block lacks one of those that are usual.
+    layers = TARGET_MODULES if config.lora_layers is None else _items(config.lora_layers)
     ends = sorted({_without_block(name) for name in within})
-    problems = [
+    problems += [
         f"--lora-layers: {layer!r} is not a layer{where}; {nearest(layer, ends)}"
         for layer in layers
-        if not _ending(layer, within)
+        if config.lora_layers is not None and not _ending(layer, within)
     ]
     if problems:
         raise UsageError(*problems)
@@ -73,14 +74,12 @@ def _linear_layers(model: BaseModel) -> list[str]:
     ]
 
 
-def _check_blocks(blocks: Sequence[str], block_count: int) -> None:
-    problems = [
+def _block_problems(blocks: Sequence[str], block_count: int) -> list[str]:
+    return [
         f"--lora-blocks: {block!r} is not a block of this model; it takes numbers from 0 to {block_count - 1}"
         for block in blocks
         if block not in map(str, range(block_count))
     ]
-    if problems:
-        raise UsageError(*problems)
 
 
 def _ending(layer: str, names: Sequence[str]) -> list[str]:

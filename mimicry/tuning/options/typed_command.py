@@ -1,5 +1,6 @@
 """The command line as it was typed, for messages that say what to type instead."""
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from mimicry.tuning.options.config import OPTIONS
 class TypedCommand:
     """A program and the options that were typed, as words by the name of the parameter."""
 
-    program: str
+    program: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
 
     @classmethod
@@ -27,12 +28,14 @@ class TypedCommand:
             if parameter.name is not None
             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
         }
-        return cls(context.command_path, typed)
+        path = context.command_path
+        program = ("python", sys.argv[0]) if path.endswith(".py") else tuple(path.split())
+        return cls(program, typed)
 
     def line(self, *, without: Collection[str] = (), more: Sequence[str] = ()) -> str:
         """Return the command for a shell, without the options of some parameters and with `more` words."""
         kept = [word for name, words in self.options.items() if name not in without for word in words]
-        return shell_line([*self.program.split(), *kept, *more])
+        return shell_line([*self.program, *kept, *more])
 
 
 def hyper_parameter_words(values: Mapping[str, Any]) -> list[str]:

@@ -24,11 +24,13 @@ MARK = "overwrite"
 class Overwrite:
     """An overwrite that is to be carried out; `done` are the adapters that it has trained already.
 
-    `name` tells it from others.
+    `name` tells it from others, `trainings` are those of the selected adapters as they were planned: another
+    call may train one before this one has marked it.
     """
 
     name: str = field(default_factory=lambda: f"{utc_now()} {secrets.token_hex(4)}")
     done: frozenset[AdapterId] = frozenset()
+    trainings: Mapping[AdapterId, list[str]] = field(default_factory=dict)
 
     @classmethod
     def find(
@@ -37,22 +39,25 @@ class Overwrite:
         """Return the unfinished overwrite of the selected adapters, or a new one."""
         open_names: set[str] = set()
         done: dict[AdapterId, str] = {}
+        trainings: dict[AdapterId, list[str]] = {}
         for adapter, folder in folders:
+            trainings[adapter] = training_of(folder)
             mark = bookmarks.get(adapter.key, {}).get(MARK)
             if not isinstance(mark, dict) or not isinstance(mark.get("name"), str):
                 continue
-            if folder.has_weights and training_of(folder) != mark.get("replaces"):
+            if trainings[adapter] not in ([], mark.get("replaces")):
                 done[adapter] = mark["name"]
             else:
                 open_names.add(mark["name"])
         if not open_names:
-            return cls()
-        # Later calls may have marked more: what is done in any of them is done.
-        return cls(max(open_names), frozenset(one for one, name in done.items() if name in open_names))
+            return cls(trainings=trainings)
+        # Two calls may have begun at once: what is done in either is done.
+        finished = frozenset(adapter for adapter, name in done.items() if name in open_names)
+        return cls(max(open_names), finished, trainings)
 
-    def mark(self, folder: AdapterFolder) -> dict[str, Any]:
+    def mark(self, adapter: AdapterId) -> dict[str, Any]:
         """Return the mark of an adapter that is to be trained again."""
-        return {"name": self.name, "replaces": training_of(folder)}
+        return {"name": self.name, "replaces": self.trainings[adapter]}
 
 
 def training_of(folder: AdapterFolder) -> list[str]:

@@ -65,7 +65,7 @@ class Plan:
         """Return what the bookmark of a target says of the --overwrite that is to train it again."""
         if self.overwrite is None or target.state is not State.PENDING:
             return {}
-        return {MARK: self.overwrite.mark(target.folder)}
+        return {MARK: self.overwrite.mark(target.adapter)}
 
     def of(self, *states: State) -> list[Target]:
         return [target for target in self.targets if target.state in states]

@@ -32,6 +32,7 @@ def config(demo_dir: Path) -> TuningConfig:
         ("foo", None, ["--lora-layers: 'foo' is not a layer"]),
         (None, "99", ["--lora-blocks: '99' is not a block of this model; it takes numbers from 0 to 2"]),
         ("attn.to_p,pos_embed.proj", None, ["did you mean 'attn.to_", "'pos_embed.proj' is not a layer"]),
+        ("foo,proj_out", "99", ["'99' is not a block", "'foo' is not a layer; "]),
         ("proj_out", "1", ["'proj_out' is not a layer in blocks 1"]),
     ],
 )

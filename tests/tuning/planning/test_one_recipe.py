@@ -39,7 +39,7 @@ from tests.tuning.lora_files import save_lora
 from tests.tuning.quick_studio import QuickStudio
 from tests.tuning.staged_batch import make_batch, outcomes, succeed
 
-TYPED = TypedCommand("apply_tuning", {"protection": ("--protection", "mist"), "rank": ("--rank", "8")})
+TYPED = TypedCommand(("apply_tuning",), {"protection": ("--protection", "mist"), "rank": ("--rank", "8")})
 
 
 def problem_of(plan: Plan) -> str:

@@ -115,6 +115,17 @@ class TestStoppedOverwrite:
 
         assert [target.state for target in overwrite_plan(stopped).targets] == [State.PENDING] * 4
 
+    def test_one_that_another_call_trains_before_ours_has_marked_it_is_done(self, tree: StudyTree) -> None:
+        for artist in EVERYBODY:
+            put_adapter(tree, artist=artist)
+        ours = overwrite_plan(tree)
+        make_batch(overwrite_plan(tree, artists=("Dora_Eik",)), {DORA: at("later")})[0].run()
+        batch, _ = make_batch(ours, {ANNA: be_stopped})
+        with pytest.raises(Interrupted):
+            batch.run()
+
+        assert target_of(overwrite_plan(tree), DORA).state is State.COMPLETE
+
     def test_another_call_on_it_trains_each_once(self, tree: StudyTree) -> None:
         for artist in EVERYBODY:
             put_adapter(tree, artist=artist)
