@@ -94,15 +94,15 @@ class Bookkeeper:
         mark = self.plan.overwrite_mark(target)
         if target.state is State.PENDING and target.existing not in _KEPT:
             return self._new_mark(target) | mark
-        there = {} if known.get("status") == State.COMPLETE else self._complete_mark(target)
-        return there | mark or None
+        if target.state is State.CLAIMED:
+            return mark or None  # how it is, is told by the call that trains it
+        if known.get("status") == State.COMPLETE:
+            return mark or None
+        return complete_bookmark(self.plan.request.tree, target.folder) | mark
 
     def _new_mark(self, target: Target) -> dict[str, Any]:
         images = len(target.images.names)
         return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images}
-
-    def _complete_mark(self, target: Target) -> dict[str, Any]:
-        return complete_bookmark(self.plan.request.tree, target.folder)
 
     def recheck(self, target: Target) -> AdapterState | None:
         """Return what another call has made of a claimed target; None when it is still to be trained.

@@ -63,7 +63,7 @@ class Plan:
 
     def overwrite_mark(self, target: Target) -> dict[str, Any]:
         """Return what the bookmark of a target says of the --overwrite that is to train it again."""
-        if self.overwrite is None or target.state is not State.PENDING:
+        if self.overwrite is None or target.state not in (State.PENDING, State.CLAIMED):
             return {}
         return {MARK: self.overwrite.mark(target.adapter)}
 

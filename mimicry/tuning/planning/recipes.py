@@ -19,9 +19,6 @@ from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, TrainingRun, rec
 from mimicry.tuning.adapters.recipe import complete_options
 from mimicry.tuning.planning.request import Request
 
-# How notes about a study of several recipes begin.
-MIXED = "mixed recipes"
-
 
 @dataclass
 class RecipeGroup:
@@ -104,8 +101,8 @@ class StudyRecipes:
         """Return the groups whose recipe is not the one that is asked for."""
         return [group for group in self.groups if group.differences(asked)]
 
-    def group_of(self, adapter: AdapterId) -> RecipeGroup | None:
-        return next((group for group in self.groups if adapter in group.adapters), None)
+    def by_adapter(self) -> dict[AdapterId, RecipeGroup]:
+        return {adapter: group for group in self.groups for adapter in group.adapters}
 
 
 def mixed_notes(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:
@@ -116,7 +113,9 @@ def mixed_notes(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:
         f"{len(group.adapters)} ({group.places()}): {', '.join(group.differences(request.spec))}"
         for group in recipes.others(request.spec)
     ]
-    return (f"{MIXED}, by --allow-mixed-recipes; adapters of others: {'; '.join(others)}",) if others else ()
+    if not others:
+        return ()
+    return (f"mixed recipes, by --allow-mixed-recipes; adapters of others: {'; '.join(others)}",)
 
 
 def study_remarks(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:

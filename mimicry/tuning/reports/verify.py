@@ -70,10 +70,10 @@ def with_sisters(verdicts: Sequence[Verdict], recipes: StudyRecipes) -> list[Ver
     """Return the verdicts, each with what its recipe differs in from that of most adapters of the study."""
     if not recipes.is_mixed:
         return list(verdicts)
-    most = recipes.groups[0]
+    most, groups = recipes.groups[0], recipes.by_adapter()
     found = []
     for verdict in verdicts:
-        group = recipes.group_of(verdict.adapter)
+        group = groups.get(verdict.adapter)
         if group is not None and group is not most:
             sisters = f"another recipe than {most.places()}: {', '.join(most.changes_to(group))}"
             verdict = replace(verdict, reason=", ".join(filter(None, (verdict.reason, sisters))))
