@@ -43,7 +43,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         f"{STACK}.class_settings",
         f"{STACK}.download",
         f"{STACK}.job",
+        f"{STACK}.lora_modules",
         f"{STACK}.metric_trackers",
+        f"{STACK}.optimizer_options",
         f"{STACK}.preflight",
         f"{STACK}.run_description",
         f"{STACK}.stack",
@@ -51,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (f"{STACK}.training",),
     (f"{STACK}.sd3",),
     (
+        f"{STACK}.accelerate_launcher",
         f"{STACK}.artist_job",
         f"{STACK}.artist_request",
         f"{STACK}.launch",

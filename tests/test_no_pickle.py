@@ -15,12 +15,13 @@ import torch
 import mimicry
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import sha256_file
+from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, STATE
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
-from mimicry.tuning.hf_diffusers.training.checkpoints import ADAPTER, STATE, Checkpoint
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.lora_files import check_adapter
 from tests.tuning.model_files import make_model
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import State, StudyTree
+from mimicry.study.tree import series_name
 from mimicry.tuning.options import condition_filters, program, selection_options, tree_options
 from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.tables import verdict_table
-from mimicry.tuning.reports.verify import image_problems, verify_adapters
+from mimicry.tuning.reports.verify import image_problems, verify_adapters, with_sisters
 from mimicry.tuning.stacks import Stack
 
 
@@ -15,14 +18,21 @@ from mimicry.tuning.stacks import Stack
 @condition_filters
 @selection_options
 def verify(**parameters: Any) -> int:
-    """Check every value of each adapter against its own record, and decode the images.
+    """Check every value of each adapter against its own record, its recipe against that of the study's
+    other adapters, and decode the images.
 
     Nothing that earlier calls remember is trusted, nothing is trained, and nothing is written. The exit code
-    is 1 when an adapter is broken or an image cannot be trained on.
+    is 1 when an adapter is broken or an image cannot be trained on, and 3 when that is not so, but an adapter
+    is stale or in use, or the study has several recipes.
     """
     tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
     chosen = AdapterFilter.of(parameters)
-    verdicts = verify_adapters(tree, chosen.choose(tree, stack.name), stack.traits.adapter_format)
+    adapters = chosen.choose(tree, stack.name)
+    recipes = StudyRecipes.read(tree, tree.adapters(series_name(stack.name, chosen.variant)))
+    verdicts = with_sisters(verify_adapters(tree, adapters, stack.traits.adapter_format), recipes)
     problems = image_problems(tree, chosen.image_folders(tree))
-    print(verdict_table(verdicts, problems))
-    return 1 if problems or any(verdict.state is State.BROKEN for verdict in verdicts) else 0
+    print(verdict_table(verdicts, problems, recipes))
+    states = {verdict.state for verdict in verdicts}
+    if problems or State.BROKEN in states:
+        return 1
+    return NOT_AS_ASKED if recipes.is_mixed or states & {State.STALE, State.CLAIMED} else 0

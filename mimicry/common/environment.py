@@ -1,9 +1,45 @@
 """The environment of a program: `.env`, the Hub token, cache folders, processors, the launcher's ranks."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from mimicry.common.errors import UsageError
+from mimicry.common.text import printable
+
+# What torchrun, accelerate, MPI or a cluster's prologue tell the processes that they start. A program that
+# finds these takes itself for one of several that train together, and waits for the others.
+_LAUNCHER_VARIABLES = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"),
+        *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+        *("MASTER_ADDR", "MASTER_PORT", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    }
+)
+_LAUNCHER_PREFIXES = (
+    *("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
+    *("ACCELERATE_", "FSDP_", "MEGATRON_LM_"),
+)
+# These choose a device or say more; no launcher sets them.
+_USERS_OWN = frozenset({"ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL"})
+
+
+def without_launcher(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Return an environment without the variables of a surrounding launcher, and a line that names them.
+
+    The line is empty when there were none. Each training gets a launcher of its own.
+    """
+    removed = sorted(filter(_is_of_launcher, environment))
+    kept = {name: value for name, value in environment.items() if name not in removed}
+    named = ", ".join(f"{name}={environment[name]}" for name in removed)
+    line = f"left out of the environment, as of a launcher around this program: {named}" if removed else ""
+    return kept, printable(line)
+
+
+def _is_of_launcher(name: str) -> bool:
+    if name in _USERS_OWN:
+        return False
+    return name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
 
 
 def load_environment(start: Path | None = None) -> None:
@@ -43,6 +79,14 @@ def process_count() -> int:
 def processor_count() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sees_gpu() -> bool:
+    """Return whether this process may find a GPU, told by device files: torch takes seconds to ask."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
+    # Of NVIDIA, of AMD, and of either under Windows.
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(map(os.path.exists, ("/dev/kfd", "/dev/dxg")))
 
 
 def hub_token() -> str | None:

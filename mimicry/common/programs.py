@@ -13,6 +13,9 @@ from mimicry.common.environment import load_environment
 from mimicry.common.errors import run_reporting_errors
 from mimicry.common.scrubbing import scrubbed_output
 
+# The exit code when nothing failed, but some adapters are stale, or are left to another call.
+NOT_AS_ASKED = 3
+
 
 def quicken_exit() -> None:
     """Skip the last garbage collection of this process, which takes a second with torch and diffusers."""

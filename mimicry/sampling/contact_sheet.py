@@ -18,6 +18,8 @@ TILE = 96
 GAP = 2
 MARGIN = 12
 TEXT_HEIGHT = 16
+_MIXED = "MIXED RECIPES: these adapters differ in more than their images; do not compare them across recipes."
+_WARNING = (190, 30, 30)
 _PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 CELL = _ACROSS * TILE + (_ACROSS - 1) * GAP
 
@@ -27,16 +29,18 @@ def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) 
 
     Columns are the artist's original pictures, the base model and each condition. Within a row all drawn
     pictures in the same place have the same prompt and seed. What is not there, or is stale, stays grey.
+    Where adapters have several recipes, the sheet says so, and above each cell which one it is of.
 
     Raises:
         BatchFault: the file cannot be written.
     """
     artists, conditions = artists_of(sets), conditions_of(sets)
     titles = ["training pictures", "base model", *map(_title, conditions)]
+    is_mixed = any(found.recipe for found in sets)
     row_height = CELL + TEXT_HEIGHT + MARGIN
     size = (
         MARGIN + len(titles) * (CELL + MARGIN),
-        MARGIN + TEXT_HEIGHT + len(artists) * row_height,
+        MARGIN + TEXT_HEIGHT + len(artists) * row_height + (TEXT_HEIGHT if is_mixed else 0),
     )
     sheet = Image.new("RGB", size, _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
@@ -45,11 +49,16 @@ def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) 
     for row, artist in enumerate(artists):
         top = MARGIN + TEXT_HEIGHT + row * row_height
         pen.text((_left(0), top), _printable(str(artist)), fill=_INK, font=font)
+        for column, condition in enumerate(conditions, start=2):
+            warning = _warning_of(sets, artist, condition)
+            pen.text((_left(column), top), _fitting(pen, _printable(warning)), fill=_WARNING, font=font)
         for column, files in enumerate(_cells(tree, sets, artist, conditions)):
             for place, file in enumerate(files):
                 down, across = divmod(place, _ACROSS)
                 corner = (_left(column) + across * (TILE + GAP), top + TEXT_HEIGHT + down * (TILE + GAP))
                 sheet.paste(_tile(file), corner)
+    if is_mixed:
+        pen.text((MARGIN, size[1] - TEXT_HEIGHT), _MIXED, fill=_WARNING, font=font)
     try:
         with atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG", optimize=True)
@@ -74,6 +83,24 @@ def _cells(
         }
         cells.append([files.get(pair) for pair in pairs])
     return cells
+
+
+def _warning_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition) -> str:
+    """Return what stands above a cell: that it is not drawn, or which recipe it is of where these differ."""
+    place = (artist, condition)
+    found = next((found for found in sets if (found.artist, found.condition) == place), None)
+    if found is None:
+        return ""
+    return f"not drawn: {found.problem}" if found.problem else found.recipe
+
+
+def _fitting(pen: ImageDraw.ImageDraw, text: str) -> str:
+    """Return as much of `text` as fits above a cell."""
+    if pen.textlength(text) <= CELL:
+        return text
+    while text and pen.textlength(text + "...") > CELL:
+        text = text[:-1]
+    return text + "..."
 
 
 def _tile(file: Path | None) -> Image.Image:

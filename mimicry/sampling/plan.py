@@ -13,11 +13,13 @@ from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
+from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.planning import AdapterFilter
-from mimicry.tuning.planning.on_disk import condition_order
+from mimicry.tuning.planning.on_disk import OwnImages, condition_order
+from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.stacks import Stack
 
 # What an adapter is asked to paint, beside its instance prompt, when no prompt is given.
@@ -43,7 +45,8 @@ class Picture:
 class SampleSet:
     """All pictures of one adapter; of the base model, where there is no adapter.
 
-    `config` says how it draws. `problem` says why it cannot; then it has no pictures.
+    `config` says how it draws. `problem` says why it cannot; then it has no pictures. `recipe` tells the
+    recipe of the adapter from that of others, in a study of several.
     """
 
     adapter: AdapterId | None = None
@@ -51,6 +54,7 @@ class SampleSet:
     config: TuningConfig
     pictures: tuple[Picture, ...] = ()
     problem: str = ""
+    recipe: str = ""
 
     @property
     def name(self) -> str:
@@ -86,6 +90,11 @@ class SampleRequest:
     overwrite: bool = False
     changes: Mapping[str, Any]
 
+    @property
+    def series(self) -> str:
+        """The folder of the adapters: of the stack, or of a variant of it."""
+        return series_name(self.stack.name, self.chosen.variant)
+
     def config_of(self, run: TrainingRun) -> TuningConfig:
         """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
         options, paths = run.options or {}, run.paths or {}
@@ -109,9 +118,27 @@ def plan_samples(request: SampleRequest) -> list[SampleSet]:
     sets = [one for one in found if one is not None]
     if not sets:
         raise UsageError(
-            f"there is no adapter of these artists in {tree.lora / stack.name}; train one with apply_tuning"
+            f"there is no adapter of these artists in {tree.lora / request.series}; train one with "
+            f"apply_tuning"
         )
+    sets = with_recipes(sets, StudyRecipes.read(tree, [one.adapter for one in sets if one.adapter]))
     return [planner.base_set(sets), *sets] if request.base else sets
+
+
+def with_recipes(sets: Sequence[SampleSet], recipes: StudyRecipes) -> list[SampleSet]:
+    """Return the sets, each with its recipe where these are several: what differs from that of most."""
+    if not recipes.is_mixed:
+        return list(sets)
+    labels: dict[AdapterId, str] = {}
+    most = recipes.groups[0]
+    for number, group in enumerate(recipes.groups, start=1):
+        words = ", ".join(most.changes_to(group)) if number > 1 else ""
+        labels |= dict.fromkeys(group.adapters, f"recipe {number}" + (f": {words}" if words else ""))
+    unknown = "recipe not known"
+    return [
+        replace(found, recipe=labels.get(found.adapter, unknown)) if found.adapter else found
+        for found in sets
+    ]
 
 
 def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
@@ -148,6 +175,7 @@ class _Planner:
     def __init__(self, request: SampleRequest) -> None:
         self._request = request
         self._identity = cache(_model_identity)
+        self._images = OwnImages(request.tree)
 
     def adapter_set(self, adapter: AdapterId) -> SampleSet | None:
         """Return the pictures of an adapter; None where there are no weights."""
@@ -162,6 +190,11 @@ class _Planner:
             whole = folder.check(run.rank)
         except AdapterBroken as error:
             return replace(empty, problem=str(error))
+        problem = self._images.problem(adapter, run)
+        if problem:
+            return replace(
+                empty, problem=f"{folder} is not what its folder says, so it draws nothing: {problem}"
+            )
         recorded, identity = (run.recipe or {}).get("base_model"), self._identity(config)
         if recorded is not None and identity is not None and recorded != identity:
             return replace(
@@ -184,7 +217,7 @@ class _Planner:
         prompts = self._request.prompts or list(
             dict.fromkeys(picture.prompt for found in sets for picture in found.pictures)
         )
-        folder = self._request.tree.samples_of_base(self._request.stack.name)
+        folder = self._request.tree.samples_of_base(self._request.series)
         config = sets[0].config
         return SampleSet(config=config, pictures=self._pictures(folder, config, prompts, {"adapter": None}))
 

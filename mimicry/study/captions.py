@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.text import first_few
+from mimicry.study.image_differences import describe_other_images
 from mimicry.study.images import ImageFolder, stem_of
 
 METADATA = "metadata.jsonl"
@@ -96,7 +97,7 @@ def record_differences(
     if [[image.get(key) for key in keys] for image in recorded] != [
         [image[key] for key in keys] for image in present
     ]:
-        words.append("other images")
+        words.append(describe_other_images(recorded, present, keys))
     captions = {image.get("name"): image.get("caption") for image in recorded}
     if any(
         "caption" in image and captions.get(image["name"], image["caption"]) != image["caption"]

@@ -1,6 +1,7 @@
 """The study's folder tree. No other module knows the names of its folders; data/README.md shows the tree."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from mimicry.common.files import is_folder
 DEFAULT_DATA_ROOT = Path("data/style_mimicry")
 NONE = "none"
 _VARIANT_MARK = "@"
+# It becomes a part of names of folders, of keys in the tracker, and of repositories on the Hub.
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,38}[A-Za-z0-9])?")
 PROTECTIONS = ("glaze", "mist", "anti_dreambooth", "style_guard")
 COUNTERMEASURES = ("diff_pure", "gaussian_noise", "noisy_upscaling", "impress")
 
@@ -59,17 +62,18 @@ class AdapterId:
     @property
     def key(self) -> str:
         """The adapter's key in the tracker."""
-        return f"{self._series}/{self.condition.protection}/{self.condition.countermeasure}/{self.artist}"
+        return f"{self.series}/{self.condition.protection}/{self.condition.countermeasure}/{self.artist}"
 
     @property
     def folder(self) -> Path:
         """The adapter's folder, relative to models/lora."""
         artist = self.artist
-        return Path(self._series, str(self.condition), artist.split, artist.style, artist.name)
+        return Path(self.series, str(self.condition), artist.split, artist.style, artist.name)
 
     @property
-    def _series(self) -> str:
-        return self.stack if self.variant is None else f"{self.stack}{_VARIANT_MARK}{self.variant}"
+    def series(self) -> str:
+        """The folder of all adapters that are to have its recipe."""
+        return series_name(self.stack, self.variant)
 
     @classmethod
     def parse(cls, output_dir: Path) -> "AdapterId | None":
@@ -152,33 +156,47 @@ class StudyTree:
         """Return the folder of one adapter."""
         return self.lora / adapter.folder
 
-    def adapters(self, stack: str | None = None) -> list[AdapterId]:
+    def adapters(self, series: str | None = None) -> list[AdapterId]:
         """Return every adapter that has a folder, complete or not, sorted by condition and artist.
 
         Args:
-            stack: return only the adapters of this stack, without its variants.
+            series: return only the adapters of this stack, without its variants, or of this STACK@VARIANT.
         """
         return [
-            AdapterId.in_series(series, condition, artist)
-            for series in folders_in(self.lora)
-            if stack is None or series == stack
-            for folder in folders_in(self.lora / series)
+            AdapterId.in_series(name, condition, artist)
+            for name in (folders_in(self.lora) if series is None else [series])
+            for folder in folders_in(self.lora / name)
             for condition in [Condition.parse(folder)]
             if condition is not None
-            for artist in self.artists(self.lora / series / folder)
+            for artist in self.artists(self.lora / name / folder)
         ]
 
-    def base_samples(self, stack: str) -> Path:
+    def variants(self, stack: str) -> list[str]:
+        """Return the variants of a stack that have a folder of adapters, sorted."""
+        series = (name.partition(_VARIANT_MARK) for name in folders_in(self.lora))
+        return [variant for name, _, variant in series if name == stack and variant]
+
+    @classmethod
+    def around(cls, output_dir: Path) -> "StudyTree | None":
+        """Return the tree that has its adapter in `output_dir`; None if that is not a folder of one."""
+        adapter = AdapterId.parse(output_dir)
+        path = Path(os.path.abspath(output_dir))  # noqa: PTH100 - links stay as they are
+        if adapter is None or len(path.parents) < 7:
+            return None
+        tree = cls(path.parents[6])
+        return tree if tree.adapter_dir(adapter) == path else None
+
+    def base_samples(self, series: str) -> Path:
         """Return the folder of the base model's validation images, beside those of the conditions."""
-        return self.lora / stack / "base_samples"
+        return self.lora / series / "base_samples"
 
     def samples_of(self, adapter: AdapterId) -> Path:
         """Return the folder of the images drawn with an adapter."""
         return self.data_root / "mimic_art" / adapter.folder
 
-    def samples_of_base(self, stack: str) -> Path:
+    def samples_of_base(self, series: str) -> Path:
         """Return the folder of the images drawn with the base model."""
-        return self.data_root / "mimic_art" / stack / "base"
+        return self.data_root / "mimic_art" / series / "base"
 
     def artists(self, root: Path) -> list[Artist]:
         """Return every artist with a folder below `root`, sorted, without hidden folders."""
@@ -239,6 +257,21 @@ class StudyTree:
         ]
         if problems:
             raise UsageError(*problems)
+
+
+def series_name(stack: str, variant: str | None) -> str:
+    """Return the name of the folder of all adapters of a stack, or of a variant of it."""
+    return stack if variant is None else f"{stack}{_VARIANT_MARK}{variant}"
+
+
+def variant_problem(name: str) -> str:
+    """Return why `name` cannot be that of a variant; empty if it can."""
+    if _VARIANT_NAME.fullmatch(name):
+        return ""
+    return (
+        f"{name!r} is not a name: it takes up to 40 letters A to Z, digits, and inside also . _ and -, such "
+        f"as rank-32"
+    )
 
 
 def sister_folders(output_dir: Path) -> dict[str, Path]:

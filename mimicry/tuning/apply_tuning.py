@@ -23,6 +23,7 @@ from mimicry.tuning.options import (
     CALL,
     CONDITIONS,
     OPTIONS,
+    STUDY_VARIANT,
     TuningConfig,
     handed_on_options,
     hyper_parameter_options,
@@ -34,6 +35,7 @@ from mimicry.tuning.options import (
     take_config,
     tree_options,
 )
+from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
@@ -62,13 +64,32 @@ _condition_options = options(
 )
 _call_options = options(
     option("--dry-run", topic=CALL, is_flag=True, help="Show the plan; write nothing anywhere."),
+    option(
+        "--full",
+        topic=CALL,
+        is_flag=True,
+        help="With --dry-run: decode the images and check all weights too, as a training does first.",
+    ),
     option("--json", "as_json", topic=CALL, is_flag=True, help="With --dry-run: the plan as JSON."),
     option("-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands."),
     option(
         "--overwrite",
         topic=CALL,
         is_flag=True,
-        help="Train again where a complete adapter is; it is set aside.",
+        help="Train again where a complete adapter is; it is set aside when its turn comes.",
+    ),
+    option(
+        "--retrain-stale",
+        topic=CALL,
+        is_flag=True,
+        help="Train again where an adapter has another recipe or other images; it is set aside when its turn "
+        "comes.",
+    ),
+    option(
+        "--allow-mixed-recipes",
+        topic=CALL,
+        is_flag=True,
+        help="Train although the study's adapters have another recipe; it is recorded and marked everywhere.",
     ),
     option(
         "--wait/--no-wait",
@@ -127,16 +148,16 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     problems.raise_any()
     orchestrator = Orchestrator(
         request=_request(config, stack, condition, parameters),
+        typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
     )
+    verbose, full = parameters["verbose"], parameters["full"]
     if not parameters["dry_run"]:
-        return orchestrator.train(verbose=parameters["verbose"])
-    return (
-        orchestrator.show_json()
-        if parameters["as_json"]
-        else orchestrator.show(verbose=parameters["verbose"])
-    )
+        return orchestrator.train(verbose=verbose)
+    if parameters["as_json"]:
+        return orchestrator.show_json(full=full)
+    return orchestrator.show(verbose=verbose, full=full)
 
 
 def _request(config: TuningConfig, stack: Stack, condition: Condition, parameters: dict[str, Any]) -> Request:
@@ -146,8 +167,11 @@ def _request(config: TuningConfig, stack: Stack, condition: Condition, parameter
         stack=stack,
         config=config,
         condition=condition,
+        variant=parameters[STUDY_VARIANT],
         selection=selection_of(parameters),
         overwrite=parameters["overwrite"],
+        retrain_stale=parameters["retrain_stale"],
+        allow_mixed_recipes=parameters["allow_mixed_recipes"],
         min_samples_per_artist=parameters["min_samples_per_artist"],
         require_paired=parameters["require_paired"],
         hub=hub if parameters["push_to_hub"] else None,
@@ -167,6 +191,10 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
     problems = []
     if context.params["as_json"] and not context.params["dry_run"]:
         problems.append("--json shows a plan and goes with --dry-run alone; type --dry-run --json")
+    if context.params["full"] and not context.params["dry_run"]:
+        problems.append(
+            "--full looks at everything without training and goes with --dry-run alone; type --dry-run --full"
+        )
     if context.params["quarantine_unpaired"] and context.params["dry_run"]:
         problems.append(
             "--quarantine-unpaired goes with training, and not with --dry-run: it records in "

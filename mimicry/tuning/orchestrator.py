@@ -2,23 +2,23 @@
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
+from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import State
-from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.execution import (
     Batch,
     LocalExecutor,
     Result,
     open_tracker,
-    pending_of_plan,
-    upload_pending,
+    upload_owed,
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
-from mimicry.tuning.planning import Plan, Request, make_plan
+from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.planning import Plan, Request, make_plan, recipe_problems
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images
 from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.progress import BatchDisplay
@@ -30,12 +30,16 @@ class Orchestrator:
     """A request, and how it is carried out."""
 
     request: Request
+    typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
 
-    def show(self, *, verbose: bool) -> int:
-        """Print the plan, and what would forbid it; write nothing."""
-        plan = self._plan(full=False)
+    def show(self, *, verbose: bool, full: bool = False) -> int:
+        """Print the plan, and what would forbid it; write nothing into the study.
+
+        With `full`, images are decoded and the values of adapters are checked, as a training does first.
+        """
+        plan = self._looked_at(full=full)
         print(tables.plan_table(plan))
         if verbose:
             print(tables.commands(plan))
@@ -43,9 +47,11 @@ class Orchestrator:
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
 
-    def show_json(self) -> int:
-        """Print the plan for programs; write nothing."""
-        print(json.dumps(tables.plan_json(self._plan(full=False)), indent=2))
+    def show_json(self, *, full: bool = False) -> int:
+        """Print the plan for programs; see `show`."""
+        plan = self._looked_at(full=full)
+        refused = self._problems(plan, network=False)
+        print(json.dumps({**tables.plan_json(plan), "refused": refused}, indent=2))
         return 0
 
     def train(self, *, verbose: bool) -> int:
@@ -55,6 +61,8 @@ class Orchestrator:
             BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
         plan = self._plan(full=True)
+        if recipe_problems(plan, self.typed):  # images need not be decoded to say that
+            raise BatchFault(*self._problems(plan, network=False))
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):
             plan = self._plan(full=True)
         plan = check_images(plan)
@@ -74,7 +82,7 @@ class Orchestrator:
         results: list[Result] = []
         try:
             if self.request.uploads:
-                results += _upload_pending(plan, tracker, display.say)
+                results += upload_owed(plan, tracker, display.say)
             batch.run()
         except Interrupted:
             print("\ninterrupted; the same command takes up where it stopped", file=sys.stderr)
@@ -83,8 +91,11 @@ class Orchestrator:
             display.close()
             results += batch.results
             print(tables.summary(plan, results), flush=True)
-        is_good = all(result.is_good for result in results) and not plan.of(State.BLOCKED)
-        return 0 if is_good else 1
+        return _exit_code(plan, results)
+
+    def _looked_at(self, *, full: bool) -> Plan:
+        plan = self._plan(full=full)
+        return check_images(plan) if full else plan
 
     def _plan(self, *, full: bool) -> Plan:
         return make_plan(self.request, open_tracker(self.request.tree).bookmarks(), full=full)
@@ -97,9 +108,10 @@ class Orchestrator:
             return []
         request = self.request
         stack, config = request.stack, request.stack_config
-        problems = batch_problems(
+        problems = recipe_problems(plan, self.typed)
+        problems += batch_problems(
             stack.problems(config, network=network),
-            request.tree.lora / stack.name,
+            request.tree.lora / request.series,
             len(targets),
             stack.traits.disk_bytes(config, len(targets)),
             uploads=request.uploads,
@@ -113,12 +125,10 @@ class Orchestrator:
         return problems
 
 
-def _upload_pending(plan: Plan, tracker: ProgressTracker, say: Callable[[str], None]) -> list[Result]:
-    """Upload what earlier calls could not upload."""
-    targets = {target.adapter: target for target in plan.targets}
-    ends = upload_pending(plan.request.tree, pending_of_plan(plan), tracker, say)
-    results = []
-    for end in ends:
-        target = targets[end.adapter]
-        results.append(Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error))
-    return results
+def _exit_code(plan: Plan, results: Sequence[Result]) -> int:
+    """Return 1 when something is wrong, else 3 when something is not as this call asks for, else 0."""
+    ended = {result.target.adapter: result.state for result in results}
+    states = {ended.get(target.adapter, target.state) for target in plan.targets}
+    if states - {State.COMPLETE, State.STALE, State.CLAIMED} or any(result.owed for result in results):
+        return 1
+    return NOT_AS_ASKED if states & {State.STALE, State.CLAIMED} else 0

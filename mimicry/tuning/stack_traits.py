@@ -60,6 +60,10 @@ class StackTraits:
         """
         return []
 
+    def warnings(self, config: TuningConfig | None) -> list[str]:
+        """Return what is allowed on this machine and most likely not meant; shown with the plan, and kept."""
+        return []
+
     def disk_bytes(self, config: TuningConfig | None, adapter_count: int) -> int:
         """Return about how much so many adapters take on disk, with the checkpoints of one in training."""
         return adapter_count * LOG_BYTES

@@ -150,7 +150,7 @@ class Run:
 
 
 def _role(words: str) -> str:
-    if "accelerate.commands.launch" in words:
+    if "accelerate_launcher" in words:
         return "launcher"
     if "local_dreambooth_lora_sd3_wrapper" in words:
         return "wrapper"

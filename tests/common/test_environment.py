@@ -3,7 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.environment import hub_token, load_environment, processor_count
+from mimicry.common.environment import (
+    hub_token,
+    load_environment,
+    processor_count,
+    sees_gpu,
+    without_launcher,
+)
 from mimicry.common.errors import UsageError
 
 
@@ -71,3 +77,31 @@ def test_only_processors_that_we_may_use_count(monkeypatch: pytest.MonkeyPatch) 
     assert processor_count() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert processor_count() == 64
+
+
+def test_what_a_launcher_has_set_is_left_out_and_named() -> None:
+    around = {
+        "WORLD_SIZE": "4",
+        "RANK": "1",
+        "MASTER_ADDR": "node\n1",
+        "TORCHELASTIC_RUN_ID": "x",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+    }
+    own = {"PATH": "/bin", "OMP_NUM_THREADS": "3", "SLURM_JOB_ID": "7", "ACCELERATE_TORCH_DEVICE": "cuda:1"}
+
+    kept, line = without_launcher({**around, **own})
+
+    assert kept == own
+    assert "\n" not in line
+    assert line.endswith(
+        "ACCELERATE_USE_DEEPSPEED=true, MASTER_ADDR=node\\n1, OMPI_COMM_WORLD_SIZE=4, RANK=1, "
+        "TORCHELASTIC_RUN_ID=x, WORLD_SIZE=4"
+    )
+    assert without_launcher(own) == (own, "")
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", " "])
+def test_hidden_gpus_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert not sees_gpu()

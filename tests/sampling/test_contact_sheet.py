@@ -1,5 +1,6 @@
 """The contact sheet: every picture in its place, and grey where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,38 @@ def test_a_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BatchFault, match="--contact-sheet"):
         write_contact_sheet(tmp_path / "file" / "sheet.png", StudyTree(tmp_path), [])
+
+
+def test_several_recipes_are_marked_on_the_sheet(tmp_path: Path) -> None:
+    tree = StudyTree(tmp_path / "study")
+    one = drawn(ORIGINAL, ANNA, pictures(tmp_path / "a", 9))
+    other = drawn(MIST, ANNA, pictures(tmp_path / "b", 12))
+    longest = "recipe 2: " + "max_train_steps 500 -> 30, " * 20
+
+    def sheet_of(*sets: SampleSet) -> Image.Image:
+        write_contact_sheet(tmp_path / "sheet.png", tree, sets)
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            return sheet.convert("RGB")
+
+    def red(sheet: Image.Image, box: tuple[int, int, int, int]) -> bool:
+        part = sheet.crop(box)
+        return any(
+            isinstance(pixel := part.getpixel((x, y)), tuple) and pixel[0] - pixel[1] > 60
+            for x in range(part.width)
+            for y in range(part.height)
+        )
+
+    plain = sheet_of(one, other)
+    mixed = sheet_of(replace(one, recipe="recipe 1"), replace(other, recipe=longest))
+
+    assert mixed.height == plain.height + TEXT_HEIGHT
+    top = MARGIN + TEXT_HEIGHT
+    for column, marked in ((0, False), (1, False), (2, True), (3, True)):
+        left = MARGIN + column * (CELL + MARGIN)
+        assert red(mixed, (left, top, left + CELL, top + TEXT_HEIGHT)) == marked
+        assert not red(mixed, (left + CELL, top, left + CELL + MARGIN, top + TEXT_HEIGHT))
+        assert not red(plain, (left, top, left + CELL, top + TEXT_HEIGHT))
+    assert red(mixed, (0, plain.height, mixed.width, mixed.height))
+    refused = sheet_of(one, replace(other, pictures=(), problem="its record is of another condition"))
+    left = MARGIN + 3 * (CELL + MARGIN)
+    assert red(refused, (left, top, left + CELL, top + TEXT_HEIGHT))

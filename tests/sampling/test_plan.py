@@ -1,5 +1,6 @@
 """What `mimicry samples` would draw, told from the tree."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mimicry.sampling.plan import (
 from mimicry.study.sample_files import save_sample
 from mimicry.study.selection import Selection
 from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
+from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.planning.on_disk import AdapterFilter
@@ -31,11 +32,15 @@ from tests.small_study import (
     BASE,
     BORIS,
     CLARA,
+    CONFIG,
     COUNTERED,
+    DORA,
     MIST,
     ORIGINAL,
     output_dir,
     put_adapter,
+    write_adapter,
+    write_images,
     write_study,
 )
 
@@ -263,3 +268,58 @@ def test_no_two_prompts_share_a_name() -> None:
 
     assert len({file_name(prompt, 0) for prompt in prompts}) == len(prompts)
     assert file_name("a boat", 0) == "a_boat_0.png"
+
+
+class TestWhatBelongsTogether:
+    def test_an_adapter_copied_from_another_condition_draws_nothing(self, tree: StudyTree) -> None:
+        trained = put_adapter(
+            tree, ORIGINAL, BORIS, paths={"output_dir": str(output_dir(tree, artist=BORIS))}
+        )
+        shutil.copytree(trained, output_dir(tree, MIST, BORIS))
+
+        sets = plan(tree, **only(selection=Selection(artists=(BORIS.name,))))
+
+        assert [bool(found.pictures) for found in sets] == [True, False]
+        assert f"its record is of {ORIGINAL}/{BORIS}" in sets[1].problem
+        assert "other images: changed '01_tree.png'" in sets[1].problem
+
+    def test_an_artist_of_another_name_and_the_same_images_draws(self, tree: StudyTree) -> None:
+        put_adapter(tree, ORIGINAL, BORIS, paths={"output_dir": str(output_dir(tree, artist=DORA))})
+
+        (found,) = plan(tree, **only(selection=Selection(artists=(BORIS.name,))))
+
+        assert found.problem == ""
+
+    def test_an_adapter_of_other_images_than_lie_there_draws_nothing(self, tree: StudyTree) -> None:
+        write_images(tree.images_of(tree.protected_art / "mist", ANNA), ("04_new",))
+
+        problems = {str(found.condition): found.problem for found in plan(tree)}
+
+        assert "other images: new '04_new.png'" in problems["mist__none"]
+        assert problems["none__none"] == ""
+
+    def test_where_the_images_are_not_on_this_machine_it_draws(self, tree: StudyTree) -> None:
+        shutil.rmtree(tree.protected_art)
+
+        assert not any(found.problem for found in plan(tree))
+
+    def test_several_recipes_are_told_apart(self, tree: StudyTree) -> None:
+        assert {found.recipe for found in plan(tree)} == {""}
+        put_adapter(tree, ORIGINAL, BORIS, config=replace(CONFIG, seed=7))
+
+        assert {found.name: found.recipe for found in plan(tree, base=True)} == {
+            "the base model": "",
+            **{f"{condition}/{ANNA}": "recipe 1" for condition in (ORIGINAL, MIST, COUNTERED)},
+            f"{ORIGINAL}/{CLARA}": "recipe 1",
+            f"{ORIGINAL}/{BORIS}": "recipe 2: seed 42 -> 7",
+        }
+
+    def test_a_variant_draws_into_a_folder_of_its_own(self, tree: StudyTree) -> None:
+        folder = tree.adapter_dir(AdapterId("hf_diffusers", ORIGINAL, ANNA, "big"))
+        write_adapter(folder, tree.images_of(tree.original_art, ANNA))
+
+        base, found = plan(tree, base=True, **only(variant="big"))
+
+        root = tree.data_root / "mimic_art/hf_diffusers@big"
+        assert found.pictures[0].path.parent == root / "none__none" / str(ANNA)
+        assert base.pictures[0].path.parent == root / "base"

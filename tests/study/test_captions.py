@@ -201,7 +201,11 @@ class TestRecords:
         write_texts(images, t="another")
         assert differences(Captions.read(images)) == ["other captions"]
         images.paths[1].write_bytes(b"other")
-        assert differences(Captions.read(images)) == ["other images", "other captions"]
+        assert differences(Captions.read(images)) == [
+            f"other images: changed {images.names[1]!r}",
+            "other captions",
+        ]
         images.paths[0].unlink()
         left = ImageFolder.read(images.path)
-        assert differences(Captions.read(left)) == ["other images"]
+        (words,) = differences(Captions.read(left))
+        assert words == f"other images: changed {images.names[1]!r}; gone {images.names[0]!r}"

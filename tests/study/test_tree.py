@@ -18,6 +18,7 @@ from mimicry.study.tree import (
     StudyTree,
     folders_in,
     sister_folders,
+    variant_problem,
 )
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
 
@@ -383,3 +384,28 @@ def test_a_tree_that_cannot_be_listed_is_a_fault_of_the_batch(
 
     with pytest.raises(BatchFault, match="cannot be listed: Permission denied"):
         StudyTree(tmp_path).artists(tmp_path)
+
+
+class TestVariants:
+    def test_those_of_a_stack(self, tmp_path: Path) -> None:
+        tree = StudyTree(tmp_path)
+        for name in ("s", "s@big", "s@a", "other@x", "s@", "ss@y"):
+            (tree.lora / name).mkdir(parents=True)
+        assert tree.variants("s") == ["a", "big"]
+        assert tree.variants("t") == []
+
+    @pytest.mark.parametrize("name", ["rank-32", "seed_43", "a", "x.y", "A" * 40])
+    def test_names(self, name: str) -> None:
+        assert variant_problem(name) == ""
+
+    @pytest.mark.parametrize("name", ["", "-a", "a-", "a b", "a/b", "a@b", "é", "A" * 41, "..", "a\n"])
+    def test_what_is_no_name(self, name: str) -> None:
+        assert repr(name) in variant_problem(name)
+
+    @pytest.mark.parametrize("variant", [None, "big"])
+    def test_the_tree_around_an_adapter(self, variant: str | None, tmp_path: Path) -> None:
+        tree = StudyTree(tmp_path / "study")
+        adapter = AdapterId("s", Condition("mist"), Artist("a", "b", "c"), variant)
+        assert StudyTree.around(tree.adapter_dir(adapter)) == tree
+        assert StudyTree.around(tmp_path / "elsewhere/s/mist__none/a/b/c") is None
+        assert StudyTree.around(tmp_path) is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
 from mimicry.study.selection import Selection
 from mimicry.study.tree import Artist, Condition, StudyTree
@@ -175,10 +176,11 @@ def test_nothing_to_train_needs_neither_token_nor_model(
     make_call(tree, stack, config).train(verbose=False)
     gone = TuningConfig(pretrained_model_name_or_path="./gone", rank=1)
 
-    assert make_call(tree, stack, gone, hub=HubOptions()).train(verbose=False) == 0
+    assert make_call(tree, stack, gone, hub=HubOptions()).train(verbose=False) == 3
     with pytest.raises(BatchFault) as caught:
         make_call(tree, stack, gone, MIST, hub=HubOptions()).train(verbose=False)
-    token, model = caught.value.problems
+    recipe, token, model = caught.value.problems
+    assert "have another recipe than this call" in recipe
     assert token.startswith("HF_TOKEN is not set")
     assert model == "--pretrained-model-name-or-path ./gone: there is no such folder"
 
@@ -274,3 +276,45 @@ def test_showing_a_plan_writes_nothing(
         assert call.show_json() == 0
 
     assert listing(tmp_path) == before
+
+
+def test_a_plan_in_full_finds_what_a_training_would(
+    tree: StudyTree, stack: Path, config: TuningConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    call = make_call(tree, stack, config)
+    call.train(verbose=False)
+    weights = (
+        tree.data_root / "models/lora/quick/none__none" / str(BORIS) / "pytorch_lora_weights.safetensors"
+    )
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    painting = tree.images_of(tree.protected_art / "mist", ANNA) / f"{STEMS[1]}.png"
+    painting.write_bytes(painting.read_bytes()[:60])
+    before = listing(tmp_path)
+    capsys.readouterr()
+
+    for condition, at_once, in_full in (
+        (ORIGINAL, "2 complete", "1 train, 1 complete"),
+        (MIST, "2 train", "1 train, 1 blocked"),
+    ):
+        asked = make_call(tree, stack, config, condition)
+        assert asked.show(verbose=False) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == at_once
+        assert asked.show(verbose=False, full=True) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == in_full
+    assert listing(tmp_path) == before
+
+
+def test_nothing_failed_and_not_all_is_as_asked_for(
+    tree: StudyTree, stack: Path, config: TuningConfig
+) -> None:
+    make_call(tree, stack, config).train(verbose=False)
+    other = replace(config, seed=7)
+
+    assert make_call(tree, stack, other).train(verbose=False) == 3
+    assert len(quick_calls(stack)) == 2
+    assert make_call(tree, stack, other, retrain_stale=True).train(verbose=False) == 0
+    with Claim.take_anew(tree.data_root / "models/lora/quick/mist__none" / str(ANNA)):
+        claimed = replace(make_call(tree, stack, other, MIST), wait=False)
+        assert claimed.train(verbose=False) == 3
+    change_behaviours(stack, **{ANNA.name: "fail: it burned"})
+    assert make_call(tree, stack, other, MIST).train(verbose=False) == 1

@@ -4,6 +4,7 @@ An adapter is complete when its weights lie under their final name and hold what
 are written last, so that their name is the sign of completion.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -202,7 +203,7 @@ class AdapterFolder:
     def checkpoint_names(self) -> list[str]:
         """Return the names of the checkpoints, whole or not, the newest first."""
         try:
-            matches = [_CHECKPOINT.match(path.name) for path in self.path.iterdir()]
+            matches = [_CHECKPOINT.match(name) for name in os.listdir(self.path)]  # noqa: PTH208 - it is quick
         except FileNotFoundError:
             return []
         steps = sorted((int(match[1]) for match in matches if match is not None), reverse=True)

@@ -48,19 +48,43 @@ def recipe_hash(value: Mapping[str, Any]) -> str:
 
 
 def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing.
+    """Say in words in what a recorded recipe differs from the one asked for: empty when in nothing."""
+    changed = option_differences(recorded, asked)
+    words = [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items()]
+    if other_base_model(recorded, asked):
+        words.append("another base model")
+    if other_trainer(recorded, asked):
+        words.append("another trainer")
+    return words
+
+
+def option_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the recorded value and the one asked for of each option of a recipe that differs, by name.
 
     An option that did not exist yet when the recipe was recorded counts as its default: what was done.
     """
-    known, new = recorded.get("options"), asked["options"]
-    defaults = {option.name: option.default for option in OPTIONS}
-    old = defaults | known if isinstance(known, dict) else dict.fromkeys(new)
-    words = [f"{name} {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
-    if not _same_base_model(recorded.get("base_model"), asked["base_model"]):
-        words.append("another base model")
-    if recorded.get("trainer") != asked["trainer"]:
-        words.append("another trainer")
-    return words
+    new = asked["options"]
+    known = complete_options(recorded) or {}
+    return {name: (known.get(name), new[name]) for name in new if known.get(name) != new[name]}
+
+
+def complete_options(recorded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the options of a recorded recipe, with the defaults of those that did not exist yet.
+
+    None when the record has no options that can be read.
+    """
+    known = recorded.get("options")
+    if not isinstance(known, dict):
+        return None
+    return {option.name: option.default for option in OPTIONS if option.facts.in_recipe} | known
+
+
+def other_base_model(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return not _same_base_model(recorded.get("base_model"), asked["base_model"])
+
+
+def other_trainer(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return bool(recorded.get("trainer") != asked["trainer"])
 
 
 def _same_base_model(recorded: Any, asked: Mapping[str, Any]) -> bool:

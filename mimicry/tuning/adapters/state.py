@@ -16,6 +16,7 @@ from mimicry.study.class_images import ClassImages
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters.place import recorded_elsewhere
 from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.adapters.training_run import TrainingRun
 
@@ -75,7 +76,7 @@ def judge_adapter(
         return AdapterState(State.BROKEN, str(error))
     if run is None:
         return AdapterState(State.COMPLETE, "made by another tool")
-    differences = _differences(run, spec, images, captions, full=full)
+    differences = _differences(folder, run, spec, images, captions, full=full)
     return AdapterState(State.STALE if differences else State.COMPLETE, ", ".join(differences))
 
 
@@ -102,23 +103,33 @@ def _facts(folder: AdapterFolder, rank: int | None) -> list[Any]:
 
 
 def _differences(
-    run: TrainingRun, spec: AdapterSpec, images: ImageFolder, captions: Captions | None, *, full: bool
+    folder: AdapterFolder,
+    run: TrainingRun,
+    spec: AdapterSpec,
+    images: ImageFolder,
+    captions: Captions | None,
+    *,
+    full: bool,
 ) -> list[str]:
     words = []
+    elsewhere = recorded_elsewhere(folder.path, run)
     if spec.recipe is not None and run.recipe is not None:
         words += recipe_differences(run.recipe, spec.recipe)
     if run.images is not None:
         try:
-            words += record_differences(run.images, image_records(images, captions, hashed=full))
+            hashed = full or bool(elsewhere)
+            others = record_differences(run.images, image_records(images, captions, hashed=hashed))
         except OSError:
-            words.append("other images")
-    if spec.class_images is not None and _other_class_images(run, spec.class_images, full=full):
+            others = ["other images"]
+        # Where the images are the same, somebody has given the folder another name.
+        words += [elsewhere, *others] if elsewhere and others else others
+    if spec.class_images is not None and other_class_images(run.class_images, spec.class_images, full=full):
         words.append("other class images")
     return words
 
 
-def _other_class_images(run: TrainingRun, asked: ClassImages, *, full: bool) -> bool:
-    known = run.class_images
+def other_class_images(known: Mapping[str, Any] | None, asked: ClassImages, *, full: bool) -> bool:
+    """Return whether recorded class images are others than those that are there now."""
     # Those that are still to be generated are not known yet.
     if known is None or asked.missing():
         return False

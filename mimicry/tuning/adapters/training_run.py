@@ -66,6 +66,12 @@ class TrainingRun:
         return self._object("recipe")
 
     @property
+    def warnings(self) -> list[str]:
+        """What was odd: what the plan said of it, and what the trainer has found."""
+        warnings = self.content.get("warnings")
+        return [text for text in warnings if isinstance(text, str)] if isinstance(warnings, list) else []
+
+    @property
     def numerics(self) -> Mapping[str, Any] | None:
         return self._object("numerics")
 
@@ -93,6 +99,18 @@ class TrainingRun:
     def weights_sha256(self) -> str | None:
         """The sha256 of the weights that the record is about; None while there are none."""
         return (self._object("weights") or {}).get("sha256")
+
+    @property
+    def earlier_seconds(self) -> float:
+        """What the training took before it was resumed."""
+        seconds = self.content.get("earlier_seconds")
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+    @property
+    def resumed_from(self) -> int | None:
+        """The step of the checkpoint that the last attempt went on from."""
+        step = self.content.get("resumed_from")
+        return step if isinstance(step, int) else None
 
     @property
     def hub(self) -> Mapping[str, Any]:

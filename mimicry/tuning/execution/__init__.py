@@ -12,6 +12,7 @@ from mimicry.tuning.execution.pending_uploads import (
     due_repositories,
     pending_of_plan,
     pending_upload,
+    upload_owed,
     upload_pending,
 )
 from mimicry.tuning.execution.result import Result
@@ -26,5 +27,6 @@ __all__ = [
     "open_tracker",
     "pending_of_plan",
     "pending_upload",
+    "upload_owed",
     "upload_pending",
 ]

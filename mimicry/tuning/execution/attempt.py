@@ -97,6 +97,10 @@ class Attempt:
         """Return the optimizer steps that the trainer says it took; 0 where it says nothing."""
         return self._own_run().steps
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return the warnings that the record of this attempt tells of."""
+        return tuple(self._own_run().warnings)
+
     def log_lines(self, count: int) -> list[str]:
         """Return the last lines that this attempt wrote to the log."""
         return last_lines(self.folder.log, count, self.log_offset)

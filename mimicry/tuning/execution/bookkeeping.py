@@ -13,10 +13,12 @@ from mimicry.tuning.adapters import AdapterState, describe_differences
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure
-from mimicry.tuning.execution.sharing import recheck, repair, set_aside_as_planned
-from mimicry.tuning.planning import OVERWRITTEN, Plan, Target
+from mimicry.tuning.execution.sharing import is_as_planned, recheck, repair
+from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target, refuse_new_recipes
 from mimicry.tuning.progress import BatchDisplay, duration, eval_change
 
+# Adapters that are good, and trained again only when that is asked for.
+_KEPT = (State.COMPLETE, State.STALE)
 # What a bookmark says of a former training: it would be taken for that of the next one.
 _OF_ONE_RUN = (
     "started_at",
@@ -62,7 +64,9 @@ class Bookkeeper:
         return same_failure(self._failures)
 
     def prepare(self) -> None:
-        """Record the plan in the tracker, then set aside the adapters that are to be trained again.
+        """Record the plan in the tracker, and repair what is complete.
+
+        An adapter that is to be trained again stays in its place until its turn comes.
 
         Raises:
             BatchFault: the tracker cannot be written, so nothing is done.
@@ -82,29 +86,41 @@ class Bookkeeper:
             mended = repair(target.folder)
             if mended:
                 self.display.say(printable(f"{target.artist}: {mended}"))
-        for target in self.plan.of(State.PENDING):
-            aside = None if target.existing is State.PENDING else set_aside_as_planned(target)
-            if aside is not None:
-                self.display.say(
-                    printable(f"{target.artist}: {target.existing} adapter set aside in {aside}")
-                )
 
     def _first_mark(self, target: Target, known: dict[str, Any]) -> dict[str, Any] | None:
         """Return what is recorded of a target before the first training; None for nothing new."""
         if target.state is State.BLOCKED:
             return {"status": State.BLOCKED, "error": target.reason}
-        if target.state is State.PENDING:
-            replaced = target.existing in (State.COMPLETE, State.STALE)
-            note = {"note": OVERWRITTEN} if replaced else {}
-            images = len(target.images.names)
-            return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images, **note}
+        mark = self.plan.overwrite_mark(target)
+        if target.state is State.PENDING and target.existing not in _KEPT:
+            return self._new_mark(target) | mark
+        if target.state is State.CLAIMED:
+            return mark or None  # how it is, is told by the call that trains it
         if known.get("status") == State.COMPLETE:
-            return None
-        return complete_bookmark(self.plan.request.tree, target.folder)
+            return mark or None
+        return complete_bookmark(self.plan.request.tree, target.folder) | mark
+
+    def _new_mark(self, target: Target) -> dict[str, Any]:
+        images = len(target.images.names)
+        return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images}
 
     def recheck(self, target: Target) -> AdapterState | None:
-        """Return what another call has made of a claimed target; None when it is still to be trained."""
+        """Return what another call has made of a claimed target; None when it is still to be trained.
+
+        What the plan saw in its folder, and wants to be trained again, is set aside.
+
+        Raises:
+            BatchFault: another call has brought another recipe into the study.
+        """
+        refuse_new_recipes(self.plan)
         key = target.adapter.key
+        if is_as_planned(target):
+            if target.existing in _KEPT:
+                note = OVERWRITTEN if self.plan.request.overwrite else RETRAINED
+                self.tracker.record(key, **self._new_mark(target), note=note)
+            aside = target.folder.set_aside(target.existing)
+            self.display.say(printable(f"{target.artist}: {target.existing} adapter set aside in {aside}"))
+            return None
         return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
 
     def ended(self, one: Training, end: JobEnd) -> None:
@@ -115,7 +131,7 @@ class Bookkeeper:
             self._done_elsewhere(one, end)
             return
         if end.state is State.COMPLETE:
-            self._completed(one, end.code)
+            self._completed(one, end)
             return
         if end.state is State.FAILED:
             self._show_failure(one, end)
@@ -138,7 +154,10 @@ class Bookkeeper:
     def not_complete(self, one: Training, end: JobEnd) -> None:
         """Record a training that ended without an adapter."""
         seconds = round(one.seconds(), 1)
-        result = Result(target=one.target, state=end.state, seconds=seconds, error=end.error)
+        warnings = self._say_warnings(one, end)
+        result = Result(
+            target=one.target, state=end.state, seconds=seconds, error=end.error, warnings=warnings
+        )
         self._record(
             result,
             status=end.state,
@@ -149,17 +168,30 @@ class Bookkeeper:
             log=log_path(self.plan.request.tree, one.target.folder),
         )
 
-    def _completed(self, one: Training, code: int) -> None:
-        target, seconds = one.target, one.seconds()
+    def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:
+        """Say what the training itself has found odd, and return it; the plan's own warnings were said."""
+        run = one.target.folder.readable_run
+        said = {*one.target.warnings, *one.target.notes, describe_differences(run.other_numerics)}
+        warnings = tuple(warning for warning in end.warnings if warning not in said)
+        for warning in warnings:
+            self.display.say(f"{one.label}: warning: {warning}")
+        return warnings
+
+    def _completed(self, one: Training, end: JobEnd) -> None:
+        target, seconds, code = one.target, one.seconds(), end.code
+        run = target.folder.readable_run
         mark = complete_bookmark(self.plan.request.tree, target.folder)
-        if mark.get("resumed_from") is None:
-            # Start and end of the programs around the training count as well.
-            mark |= {"started_at": one.started_at, "seconds": round(seconds, 1)}
+        # Start and end of the programs around the training count as well.
+        mark["seconds"] = round(run.earlier_seconds + seconds, 1)
+        if run.resumed_from is None:
+            mark["started_at"] = one.started_at
+        resumed = "" if run.resumed_from is None else f", resumed at step {run.resumed_from}"
+        warnings = self._say_warnings(one, end)
         hub = mark.get("hub") or {}
         loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
         numerics = describe_differences(mark["other_numerics"] or {})
         self.display.say(
-            f"{one.label}: complete in {duration(seconds)}"
+            f"{one.label}: complete in {duration(seconds)}{resumed}"
             + (f", mean loss {loss:.4f}" if loss is not None else "")
             + (f", {evaluation}" if evaluation else "")
             + (f", {numerics}" if numerics else "")
@@ -170,11 +202,13 @@ class Bookkeeper:
             state=State.COMPLETE,
             trained=True,
             seconds=seconds,
+            earlier_seconds=run.earlier_seconds,
             loss=loss,
             # The adapter is whole, so what went wrong came after it.
             owed=str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else ""),
             evaluation=evaluation,
             numerics=numerics,
+            warnings=warnings,
         )
         self._record(result, **mark)
 

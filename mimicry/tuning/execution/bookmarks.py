@@ -1,8 +1,9 @@
 """This step's bookmarks in the progress tracker: what stands in them, and how they are made from adapters."""
 
+from pathlib import Path
 from typing import Any
 
-from mimicry.study import State, StudyTree
+from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import Bookmarks, ProgressTracker
 from mimicry.tuning.adapters import AdapterFolder
 
@@ -39,6 +40,24 @@ def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> dict[str, Any]:
         "error": None,
         "note": None,
     }
+
+
+def record_adapter(tree: StudyTree, output_dir: Path) -> None:
+    """Record how the adapter in `output_dir` is, after a training that no plan has asked for.
+
+    Raises:
+        MimicryError: the tracker cannot be written.
+    """
+    adapter = AdapterId.parse(output_dir)
+    assert adapter is not None  # it lies in the tree
+    folder, tracker = AdapterFolder(tree.adapter_dir(adapter)), open_tracker(tree)
+    run = folder.readable_run
+    if folder.has_weights:
+        tracker.record(adapter.key, **complete_bookmark(tree, folder))
+    elif run.status in (State.FAILED, State.INTERRUPTED, State.BLOCKED):
+        tracker.record(
+            adapter.key, status=run.status, error=run.error, steps=run.steps, log=log_path(tree, folder)
+        )
 
 
 def rebuilt_bookmarks(tree: StudyTree) -> Bookmarks:

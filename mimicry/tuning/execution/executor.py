@@ -19,8 +19,8 @@ class JobEnd:
     """How a job ended.
 
     `state` is how the adapter is, `error` why it is not complete. `steps` are those that the training took,
-    `code` is its exit code, `log_lines` are the last lines of what it printed. With `elsewhere` there was
-    nothing to do: another call has done it.
+    `code` is its exit code, `log_lines` are the last lines of what it printed, `warnings` are those that its
+    record tells of. With `elsewhere` there was nothing to do: another call has done it.
     """
 
     state: State
@@ -29,6 +29,7 @@ class JobEnd:
     steps: int = 0
     code: int = 0
     log_lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Job(Protocol):

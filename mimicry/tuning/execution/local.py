@@ -8,6 +8,7 @@ from typing import IO
 
 from mimicry.common.children import Child, running_child
 from mimicry.common.claims import Claim
+from mimicry.common.environment import without_launcher
 from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
 from mimicry.study import State
 from mimicry.tuning.execution.attempt import Attempt
@@ -82,7 +83,11 @@ class LocalJob:
             self._metrics = MetricsReader(folder.metrics)
             self._guard = StallGuard(folder.log, 60 * target.request.stall_minutes)
             log = self._running.enter_context(folder.log.open("ab"))
-            environment = os.environ | {"PYTHONUNBUFFERED": "1"} | self._claim.variable()
+            around, removed = without_launcher(os.environ)
+            if removed:
+                log.write(f"{removed}\n".encode("utf-8", "replace"))
+                log.flush()
+            environment = around | {"PYTHONUNBUFFERED": "1"} | self._claim.variable()
             self._child = self._running.enter_context(start(target, log, environment))
         except (TrainingFailed, OSError) as error:
             self._finish(self._failed(error))
@@ -145,13 +150,20 @@ class LocalJob:
         failure, steps = attempt.failure(code), self._taken_steps()
         if failure is None:
             self._unrecorded.record_if_missing(steps)
-            return JobEnd(state=State.COMPLETE, steps=steps, code=code)
+            return JobEnd(state=State.COMPLETE, steps=steps, code=code, warnings=attempt.warnings())
         state = State.FAILED
         if attempt.blocked:
             state = State.BLOCKED
         elif attempt.stopped_by() is not None:
             state = State.INTERRUPTED
-        return JobEnd(state=state, error=failure, steps=steps, code=code, log_lines=self._log())
+        return JobEnd(
+            state=state,
+            error=failure,
+            steps=steps,
+            code=code,
+            log_lines=self._log(),
+            warnings=attempt.warnings(),
+        )
 
     def _failed(self, error: TrainingFailed | OSError) -> JobEnd:
         self._running.close()  # what the trainer says when it is stopped belongs to the log

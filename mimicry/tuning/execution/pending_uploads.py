@@ -12,7 +12,7 @@ from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, AdapterSpec, judge_adapter
 from mimicry.tuning.execution.bookmarks import complete_bookmark
-from mimicry.tuning.execution.result import SAME_FAILURES, same_failure
+from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.hub import UploadJob, upload_and_record
 from mimicry.tuning.planning import Plan
 
@@ -169,3 +169,13 @@ def _is_there(hub: Mapping[str, Any], job: UploadJob) -> bool:
     asked, _, wanted = job.repository.rpartition("/")
     asked = asked or job.namespace or owner
     return (owner.casefold(), name.casefold()) == (asked.casefold(), wanted.casefold())
+
+
+def upload_owed(plan: Plan, tracker: ProgressTracker, say: Callable[[str], None]) -> list[Result]:
+    """Upload what earlier calls could not upload of a plan's adapters, and return what became of it."""
+    targets = {target.adapter: target for target in plan.targets}
+    results = []
+    for end in upload_pending(plan.request.tree, pending_of_plan(plan), tracker, say):
+        target = targets[end.adapter]
+        results.append(Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error))
+    return results

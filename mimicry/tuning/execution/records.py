@@ -60,7 +60,7 @@ class UnrecordedTraining:
             "recipe": recipe,
             "recipe_hash": None if recipe is None else recipe_hash(recipe),
             "images": image_records(target.images, self.captions),
-            "warnings": list(target.warnings),
+            "warnings": [*target.warnings, *target.notes],
             "status": State.COMPLETE,
             "started_at": self.started_at,
             "finished_at": utc_now(),

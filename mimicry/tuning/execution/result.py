@@ -16,7 +16,8 @@ class Result:
     `state` is how its adapter is now; `trained` and `uploaded` say what this call did. `error` is empty for a
     good end; `owed` says why an upload is still pending. `evaluation` is the loss on the original art before
     and after, in words; empty when there was none. `numerics` says in what the adapter's numerics differ from
-    those of its sisters.
+    those of its sisters. `warnings` are what the training itself has found odd. `seconds` are those of this
+    call, `earlier_seconds` those before it, if it went on from a checkpoint.
     """
 
     target: Target
@@ -24,11 +25,13 @@ class Result:
     trained: bool = False
     uploaded: bool = False
     seconds: float = 0.0
+    earlier_seconds: float = 0.0
     loss: float | None = None
     error: str = ""
     owed: str = ""
     evaluation: str = ""
     numerics: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
@@ -40,10 +43,6 @@ class Result:
         if self.owed:
             return "owed"
         return "skipped" if self.state in (State.COMPLETE, State.STALE) else self.state.value
-
-    @property
-    def is_good(self) -> bool:
-        return not self.owed and self.state in (State.COMPLETE, State.STALE)
 
 
 def same_failure(failures: list[str]) -> bool:

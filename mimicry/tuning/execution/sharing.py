@@ -6,11 +6,10 @@ lies there: another call may have trained the adapter since the plan was made.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import CLAIM, Claim
-from mimicry.common.errors import ClaimedElsewhere, MimicryError
+from mimicry.common.errors import MimicryError
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder, AdapterState
 from mimicry.tuning.planning import Target
@@ -18,13 +17,11 @@ from mimicry.tuning.planning import Target
 ELSEWHERE = "by another call"
 
 
-def set_aside_as_planned(target: Target) -> Path | None:
-    """Set aside the adapter that the plan saw, and no other; return where it is now, if it was moved."""
-    folder = target.folder
-    with suppress(ClaimedElsewhere), Claim.take_anew(folder.path):
-        if folder.weights_identity() == target.weights:
-            return folder.set_aside(target.existing)
-    return None
+def is_as_planned(target: Target) -> bool:
+    """Return whether the adapter that the plan saw, and wants to be trained again, is still there."""
+    if target.existing is State.PENDING:
+        return False
+    return target.folder.weights_identity() == target.weights
 
 
 def repair(folder: AdapterFolder) -> str:

@@ -1,8 +1,10 @@
 """One artist to train, and the command that does it."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mimicry.common.environment import without_launcher
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
@@ -34,6 +36,11 @@ class ArtistJob:
     def step_count(self) -> int:
         """The optimizer steps of the training."""
         return self.config.step_count(len(self.inputs.read_images().names))
+
+    def environment(self) -> tuple[dict[str, str], str]:
+        """Return the script's environment, and a line that says what of ours it lacks; empty for nothing."""
+        around, removed = without_launcher(os.environ)
+        return around | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}, removed
 
     def command(self) -> list[str]:
         """Return the exact command that trains this artist."""

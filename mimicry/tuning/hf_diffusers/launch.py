@@ -16,6 +16,7 @@ from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, trainer_flags
 
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"
+_LAUNCHER = _FOLDER / "accelerate_launcher.py"
 _ACCELERATE_CONFIG = _FOLDER / "accelerate_config.yaml"
 # What another script saves lies in a folder that no later run of it is given.
 _NOT_FOR_OTHERS = frozenset({"resume_from_checkpoint"})
@@ -97,8 +98,7 @@ def launch_words(script: TrainScript, script_words: Sequence[str], config: Tunin
     """Return the whole command: accelerate with every choice made, then the script and its arguments."""
     return [
         sys.executable,
-        "-m",
-        "accelerate.commands.launch",
+        str(_LAUNCHER),
         "--quiet",  # without a traceback of its own under that of a script that failed
         f"--config_file={_ACCELERATE_CONFIG}",
         # The launcher needs it for several processes, on the CPU too; any free port will do.

@@ -12,9 +12,9 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 import click
 
-from mimicry.common.children import stop_with_parent
+from mimicry.common.children import has_parent, stop_with_parent
 from mimicry.common.claims import Claim
-from mimicry.common.programs import run_command
+from mimicry.common.programs import NOT_AS_ASKED, run_command
 from mimicry.common.text import printable, shell_line
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterState, judge_adapter
@@ -47,17 +47,20 @@ def wrapper(overwrite: bool, dry_run: bool, **parameters: Any) -> int:
     spec = TRAITS.adapter_spec(job.config, job.script.identity)
     with Claim.take(job.inputs.output_dir) as claim:
         found = judge_adapter(job.folder, spec, images, captions=captions, full=True)
-        if found.state in (State.COMPLETE, State.STALE) and not overwrite:
+        kept = found.state in (State.COMPLETE, State.STALE) and not overwrite
+        if kept:
             _report_kept(job, found)
         else:
             _train(job, found, claim)
         if upload is not None:
             print(f"uploaded: {upload_and_record(upload).url}")
-    return 0
+    return NOT_AS_ASKED if kept and found.state is State.STALE else 0
 
 
 def _train(job: ArtistJob, found: AdapterState, claim: Claim) -> None:
-    for warning in job.script.warnings(job.config):
+    # apply_tuning has shown those of the stack.
+    stack_warnings = [] if has_parent() else TRAITS.warnings(job.config)
+    for warning in (*job.script.warnings(job.config), *stack_warnings):
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if found.state is not State.PENDING:
         job.folder.set_aside(found.state)

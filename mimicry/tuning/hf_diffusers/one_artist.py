@@ -14,7 +14,7 @@ from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import FOREIGN_OUTPUT, ArtistJob
-from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end
+from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end, tracker_told
 from mimicry.tuning.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
@@ -25,6 +25,8 @@ _SHOWN_LOG_LINES = 20
 def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
     """Train the artist; when this returns, a verified adapter lies in the output folder.
 
+    However it ends, the tracker of the study is told, unless apply_tuning does that.
+
     Args:
         claim: that of the output folder, which the trainer joins.
 
@@ -33,6 +35,11 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
         Interrupted: the trainer received a stop signal.
         ClaimLost: another process has taken the folder over.
     """
+    with tracker_told(job):
+        _train(job, claim)
+
+
+def _train(job: ArtistJob, claim: Claim | None) -> None:
     attempt = Attempt.begin(job.folder)
     # What a stopped script has left must not be taken for the result of this one. Our own trainer checks its
     # checkpoints itself.
@@ -65,16 +72,20 @@ def train_artist(job: ArtistJob, claim: Claim | None = None) -> None:
 def run_script(job: ArtistJob, variable: Mapping[str, str]) -> int:
     """Run the script to its end, and return the exit code of its launcher."""
     log = job.folder.log
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **variable}
+    environment, removed = job.environment()
     with ExitStack() as stack:
         stack.callback(mask_token, log)
         output = stack.enter_context(log.open("ab"))
         command = job.command()
         output.write(f"--- {utc_now()} {shell_line(command)}\n".encode("utf-8", "replace"))
+        if removed:
+            output.write(f"{removed}\n".encode("utf-8", "replace"))
         output.flush()
         metrics = MetricsReader(AdapterFolder(job.trainer_output_dir).metrics)
         child = stack.enter_context(
-            running_child(command, output=output, environment=environment, grace_seconds=_GRACE_SECONDS)
+            running_child(
+                command, output=output, environment={**environment, **variable}, grace_seconds=_GRACE_SECONDS
+            )
         )
         # Under apply_tuning there is no terminal here, and it shows the steps itself.
         display = StepDisplay(job.inputs.output_dir.name, job.step_count) if is_terminal() else None

@@ -1,15 +1,17 @@
 """What is checked of a configuration before the first GPU second, and what its adapters take on disk."""
 
-import importlib.util
 import os
 
+from mimicry.common.environment import processor_count, sees_gpu
 from mimicry.common.files import existing_part
 from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of, generation_settings
 from mimicry.tuning.hf_diffusers.download import missing_model_problems
+from mimicry.tuning.hf_diffusers.lora_modules import module_problems
 from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
+from mimicry.tuning.hf_diffusers.optimizer_options import library_problems, optimizer_problems
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import LOG_BYTES
 
@@ -29,21 +31,21 @@ def config_problems(config: TuningConfig, *, network: bool = True) -> list[str]:
         *(
             missing_model_problems(config, network=network)
             if model is None
-            else model.problems(config.resolution)
+            else [*model.problems(config.resolution), *module_problems(model, config)]
         ),
-        *_package_problems(config),
+        *optimizer_problems(config),
+        *library_problems(config),
         *_class_problems(config, model, readable=network),
     ]
 
 
-def _package_problems(config: TuningConfig) -> list[str]:
-    if config.quantize_base == "none":
-        return []
-    if importlib.util.find_spec("bitsandbytes") is not None:
+def config_warnings(config: TuningConfig) -> list[str]:
+    """Return what is allowed on this machine and most likely not meant."""
+    if config.num_processes == 1 or sees_gpu():
         return []
     return [
-        f"--quantize-base {config.quantize_base} needs bitsandbytes, which is not installed; type "
-        f"pip install bitsandbytes, or leave --quantize-base out"
+        f"--num-processes {config.num_processes} without a GPU: all of them share the {processor_count()} "
+        f"processors of this machine, which is no faster than one"
     ]
 
 

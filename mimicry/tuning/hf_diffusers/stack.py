@@ -7,7 +7,7 @@ from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of
-from mimicry.tuning.hf_diffusers.preflight import config_problems, needed_bytes
+from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings, needed_bytes
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 
@@ -30,6 +30,11 @@ class Traits(StackTraits):
         """Return what is wrong with base model, libraries and class images."""
         assert config is not None
         return config_problems(config, network=network)
+
+    def warnings(self, config: TuningConfig | None) -> list[str]:
+        """Return what is most likely not meant."""
+        assert config is not None
+        return config_warnings(config)
 
     def disk_bytes(self, config: TuningConfig | None, adapter_count: int) -> int:
         """Return about how much the adapters and the checkpoints of one of them take."""

@@ -14,6 +14,7 @@ _TRANSIENT = frozenset({408, 412, 429, 500, 502, 503, 504})
 # The client's HTTP library, which differs between its versions.
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "requests", "urllib3"})
 _LONGEST_WAIT_SECONDS = 120.0
+_STORAGE_PAGE = "https://huggingface.co/settings/billing"
 
 
 class RetriesExhausted(Exception):
@@ -57,6 +58,12 @@ def explain(error: Exception, namespace: str | None) -> str:
                 f"new one at {TOKENS_PAGE} ({said})"
             )
         case 403:
+            if _speaks_of_storage(said):
+                return (
+                    f"the Hub has no more room for private files of {namespace or 'the user of HF_TOKEN'}: "
+                    f"remove repositories that are not needed, or get more storage at {_STORAGE_PAGE}; the "
+                    f"token is not at fault ({said})"
+                )
             owner = f"to {namespace}" if namespace else "for its user"
             return (
                 f"the token in HF_TOKEN may not write {owner}: give it write access at {TOKENS_PAGE} ({said})"
@@ -69,6 +76,11 @@ def explain(error: Exception, namespace: str | None) -> str:
             return f"{where} did not answer as it should; check the network ({said})"
         case status:
             return f"{where} answered with status {status} ({said})"
+
+
+def _speaks_of_storage(said: str) -> bool:
+    words = said.casefold()
+    return any(word in words for word in ("storage", "quota"))
 
 
 def status_of(error: BaseException) -> int | None:

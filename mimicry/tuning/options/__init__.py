@@ -6,6 +6,7 @@ What programs need of it is named here; the rest lies in its modules.
 from mimicry.tuning.options.click_options import (
     CALL,
     CONDITIONS,
+    STUDY_VARIANT,
     condition_filters,
     handed_on_options,
     hub_options,
@@ -26,6 +27,7 @@ __all__ = [
     "CALL",
     "CONDITIONS",
     "OPTIONS",
+    "STUDY_VARIANT",
     "TrainingInputs",
     "TuningConfig",
     "condition_filters",

@@ -8,12 +8,14 @@ import click
 
 from mimicry.common.errors import UsageError
 from mimicry.study.selection import Selection
-from mimicry.study.tree import DEFAULT_DATA_ROOT
+from mimicry.study.tree import DEFAULT_DATA_ROOT, variant_problem
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
 from mimicry.tuning.options.grouped_help import Decorator, option
 
 Command = Callable[..., Any]
+# The parameter of --variant; `variant` is that of the base model's files.
+STUDY_VARIANT = "study_variant"
 DEFAULT_STACK = "hf_diffusers"
 STUDY, ARTISTS, CONDITIONS, HUB, CALL = "Study", "Artists", "Conditions", "Hugging Face Hub", "This call"
 
@@ -29,6 +31,12 @@ def options(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+def _checked_variant(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    if name is not None and (problem := variant_problem(name)):
+        raise UsageError(f"--variant {problem}")
+    return name
+
+
 tree_options = options(
     option(
         "--data-root",
@@ -42,6 +50,13 @@ tree_options = options(
         topic=STUDY,
         default=DEFAULT_STACK,
         help="Way of training: a folder with a runner_config.json.",
+    ),
+    option(
+        "--variant",
+        STUDY_VARIANT,
+        topic=STUDY,
+        callback=_checked_variant,
+        help="A study beside the usual one, with a recipe of its own: below STACK@NAME.",
     ),
 )
 selection_options = options(

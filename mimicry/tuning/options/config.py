@@ -120,7 +120,10 @@ class TuningConfig:
     revision: str | None = declare(
         None, "Branch, tag or commit of the base model on the Hub.", in_recipe=False
     )
-    variant: str | None = declare(None, "Variant of the base model's files, such as fp16.")
+    # `--variant` of apply_tuning names a study beside the usual one.
+    variant: str | None = declare(
+        None, "Variant of the base model's files, such as fp16.", option="--model-variant"
+    )
     cache_dir: str | None = declare(
         None, "Folder for downloaded models; by default the one of huggingface_hub.", in_recipe=False
     )

@@ -17,6 +17,7 @@ class Facts:
     `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
     images only. `for_launcher` marks options of the launcher instead of the trainer, which finds them in
     its environment. `rationale` is the README's reason for the default; only the main options have one.
+    `option` is what apply_tuning and the wrapper call it, where that is not the name of the field.
     """
 
     help: str
@@ -28,6 +29,7 @@ class Facts:
     in_recipe: bool = True
     for_launcher: bool = False
     rationale: str = ""
+    option: str = ""
 
 
 def declare(default: Any, help: str, **facts: Any) -> Any:
@@ -49,7 +51,7 @@ class Option:
     @property
     def flag(self) -> str:
         """The option of apply_tuning and the wrapper: with dashes."""
-        return "--" + self.name.replace("_", "-")
+        return self.facts.option or "--" + self.name.replace("_", "-")
 
     @property
     def trainer_flag(self) -> str:

@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import Problems, UsageError, nearest
 from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
+from mimicry.study.captions import image_records, record_differences
+from mimicry.study.quarantine import left_out
 from mimicry.study.selection import Selection
-from mimicry.study.tree import NONE, folders_in
-from mimicry.tuning.options import selection_of
+from mimicry.study.tree import NONE, folders_in, series_name
+from mimicry.tuning.adapters import TrainingRun
+from mimicry.tuning.adapters.place import recorded_elsewhere
+from mimicry.tuning.options import STUDY_VARIANT, selection_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,7 @@ class AdapterFilter:
     protections: tuple[str, ...] = ()
     countermeasures: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
+    variant: str | None = None
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "AdapterFilter":
@@ -28,17 +34,19 @@ class AdapterFilter:
             protections=parameters["protections"],
             countermeasures=parameters["countermeasures"],
             selection=selection_of(parameters),
+            variant=parameters[STUDY_VARIANT],
         )
 
     def choose(self, tree: StudyTree, stack: str) -> list[AdapterId]:
-        """Return the adapters that have a folder and are meant, by artist and condition.
+        """Return the adapters of the stack that have a folder and are meant, by artist and condition.
 
         Conditions come in the order that a reader expects: unprotected first, each before its countered ones.
 
         Raises:
             UsageError: names that match nothing, all of them.
         """
-        adapters = tree.adapters(stack)
+        self._refuse_unknown_variant(tree, stack)
+        adapters = tree.adapters(series_name(stack, self.variant))
         problems = Problems()
         artists: set[Artist] = set()
         with problems:
@@ -82,6 +90,14 @@ class AdapterFilter:
         everybody = sorted(known | set(tree.artists(tree.original_art)))
         return self.selection.choose(everybody, has_images) if everybody else []
 
+    def _refuse_unknown_variant(self, tree: StudyTree, stack: str) -> None:
+        known = tree.variants(stack)
+        if self.variant is not None and self.variant not in known:
+            raise UsageError(
+                f"--variant {self.variant}: there are no adapters of it in {tree.lora}; "
+                f"{nearest(self.variant, known)}"
+            )
+
     def _refuse_unknown(self, tree: StudyTree, conditions: set[Condition]) -> None:
         protections = {NONE, *folders_in(tree.protected_art), *(one.protection for one in conditions)}
         countermeasures = {
@@ -100,6 +116,42 @@ class AdapterFilter:
         ]
         if problems:
             raise UsageError(*problems)
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """The images of the conditions of a study, as adapters' folders name them."""
+
+    tree: StudyTree
+
+    def of(self, adapter: AdapterId) -> ImageFolder | None:
+        """Return the images of an adapter; None when its condition has none on this machine."""
+        try:
+            root = self.tree.source(adapter.condition).root
+        except UsageError:
+            return None
+        images = ImageFolder.read(self.tree.images_of(root, adapter.artist))
+        return images.without(self._left_out.get(str(adapter.artist), ())) if images.names else None
+
+    def problem(self, adapter: AdapterId, run: TrainingRun) -> str:
+        """Say why an adapter is not what its folder says; empty when it is, as far as can be told.
+
+        Names and sizes of images are compared, and contents where the record is of another place.
+        """
+        elsewhere = recorded_elsewhere(self.tree.adapter_dir(adapter), run)
+        images = self.of(adapter)
+        if images is None or run.images is None:
+            return elsewhere
+        try:
+            words = record_differences(run.images, image_records(images, None, hashed=bool(elsewhere)))
+        except OSError:
+            words = ["other images"]
+        # Where the images are the same, somebody has given the folder another name.
+        return ", ".join(filter(None, (elsewhere, *words))) if words else ""
+
+    @cached_property
+    def _left_out(self) -> dict[str, frozenset[str]]:
+        return left_out(self.tree)
 
 
 def condition_order(condition: Condition) -> tuple[bool, str, bool, str]:

@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import claimed_by
+from mimicry.common.errors import UsageError
 from mimicry.common.text import first_few
 from mimicry.study import Artist, Captions, Condition, ImageFolder, State
 from mimicry.study.quarantine import left_out
 from mimicry.study.tree import Source, sister_folders
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.tuning.planning.overwriting import MARK, Overwrite
+from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_remarks
 from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.resumption import resumption
 from mimicry.tuning.planning.target import Target
 
 # The number of images that the default hyper-parameters are meant for.
@@ -21,8 +25,9 @@ USUAL_IMAGE_COUNT = 20
 _CANNOT_LEAVE_OUT = (
     "some of its images are left out of all conditions, which cannot be told to a stack without options"
 )
-# Kept in the bookmark of an artist whose adapter --overwrite has set aside, until it is trained again.
+# Kept in the bookmark of an artist whose adapter was set aside, until it is trained again.
 OVERWRITTEN = "set aside by --overwrite"
+RETRAINED = "set aside by --retrain-stale"
 # The states that a plan has, in the order in which they are counted, and the word for each.
 _PLANNED = {
     State.PENDING: "train",
@@ -45,6 +50,22 @@ class Plan:
     request: Request
     source: Source
     targets: tuple[Target, ...]
+    # Of the adapters that stay as they are; none are read when there is nothing to train.
+    recipes: StudyRecipes = field(default_factory=StudyRecipes)
+    overwrite: Overwrite | None = None
+    # What is most likely not meant, of the call as a whole.
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What there is to say of the plan as a whole."""
+        return (*self.warnings, *study_remarks(self.request, self.recipes))
+
+    def overwrite_mark(self, target: Target) -> dict[str, Any]:
+        """Return what the bookmark of a target says of the --overwrite that is to train it again."""
+        if self.overwrite is None or target.state not in (State.PENDING, State.CLAIMED):
+            return {}
+        return {MARK: self.overwrite.mark(target.adapter)}
 
     def of(self, *states: State) -> list[Target]:
         return [target for target in self.targets if target.state in states]
@@ -71,7 +92,44 @@ def make_plan(request: Request, bookmarks: Mapping[str, Mapping[str, Any]], *, f
     chosen = request.selection.choose(
         known, lambda artist: len(planner.original(artist).names) >= request.min_samples_per_artist
     )
-    return Plan(request=request, source=source, targets=tuple(map(planner.target, chosen)))
+    if request.overwrite:
+        folders = ((request.adapter(artist), request.folder(artist)) for artist in chosen)
+        planner.overwrite = Overwrite.find(folders, bookmarks)
+    plan = Plan(
+        request=request,
+        source=source,
+        targets=tuple(map(planner.target, chosen)),
+        overwrite=planner.overwrite,
+    )
+    return _with_recipes(plan)
+
+
+def _with_recipes(plan: Plan) -> Plan:
+    """Return the plan with the recipes of the study and warnings, where something is to be trained."""
+    request = plan.request
+    if not plan.of(State.PENDING, State.CLAIMED):
+        return plan
+    warnings = tuple(request.stack.traits.warnings(request.stack_config))
+    recipes = StudyRecipes()
+    if request.spec.recipe is not None:
+        recipes = recipes_that_stay(plan)
+    notes = (*warnings, *mixed_notes(request, recipes))
+    plan = replace(plan, recipes=recipes, warnings=warnings)
+    if not notes:
+        return plan
+    targets = [
+        replace(target, notes=notes) if target.state in (State.PENDING, State.CLAIMED) else target
+        for target in plan.targets
+    ]
+    return replace(plan, targets=tuple(targets))
+
+
+def recipes_that_stay(plan: Plan) -> StudyRecipes:
+    """Read the recipes of the study as they are now, without what the plan is to train."""
+    request = plan.request
+    replaced = {target.adapter for target in plan.of(State.PENDING)}
+    adapters = request.tree.adapters(request.series)
+    return StudyRecipes.read(request.tree, adapters, without=replaced)
 
 
 class _Planner:
@@ -86,6 +144,7 @@ class _Planner:
         self._full = full
         self._read = cache(ImageFolder.read)
         self._left_out = left_out(request.tree)
+        self.overwrite: Overwrite | None = None
 
     def original(self, artist: Artist) -> ImageFolder:
         tree = self._request.tree
@@ -106,8 +165,9 @@ class _Planner:
         if not reason:
             found = judge_adapter(folder, request.spec, images, captions=captions, full=self._full)
             existing = found.state
-            bookmark = self._bookmarks.get(request.adapter(artist).key, {})
-            state, reason = self._decide(folder, images, found, bookmark)
+            state, reason = self._decide(artist, folder, images, found)
+            if state is State.PENDING and existing is State.PENDING:
+                state, reason = self._resumed(folder, images, captions, reason)
             if state is State.PENDING and stems and not request.stack.takes_options:
                 state, reason = State.BLOCKED, _CANNOT_LEAVE_OUT
         return Target(
@@ -124,10 +184,12 @@ class _Planner:
         )
 
     def _decide(
-        self, folder: AdapterFolder, images: ImageFolder, found: AdapterState, bookmark: Mapping[str, Any]
+        self, artist: Artist, folder: AdapterFolder, images: ImageFolder, found: AdapterState
     ) -> tuple[State, str]:
         """Return the state of a target that may be trained, and the reason in words."""
-        state, reason = _wanted(self._request, found, bookmark)
+        bookmark = self._bookmarks.get(self._request.adapter(artist).key, {})
+        done = self.overwrite is not None and self._request.adapter(artist) in self.overwrite.done
+        state, reason = _wanted(self._request, found, bookmark, overwritten=done)
         if state is not State.PENDING:
             return state, reason
         holder = claimed_by(folder.path)
@@ -137,6 +199,16 @@ class _Planner:
         if twin is not None:
             return State.BLOCKED, f"its images in {images.path} are those that {twin} was trained on"
         return state, reason
+
+    def _resumed(
+        self, folder: AdapterFolder, images: ImageFolder, captions: Captions | None, reason: str
+    ) -> tuple[State, str]:
+        """Return the state of a target without an adapter, and the reason with what its checkpoints do."""
+        try:
+            words = resumption(self._request, folder, images, captions, full=self._full)
+        except UsageError as error:
+            return State.BLOCKED, str(error)
+        return State.PENDING, "; ".join(filter(None, (reason, words)))
 
     def _trained_on_same_images(self, own: AdapterFolder, images: ImageFolder) -> Path | None:
         """Return the adapter of another protection that was trained on the very bytes of `images`, if any."""
@@ -151,17 +223,27 @@ class _Planner:
         return None
 
 
-def _wanted(request: Request, found: AdapterState, bookmark: Mapping[str, Any]) -> tuple[State, str]:
-    """Return PENDING when an adapter is to be trained, else its state; and the reason."""
+def _wanted(
+    request: Request, found: AdapterState, bookmark: Mapping[str, Any], *, overwritten: bool
+) -> tuple[State, str]:
+    """Return PENDING when an adapter is to be trained, else its state; and the reason.
+
+    Args:
+        overwritten: the --overwrite that is taken up has trained it again already.
+    """
     if found.state is State.BROKEN:
         return State.PENDING, f"its adapter is broken and will be set aside: {found.reason}"
     if found.state is State.PENDING:
-        overwritten = bookmark.get("note") == OVERWRITTEN
-        return State.PENDING, f"its old adapter was {OVERWRITTEN}" if overwritten else ""
-    if request.overwrite:
+        note = bookmark.get("note")
+        return State.PENDING, f"its old adapter was {note}" if note in (OVERWRITTEN, RETRAINED) else ""
+    if request.overwrite and not (overwritten and found.state is State.COMPLETE):
         return State.PENDING, "--overwrite sets its adapter aside"
+    if found.state is State.STALE and request.retrain_stale:
+        return State.PENDING, f"--retrain-stale sets its adapter aside: {found.reason}"
     if found.state is State.STALE:
-        return State.STALE, f"{found.reason}; kept, type --overwrite to train it again"
+        return State.STALE, f"{found.reason}; kept, type --retrain-stale to train it again"
+    if overwritten:
+        return State.COMPLETE, "trained again by this --overwrite already"
     return State.COMPLETE, found.reason
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mimicry.study import AdapterId, Artist, Condition, StudyTree
 from mimicry.study.selection import Selection
+from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
 from mimicry.tuning.hub import HubOptions
 from mimicry.tuning.options import TuningConfig
@@ -20,8 +21,11 @@ class Request:
     stack: Stack
     config: TuningConfig
     condition: Condition
+    variant: str | None = None
     selection: Selection = field(default_factory=Selection)
     overwrite: bool = False
+    retrain_stale: bool = False
+    allow_mixed_recipes: bool = False
     min_samples_per_artist: int = 1
     require_paired: bool = False
     hub: HubOptions | None = None
@@ -48,8 +52,13 @@ class Request:
         """Whether trainings end with an upload. Only through its options does a stack hear of the Hub."""
         return self.hub is not None and self.stack.takes_options
 
+    @property
+    def series(self) -> str:
+        """The folder of all adapters that are to have one recipe: of the stack, or of a variant of it."""
+        return series_name(self.stack.name, self.variant)
+
     def adapter(self, artist: Artist) -> AdapterId:
-        return AdapterId(self.stack.name, self.condition, artist)
+        return AdapterId(self.stack.name, self.condition, artist, self.variant)
 
     def folder(self, artist: Artist) -> AdapterFolder:
         path = self.tree.adapter_dir(self.adapter(artist))

@@ -19,7 +19,8 @@ class Target:
     `state` is how the adapter is: PENDING for one that the call trains. `existing` is what lay there when it
     was planned, and `weights` tells that file of weights from any other. `original` is the artist's original
     art, where there is some: what every condition is measured on, and whose captions hold for every
-    condition. `left_out` are the stems in quarantine; `images` is without them.
+    condition. `left_out` are the stems in quarantine; `images` is without them. `warnings` are shown with the
+    target; `notes`, which hold for the whole plan, are kept in its record only.
     """
 
     request: Request
@@ -28,6 +29,7 @@ class Target:
     state: State
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     existing: State = State.PENDING
     weights: FileIdentity = None
     original: ImageFolder | None = None
@@ -63,10 +65,10 @@ class Target:
             input_dir=self.images.path,
             output_dir=self.folder.path,
             eval_data_dir=original,
-            base_samples_dir=tree.base_samples(self.request.stack.name) if shows else None,
+            base_samples_dir=tree.base_samples(self.request.series) if shows else None,
             caption_data_dir=original if config.captions else None,
             leave_out=self.left_out,
-            notes=self.warnings,
+            notes=(*self.warnings, *self.notes),
         )
 
     @cached_property

@@ -8,6 +8,7 @@ from mimicry.common.text import printable, shell_line, text_table
 from mimicry.study import State
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
+from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
 
@@ -41,7 +42,12 @@ def plan_table(plan: Plan) -> str:
         for target in plan.targets
     ]
     counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
-    return f"{text_table(('artist', 'images', 'source', 'state', 'reason'), rows)}\n{counts}"
+    table = text_table(("artist", "images", "source", "state", "reason"), rows)
+    return "\n".join((table, *_remarks(plan), counts))
+
+
+def _remarks(plan: Plan) -> list[str]:
+    return [printable(f"note: {remark}") for remark in plan.remarks]
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -50,10 +56,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "data_root": str(request.tree.data_root),
         "stack": request.stack.name,
+        "variant": request.variant,
         "protection": request.condition.protection,
         "countermeasure": request.condition.countermeasure,
         "source": str(plan.source.root),
         "counts": plan.counts(),
+        "remarks": list(plan.remarks),
         "targets": [_target_json(target) for target in plan.targets],
     }
 
@@ -86,7 +94,8 @@ def summary(plan: Plan, results: Sequence[Result]) -> str:
     rows = [_summary_row(target, done.get(target.adapter)) for target in plan.targets]
     counted = Counter(row[1] for row in rows)
     counts = ", ".join(f"{counted[word]} {word}" for word in _SUMMARY_WORDS if counted[word])
-    return f"{text_table(('artist', 'result', 'time', 'loss', 'remark'), rows)}\n{counts}"
+    table = text_table(("artist", "result", "time", "loss", "remark"), rows)
+    return "\n".join((table, *_remarks(plan), counts))
 
 
 def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
@@ -98,10 +107,14 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
             result.evaluation,
             result.numerics,
             *target.warnings,
+            *result.warnings,
             f"log: {target.folder.log}",
         )
         loss = "" if result.loss is None else f"{result.loss:.4f}"
-        return artist, result.word, duration(result.seconds), loss, "; ".join(filter(None, remarks))
+        took = duration(result.seconds)
+        if result.earlier_seconds:
+            took += f" of {duration(result.earlier_seconds + result.seconds)}"
+        return artist, result.word, took, loss, "; ".join(filter(None, remarks))
     if target.state is State.PENDING:
         return artist, "left", "", "", "not begun"
     if target.state in (State.BLOCKED, State.CLAIMED):
@@ -132,8 +145,13 @@ def upload_summary(ends: Sequence[UploadEnd]) -> str:
     return f"{count} uploaded, {len(ends) - count} owed"
 
 
-def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[str]) -> str:
-    """Return what was found in the folders of adapters as a table, problems with images, and their counts."""
+def verdict_table(
+    verdicts: Sequence[Verdict], problems: Sequence[str], recipes: StudyRecipes | None = None
+) -> str:
+    """Return what was found in the folders of adapters as a table, problems with images, and their counts.
+
+    A study of several recipes is said to be one.
+    """
     rows = [
         (str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason)
         for each in verdicts
@@ -142,4 +160,10 @@ def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[str]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
     table = text_table(("condition", "artist", "state", "reason"), rows)
     found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join((table, *map(printable, problems), f"{counts}; {found} with images"))
+    several = []
+    if recipes is not None and recipes.is_mixed:
+        several = [
+            f"the study has {len(recipes.groups)} recipes: "
+            + "; ".join(f"{len(group.adapters)} ({group.places()})" for group in recipes.groups)
+        ]
+    return "\n".join((table, *several, *map(printable, problems), f"{counts}; {found} with images"))

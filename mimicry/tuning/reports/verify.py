@@ -6,7 +6,7 @@ changes no time of a file.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from mimicry.tuning.adapters import (
     TrainingRun,
     judge_adapter,
 )
+from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.progress import checking_bar, is_terminal
 
 # Reading and hashing leave Python free for other threads.
@@ -63,6 +64,21 @@ def verify_adapters(tree: StudyTree, adapters: Sequence[AdapterId], form: Adapte
         judged = pool.map(verdict, adapters)
         bar = tqdm(judged, total=len(adapters), desc="verify", unit="adapter", disable=not is_terminal())
         return [verdict for verdict in bar if verdict is not None]
+
+
+def with_sisters(verdicts: Sequence[Verdict], recipes: StudyRecipes) -> list[Verdict]:
+    """Return the verdicts, each with what its recipe differs in from that of most adapters of the study."""
+    if not recipes.is_mixed:
+        return list(verdicts)
+    most, groups = recipes.groups[0], recipes.by_adapter()
+    found = []
+    for verdict in verdicts:
+        group = groups.get(verdict.adapter)
+        if group is not None and group is not most:
+            sisters = f"another recipe than {most.places()}: {', '.join(most.changes_to(group))}"
+            verdict = replace(verdict, reason=", ".join(filter(None, (verdict.reason, sisters))))
+        found.append(verdict)
+    return found
 
 
 def recorded_spec(run: TrainingRun) -> AdapterSpec:

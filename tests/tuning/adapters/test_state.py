@@ -158,13 +158,21 @@ class TestBothLooks:
             image.rename(room.images_dir / "a2.jpg")
         if change == "longer":
             image.write_bytes(b"12345678")
-        assert room.judge(full=full) == AdapterState(State.STALE, "other images")
+        found = room.judge(full=full)
+        named = {
+            "more": ": new 'c.png'",
+            "fewer": ": gone 'a.jpg'",
+            "dangling": "",
+            "renamed": ": new 'a2.jpg'; gone 'a.jpg'",
+            "longer": ": changed 'a.jpg'",
+        }
+        assert found == AdapterState(State.STALE, f"other images{named[change]}")
 
     def test_all_reasons_at_once(self, room: Room, full: bool) -> None:
         room.train()
         (room.images_dir / "c.png").touch()
         state = room.judge(full=full, rank=8, trainer="x.py")
-        assert state == AdapterState(State.STALE, "rank 4 -> 8, another trainer, other images")
+        assert state == AdapterState(State.STALE, "rank 4 -> 8, another trainer, other images: new 'c.png'")
 
     @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
     def test_broken_weights(self, room: Room, full: bool, content: bytes) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from mimicry.common.children import Interrupted, stop_signals_raise
 from mimicry.common.errors import BatchFault, ClaimedElsewhere
-from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
@@ -27,7 +26,6 @@ from tests.small_study import (
     DORA,
     EVERYBODY,
     STEMS,
-    bookmarks_in,
     plan_of,
     put_adapter,
 )
@@ -237,49 +235,42 @@ def test_other_failures_do_not_stop_it(tree: StudyTree, endings: list[Ending]) -
 # Overwrite
 
 
-def test_overwrite_sets_all_adapters_aside_before_the_first_training(tree: StudyTree) -> None:
+def test_overwrite_sets_an_adapter_aside_when_its_turn_comes(tree: StudyTree) -> None:
     put_adapter(tree, artist=ANNA, hub={"repository_id": "lab/anna"})
     put_adapter(tree, artist=BORIS, recipe={"options": {}})
     (output(tree) / TRAIN_LOG).write_text("the first training\n")
     make_batch(plan_of(tree, artists=("Anna_Berg",)))[0].run()  # takes the bookmark as it was
 
-    def look(target: Target, on_step: OnStep) -> int:
+    def look_from_dora(target: Target, on_step: OnStep) -> int:
+        assert (output(tree) / WEIGHTS).exists()
+        assert (output(tree, BORIS) / WEIGHTS).exists()
+        return succeed(target, on_step)
+
+    def look_from_anna(target: Target, on_step: OnStep) -> int:
         assert not any(output(tree).glob("*.safetensors"))
-        assert not any(output(tree, BORIS).glob("*.json"))
+        assert (output(tree, BORIS) / WEIGHTS).exists()
         assert (output(tree) / TRAIN_LOG).read_text() == "the first training\n"
         return succeed(target, on_step)
 
-    batch, executor = make_batch(plan_of(tree, overwrite=True), {DORA: look})
+    plan = plan_of(tree, overwrite=True)
+    batch, executor = make_batch(plan, {DORA: look_from_dora, ANNA: look_from_anna})
     batch.run()
 
     assert outcomes(batch) == ["trained"] * 4
     assert len(list((output(tree) / "set_aside").glob(f"*-complete/{WEIGHTS}"))) == 1
     assert len(list((output(tree, BORIS) / "set_aside").glob(f"*-stale/{TRAINING_RUN}"))) == 1
-    before = executor.bookmarks_before[0]
-    assert [before[f"none/none/{artist}"].get("note") for artist in EVERYBODY] == [
-        None, OVERWRITTEN, OVERWRITTEN, None,
+    first, second = executor.bookmarks_before[:2]
+    # Until its turn comes it is as complete as before.
+    assert first[f"none/none/{ANNA}"]["status"] == "complete"
+    assert first[f"none/none/{ANNA}"]["hub"] == {"repository_id": "lab/anna"}
+    assert [second[f"none/none/{artist}"].get("note") for artist in EVERYBODY] == [
+        None, OVERWRITTEN, None, None,
     ]  # fmt: skip
     # Nothing of the adapter that is gone: it would be taken for news of the one to come.
-    assert before[f"none/none/{ANNA}"].keys() == {"status", "images", "note", "log", "updated_at"}
+    assert second[f"none/none/{ANNA}"].keys() == {
+        *("status", "images", "note", "log", "overwrite", "updated_at")
+    }
     assert "note" not in mark_of(tree)
-
-
-def test_an_overwrite_that_was_stopped_goes_on_without_overwrite(tree: StudyTree) -> None:
-    for artist in EVERYBODY:
-        put_adapter(tree, artist=artist)
-    batch, _ = make_batch(plan_of(tree, overwrite=True), {ANNA: be_stopped})
-    with pytest.raises(Interrupted):
-        batch.run()
-
-    plan = plan_of(tree, bookmarks=open_tracker(tree).bookmarks())
-
-    assert [(target.state, target.reason) for target in plan.targets] == [
-        (State.COMPLETE, ""),
-        *[(State.PENDING, "its old adapter was set aside by --overwrite")] * 3,
-    ]
-    make_batch(plan)[0].run()
-    assert statuses(tree) == ["complete"] * 4
-    assert all("note" not in mark for mark in bookmarks_in(tree).values())
 
 
 def test_bookmarks_say_pending_before_anything_is_set_aside(

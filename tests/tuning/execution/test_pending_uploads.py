@@ -315,7 +315,7 @@ class TestNextCall:
         note(trained, ANNA, images=stale)
         note(trained, BORIS, images=stale, hub=OWED)
 
-        assert trained.tune("--push-to-hub", "--style=baroque").code == 0
+        assert trained.tune("--push-to-hub", "--style=baroque").code == 3
         assert hub.uploaded == [BORIS.name]
 
     def test_without_uploads_nothing_goes_up(self, trained: QuickStudio, hub: Hub) -> None:

@@ -52,7 +52,9 @@ def test_other_images_make_it_stale(target: Target) -> None:
 
     write_images(target.images.path, salt="another")
 
-    assert (target.judge().state, target.judge().reason) == (State.STALE, "other images")
+    found = target.judge()
+    assert found.state is State.STALE
+    assert found.reason == "other images: changed '01_tree.png', '02_boat.png', '03_hills.png'"
 
 
 def test_a_record_that_is_there_stays(tree: StudyTree, target: Target) -> None:

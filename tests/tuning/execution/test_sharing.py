@@ -63,6 +63,12 @@ class TestBatch:
         assert outcomes(batch) == ["trained"] * 3 + ["claimed"]
         assert batch.results[-1].error.startswith("in use by pid ")
 
+    def test_without_waiting_nothing_is_recorded_of_it(self, tree: StudyTree) -> None:
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        with others(output(tree)):
+            make_batch(plan_of(tree), wait=False)[0].run()
+        assert mark_of(tree)["status"] == "pending"
+
     def test_one_that_another_call_completes_is_skipped(
         self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
     ) -> None:

@@ -178,7 +178,7 @@ class TestLaunch:
         )
         config = next(word for word in words if word.startswith("--config_file="))
         assert words == [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", config),
+            *(sys.executable, str(OWN_SCRIPT.with_name("accelerate_launcher.py")), "--quiet", config),
             *("--num_processes=1", "--num_machines=1", "--dynamo_backend=no"),
             *("--mixed_precision=fp16", "--num_cpu_threads_per_process=3"),
             *(str(OWN_SCRIPT), "--rank=4", "--", "x y"),
@@ -189,7 +189,7 @@ class TestLaunch:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
         words = launch_words(TrainScript.own(), [], TuningConfig(num_processes=3))
-        assert words[5:8] == ["--multi_gpu", "--main_process_port=0", "--num_processes=3"]
+        assert words[4:7] == ["--multi_gpu", "--main_process_port=0", "--num_processes=3"]
         assert "--num_cpu_threads_per_process=2" in words
         assert cpu_threads(9) == 1
         monkeypatch.setenv("OMP_NUM_THREADS", "7")

@@ -93,7 +93,7 @@ class TestExisting:
     def test_a_stale_one_is_kept_and_said_to_be(self, tuned: Tuned) -> None:
         before = tree(tuned.folder)
         outcome = run(WRAPPER, [*tuned.words, "--seed=43"], cwd=tuned.folder)
-        assert outcome.returncode == 0, outcome.stderr
+        assert outcome.returncode == 3, outcome.stderr
         assert "stale: data/" in outcome.stdout
         assert "seed 42 -> 43" in outcome.stdout
         assert "type --overwrite" in outcome.stdout
@@ -264,7 +264,7 @@ def test_a_dry_run_shows_the_command_and_writes_nothing(studio: Studio, tmp_path
     assert tree(tmp_path) == before
     assert not (tmp_path / "out dir").exists()
     words = shlex.split(outcome.stdout)
-    assert words[1:3] == ["-m", "accelerate.commands.launch"]
+    assert Path(words[1]).name == "accelerate_launcher.py"
     assert str(OWN_SCRIPT) in words
     assert "--instance_data_dir=O'Keeffe; {x}" in words
     assert "--output_dir=out dir" in words
@@ -308,8 +308,24 @@ def test_a_folder_that_another_process_works_in_is_left_alone(studio: Studio, tm
     assert not (tmp_path / "out").exists()
 
 
+AROUND = {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
+
+
 @needs_proc
-def test_a_stop_signal_leaves_no_process_behind(studio: Studio, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "around"),
+    [(signal.SIGTERM, {}), (signal.SIGINT, AROUND)],
+    ids=["SIGTERM", "SIGINT, within a launcher"],
+)
+def test_a_stop_signal_leaves_no_process_behind(
+    number: signal.Signals,
+    around: dict[str, str],
+    studio: Studio,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
     log, output_dir = tmp_path / "log", tmp_path / "out"
     words: list[Any] = [
         *("--input-dir", studio.images, "--output-dir", output_dir, "--no-push-to-hub"),
@@ -321,15 +337,19 @@ def test_a_stop_signal_leaves_no_process_behind(studio: Studio, tmp_path: Path) 
         await_step(process, output_dir, log)
         # Wrapper, launcher and trainer.
         assert len(processes_naming(str(output_dir))) >= 3
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(DEADLINE_SECONDS) == 128 + number
     finally:
         end(process)
     deadline = time.monotonic() + 10
     while processes_naming(str(output_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_naming(str(output_dir)) == []
-    assert "stopped by SIGTERM" in log.read_text()
+    assert f"stopped by {number.name}" in log.read_text()
     assert "Traceback" not in log.read_text()
+    said = (output_dir / "train.log").read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == f"stopped by {number.name}"
+    assert ("left out of the environment" in said and "WORLD_SIZE=4" in said) == bool(around)
     assert training_run(output_dir)["status"] == "interrupted"
     assert not os.path.lexists(output_dir / WEIGHTS)

@@ -13,6 +13,8 @@ from peft import PeftConfig
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
+from mimicry.study.tree import StudyTree
+from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.hf_diffusers import artist_job, one_artist
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
@@ -20,6 +22,7 @@ from mimicry.tuning.hf_diffusers.one_artist import train_artist
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
 from tests.hostile_names import over_hostile_names
+from tests.small_study import ANNA, bookmarks_in, output_dir
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 from tests.tuning.lora_files import adapter_spec, check_adapter, judge
@@ -270,3 +273,71 @@ def test_what_the_trainer_recorded_of_its_end_stays(studio: Studio, tmp_path: Pa
     with pytest.raises(TrainingFailed, match="training diverged"):
         train_artist(job)
     assert training_run(job.inputs.output_dir) == {"status": "failed", "error": "training diverged"}
+
+
+def test_a_launcher_around_it_is_left_out_of_its_environment(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "MASTER_ADDR": "nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    job = make_job(studio, tmp_path)
+    job.script.path.write_text(
+        job.script.path.read_text() + "\nprint('it sees', sorted({'WORLD_SIZE', 'RANK'} & set(os.environ)))\n"
+    )
+
+    train_artist(job)
+
+    log = (job.inputs.output_dir / "train.log").read_text()
+    assert "it sees []" in log
+    assert log.count("MASTER_ADDR=nowhere, RANK=1, WORLD_SIZE=4") == 1
+
+
+class TestTracker:
+    """By hand on one artist of a study, as after a failure under apply_tuning."""
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> StudyTree:
+        return StudyTree(tmp_path / "study")
+
+    def job(self, studio: Studio, tree: StudyTree, tmp_path: Path) -> ArtistJob:
+        return make_job(studio, tmp_path, output_dir(tree))
+
+    def test_it_hears_of_a_training_that_went_well(
+        self, studio: Studio, tree: StudyTree, tmp_path: Path
+    ) -> None:
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="failed", error="it burned")
+
+        train_artist(self.job(studio, tree, tmp_path))
+
+        mark = bookmarks_in(tree)[f"none/none/{ANNA}"]
+        assert (mark["status"], mark.get("error")) == ("complete", None)
+        assert mark["log"].endswith("train.log")
+
+    def test_it_hears_of_one_that_failed(
+        self, studio: Studio, tree: StudyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        job = self.job(studio, tree, tmp_path)
+
+        def fail(job: ArtistJob, variable: Mapping[str, str]) -> int:
+            job.folder.record.write_text('{"status": "failed", "error": "it burned"}')
+            return 1
+
+        monkeypatch.setattr(one_artist, "run_script", fail)
+        with pytest.raises(TrainingFailed, match="it burned"):
+            train_artist(job)
+
+        mark = bookmarks_in(tree)[f"none/none/{ANNA}"]
+        assert (mark["status"], mark["error"]) == ("failed", "it burned")
+
+    def test_a_study_without_one_gets_none(self, studio: Studio, tree: StudyTree, tmp_path: Path) -> None:
+        train_artist(self.job(studio, tree, tmp_path))
+        assert not tree.tracker.exists()
+
+    def test_apply_tuning_tells_it_itself(
+        self, studio: Studio, tree: StudyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        monkeypatch.setenv("MIMICRY_PARENT_PIPE", "1")
+        train_artist(self.job(studio, tree, tmp_path))
+        assert bookmarks_in(tree)[f"none/none/{ANNA}"]["status"] == "pending"

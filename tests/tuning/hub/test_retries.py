@@ -93,3 +93,21 @@ def test_the_last_error_is_raised(slept: list[float]) -> None:
 def test_the_hub_may_ask_for_a_longer_wait(asked: str, seconds: float, slept: list[float]) -> None:
     retry(failing(Refused(429, **{"Retry-After": asked})), (2.0,), print)
     assert slept == [seconds]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "403 Forbidden: Private repository storage limit reached, please upgrade your plan",
+        "You have exceeded your Quota",
+    ],
+)
+def test_a_hub_without_room_is_told_from_a_token_without_rights(said: str) -> None:
+    error = Refused(403)
+    error.args = (said,)
+
+    full, forbidden = explain(error, "lab"), explain(Refused(403), "lab")
+
+    assert "no more room for private files of lab" in full
+    assert "the token is not at fault" in full and said in full
+    assert "may not write to lab" in forbidden

@@ -121,7 +121,7 @@ def test_floats_keep_their_last_bit() -> None:
 
 def test_every_option_is_explicit_towards_the_wrapper() -> None:
     given = {word.split("=")[0] for word in option_words(TuningConfig())}
-    left_out = {"--revision", "--variant", "--cache-dir", "--prompt-cache-dir"}
+    left_out = {"--revision", "--model-variant", "--cache-dir", "--prompt-cache-dir"}
     left_out |= {
         "--prodigy-beta3",
         "--lora-layers",

@@ -189,7 +189,7 @@ class TestQuarantine:
 
         ended = quick_studio.tune("--quarantine-unpaired", "--artist=Anna_Berg")
 
-        assert "other images; kept, type --overwrite" in ended.out
+        assert "gone '02_boat.png'; kept, type --retrain-stale" in ended.out
 
     def test_what_cannot_be_read_for_now_is_not_left_out(
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch

@@ -113,7 +113,7 @@ class TestCaptions:
         (call,) = quick_calls(quick_studio.stack)
         assert f"--caption-data-dir={original(quick_studio.tree)}" in call["words"]
         assert "--captions" in call["words"]
-        quick_studio.tune("--artist=Boris_Cole")
+        assert quick_studio.tune("--artist=Boris_Cole", "--variant=plain").code == 0
         assert not [word for word in quick_calls(quick_studio.stack)[1]["words"] if "caption-data" in word]
 
     def test_another_trainer_cannot_take_them(self, quick_studio: QuickStudio) -> None:

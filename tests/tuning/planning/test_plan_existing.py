@@ -45,7 +45,7 @@ def test_an_adapter_of_other_options_is_stale_and_says_which(tree: StudyTree) ->
 
     assert judged(target) == (State.STALE, State.STALE)
     assert target.reason == (
-        "max_train_steps 500 -> 7, seed 42 -> 1; kept, type --overwrite to train it again"
+        "max_train_steps 500 -> 7, seed 42 -> 1; kept, type --retrain-stale to train it again"
     )
 
 

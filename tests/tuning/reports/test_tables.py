@@ -60,7 +60,7 @@ def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> Non
     assert anna.split() == [str(ANNA), "3", "protected_art/mist", "complete"]
     assert boris.split(maxsplit=4)[3:] == [
         "stale",
-        "another trainer; kept, type --overwrite to train it again",
+        "another trainer; kept, type --retrain-stale to train it again",
     ]
     assert clara.split(maxsplit=4)[1:4] == ["0", "protected_art/mist", "blocked"]
     assert "there is no image" in clara
@@ -74,10 +74,12 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
     assert value == {
         "data_root": str(tree.data_root),
         "stack": "hf_diffusers",
+        "variant": None,
         "protection": "mist",
         "countermeasure": "none",
         "source": str(tree.protected_art / "mist"),
         "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1},
+        "remarks": [],
     }
     assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
     assert targets[0] == {
@@ -150,7 +152,7 @@ def test_the_summary_says_why_others_were_not_trained(plan: Plan) -> None:
     assert anna.split() == [str(ANNA), "skipped", "complete"]
     assert boris.split(maxsplit=2)[1:] == [
         "skipped",
-        "stale; another trainer; kept, type --overwrite to train it again",
+        "stale; another trainer; kept, type --retrain-stale to train it again",
     ]
     assert clara.split()[1] == "blocked" and "there is no image" in clara
     assert counts == "1 trained, 2 skipped, 1 blocked"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,12 @@ from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.planning.on_disk import AdapterFilter
-from mimicry.tuning.reports.verify import Verdict, verify_adapters
+from mimicry.tuning.planning.recipes import StudyRecipes
+from mimicry.tuning.reports.verify import Verdict, verify_adapters, with_sisters
 from tests.small_study import (
     ANNA,
     BORIS,
+    CONFIG,
     MIST,
     ORIGINAL,
     listing,
@@ -109,7 +113,46 @@ def test_a_condition_whose_images_are_gone_is_stale(tree: StudyTree) -> None:
     put_adapter(tree, MIST)
     (tree.protected_art / "mist").rename(tree.data_root / "elsewhere")
     (found,) = verdicts(tree)
-    assert (found.state, found.reason) == ("stale", "other images")
+    assert found.state is State.STALE
+    assert found.reason == "other images: gone '01_tree.png', '02_boat.png', '03_hills.png'"
+
+
+def test_a_copied_adapter_is_told_from_its_own(tree: StudyTree) -> None:
+    trained = put_adapter(tree, paths={"output_dir": str(output_dir(tree))})
+    shutil.copytree(trained, output_dir(tree, MIST))
+
+    ours, copied = verdicts(tree)
+
+    assert (ours.state, ours.reason) == (State.COMPLETE, "")
+    assert copied.state is State.STALE
+    assert copied.reason.startswith(f"its record is of none__none/{ANNA}, other images: changed ")
+
+
+class TestSisters:
+    @pytest.fixture
+    def compared(self, tree: StudyTree) -> list[Verdict]:
+        put_adapter(tree)
+        put_adapter(tree, ORIGINAL, BORIS)
+        put_adapter(tree, MIST, config=replace(CONFIG, rank=8))
+        return with_sisters(verdicts(tree), StudyRecipes.read(tree, tree.adapters("hf_diffusers")))
+
+    def test_one_of_another_recipe_is_named_with_what_differs(self, compared: list[Verdict]) -> None:
+        assert [(str(one.adapter.condition), one.state, one.reason) for one in compared] == [
+            ("none__none", State.COMPLETE, ""),
+            ("mist__none", State.COMPLETE, "another recipe than none__none 2: rank 4 -> 8"),
+            ("none__none", State.COMPLETE, ""),
+        ]
+
+    def test_the_program_says_so_and_ends_with_3(self, quick_studio: QuickStudio) -> None:
+        quick_studio.tune("--artist=Anna_Berg")
+        quick_studio.tune("--artist=Anna_Berg", "--protection=mist", "--seed=7", "--allow-mixed-recipes")
+
+        found = quick_studio.verify()
+
+        assert found.code == 3
+        assert "the study has 2 recipes: 1 (mist__none 1); 1 (none__none 1)" in found.out
+        # It asks for no options, and compares with none of their defaults.
+        assert "max_train_steps" not in found.out
 
 
 class TestProgram:
@@ -161,13 +204,13 @@ class TestProgram:
         assert quick_studio.tune("--artist=Anna_Berg").code == 0
         write_images(original(quick_studio.tree), salt="another")
         ended = quick_studio.verify()
-        assert (ended.code, ended.out.splitlines()[-1]) == (0, "1 stale; 0 problems with images")
-        assert "other images" in ended.out
+        assert (ended.code, ended.out.splitlines()[-1]) == (3, "1 stale; 0 problems with images")
+        assert "other images: changed '01_tree.png'" in ended.out
 
-    def test_no_wait_ends_with_exit_code_1(self, quick_studio: QuickStudio) -> None:
+    def test_no_wait_ends_with_exit_code_3(self, quick_studio: QuickStudio) -> None:
         with Claim.take_anew(output_dir(quick_studio.tree, ORIGINAL, ANNA, "quick")):
             ended = quick_studio.tune("--style=baroque", "--no-wait")
             shown = json.loads(quick_studio.tune("--style=baroque", "--dry-run", "--json").out)
-        assert ended.code == 1
+        assert ended.code == 3
         assert ended.out.splitlines()[-1] == "1 trained, 1 claimed"
         assert [target["state"] for target in shown["targets"]] == ["claimed", "complete"]

@@ -8,8 +8,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
+from mimicry.tuning.hf_diffusers.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
-from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, named_layers
+from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup

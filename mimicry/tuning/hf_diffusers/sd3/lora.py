@@ -11,11 +11,11 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from mimicry.common.errors import UsageError, nearest
 from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder
 from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES, chooses_modules
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.lora_modules import choose_modules
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora
 from mimicry.tuning.options.config import TuningConfig
@@ -32,66 +32,14 @@ def check_modules(model: BaseModel, config: TuningConfig) -> None:
             chosen_modules(SD3Transformer2DModel.from_config(model.config_of("transformer")), config)
 
 
-def named_layers(config: TuningConfig) -> Sequence[str]:
-    """Return the layers that get a LoRA, by the ends of their names."""
-    return TARGET_MODULES if config.lora_layers is None else _items(config.lora_layers)
-
-
 def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> list[str]:
     """Return the full names of the modules that lora_layers and lora_blocks ask for, sorted.
 
-    A layer is named by the end of its name, from a dot on. With lora_blocks only the layers of those blocks
-    are meant.
-
     Raises:
-        UsageError: the model, or those of its blocks, have no such layer; or it has no such block.
+        UsageError: see `choose_modules`.
     """
     known = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
-    within, where = known, ""
-    if config.lora_blocks is not None:
-        blocks = _items(config.lora_blocks)
-        _check_blocks(blocks, len(transformer.transformer_blocks))
-        within, where = [name for name in known if _block(name) in blocks], f" in blocks {', '.join(blocks)}"
-    if config.lora_layers is None:
-        # SD3's last block lacks one of them.
-        return sorted(name for layer in TARGET_MODULES for name in _ending(layer, within))
-    layers = _items(config.lora_layers)
-    ends = sorted({_without_block(name) for name in within})
-    problems = [
-        f"--lora-layers: {layer!r} is not a layer{where}; {nearest(layer, ends)}"
-        for layer in layers
-        if not _ending(layer, within)
-    ]
-    if problems:
-        raise UsageError(*problems)
-    return sorted({name for layer in layers for name in _ending(layer, within)})
-
-
-def _check_blocks(blocks: Sequence[str], block_count: int) -> None:
-    problems = [
-        f"--lora-blocks: {block!r} is not a block of this model; it takes numbers from 0 to {block_count - 1}"
-        for block in blocks
-        if block not in map(str, range(block_count))
-    ]
-    if problems:
-        raise UsageError(*problems)
-
-
-def _ending(layer: str, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name == layer or name.endswith(f".{layer}")]
-
-
-def _items(words: str) -> list[str]:
-    return [item.strip() for item in words.split(",")]
-
-
-def _block(name: str) -> str | None:
-    parts = name.split(".")
-    return parts[1] if parts[0] == "transformer_blocks" else None
-
-
-def _without_block(name: str) -> str:
-    return name if _block(name) is None else name.split(".", 2)[2]
+    return choose_modules(known, len(transformer.transformer_blocks), config)
 
 
 def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dict[str, torch.nn.Parameter]:

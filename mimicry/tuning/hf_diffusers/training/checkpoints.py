@@ -21,19 +21,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mimicry.common.errors import TrainingFailed, UsageError
-from mimicry.common.files import atomic_folder, json_bytes, read_json, set_aside, sha256_file
-from mimicry.common.text import first_few
+from mimicry.common.errors import TrainingFailed
+from mimicry.common.files import atomic_folder, json_bytes, set_aside, sha256_file
 from mimicry.study.captions import record_differences
 from mimicry.tuning.adapters import METRICS, AdapterFolder
+from mimicry.tuning.adapters.checkpoint_facts import (
+    ADAPTER,
+    PARTS,
+    SCHEMA,
+    STATE,
+    CheckpointFacts,
+    choose_checkpoint,
+)
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
-from mimicry.tuning.adapters.recipe import recipe_differences
-from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE
+from mimicry.tuning.options.config import RESUME_NONE
 
-ADAPTER = "adapter.safetensors"
-STATE = "state.safetensors"
-_SCHEMA = 1
-_PARTS = (ADAPTER, STATE, METRICS)
 # A tensor within a state stands in STATE; in FACTS there is its name instead, under this key.
 _TENSOR = "tensor"
 
@@ -46,42 +48,8 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
-class NotWholeError(Exception):
-    """A folder named like a checkpoint is not one, or is damaged."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(CheckpointFacts):
     """A whole checkpoint; its tensors are read when they are asked for."""
-
-    folder: Path
-    facts: Mapping[str, Any]
-
-    @property
-    def step(self) -> int:
-        step: int = self.facts["step"]
-        return step
-
-    @classmethod
-    def read(cls, folder: Path) -> "Checkpoint":
-        """Read the checkpoint in `folder`.
-
-        Raises:
-            NotWholeError: a file is missing, or is not the one that was written.
-        """
-        try:
-            facts = read_json(folder / FACTS)
-            if facts["schema"] != _SCHEMA:
-                raise NotWholeError("it was written by another version")
-            damaged = [name for name in _PARTS if sha256_file(folder / name) != facts["sha256"][name]]
-        except OSError as error:
-            # Its text names the path, and this becomes a warning in a file that is published.
-            raise NotWholeError(f"it is not whole: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise NotWholeError(f"it is not whole: {type(error).__name__} in {FACTS}") from error
-        if damaged:
-            raise NotWholeError(f"it is not whole: {', '.join(damaged)} is damaged")
-        return cls(folder, facts)
 
     def metrics(self) -> bytes:
         """Return the content of metrics.jsonl up to this step."""
@@ -134,25 +102,7 @@ class Checkpoints:
         Raises:
             UsageError: the one that was asked for does not fit.
         """
-        names = self._folder.checkpoint_names()
-        if wanted == RESUME_NONE:
-            return None, dict.fromkeys(names, "a new beginning was asked for")
-        if wanted != RESUME_LATEST:
-            chosen = self._asked_for(wanted)
-            newer = [name for name in names if int(name.rpartition("-")[2]) > chosen.step]
-            return chosen, dict.fromkeys(newer, f"step {chosen.step} was asked for")
-        unused: dict[str, str] = {}
-        for name in names:
-            try:
-                checkpoint = Checkpoint.read(self.output_dir / name)
-            except NotWholeError as error:
-                unused[name] = str(error)
-                continue
-            difference = self._difference(checkpoint)
-            if not difference:
-                return checkpoint, unused
-            unused[name] = difference
-        return None, unused
+        return choose_checkpoint(self._folder, wanted, Checkpoint.read, self._difference)
 
     def clear_way(self, unused: Mapping[str, str]) -> None:
         """Set the checkpoints `unused` aside, and remove what killed processes have left half-written."""
@@ -189,14 +139,14 @@ class Checkpoints:
             save_file(tensors, temporary / STATE)
             shutil.copyfile(self.output_dir / METRICS, temporary / METRICS)
             content = {
-                "schema": _SCHEMA,
+                "schema": SCHEMA,
                 "step": step,
                 "recipe": self.recipe,
                 "images": self.images,
                 "class_images": self.class_images,
                 **facts,
                 "states": states,
-                "sha256": {name: sha256_file(temporary / name) for name in _PARTS},
+                "sha256": {name: sha256_file(temporary / name) for name in PARTS},
             }
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / FACTS).write_bytes(json_bytes(text))
@@ -214,37 +164,14 @@ class Checkpoints:
                 (self.output_dir / name).rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
 
-    def _asked_for(self, wanted: str) -> Checkpoint:
-        # By its name alone, as the diffusers example has it, or by its path.
-        folder = next((path for path in (Path(wanted), self.output_dir / wanted) if path.is_dir()), None)
-        reason = "there is no such folder"
-        if folder is not None:
-            try:
-                checkpoint = Checkpoint.read(folder)
-                reason = self._difference(checkpoint)
-            except NotWholeError as error:
-                reason = str(error)
-            if not reason:
-                return checkpoint
-        known = ", ".join(self._folder.checkpoint_names()) or "none"
-        raise UsageError(
-            f"--resume-from-checkpoint {wanted}: {reason}; type {RESUME_LATEST}, {RESUME_NONE} or the path "
-            f"of a checkpoint of this adapter (in its folder: {known})"
-        )
-
     def _difference(self, checkpoint: Checkpoint) -> str:
         """Say in words what tells a checkpoint's run from ours; empty when nothing does."""
-        recorded = checkpoint.facts["recipe"]
-        words = recipe_differences(recorded, self.recipe)
-        # A new option counts as its default. One that is gone may have meant anything.
-        gone = recorded["options"].keys() - self.recipe["options"].keys()
-        if gone:
-            words.append(f"options of another version: {first_few(sorted(gone))}")
+        words: list[str] = []
         if checkpoint.facts["images"] != self.images:
             words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
         if checkpoint.facts.get("class_images") != self.class_images:
             words.append("other class images")
-        return f"it belongs to another run: {', '.join(words)}" if words else ""
+        return checkpoint.other_run(self.recipe, words)
 
 
 def _copied(value: Tensor) -> Tensor:

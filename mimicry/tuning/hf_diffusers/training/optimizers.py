@@ -10,12 +10,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mimicry.common.errors import UsageError
+from mimicry.tuning.hf_diffusers.optimizer_options import (
+    learning_rate,
+    optimizer_libraries,
+    optimizer_problems,
+)
 from mimicry.tuning.options.config import TuningConfig
 
 # Where torch has AdamW as one kernel.
 _FUSED_DEVICES = ("cpu", "cuda")
-# polynomial ends at this rate and refuses to begin below it.
-_POLYNOMIAL_END = 1e-7
 # Prodigy's rate is a factor of the step size that it finds; with less than this it hardly moves.
 _LOW_FOR_PRODIGY = 0.1
 
@@ -26,12 +29,8 @@ def check_optimizer(config: TuningConfig) -> None:
     Raises:
         UsageError: a library is missing, or options do not go together; all problems at once.
     """
-    problems = []
-    if config.use_8bit_adam and config.optimizer != "AdamW":
-        problems.append(
-            f"--use-8bit-adam goes with --optimizer AdamW only, and --optimizer is {config.optimizer}"
-        )
-    for package, flag in _libraries(config).items():
+    problems = optimizer_problems(config)
+    for package, flag in optimizer_libraries(config).items():
         try:
             importlib.import_module(package)
         except ImportError as error:
@@ -39,12 +38,6 @@ def check_optimizer(config: TuningConfig) -> None:
                 f"{flag} needs {package}, which cannot be imported ({error}); type "
                 f"pip install {package}, or leave {flag} out"
             )
-    rate = learning_rate(config)
-    if config.lr_scheduler == "polynomial" and rate <= _POLYNOMIAL_END:
-        problems.append(
-            f"--lr-scheduler polynomial ends at a learning rate of {_POLYNOMIAL_END:g} and would begin at "
-            f"{rate:g}; type a larger --learning-rate"
-        )
     if problems:
         raise UsageError(*problems)
 
@@ -58,13 +51,6 @@ def optimizer_warnings(config: TuningConfig) -> list[str]:
             f"type --learning-rate 1"
         ]
     return []
-
-
-def learning_rate(config: TuningConfig) -> float:
-    """Return the learning rate before any schedule; with scale_lr it grows with the samples of a step."""
-    if not config.scale_lr:
-        return config.learning_rate
-    return config.learning_rate * config.samples_per_step
 
 
 def make_optimizer(
@@ -116,13 +102,3 @@ def make_scheduler(config: TuningConfig, optimizer: Optimizer, step_count: int) 
         power=config.lr_power,
     )
     return scheduler
-
-
-def _libraries(config: TuningConfig) -> dict[str, str]:
-    """Return the packages that torch does not bring, with the flags that ask for them."""
-    needed = {}
-    if config.optimizer == "prodigy":
-        needed["prodigyopt"] = "--optimizer prodigy"
-    if config.use_8bit_adam:
-        needed["bitsandbytes"] = "--use-8bit-adam"
-    return needed

@@ -301,6 +301,7 @@ class RunRecord:
             "stage_seconds": {name: round(seconds, 3) for name, seconds in self.stage_seconds.items()},
             "steps": self.steps,
             "resumed_from": None if self.resumed is None else self.resumed.step,
+            "earlier_seconds": self.earlier_seconds,
             "loss_spikes": self.history.loss_spikes,
             "peak_memory_bytes": self.runtime.peak_memory_bytes(),
             "eval_loss": self._eval_loss(),

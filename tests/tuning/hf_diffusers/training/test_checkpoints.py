@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mimicry.common.errors import UsageError
+from mimicry.tuning.adapters.checkpoint_facts import NotWholeError
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.training import checkpoints
-from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, NotWholeError
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import (

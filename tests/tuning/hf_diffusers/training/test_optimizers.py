@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mimicry.common.errors import UsageError
+from mimicry.tuning.hf_diffusers.optimizer_options import learning_rate
 from mimicry.tuning.hf_diffusers.training.optimizers import (
     check_optimizer,
-    learning_rate,
     make_optimizer,
     make_scheduler,
     optimizer_warnings,

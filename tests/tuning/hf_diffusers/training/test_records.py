@@ -75,7 +75,8 @@ class TestTrainingRun:
             """
             schema recipe recipe_hash options base_model command paths host versions warnings images
             numerics memory other_numerics status started_at finished_at seconds stage_seconds steps
-            resumed_from loss_spikes peak_memory_bytes final_loss mean_loss draws_sha256 weights eval_loss
+            resumed_from earlier_seconds loss_spikes peak_memory_bytes final_loss mean_loss draws_sha256
+            weights eval_loss
             """.split()
         )
         assert run["schema"] == 1

@@ -1,0 +1,186 @@
+"""The recipes of a study: those of its complete adapters, and of those in training.
+
+Two adapters may differ in their images alone. The recipe of `{stack}@{variant}` is that of its adapters: the
+options, the base model and the trainer that stand in their records, and the class images. Images, captions
+and crops are not part of it, and neither are numerics, which are compared with those of sisters.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mimicry.common.claims import claimed_by
+from mimicry.common.errors import AdapterBroken
+from mimicry.common.files import canonical_json
+from mimicry.common.text import first_few
+from mimicry.study import AdapterId, StudyTree
+from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, TrainingRun, recipe_differences
+from mimicry.tuning.adapters.recipe import complete_options
+from mimicry.tuning.planning.request import Request
+
+
+@dataclass
+class RecipeGroup:
+    """Adapters of one recipe; `run` is the record of the first of them.
+
+    `class_images` tells the class images of prior preservation from others; None where there are none.
+    """
+
+    run: TrainingRun
+    class_images: str | None
+    adapters: list[AdapterId] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        recipe = self.run.recipe
+        assert recipe is not None  # one without a recipe is in no group
+        return recipe
+
+    def places(self) -> str:
+        """Say how many adapters of which conditions there are."""
+        counts = Counter(str(adapter.condition) for adapter in self.adapters)
+        return ", ".join(f"{condition} {count}" for condition, count in counts.items())
+
+    def differences(self, asked: AdapterSpec) -> list[str]:
+        """Say in words in what adapters as `asked` for would differ from these, beside their images."""
+        if asked.recipe is None:
+            return []
+        words = recipe_differences(self.recipe, asked.recipe)
+        if _class_images_differ(self.class_images, asked):
+            words.append("other class images")
+        return words
+
+    def changes_to(self, other: "RecipeGroup") -> list[str]:
+        """Say in words how the recipe of another group differs from this one."""
+        asked = {**other.recipe, "options": complete_options(other.recipe)}
+        words = recipe_differences(self.recipe, asked)
+        return words if self.class_images == other.class_images else [*words, "other class images"]
+
+
+@dataclass(frozen=True)
+class StudyRecipes:
+    """The recipes of a study, that of most adapters first.
+
+    `unknown` are adapters whose recipe no record tells.
+    """
+
+    groups: tuple[RecipeGroup, ...] = ()
+    unknown: tuple[AdapterId, ...] = ()
+
+    @classmethod
+    def read(
+        cls, tree: StudyTree, adapters: Iterable[AdapterId], without: Collection[AdapterId] = ()
+    ) -> "StudyRecipes":
+        """Read the records of those `adapters` that are complete or in training.
+
+        Args:
+            without: those that do not count, because they are about to be replaced.
+        """
+        groups = _Groups()
+        unknown = []
+        for adapter in adapters:
+            if adapter in without:
+                continue
+            folder = AdapterFolder(tree.adapter_dir(adapter))
+            # A training of another call is to end as an adapter of the study.
+            if not folder.has_weights and not claimed_by(folder.path):
+                continue
+            run = _usable_run(folder)
+            if run is not None:
+                groups.add(adapter, run)
+            elif folder.has_weights:
+                unknown.append(adapter)
+        return cls(groups.sorted(), tuple(unknown))
+
+    @property
+    def is_mixed(self) -> bool:
+        return len(self.groups) > 1
+
+    def others(self, asked: AdapterSpec) -> list[RecipeGroup]:
+        """Return the groups whose recipe is not the one that is asked for."""
+        return [group for group in self.groups if group.differences(asked)]
+
+    def by_adapter(self) -> dict[AdapterId, RecipeGroup]:
+        return {adapter: group for group in self.groups for adapter in group.adapters}
+
+
+def mixed_notes(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:
+    """Return what the record of each training says of a study that is mixed on purpose."""
+    if not request.allow_mixed_recipes:
+        return ()
+    others = [
+        f"{len(group.adapters)} ({group.places()}): {', '.join(group.differences(request.spec))}"
+        for group in recipes.others(request.spec)
+    ]
+    if not others:
+        return ()
+    return (f"mixed recipes, by --allow-mixed-recipes; adapters of others: {'; '.join(others)}",)
+
+
+def study_remarks(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:
+    """Return what a plan says of the recipes of the study that it goes with."""
+    remarks = list(mixed_notes(request, recipes))
+    others = recipes.others(request.spec) if recipes.groups else []
+    if others and request.retrain_stale:
+        words = [f"{group.places()} ({', '.join(group.differences(request.spec))})" for group in others]
+        remarks.append(
+            f"still of another recipe: {'; '.join(words)}; type the same options with --retrain-stale for "
+            f"these"
+        )
+    if recipes.unknown:
+        names = [f"{one.condition}/{one.artist}" for one in recipes.unknown]
+        remarks.append(f"no record tells the recipe of {first_few(names)}, so it is not compared")
+    return tuple(remarks)
+
+
+class _Groups:
+    """Sorts records into groups; most records of a study have the same recipe, value by value."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, RecipeGroup] = {}
+        self._seen: list[tuple[Mapping[str, Any], str | None, RecipeGroup]] = []
+
+    def add(self, adapter: AdapterId, run: TrainingRun) -> None:
+        recipe, class_images = run.recipe, _listing(run)
+        assert recipe is not None
+        for known, listing, group in self._seen:
+            if listing == class_images and known == recipe:
+                group.adapters.append(adapter)
+                return
+        # Records of several versions may have other options and yet the same recipe.
+        same = {**recipe, "options": complete_options(recipe), "class_images": class_images}
+        group = self._by_key.setdefault(canonical_json(same), RecipeGroup(run, class_images))
+        self._seen.append((recipe, class_images, group))
+        group.adapters.append(adapter)
+
+    def sorted(self) -> tuple[RecipeGroup, ...]:
+        return tuple(sorted(self._by_key.values(), key=lambda group: -len(group.adapters)))
+
+
+def _usable_run(folder: AdapterFolder) -> TrainingRun | None:
+    """Return the record of an adapter that tells its recipe; None where there is none to rely on."""
+    try:
+        run = folder.run
+    except AdapterBroken:
+        return None
+    if run is None or not run.recipe or complete_options(run.recipe) is None:
+        return None
+    # Weights without their sha256 are those of another training than the record is about.
+    return None if folder.has_weights and run.weights_sha256 is None else run
+
+
+def _listing(run: TrainingRun) -> str | None:
+    listing = (run.class_images or {}).get("listing_sha256")
+    return listing if isinstance(listing, str) else None
+
+
+def _class_images_differ(recorded: str | None, asked: AdapterSpec) -> bool:
+    images = asked.class_images
+    # Those that are still to be generated are not known yet.
+    if images is None or recorded is None or images.missing():
+        return False
+    try:
+        return images.listing_sha256() != recorded
+    except OSError:
+        return True
