@@ -84,10 +84,11 @@ _call_options = options(
         help="An artist with fewer images is blocked.",
     ),
     option(
-        "--require-paired",
+        "--allow-unpaired",
         topic=CALL,
         is_flag=True,
-        help="Block an artist whose images are not those of original_art by name.",
+        help="Train an artist whose images do not pair with those of original_art, by name or by their look; "
+        "the adapter is marked as unpaired for good.",
     ),
     option(
         "--quarantine-unpaired",
@@ -149,7 +150,7 @@ def _request(config: TuningConfig, stack: Stack, condition: Condition, parameter
         selection=selection_of(parameters),
         overwrite=parameters["overwrite"],
         min_samples_per_artist=parameters["min_samples_per_artist"],
-        require_paired=parameters["require_paired"],
+        allow_unpaired=parameters["allow_unpaired"],
         hub=hub if parameters["push_to_hub"] else None,
         train_script=parameters["train_script"],
         stall_minutes=parameters["stall_minutes"],

@@ -19,7 +19,13 @@ from mimicry.tuning.execution import (
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
 from mimicry.tuning.planning import Plan, Request, make_plan
-from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images
+from mimicry.tuning.planning.image_check import (
+    check_images,
+    image_lists,
+    quarantine_bad_images,
+    recall_images,
+    write_image_lists,
+)
 from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
@@ -35,9 +41,10 @@ class Orchestrator:
 
     def show(self, *, verbose: bool) -> int:
         """Print the plan, and what would forbid it; write nothing."""
-        plan = self._plan(full=False)
+        plan = recall_images(self._plan(full=False))
         print(tables.plan_table(plan))
         if verbose:
+            print(image_lists(plan), end="")
             print(tables.commands(plan))
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
@@ -45,7 +52,7 @@ class Orchestrator:
 
     def show_json(self) -> int:
         """Print the plan for programs; write nothing."""
-        print(json.dumps(tables.plan_json(self._plan(full=False)), indent=2))
+        print(json.dumps(tables.plan_json(recall_images(self._plan(full=False))), indent=2))
         return 0
 
     def train(self, *, verbose: bool) -> int:
@@ -57,12 +64,16 @@ class Orchestrator:
         plan = self._plan(full=True)
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):
             plan = self._plan(full=True)
-        plan = check_images(plan)
+        tree = self.request.tree
+        lists_at = tree.image_lists(self.request.condition).relative_to(tree.data_root)
+        plan = check_images(plan, str(lists_at))
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
+        write_image_lists(plan)
         print(tables.plan_table(plan), flush=True)
         if verbose:
+            print(image_lists(plan), end="")
             print(tables.commands(plan), flush=True)
         return self._carry_out(plan)
 

@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import claimed_by
-from mimicry.common.text import first_few
-from mimicry.study import Artist, Captions, Condition, ImageFolder, State
+from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, State
+from mimicry.study.image_sets import Finding, crop_loss, geometry, ignored
+from mimicry.study.image_sizes import Size, stated_size
 from mimicry.study.quarantine import left_out
 from mimicry.study.tree import Source, sister_folders
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
@@ -21,6 +22,7 @@ USUAL_IMAGE_COUNT = 20
 _CANNOT_LEAVE_OUT = (
     "some of its images are left out of all conditions, which cannot be told to a stack without options"
 )
+ALLOW_UNPAIRED = "--allow-unpaired, which marks its adapter as unpaired for good"
 # Kept in the bookmark of an artist whose adapter --overwrite has set aside, until it is trained again.
 OVERWRITTEN = "set aside by --overwrite"
 # The states that a plan has, in the order in which they are counted, and the word for each.
@@ -95,11 +97,11 @@ class _Planner:
     def target(self, artist: Artist) -> Target:
         request = self._request
         stems = self._left_out.get(str(artist), frozenset[str]())
-        images = self._read(request.tree.images_of(self._source.root, artist)).without(stems)
         original = self.original(artist)
-        unpaired = _unpaired(images, original)
-        captions = Captions.read(images, original) if request.config.captions else None
-        state, reason, existing = State.BLOCKED, _why_blocked(request, images, unpaired), State.PENDING
+        pairing = self._pairing(artist, stems)
+        images = pairing.images
+        captions = _captions(request, images, original)
+        state, reason, existing = State.BLOCKED, _why_blocked(request, pairing), State.PENDING
         if not reason and captions is not None:
             reason = "; ".join(captions.problems)
         folder = request.folder(artist)
@@ -110,18 +112,28 @@ class _Planner:
             state, reason = self._decide(folder, images, found, bookmark)
             if state is State.PENDING and stems and not request.stack.takes_options:
                 state, reason = State.BLOCKED, _CANNOT_LEAVE_OUT
-        return Target(
+        target = Target(
             request=request,
             artist=artist,
-            images=images,
+            pairing=pairing,
             state=state,
             reason=reason,
-            warnings=_warnings(images, unpaired, captions, stems) if state is State.PENDING else (),
+            marks=(pairing.problem,) if pairing.problem else (),
             existing=existing,
             weights=folder.weights_identity(),
             original=original if original.problem() is None else None,
             left_out=tuple(sorted(stems)),
         )
+        if state is not State.PENDING:
+            return target
+        sizes = {path.name: size for path in images.paths if (size := stated_size(path)) is not None}
+        findings = (*_findings(target, captions), *_shape_findings(pairing, sizes))
+        return replace(target, sizes=sizes, findings=findings)
+
+    def _pairing(self, artist: Artist, stems: Set[str]) -> Pairing:
+        tree = self._request.tree
+        images = self._read(tree.images_of(self._source.root, artist))
+        return Pairing.of(images, self._read(tree.images_of(tree.original_art, artist))).without(stems)
 
     def _decide(
         self, folder: AdapterFolder, images: ImageFolder, found: AdapterState, bookmark: Mapping[str, Any]
@@ -165,44 +177,52 @@ def _wanted(request: Request, found: AdapterState, bookmark: Mapping[str, Any]) 
     return State.COMPLETE, found.reason
 
 
-def _why_blocked(request: Request, images: ImageFolder, unpaired: str) -> str:
+def _captions(request: Request, images: ImageFolder, original: ImageFolder) -> Captions | None:
+    config = request.config
+    if not config.captions:
+        return None
+    return Captions.read(images, original).checked(config.instance_prompt, config.caption_template)
+
+
+def _why_blocked(request: Request, pairing: Pairing) -> str:
+    images = pairing.images
     problem = images.problem()
     if problem is not None:
         return problem
     if len(images.names) < request.min_samples_per_artist:
         least = request.min_samples_per_artist
         return f"{len(images.names)} images where --min-samples-per-artist asks for {least}"
-    return f"{unpaired}, and --require-paired is given" if unpaired and request.require_paired else ""
+    if pairing.problem and not request.allow_unpaired:
+        return f"unpaired: {pairing.problem}; complete the set, or type {ALLOW_UNPAIRED}"
+    return ""
 
 
-def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
-    """Return in what the stems of two folders differ, in words; empty when in nothing."""
-    if images.names == original.names:  # the common case, ten thousand times
-        return ""
-    here, there = set(images.stems), set(original.stems)
-    if here == there:
-        return ""
-    parts = []
-    if there - here:
-        parts.append(f"lacks {first_few(sorted(there - here))} of original_art")
-    if here - there:
-        parts.append(f"has {first_few(sorted(here - there))} that original_art has not")
-    return " and ".join(parts)
-
-
-def _warnings(
-    images: ImageFolder, unpaired: str, captions: Captions | None, stems: Set[str]
-) -> tuple[str, ...]:
-    warnings = []
+def _findings(target: Target, captions: Captions | None) -> list[Finding]:
+    """Return what the names of files tell about the images of a target."""
+    images, pairing = target.images, target.pairing
+    lines = []
     if len(images.names) < USUAL_IMAGE_COUNT:
-        warnings.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
-    if unpaired:
-        warnings.append(f"unpaired: {unpaired}")
+        lines.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
+    lines += [f"unpaired: {mark}" for mark in target.marks]
+    if pairing.note:
+        lines.append(pairing.note)
     if captions is not None:
-        warnings += captions.warnings
-    if stems:
-        warnings.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, sorted(stems)))}")
-    return tuple(warnings)
+        lines += captions.warnings
+    if target.left_out:
+        lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
+    return [*map(Finding, lines), *ignored(images, captions=captions is not None)]
+
+
+def _shape_findings(pairing: Pairing, sizes: Mapping[str, Size]) -> list[Finding]:
+    """Return what the sizes of the images tell, beside those of their originals."""
+    original_sizes = {}
+    if pairing.original is not None:
+        partners = {partner for name in sizes if (partner := pairing.partner(name)) is not None}
+        for partner in partners:
+            size = stated_size(pairing.original.path / partner)
+            if size is not None:
+                original_sizes[partner] = size
+    return [*geometry(pairing, sizes, original_sizes), *crop_loss(pairing.images, sizes)]
 
 
 def _same_bytes(recorded: Any, images: ImageFolder) -> bool:

@@ -23,7 +23,7 @@ class Request:
     selection: Selection = field(default_factory=Selection)
     overwrite: bool = False
     min_samples_per_artist: int = 1
-    require_paired: bool = False
+    allow_unpaired: bool = False
     hub: HubOptions | None = None
     train_script: Path | None = None
     stall_minutes: float = 30.0

@@ -241,7 +241,7 @@ class Checkpoints:
         if gone:
             words.append(f"options of another version: {first_few(sorted(gone))}")
         if checkpoint.facts["images"] != self.images:
-            words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
+            words += record_differences(checkpoint.facts["images"], self.images)
         if checkpoint.facts.get("class_images") != self.class_images:
             words.append("other class images")
         return f"it belongs to another run: {', '.join(words)}" if words else ""

@@ -61,7 +61,7 @@ class TrainingData:
         process_index: int,
     ) -> "TrainingData":
         """Return the data of one of `process_count` processes."""
-        texts = [None] * len(images.names) if captions is None else captions.texts
+        texts = [None] * len(images.names) if captions is None else captions.prompts(config.caption_template)
         return cls(
             images=images,
             captions=captions,
@@ -118,7 +118,9 @@ def usable_captions(job: Job, images: ImageFolder) -> Captions | None:
     problem = None if original is None else original.problem()
     if problem is not None:
         raise TrainingFailed(f"--caption_data_dir: {problem}")
-    captions = Captions.read(images, original)
+    captions = Captions.read(images, original).checked(
+        job.config.instance_prompt, job.config.caption_template
+    )
     if captions.problems:
         raise TrainingFailed(*captions.problems)
     return captions
