@@ -32,6 +32,11 @@ class FileMemory:
         self._known, self._known_findings = _read(self._file)
         self._good, self._findings = dict[str, Any](), dict[str, Any]()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was remembered."""
+        return not self._known
+
     def knows(self, name: str, facts: Any) -> bool:
         """Return whether the file passed when it had these facts; if so it stays remembered.
 

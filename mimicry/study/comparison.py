@@ -17,8 +17,8 @@ Measured on the demo's paintings of about 100 pixels a side, and on twenty paint
     the right pair less the best wrong one, at least           0.229             0.197             0.226
 
 So the limit is 0.8. A crop that leaves nearly everything may pass it (the middle 85%: up to 0.944 in the
-demo, 0.496 in the paintings by van Gogh). A picture that is nearly symmetric, or nearly equal to another of the
-artist, could pass it wrongly: so nothing else may be nearer.
+demo, 0.496 in the paintings by van Gogh). A picture that is nearly symmetric, or nearly equal to another of
+the artist, could pass it wrongly: so nothing else may be nearer.
 """
 
 import math

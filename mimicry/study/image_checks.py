@@ -8,6 +8,7 @@ compared, by those of the originals too; bad ones are decoded again each time.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +145,28 @@ class _Room:
         self._convert = convert_profiles
         images, original = pairing.images, pairing.original
         self._memory = FileMemory("images" if original is None else "comparisons", images.path)
-        # Each image is compared with all originals.
-        self._originals = None if original is None else _digest(original)
         self._pairs: dict[str, tuple[Examined, Pair, list[Any] | None]] = {}
         self._left: set[str] = set()
         self.found: dict[str, Examined] = {}
 
+    @cached_property
+    def _originals(self) -> str | None:
+        """A hash of the names, sizes and times of all originals: each image is compared with all of them."""
+        original = self._pairing.original
+        if original is None:
+            return None
+        return sha256_text(canonical_json([[path.name, _facts(path)] for path in original.paths]))
+
     def unknown(self, *, anew: bool = False) -> list[str]:
         """Return the names of the images that are to be decoded, and note what is known of the others."""
         names = self._pairing.images.names
-        if not anew:
+        if not anew and not self._memory.is_empty:
             for name in names:
                 found = _from_json(self._memory.recall(name, self._identity(name)) or {})
                 if found is not None:
                     self.found[name] = found
         unknown = [name for name in names if name not in self.found]
-        if unknown and self._originals is not None:
+        if unknown and self._pairing.original is not None:
             # One is compared with the originals of the others.
             self.found.clear()
             unknown = list(names)
@@ -209,11 +216,6 @@ class _Room:
         if facts is None or self._originals is None:
             return facts if facts is None else [*facts, self._convert]
         return [*facts, self._convert, self._pairing.partner(name), self._originals]
-
-
-def _digest(original: ImageFolder) -> str:
-    """Return a hash of the names, sizes and times of the originals."""
-    return sha256_text(canonical_json([[path.name, _facts(path)] for path in original.paths]))
 
 
 def _facts(path: Path) -> list[int] | None:

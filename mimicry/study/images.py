@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -152,6 +152,7 @@ def _is_same(path: Path, record: ImageRecord) -> bool:
         return False
 
 
+@lru_cache(maxsize=1 << 16)
 def stem_of(name: str) -> str:
     """Return the file name without its suffix, in Unicode form NFC: equal for every copy of a painting."""
     return unicodedata.normalize("NFC", os.path.splitext(name)[0])  # noqa: PTH122 - a name, not a path

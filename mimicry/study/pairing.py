@@ -35,7 +35,7 @@ class Pairing:
         if original is None or images.path == original.path:
             return cls(images)
         # The common case, ten thousand times; and names that forbid training are reported as they are.
-        if images.names == original.names or images.problem() is not None:
+        if images.stems == original.stems or images.problem() is not None:
             return cls(images, original)
         found = _pair(images.stems, original.stems)
         names = dict(zip(images.stems, images.names, strict=True))
@@ -79,7 +79,7 @@ class Pairing:
     @property
     def problem(self) -> str:
         """In what set and originals differ, in words; empty when every one has its partner."""
-        if self.original is None or self.images.names == self.original.names:
+        if self.original is None or self.images.stems == self.original.stems:
             return ""
         parts = []
         if self.lacking:

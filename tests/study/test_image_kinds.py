@@ -125,7 +125,7 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(b"", ": it is empty"), (b"no image", ": its 8 bytes are none of JPEG, PNG, WEBP, BMP, TIFF")],
+        [(b"", ": it is empty"), (b"no image", ": its 8 bytes are none of JPEG, PNG, WEBP, AVIF, BMP, TIFF")],
     )
     def test_no_image(self, content: bytes, words: str, tmp_path: Path) -> None:
         (tmp_path / "x.jpg").write_bytes(content)

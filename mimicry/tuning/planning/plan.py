@@ -10,7 +10,7 @@ from typing import Any
 from mimicry.common.claims import claimed_by
 from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, State
 from mimicry.study.image_sets import Finding, crop_loss, geometry, ignored
-from mimicry.study.image_sizes import Size, stated_size
+from mimicry.study.image_sizes import Size, stated_sizes
 from mimicry.study.quarantine import left_out
 from mimicry.study.tree import Source, sister_folders
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
@@ -126,7 +126,7 @@ class _Planner:
         )
         if state is not State.PENDING:
             return target
-        sizes = {path.name: size for path in images.paths if (size := stated_size(path)) is not None}
+        sizes = stated_sizes(images.path, images.names)
         findings = (*_findings(target, captions), *_shape_findings(pairing, sizes))
         return replace(target, sizes=sizes, findings=findings)
 
@@ -215,13 +215,10 @@ def _findings(target: Target, captions: Captions | None) -> list[Finding]:
 
 def _shape_findings(pairing: Pairing, sizes: Mapping[str, Size]) -> list[Finding]:
     """Return what the sizes of the images tell, beside those of their originals."""
-    original_sizes = {}
+    original_sizes: Mapping[str, Size] = {}
     if pairing.original is not None:
-        partners = {partner for name in sizes if (partner := pairing.partner(name)) is not None}
-        for partner in partners:
-            size = stated_size(pairing.original.path / partner)
-            if size is not None:
-                original_sizes[partner] = size
+        partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
+        original_sizes = stated_sizes(pairing.original.path, partners)
     return [*geometry(pairing, sizes, original_sizes), *crop_loss(pairing.images, sizes)]
 
 

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mimicry.cli import program
 from mimicry.common.programs import run_command
 from mimicry.study import image_checks
+from mimicry.study.images import ImageFacts, check_image
 from mimicry.study.tree import Artist
 from mimicry.tuning.adapters.folder import AdapterFolder
 from tests.small_study import (
@@ -67,7 +69,12 @@ class TestBlocked:
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         decoded: list[Path] = []
-        monkeypatch.setattr(image_checks, "check_image", decoded.append)
+
+        def check(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
+            decoded.append(path)
+            return check_image(path, convert_profile=convert_profile)
+
+        monkeypatch.setattr(image_checks, "check_image", check)
         quick_studio.tune("--artist=Anna_Berg")
         quick_studio.tune("--artist=Anna_Berg", "--overwrite")
 
@@ -194,9 +201,10 @@ class TestQuarantine:
     def test_what_cannot_be_read_for_now_is_not_left_out(
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: Path) -> None:
+        def refuse(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
             if path.name == "02_boat.png":
                 raise PermissionError(13, f"{path} cannot be read as an image: Permission denied")
+            return check_image(path, convert_profile=convert_profile)
 
         monkeypatch.setattr(image_checks, "check_image", refuse)
 

@@ -118,9 +118,7 @@ def usable_captions(job: Job, images: ImageFolder) -> Captions | None:
     problem = None if original is None else original.problem()
     if problem is not None:
         raise TrainingFailed(f"--caption_data_dir: {problem}")
-    captions = Captions.read(images, original).checked(
-        job.config.instance_prompt, job.config.caption_template
-    )
+    captions = Captions.read(images, original)
     if captions.problems:
         raise TrainingFailed(*captions.problems)
     return captions
