@@ -38,7 +38,7 @@ _NEARER = 0.05
 _LARGEST_COLOUR_CHANGE = 64
 _SIDE = 16
 # The variation of 255 below which a composition is as good as none.
-_PLAIN = 1.0
+_PLAIN = 3.0
 AS_IT_IS, SCALED, SQUEEZED, CROPPED = "as it is", "scaled", "squeezed", "cropped in the middle"
 
 
@@ -92,7 +92,10 @@ class Reduced:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its original, measured; `judged` compares it with the other pairs of an artist."""
+    """An image and its original, measured; `judged` compares it with the other pairs of an artist.
+
+    `original` was brought to the size of the image, and may have been cropped for that; `whole` was not.
+    """
 
     stem: str
     psnr: float | None
@@ -100,13 +103,14 @@ class Pair:
     fit: str
     image: Reduced
     original: Reduced
+    whole: Reduced
 
     @classmethod
     def measure(cls, stem: str, image: "Image", original: "Image") -> "Pair":
         """Compare two RGB pictures."""
         fitted, fit = _fitted(original, image)
         psnr, linf = _distance(image, fitted)
-        return cls(stem, psnr, linf, fit, Reduced.of(image), Reduced.of(fitted))
+        return cls(stem, psnr, linf, fit, Reduced.of(image), Reduced.of(fitted), Reduced.of(original))
 
 
 def judged(pairs: Sequence[Pair]) -> list[Comparison]:
@@ -116,7 +120,7 @@ def judged(pairs: Sequence[Pair]) -> list[Comparison]:
 
 def _judged(pair: Pair, pairs: Sequence[Pair]) -> Comparison:
     own = pair.image.likeness(pair.original.composition)
-    turned = max(map(pair.image.likeness, pair.original.laid_down_otherwise()))
+    turned = max(map(pair.image.likeness, pair.whole.laid_down_otherwise()))
     others = {
         other.stem: pair.image.likeness(other.original.composition)
         for other in pairs

@@ -93,33 +93,33 @@ def geometry(
         sizes: of the images, by name, in pixels; those that are not known are missing.
         original_sizes: of the original art.
     """
-    scaled: list[str] = []
-    reshaped: list[str] = []
+    scaled: dict[str, str] = {}
+    reshaped: dict[str, str] = {}
     for name, size in sizes.items():
         original = original_sizes.get(pairing.partner(name) or "")
-        if original is None or original == size:
-            continue
-        item = f"{name!r} is {_by(size)} of {_by(original)}"
-        (scaled if same_shape(original, size) else reshaped).append(item)
+        if original is not None and original != size:
+            group = scaled if same_shape(original, size) else reshaped
+            group[name] = f"{_by(size)} where the original has {_by(original)}"
     count = len(pairing.images.names)
-    found = []
-    if scaled:
-        found.append(
-            Finding(
-                f"another size than the originals, {_few(scaled, count)}; the sets differ in detail as well, "
-                f"and not by the method alone",
-                tuple(scaled),
-            )
-        )
-    if reshaped:
-        found.append(
-            Finding(
-                f"another shape than the originals, {_few(reshaped, count)}; they are squeezed or cropped, "
-                f"so the sets differ in what they show and in detail as well, and not by the method alone",
-                tuple(reshaped),
-            )
-        )
-    return found
+    return [
+        *_sized("another size than the originals", scaled, count, "the sets differ in detail as well"),
+        *_sized(
+            "another shape than the originals, squeezed or cropped",
+            reshaped,
+            count,
+            "the sets differ in what they show and in detail as well",
+        ),
+    ]
+
+
+def _sized(what: str, sizes: Mapping[str, str], of: int, meaning: str) -> list[Finding]:
+    """Return the finding about images of other sizes, which are given by name."""
+    if not sizes:
+        return []
+    items = tuple(f"{name!r} has {words}" for name, words in sizes.items())
+    alike = set(sizes.values())
+    shown = f"{len(sizes)} of {of} images have {alike.pop()}" if len(alike) == 1 else _few(items, of)
+    return [Finding(f"{what}: {shown}; {meaning}, and not by the method alone", items)]
 
 
 def crop_loss(images: ImageFolder, sizes: Mapping[str, Size]) -> list[Finding]:

@@ -22,6 +22,7 @@ MAX_PIXELS = 180_000_000
 MIN_SIDE = 8
 # The EXIF tag, and its values that swap width and height.
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 # Of the texts in a PNG, unpacked: programs that generate images write megabytes, a bomb has gigabytes.
 MAX_TEXT_BYTES = 1 << 28
 # Pillow's readers for these suffixes. Its other readers never see a file, whatever the suffix says.
@@ -233,13 +234,17 @@ def decode(path: Path, *, convert_profile: bool = False) -> tuple["Image", Image
 
 def header_size(path: Path) -> tuple[int, int] | None:
     """Return width and height by Pillow, turned as EXIF says, without decoding; None if that cannot be."""
-    from PIL import Image
+    from PIL import Image, TiffImagePlugin
 
     Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # Newer versions of Pillow give the turned size of these.
+                width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
             on_its_side = image.getexif().get(ORIENTATION) in ON_ITS_SIDE
-            return (image.height, image.width) if on_its_side else image.size
+            return (height, width) if on_its_side else (width, height)
     except Exception:  # Pillow's readers raise all kinds of errors
         return None
 

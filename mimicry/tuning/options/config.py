@@ -375,8 +375,8 @@ class TuningConfig:
 
     def _template_problems(self) -> list[str]:
         template = self.caption_template
-        if not isinstance(template, str):
-            return []
+        if not isinstance(template, str) or not template.strip() or "\0" in template:
+            return []  # nothing to use, or refused as any text
         problems = []
         if template.count(CAPTION_FIELD) != 1:
             problems.append(

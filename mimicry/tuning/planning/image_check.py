@@ -89,7 +89,7 @@ def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) ->
         text = (
             f"all {len(same)} images are those of original_art, pixel by pixel, and nothing was done to them"
         )
-        return _blocked(target, Finding(text, tuple(same)), f"make {pairing.images.path} again")
+        return _blocked(target, Finding(text), f"make {pairing.images.path} again")
     wrong = unlike(pairing, found)
     if wrong and not target.request.allow_unpaired:
         return _blocked(target, wrong[0], f"put the right images there, or type {ALLOW_UNPAIRED}")
