@@ -19,8 +19,6 @@ from mimicry.study.pairing import Pairing
 
 # The names that a line gives; where there are more, it says where the list is.
 SHOWN = 3
-# Of a painting, outside of the square that is trained on.
-_MUCH_CROPPED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,8 @@ def crop_loss(images: ImageFolder, sizes: Mapping[str, Size]) -> list[Finding]:
     """Return which images lose much to the square that is trained on."""
     items = []
     for name, (width, height) in sizes.items():
-        lost = 1 - min(width, height) / max(width, height, 1)
-        if lost > _MUCH_CROPPED:
+        if 3 * min(width, height) < 2 * max(width, height):
+            lost = 1 - min(width, height) / max(width, height)
             items.append(f"{name!r} loses {lost:.0%} of {width}x{height}")
     if not items:
         return []

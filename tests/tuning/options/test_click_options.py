@@ -131,6 +131,7 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
         "--num-train-epochs",
         "--checkpointed-blocks",
         "--validation-prompt",
+        "--caption-template",
         "--class-data-dir",
         "--class-prompt",
         "--prior-generation-precision",
