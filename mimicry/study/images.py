@@ -206,7 +206,7 @@ def decode(path: Path, *, convert_profile: bool = False) -> tuple["Image", Image
         # Reading a pipe may block, and reading a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("it is not a regular file")  # noqa: TRY301
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path, formats=supported_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
                 raise ValueError(f"{size} is more than {MAX_PIXELS} pixels; scale it down")  # noqa: TRY301
@@ -238,7 +238,7 @@ def header_size(path: Path) -> tuple[int, int] | None:
 
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path, formats=supported_formats()) as image:
             width, height = image.size
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 # Newer versions of Pillow give the turned size of these.
@@ -308,7 +308,7 @@ def _unidentified(path: Path) -> str:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def supported_formats() -> tuple[str, ...]:
     """Return the formats that Pillow reads here: AVIF came with version 11.3, and not to every system."""
     has_avif = find_spec("PIL._avif") is not None
     return tuple(form for form in _FORMATS if form != "AVIF" or has_avif)
