@@ -63,7 +63,9 @@ _condition_options = options(
 _call_options = options(
     option("--dry-run", topic=CALL, is_flag=True, help="Show the plan; write nothing anywhere."),
     option("--json", "as_json", topic=CALL, is_flag=True, help="With --dry-run: the plan as JSON."),
-    option("-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands."),
+    option(
+        "-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands, and all lists of images."
+    ),
     option(
         "--overwrite",
         topic=CALL,
