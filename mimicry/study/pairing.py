@@ -14,6 +14,8 @@ from mimicry.common.text import first_few
 from mimicry.study.images import ImageFolder, stem_of
 
 SAME_NAME = "same name"
+# So many ways of pairing are told in a line.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,8 @@ class Pairing:
         if not counted:
             return ""
         parts = [f"{rule} ({count} of {len(self.images.names)})" for rule, count in counted.most_common()]
-        return f"paired by the original's name within the file's: {first_few_plain(parts)}"
-
-
-def first_few_plain(parts: list[str], count: int = 3) -> str:
-    """Return the first parts as they are, and how many more there are."""
-    return ", ".join(parts[:count]) + (f" and {len(parts) - count} more" if len(parts) > count else "")
+        more = f" and {len(parts) - _SHOWN} others" if len(parts) > _SHOWN else ""
+        return f"paired with the originals by name, leaving out {', '.join(parts[:_SHOWN])}{more}"
 
 
 @dataclass(frozen=True, order=True)

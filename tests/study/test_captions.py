@@ -305,6 +305,16 @@ class TestRareToken:
         assert template_hint(prompt, token) == hint
 
 
+def test_another_pairing_is_a_difference(images: ImageFolder) -> None:
+    """Its draws would be others, though the files are the same."""
+    recorded = image_records(images, None)
+    now = images.with_aliases({"01_tree.png": "02_boat", "02_boat.png": "01_tree"})
+    swapped = [{**record, "stem": now.stem(record["name"])} for record in recorded]
+    assert record_differences(recorded, swapped) == ["paired with other originals"]
+    older = [{key: value for key, value in record.items() if key != "stem"} for record in recorded]
+    assert record_differences(older, recorded) == []
+
+
 def with_stems(images: ImageFolder) -> list[dict[str, Any]]:
     return [{**record, "stem": record["name"].removesuffix(".png")} for record in images.records()]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mimicry.common.files import write_bytes
+from mimicry.common.files import sha256_file, write_bytes
 from mimicry.common.text import first_few, printable
 from mimicry.study import ImageFolder, Pairing, State, StudyTree
 from mimicry.study.image_checks import BadImage, Examined, bad_images, examine, remembered
@@ -20,6 +20,7 @@ from mimicry.study.image_sets import (
     unlike,
 )
 from mimicry.study.quarantine import leave_out
+from mimicry.study.tree import NONE
 from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.progress import checking_bar
@@ -90,6 +91,9 @@ def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) ->
             f"all {len(same)} images are those of original_art, pixel by pixel, and nothing was done to them"
         )
         return _blocked(target, Finding(text), f"make {pairing.images.path} again")
+    if _not_countered(target):
+        text = f"all {len(pairing.images.names)} images are those that were to be countered, byte by byte"
+        return _blocked(target, Finding(text), f"make {pairing.images.path} again")
     wrong = unlike(pairing, found)
     if wrong and not target.request.allow_unpaired:
         return _blocked(target, wrong[0], f"put the right images there, or type {ALLOW_UNPAIRED}")
@@ -101,6 +105,28 @@ def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) ->
         *_links_out(target.request.tree, pairing.images),
     ]
     return replace(target, findings=(*target.findings, *findings))
+
+
+def _not_countered(target: Target) -> bool:
+    """Return whether a countermeasure has left all images as the protection had made them."""
+    condition, tree = target.request.condition, target.request.tree
+    if NONE in (condition.protection, condition.countermeasure):
+        return False
+    protected = ImageFolder.read(tree.images_of(tree.protected_art / condition.protection, target.artist))
+    before = Pairing.of(protected, target.pairing.original).without(target.left_out).images
+    files = dict(zip(before.stems, before.paths, strict=True))
+    images = target.images
+    return all(
+        stem in files and _same_bytes(path, files[stem])
+        for stem, path in zip(images.stems, images.paths, strict=True)
+    )
+
+
+def _same_bytes(path: Path, other: Path) -> bool:
+    try:
+        return path.stat().st_size == other.stat().st_size and sha256_file(path) == sha256_file(other)
+    except OSError:
+        return False
 
 
 def _blocked(target: Target, finding: Finding, advice: str) -> Target:
@@ -138,8 +164,15 @@ def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
     found = [(folders[image.path.parent].artist, image) for image in bad if image.lasting]
     if found:
         leave_out(tree, found)
+    by_artist: dict[str, list[str]] = defaultdict(list)
     for artist, image in found:
-        say(printable(f"{artist}: left out of all conditions: {image.problem}"))
+        by_artist[str(artist)].append(image.problem)
+    for name, problems in by_artist.items():
+        for problem in problems[:SHOWN]:
+            say(printable(f"{name}: left out of all conditions: {problem}"))
+        if len(problems) > SHOWN:
+            more = f"{len(problems) - SHOWN} more, listed in {tree.quarantine}"
+            say(printable(f"{name}: left out of all conditions: {more}"))
     return bool(found)
 
 

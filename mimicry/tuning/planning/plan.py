@@ -9,7 +9,7 @@ from typing import Any
 
 from mimicry.common.claims import claimed_by
 from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, State
-from mimicry.study.image_sets import Finding, crop_loss, geometry, ignored
+from mimicry.study.image_sets import SHOWN, Finding, crop_loss, geometry, ignored
 from mimicry.study.image_sizes import Size, stated_sizes
 from mimicry.study.quarantine import left_out
 from mimicry.study.tree import Source, sister_folders
@@ -102,8 +102,9 @@ class _Planner:
         images = pairing.images
         captions = _captions(request, images, original)
         state, reason, existing = State.BLOCKED, _why_blocked(request, pairing), State.PENDING
-        if not reason and captions is not None:
-            reason = "; ".join(captions.problems)
+        faults = _caption_faults(captions) if not reason else []
+        if faults:
+            reason = faults[0].line("-v")
         folder = request.folder(artist)
         if not reason:
             found = judge_adapter(folder, request.spec, images, captions=captions, full=self._full)
@@ -118,6 +119,7 @@ class _Planner:
             pairing=pairing,
             state=state,
             reason=reason,
+            findings=tuple(faults),
             marks=(pairing.problem,) if pairing.problem else (),
             existing=existing,
             weights=folder.weights_identity(),
@@ -182,6 +184,15 @@ def _captions(request: Request, images: ImageFolder, original: ImageFolder) -> C
     if not config.captions:
         return None
     return Captions.read(images, original).checked(config.instance_prompt, config.caption_template)
+
+
+def _caption_faults(captions: Captions | None) -> list[Finding]:
+    """Return one finding with all problems of the captions, if there are any."""
+    if captions is None or not captions.problems:
+        return []
+    problems = captions.problems
+    more = f" and {len(problems) - SHOWN} more problems with captions" if len(problems) > SHOWN else ""
+    return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
 
 
 def _why_blocked(request: Request, pairing: Pairing) -> str:

@@ -307,6 +307,21 @@ class TestReallyProtected:
         assert "all 3 images are those of original_art" in ended.out
         assert quick_studio.trained() == []
 
+    @pytest.mark.parametrize("name", ["{}.png", "50_noise_{}.png"])
+    def test_a_countermeasure_that_did_nothing(self, name: str, quick_studio: QuickStudio) -> None:
+        root = quick_studio.tree.robust_samples / "noisy_upscaling" / "mist"
+        countered = quick_studio.tree.images_of(root, ANNA)
+        shutil.rmtree(countered)
+        countered.mkdir()
+        for path in mist(quick_studio).iterdir():
+            shutil.copy(path, countered / name.format(path.stem))
+
+        ended = quick_studio.tune(*self.WORDS, "--countermeasure=noisy_upscaling")
+
+        assert ended.code == 1
+        assert "all 3 images are those that were to be countered, byte by byte" in ended.out
+        assert quick_studio.trained() == []
+
 
 class TestTheSamePicture:
     WORDS = ("--protection=mist", "--artist=Anna_Berg")
@@ -412,6 +427,17 @@ class TestLists:
         assert listed.count("cannot be read as an image") == 20 + 1
         assert all(f"{stem}.png" in listed for stem in self.STEMS)
         assert many.tune("--artist=Anna_Berg", "-v").out.count("cannot be read as an image") == 20 + 3
+
+    def test_twenty_bad_captions_are_one_line_and_a_list(self, many: QuickStudio) -> None:
+        for stem in self.STEMS:
+            (original(many.tree, ANNA) / f"{stem}.txt").write_text(" ")
+
+        ended = many.tune("--artist=Anna_Berg", "--captions", "--dry-run")
+
+        (line,) = [line for line in ended.out.splitlines() if "blocked" in line and ANNA.name in line]
+        assert "and 17 more problems with captions (all: -v)" in line
+        ended = many.tune("--artist=Anna_Berg", "--captions", "--dry-run", "-v")
+        assert all(f"{stem}.txt is " in ended.out for stem in self.STEMS)
 
     def test_a_dry_run_writes_no_list(self, many: QuickStudio) -> None:
         for path in mist(many).iterdir():
