@@ -73,16 +73,16 @@ def bad_images(
 
 
 def unreadable(bad: Sequence[BadImage]) -> list[str]:
-    """Return a line for each folder that has bad images; of many, it has the first and their number."""
+    """Return a line for each bad image; where a folder has many, one line for all of them."""
     by_folder: dict[Path, list[str]] = {}
     for image in bad:
         by_folder.setdefault(image.path.parent, []).append(image.problem)
-    return [
-        "; ".join(problems)
-        if len(problems) <= _FEW
-        else f"{problems[0]}; and {len(problems) - 1} more images of {folder} cannot be used"
-        for folder, problems in by_folder.items()
-    ]
+    lines = []
+    for folder, problems in by_folder.items():
+        if len(problems) > _FEW:
+            problems = [f"{problems[0]}; and {len(problems) - 1} more images of {folder} cannot be used"]
+        lines += problems
+    return lines
 
 
 def examine(
