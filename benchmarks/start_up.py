@@ -1,4 +1,5 @@
-"""Measure how long apply_tuning takes before it trains: --help, and --dry-run over many artists.
+"""Measure how long apply_tuning takes before it trains: --help, and --dry-run over many artists, of
+original and of protected art.
 
     .venv/bin/python -m benchmarks.start_up [--artists 1000] [--images 20] [--output FILE]
 
@@ -13,7 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from io import BytesIO
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from mimicry.study.tree import Artist, StudyTree
 from tools.results_file import add_output_option, report
@@ -37,7 +42,11 @@ def main() -> None:
         dry_run = ["--dry-run", "--data-root", str(data_root), "--no-push-to-hub"]
         figures = {}
         what = f"apply_tuning --dry-run, {options.artists} artists of {options.images} images"
-        for name, words in (("apply_tuning --help", ["--help"]), (what, dry_run)):
+        for name, words in (
+            ("apply_tuning --help", ["--help"]),
+            (what, dry_run),
+            (f"{what}, protected", [*dry_run, "--protection", "mist"]),
+        ):
             seconds, cpu_seconds, peak_bytes = _measure(words, options.runs)
             figures[f"{name} [s]"] = seconds
             figures[f"{name}, of which computing [s]"] = cpu_seconds
@@ -46,12 +55,22 @@ def main() -> None:
 
 
 def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
+    """Write originals as JPEG with EXIF data, and protected images as PNG; all are the same picture."""
+    picture, exif = Image.new("RGB", (96, 72), "teal"), Image.Exif()
+    exif[0x010E] = "a painting"
+    contents: dict[str, bytes] = {}
+    settings: dict[str, Any]
+    for suffix, settings in ((".jpg", {"exif": exif}), (".png", {})):
+        file = BytesIO()
+        picture.save(file, Image.registered_extensions()[suffix], **settings)
+        contents[suffix] = file.getvalue()
     for number in range(artists):
         artist = Artist("historical", f"style_{number % _STYLES}", f"artist_{number:05}")
-        folder = tree.images_of(tree.original_art, artist)
-        folder.mkdir(parents=True)
-        for image in range(images):
-            (folder / f"{image:02}.jpg").write_bytes(b"not looked at by a dry run")
+        for root, suffix in ((tree.original_art, ".jpg"), (tree.protected_art / "mist", ".png")):
+            folder = tree.images_of(root, artist)
+            folder.mkdir(parents=True)
+            for image in range(images):
+                (folder / f"{image:02}{suffix}").write_bytes(contents[suffix])
 
 
 def _measure(words: list[str], runs: int) -> tuple[float, float, int]:

@@ -54,10 +54,12 @@ def judged(target: Target) -> tuple[State, State]:
 
 
 def write_images(folder: Path, stems: Sequence[str] = STEMS, salt: str = "") -> ImageFolder:
-    """Write a tiny PNG for each stem; its pixels depend on the stem and on `salt`."""
+    """Write a tiny PNG for each stem: its picture depends on the stem, and a little on `salt`."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
-        pixels = hashlib.sha256(f"{salt}/{stem}".encode()).digest() * 6
+        picture = hashlib.shake_256(stem.encode()).digest(192)
+        change = hashlib.shake_256(f"{salt}/{stem}".encode()).digest(192)
+        pixels = bytes(value * 247 // 255 + extra % 9 for value, extra in zip(picture, change, strict=True))
         Image.frombytes("RGB", (8, 8), pixels).save(folder / f"{stem}.png")
     return ImageFolder.read(folder)
 

@@ -5,6 +5,7 @@ Import common names from here, and others from the modules.
 
 from mimicry.study.captions import Captions
 from mimicry.study.images import ImageFolder, ImageRecord
+from mimicry.study.pairing import Pairing
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 
@@ -15,6 +16,7 @@ __all__ = [
     "Condition",
     "ImageFolder",
     "ImageRecord",
+    "Pairing",
     "State",
     "StudyTree",
 ]

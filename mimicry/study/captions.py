@@ -1,27 +1,37 @@
-"""Captions: a prompt for each image, from text files beside the images or the folder's metadata.jsonl.
+"""Captions: a prompt for each image, from text files beside the images or the folder's metadata.
 
-    {stem}.txt        the caption of the image with that stem; takes precedence over metadata.jsonl
+    {stem}.txt        the caption of the image with that stem; takes precedence over the others
     metadata.jsonl    one line for each image, in Hugging Face's format: {"file_name": "a.jpg", "text": "..."}
+    metadata.csv      the same as a table: a column file_name and a column text
 
 Images and captions are matched by stem, because a countermeasure may have saved a .jpg as a .png. No torch.
 """
 
+import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.text import first_few
 from mimicry.study.image_differences import describe_other_images
-from mimicry.study.images import ImageFolder, stem_of
+from mimicry.study.images import METADATA, TEXT_SUFFIX, ImageFolder, stem_of
 
-METADATA = "metadata.jsonl"
 FILE_KEY = "file_name"
 # One of these keys holds the caption; all others are ignored.
 TEXT_KEYS = ("text", "caption", "prompt")
-_TEXT_SUFFIX = ".txt"
+# Stands for the caption in --caption-template.
+CAPTION_FIELD = "{caption}"
+# Words that a prompt for paintings has beside its rare token.
+_ORDINARY = frozenset(
+    "a an the in of on by with from and or to style styles painting paintings picture image photo photograph "
+    "art artwork work drawing sketch print portrait landscape oil watercolor watercolour canvas artist "
+    "person man woman dog cat object".split()
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,51 @@ class Captions:
             )
         return cls(texts, tuple(warnings), problems)
 
+    def prompts(self, template: str | None) -> list[str | None]:
+        """Return the prompt that is made of each caption; None where there is none."""
+        return [None if text is None else in_template(text, template) for text in self.texts]
+
+    def checked(self, instance_prompt: str, template: str | None) -> "Captions":
+        """Return the same captions, with a problem where they lack the rare token of the instance prompt."""
+        token = rare_token(instance_prompt)
+        prompts = [text for text in self.texts if text is not None]
+        without = [text for text in prompts if token not in _words(in_template(text, template))]
+        if token is None or not without:
+            return self
+        problem = (
+            f"{len(without)} of {len(prompts)} captions lack the rare token {token!r} of the instance "
+            f"prompt, which would be bound to nothing: {first_few(without, 2)}; write it into them, or type "
+            f"--caption-template {template_hint(instance_prompt, token)!r}"
+        )
+        return replace(self, problems=(*self.problems, problem))
+
+
+def rare_token(instance_prompt: str) -> str | None:
+    """Return the word of a prompt that stands for the style: the last one that is no ordinary word, or None.
+
+    A word without a vowel, with a digit or in angle brackets goes before others: photo of sks tower.
+    """
+    words = [word for word in _words(instance_prompt) if word not in _ORDINARY]
+    odd = [word for word in words if not re.search("[aeiouy]", word) or re.search("[0-9<>]", word)]
+    found = odd or words
+    return found[-1] if found else None
+
+
+def in_template(caption: str, template: str | None) -> str:
+    """Return the prompt that is made of a caption."""
+    return caption if template is None else template.replace(CAPTION_FIELD, caption)
+
+
+def template_hint(instance_prompt: str, token: str) -> str:
+    """Return a template that would add the rare token, in the words of the instance prompt where they do."""
+    match = re.search(r"\s(in the style of|in|by)\s+\S*" + re.escape(token), instance_prompt, re.IGNORECASE)
+    return CAPTION_FIELD + (instance_prompt[match.start() :] if match else f", {token}")
+
+
+def _words(text: str) -> list[str]:
+    # Angle brackets and dashes belong to tokens such as <van-gogh>.
+    return re.findall(r"[\w<>-]+", text.casefold())
+
 
 def image_records(
     images: ImageFolder, captions: Captions | None, *, hashed: bool = True
@@ -79,6 +134,8 @@ def image_records(
         records = [{**record} for record in images.records()]
     else:
         records = [{"name": path.name, "size": path.stat().st_size} for path in images.paths]
+    for record in records:
+        record["stem"] = images.stem(record["name"])
     if captions is not None:
         for record, text in zip(records, captions.texts, strict=True):
             record["caption"] = text
@@ -98,6 +155,11 @@ def record_differences(
         [image[key] for key in keys] for image in present
     ]:
         words.append(describe_other_images(recorded, present, keys))
+    elif any(
+        "stem" in image and image["stem"] != now.get("stem", image["stem"])
+        for image, now in zip(recorded, present, strict=True)
+    ):
+        words.append("paired with other originals")
     captions = {image.get("name"): image.get("caption") for image in recorded}
     if any(
         "caption" in image and captions.get(image["name"], image["caption"]) != image["caption"]
@@ -119,8 +181,10 @@ class _Found:
         texts: dict[str, str] = {}
         problems: list[str] = []
         # A caption of an image that is left out is not an error, so all images of the folder count here.
-        stems = frozenset(ImageFolder.read(images.path).stems)
-        lines = _metadata_lines(images.path / METADATA, stems, problems)
+        everything = ImageFolder.read(images.path).with_aliases(images.aliases)
+        # By the stem of the file, or of its original.
+        stems = {**{stem: stem for stem in everything.stems}, **everything.own_stems}
+        lines = _metadata(images.path, stems, problems)
         for where, stem, text in (*lines, *_text_files(images.path, stems, problems)):
             if not isinstance(text, str) or not _is_text(text):
                 problems.append(f"{where} is {text!r}; it takes a caption, text that is not blank")
@@ -130,16 +194,22 @@ class _Found:
         return cls(texts, tuple(problems))
 
 
-def _text_files(folder: Path, stems: frozenset[str], problems: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the location, the stem and the content of each text file that belongs to an image."""
+def _text_files(
+    folder: Path, stems: Mapping[str, str], problems: list[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the location, the stem and the content of each text file that belongs to an image.
+
+    Args:
+        stems: the stem that an image goes by, by the stem that a caption may name.
+    """
     seen: dict[str, str] = {}
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
     except OSError:
         return  # reading the images reports it
     for name in names:
-        stem = stem_of(name)
-        if not name.lower().endswith(_TEXT_SUFFIX) or stem not in stems:
+        stem = stems.get(stem_of(name), "")
+        if not name.lower().endswith(TEXT_SUFFIX) or not stem:
             continue
         if stem in seen:
             problems.append(
@@ -152,22 +222,63 @@ def _text_files(folder: Path, stems: frozenset[str], problems: list[str]) -> Ite
             yield f"the caption {folder / name}", stem, text
 
 
-def _metadata_lines(path: Path, stems: frozenset[str], problems: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield the location, the stem and the caption of each line of a metadata.jsonl, if there is one."""
-    content = _read_text(path, problems) if os.path.lexists(path) else None
-    seen: dict[str, int] = {}
-    # Not splitlines: a caption may contain other line separators, and JSON Lines ends lines by "\n" only.
-    for number, line in enumerate((content or "").split("\n"), start=1):
-        if not line.strip():
+def _metadata(folder: Path, stems: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """Yield the location, the stem and the caption of each entry of the folder's metadata, if any."""
+    present = [folder / name for name in METADATA if os.path.lexists(folder / name)]
+    if len(present) > 1:
+        problems.append(f"{present[0]} and {present[1].name} both hold captions; keep one of them")
+        return
+    for path in present:
+        content = _read_text(path, problems)
+        if content is None:
             continue
-        where = f"{path}, line {number}"
-        entry = _parsed(line)
+        entries = _lines(path, content) if path.suffix == ".jsonl" else _rows(path, content, problems)
+        yield from _captions(entries, stems, problems)
+
+
+def _lines(path: Path, content: str) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
+    """Yield the location, the number and the content of each line of a metadata.jsonl."""
+    # Not splitlines: a caption may contain other line separators, and JSON Lines ends lines by "\n" only.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", number, _parsed(line)
+
+
+def _rows(path: Path, content: str, problems: list[str]) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
+    """Yield the location, the line number and the content of each row of a metadata.csv."""
+    reader = csv.reader(StringIO(content, newline=""), strict=True)
+    try:
+        columns = next(reader, [])
+        if FILE_KEY not in columns or not set(columns) & set(TEXT_KEYS):
+            problems.append(
+                f"{path} begins with {','.join(columns)!r}; it takes a first line {FILE_KEY},{TEXT_KEYS[0]}"
+            )
+            return
+        for row in reader:
+            # The caption alone may be missing; a row that is longer has a comma outside of quotes.
+            if any(row):
+                fits = len(row) == len(columns)
+                yield (
+                    f"{path}, line {reader.line_num}",
+                    reader.line_num,
+                    dict(zip(columns, row, strict=True)) if fits else None,
+                )
+    except csv.Error as error:
+        problems.append(f"{path}, line {reader.line_num} is no row of a table: {error}")
+
+
+def _captions(
+    entries: Iterator[tuple[str, int, dict[str, Any] | None]], stems: Mapping[str, str], problems: list[str]
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield the location, the stem and the caption of each entry that can be used."""
+    seen: dict[str, int] = {}
+    for where, number, entry in entries:
         if entry is None or not isinstance(entry.get(FILE_KEY), str):
             problems.append(f'{where} is not {{"{FILE_KEY}": "NAME", "{TEXT_KEYS[0]}": "CAPTION"}}')
             continue
         name, keys = entry[FILE_KEY], [key for key in TEXT_KEYS if key in entry]
-        stem = stem_of(name)
-        if stem not in stems:
+        stem = stems.get(stem_of(name), "")
+        if not stem:
             problems.append(f"{where}: {name!r} is not an image of this folder; correct its {FILE_KEY}")
         elif stem in seen:
             problems.append(f"{where}: {name!r} already has a caption in line {seen[stem]}; keep one of them")

@@ -1,22 +1,30 @@
-"""Decodes many images to see whether they can be trained on, and remembers those that can.
+"""Decodes many images: can they be trained on, and what tells them from their originals?
 
 A check of a whole study decodes tens of thousands of images, and the next call would check the same ones
-again. Good images are remembered by name, size and modification time; bad ones are decoded again each time.
+again. What was found of good images is remembered by name, size and modification time, and where they were
+compared, by those of the originals too; bad ones are decoded again each time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mimicry.common.environment import processor_count
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.file_memory import FileMemory
+from mimicry.common.files import canonical_json, sha256_text
 from mimicry.common.text import first_few
-from mimicry.study.images import ImageFolder, ImageRecord, check_image
+from mimicry.study.comparison import Comparison, Pair, judged
+from mimicry.study.images import ImageFacts, ImageFolder, ImageRecord, check_image
+from mimicry.study.pairing import Pairing
 
 # Decoding a large scan needs a gigabyte.
 MOST_THREADS = 8
+# So many bad images of a folder are named one by one.
+_FEW = 3
 
 # Called with the number of images that are done, and the number of all.
 Progress = Callable[[int, int], None]
@@ -24,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be trained on.
+    """An image that cannot be trained on, and the stem that it goes by.
 
     `lasting` is False if the file could not be read, which may be due to the disk or to permissions.
     """
@@ -32,27 +40,70 @@ class BadImage:
     path: Path
     problem: str
     lasting: bool
+    stem: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of a decoded image; `original` and `comparison` are None where it has no original."""
+
+    facts: ImageFacts
+    original: ImageFacts | None = None
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found in sets of images: the bad ones, in order, and by set and name what the others are."""
+
+    bad: list[BadImage]
+    found: list[dict[str, Examined]]
 
 
 def bad_images(
-    folders: Iterable[ImageFolder], progress: Progress | None = None, *, anew: bool = False
+    folders: Iterable[ImageFolder],
+    progress: Progress | None = None,
+    *,
+    convert_profiles: bool = False,
+    anew: bool = False,
 ) -> list[BadImage]:
-    """Decode the images of `folders`, several at a time, and return the bad ones in order.
+    """Decode the images of `folders`, and return the bad ones in order; see `examine`."""
+    sets = [Pairing(folder) for folder in folders]
+    return examine(sets, progress, convert_profiles=convert_profiles, anew=anew).bad
+
+
+def unreadable(bad: Sequence[BadImage]) -> list[str]:
+    """Return a line for each bad image; where a folder has many, one line for all of them."""
+    by_folder: dict[Path, list[str]] = {}
+    for image in bad:
+        by_folder.setdefault(image.path.parent, []).append(image.problem)
+    lines = []
+    for folder, problems in by_folder.items():
+        if len(problems) > _FEW:
+            problems = [f"{problems[0]}; and {len(problems) - 1} more images of {folder} cannot be used"]
+        lines += problems
+    return lines
+
+
+def examine(
+    sets: Sequence[Pairing],
+    progress: Progress | None = None,
+    *,
+    convert_profiles: bool = False,
+    anew: bool = False,
+) -> Examination:
+    """Decode the images of `sets`, several at a time, and compare each with its original.
 
     Args:
+        convert_profiles: decode them as a training with --convert-profiles does.
         anew: also decode images that were found good before.
     """
-    memories = [(FileMemory("images", folder.path), folder) for folder in folders]
-    todo = [
-        (memory, path)
-        for memory, folder in memories
-        for path in folder.paths
-        if anew or not memory.knows(path.name, _facts(path))
-    ]
+    rooms = [_Room(pairing, convert_profiles) for pairing in sets]
+    todo = [(room, name) for room in rooms for name in room.unknown(anew=anew)]
     bad = []
     pool = ThreadPoolExecutor(min(MOST_THREADS, processor_count()))
     try:
-        for number, found in enumerate(pool.map(lambda item: _check(*item), todo), start=1):
+        for number, found in enumerate(pool.map(lambda item: item[0].look_at(item[1]), todo), start=1):
             if found is not None:
                 bad.append(found)
             if progress is not None:
@@ -60,9 +111,16 @@ def bad_images(
     finally:
         # Do not make a stop signal wait for thousands of images.
         pool.shutdown(cancel_futures=True)
-        for memory, _ in memories:
-            memory.save()
-    return bad
+        for room in rooms:
+            room.conclude()
+    return Examination(bad, [room.found for room in rooms])
+
+
+def remembered(pairing: Pairing, *, convert_profiles: bool = False) -> dict[str, Examined]:
+    """Return what earlier calls found of images that were not changed since, by name; nothing is decoded."""
+    room = _Room(pairing, convert_profiles)
+    room.unknown()
+    return room.found
 
 
 def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
@@ -79,16 +137,85 @@ def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -
         )
 
 
-def _check(memory: FileMemory, path: Path) -> BadImage | None:
-    facts = _facts(path)
-    try:
-        check_image(path)
-    except OSError as error:
-        return BadImage(path, error.strerror or str(error), lasting=error.errno is None)
-    # Not if the file was changed meanwhile.
-    if facts is not None and _facts(path) == facts:
-        memory.keep(path.name, facts)
-    return None
+class _Room:
+    """One set of images, what is remembered of it, and what is found."""
+
+    def __init__(self, pairing: Pairing, convert_profiles: bool) -> None:
+        self._pairing = pairing
+        self._convert = convert_profiles
+        images, original = pairing.images, pairing.original
+        self._memory = FileMemory("images" if original is None else "comparisons", images.path)
+        self._pairs: dict[str, tuple[Examined, Pair, list[Any] | None]] = {}
+        self._left: set[str] = set()
+        self.found: dict[str, Examined] = {}
+
+    @cached_property
+    def _originals(self) -> str | None:
+        """A hash of the names, sizes and times of all originals: each image is compared with all of them."""
+        original = self._pairing.original
+        if original is None:
+            return None
+        return sha256_text(canonical_json([[path.name, _facts(path)] for path in original.paths]))
+
+    def unknown(self, *, anew: bool = False) -> list[str]:
+        """Return the names of the images that are to be decoded, and note what is known of the others."""
+        names = self._pairing.images.names
+        if not anew and not self._memory.is_empty:
+            for name in names:
+                found = _from_json(self._memory.recall(name, self._identity(name)) or {})
+                if found is not None:
+                    self.found[name] = found
+        unknown = [name for name in names if name not in self.found]
+        if unknown and self._pairing.original is not None:
+            # One is compared with the originals of the others.
+            self.found.clear()
+            unknown = list(names)
+        self._left = set(unknown)
+        return unknown
+
+    def look_at(self, name: str) -> BadImage | None:
+        """Decode an image, and its original; on any thread."""
+        images, original = self._pairing.images, self._pairing.original
+        path, before = images.path / name, self._identity(name)
+        self._left.discard(name)
+        try:
+            picture, facts = check_image(path, convert_profile=self._convert)
+        except OSError as error:
+            return BadImage(path, error.strerror or str(error), error.errno is None, images.stem(name))
+        partner = self._pairing.partner(name)
+        if original is not None and partner is not None:
+            try:
+                other, original_facts = check_image(original.path / partner, convert_profile=self._convert)
+            except OSError:
+                pass  # it is for the training on the original art to complain of
+            else:
+                pair = Pair.measure(images.stem(name), picture, other)
+                self._pairs[name] = Examined(facts, original_facts), pair, before
+                return None
+        self._keep(name, Examined(facts), before)
+        return None
+
+    def conclude(self) -> None:
+        """Compare the pairs with each other, and remember what was found."""
+        # After a stop signal some are missing, and the others are not judged without them.
+        pairs = {} if self._left else dict(sorted(self._pairs.items()))
+        comparisons = judged([pair for _, pair, _ in pairs.values()])
+        for (name, (found, _, before)), comparison in zip(pairs.items(), comparisons, strict=True):
+            self._keep(name, replace(found, comparison=comparison), before)
+        self._memory.save()
+
+    def _keep(self, name: str, found: Examined, before: list[Any] | None) -> None:
+        self.found[name] = found
+        # Not if the file was changed meanwhile.
+        if before is not None and self._identity(name) == before:
+            self._memory.keep(name, before, asdict(found))
+
+    def _identity(self, name: str) -> list[Any] | None:
+        """Return what an image is remembered by; None if there is no such file."""
+        facts = _facts(self._pairing.images.path / name)
+        if facts is None or self._originals is None:
+            return facts if facts is None else [*facts, self._convert]
+        return [*facts, self._convert, self._pairing.partner(name), self._originals]
 
 
 def _facts(path: Path) -> list[int] | None:
@@ -98,3 +225,16 @@ def _facts(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
+
+
+def _from_json(found: Mapping[str, Any]) -> Examined | None:
+    """Return what was remembered; None of a version that remembered other things."""
+    try:
+        original, comparison = found["original"], found["comparison"]
+        return Examined(
+            ImageFacts(**found["facts"]),
+            None if original is None else ImageFacts(**original),
+            None if comparison is None else Comparison(**comparison),
+        )
+    except (KeyError, TypeError):
+        return None

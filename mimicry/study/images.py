@@ -4,12 +4,15 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from mimicry.common.files import is_folder, sha256_file
+from mimicry.study.colour import profile_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,9 +20,24 @@ if TYPE_CHECKING:
 # Enough for a scan with 13,000 pixels on each side; decoding it needs half a gigabyte.
 MAX_PIXELS = 180_000_000
 MIN_SIDE = 8
+# The EXIF tag, and its values that swap width and height.
+ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
+# Of the texts in a PNG, unpacked: programs that generate images write megabytes, a bomb has gigabytes.
+MAX_TEXT_BYTES = 1 << 28
 # Pillow's readers for these suffixes. Its other readers never see a file, whatever the suffix says.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "DIB")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "DIB")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+# Files with captions, beside the images: see `mimicry.study.captions`.
+METADATA = ("metadata.jsonl", "metadata.csv")
+TEXT_SUFFIX = ".txt"
+# Pictures that are not read, and programs that turn them into PNG.
+READERS = {
+    ".heic": "heif-convert (libheif)",
+    ".heif": "heif-convert (libheif)",
+    ".hif": "heif-convert (libheif)",
+    ".jxl": "djxl (libjxl)",
+}
 
 
 class ImageRecord(TypedDict):
@@ -35,40 +53,70 @@ class ImageFolder:
     """A folder of images.
 
     `names` are its image files without hidden ones, sorted by stem. `fault` says why the folder could not be
-    listed; it is empty if it could.
+    listed; it is empty if it could. `ignored` are its other files, without hidden ones. `aliases` has the
+    stem that an image goes by where that is not its own: the stem of its original.
     """
 
     path: Path
     names: tuple[str, ...]
     fault: str = ""
+    ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def read(cls, path: Path) -> "ImageFolder":
         """List `path`; a folder that does not exist has no images."""
+        names: list[str] = []
+        ignored: list[str] = []
         try:
             with os.scandir(path) as entries:
-                names = [entry.name for entry in entries if _is_image(entry)]
+                for entry in entries:
+                    # A broken link counts as a file, so that it is reported as unreadable.
+                    if not entry.name.startswith(".") and not is_folder(entry):
+                        (names if entry.name.lower().endswith(IMAGE_SUFFIXES) else ignored).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
-            names = []
+            pass
         except OSError as error:
             return cls(path=path, names=(), fault=f"{path} cannot be listed: {error.strerror}")
-        return cls(path=path, names=tuple(sorted(names, key=lambda name: (stem_of(name), name))))
+        names.sort(key=lambda name: (stem_of(name), name))
+        return cls(path=path, names=tuple(names), ignored=tuple(sorted(ignored)))
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> "ImageFolder":
+        """Return the same folder, whose images go by the stems of `aliases`, and are sorted by them."""
+        if not aliases:
+            return self
+        names = sorted(self.names, key=lambda name: (aliases.get(name, stem_of(name)), name))
+        return replace(self, names=tuple(names), aliases=aliases)
 
     @property
     def paths(self) -> list[Path]:
         return [self.path / name for name in self.names]
 
     @property
+    def own_stems(self) -> dict[str, str]:
+        """The stem that each image goes by, by that of its file."""
+        return {stem_of(name): self.stem(name) for name in self.names}
+
+    def stem(self, name: str) -> str:
+        """Return the stem that the image `name` goes by."""
+        return self.aliases.get(name) or stem_of(name)
+
+    @property
     def stems(self) -> list[str]:
         """The stems in order; a stem that two files share appears twice."""
-        return [stem_of(name) for name in self.names]
+        return [self.stem(name) for name in self.names]
 
     def problem(self) -> str | None:
         """Return why one cannot train on this folder, judged by its names alone; None if one can."""
         if self.fault:
             return self.fault
         if not self.names:
-            return f"there is no image in {self.path} (one of {', '.join(IMAGE_SUFFIXES)})"
+            others = (
+                f"; it has {len(self.ignored)} other files, such as {self.ignored[0]!r}"
+                if self.ignored
+                else ""
+            )
+            return f"there is no image in {self.path} (one of {', '.join(IMAGE_SUFFIXES)}){others}"
         repeated = [stem for stem, count in Counter(self.stems).items() if count > 1]
         if repeated:
             return (
@@ -76,11 +124,15 @@ class ImageFolder:
             )
         return None
 
+    def is_caption(self, name: str) -> bool:
+        """Return whether a file that is no image has the captions of some."""
+        return name in METADATA or (name.lower().endswith(TEXT_SUFFIX) and stem_of(name) in self.own_stems)
+
     def without(self, stems: Collection[str]) -> "ImageFolder":
         """Return the same folder without the images that have these stems."""
         if not stems:
             return self
-        return replace(self, names=tuple(name for name in self.names if stem_of(name) not in stems))
+        return replace(self, names=tuple(name for name in self.names if self.stem(name) not in stems))
 
     def changed_since(self, records: Sequence[ImageRecord]) -> list[str]:
         """Return the names of `records` whose files have changed or are gone."""
@@ -101,52 +153,115 @@ def _is_same(path: Path, record: ImageRecord) -> bool:
         return False
 
 
+@lru_cache(maxsize=1 << 16)
 def stem_of(name: str) -> str:
     """Return the file name without its suffix, in Unicode form NFC: equal for every copy of a painting."""
     return unicodedata.normalize("NFC", os.path.splitext(name)[0])  # noqa: PTH122 - a name, not a path
 
 
-def read_rgb(path: Path) -> "Image":
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image that was decoded.
+
+    `width` and `height` are in pixels, turned as its EXIF data says. `mode` and `format` are Pillow's words.
+    `profile` is the name of an embedded colour profile; `other_colours` says that it means other colours than
+    sRGB, or cannot be used.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    profile: str | None = None
+    other_colours: bool = False
+
+
+def read_rgb(path: Path, *, convert_profile: bool = False) -> "Image":
     """Read an image as RGB, turned as its EXIF data says. Of several frames or pages, read the first.
 
     Transparent pixels become white instead of the colour that some program has left beneath.
+
+    Args:
+        convert_profile: bring its colours to sRGB by its embedded profile; otherwise the profile is ignored.
 
     Raises:
         OSError: the file cannot be read as an image; the message names it. `errno` is set if the file could
             not be read at all, which says nothing about the image.
     """
-    from PIL import Image, ImageOps
+    return decode(path, convert_profile=convert_profile)[0]
 
-    # Pillow's own limit warns about large scans that are fine; ours is below.
+
+def decode(path: Path, *, convert_profile: bool = False) -> tuple["Image", ImageFacts]:
+    """Read an image as `read_rgb` does, and tell what it is.
+
+    Raises:
+        OSError: as for `read_rgb`.
+    """
+    from PIL import Image, ImageOps, PngImagePlugin
+
+    # Pillow's own limits refuse large scans, and the long texts that programs write into PNGs; ours are here.
     Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     try:
         # Reading a pipe may block, and reading a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("it is not a regular file")  # noqa: TRY301
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=supported_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
                 raise ValueError(f"{size} is more than {MAX_PIXELS} pixels; scale it down")  # noqa: TRY301
             if image.mode.startswith(("I", "F")):  # Pillow would turn nearly all of it white
                 raise ValueError(f"{image.mode} is more than 8 bits a channel; save it with 8")  # noqa: TRY301
+            mode, form = image.mode, str(image.format)
+            content = image.info.get("icc_profile")
             turned: Image.Image = ImageOps.exif_transpose(image) or image
-            return _on_white(turned)
+            profile = profile_of(content, mode) if content else None
+            if profile is not None and convert_profile:
+                turned = profile.to_srgb(turned)
+            picture = _on_white(turned)
     # Pillow's readers raise all kinds of errors on a damaged file, TypeError included.
     except Exception as error:
         raise _unreadable(path, error) from error
+    return picture, ImageFacts(
+        width=picture.width,
+        height=picture.height,
+        mode=mode,
+        format=form,
+        profile=None if profile is None else profile.name,
+        other_colours=profile is not None and not profile.is_srgb,
+    )
 
 
-def check_image(path: Path) -> None:
-    """Decode an image and check its size.
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height by Pillow, turned as EXIF says, without decoding; None if that cannot be."""
+    from PIL import Image, TiffImagePlugin
+
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(path, formats=supported_formats()) as image:
+            width, height = image.size
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # Newer versions of Pillow give the turned size of these.
+                width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+            on_its_side = image.getexif().get(ORIENTATION) in ON_ITS_SIDE
+            return (height, width) if on_its_side else (width, height)
+    except Exception:  # Pillow's readers raise all kinds of errors
+        return None
+
+
+def check_image(path: Path, *, convert_profile: bool = False) -> tuple["Image", ImageFacts]:
+    """Decode an image as `decode` does, and check its size.
 
     Raises:
         OSError: as for `read_rgb`, or the image is too small to learn from.
     """
-    width, height = read_rgb(path).size
-    if min(width, height) < MIN_SIDE:
+    picture, facts = decode(path, convert_profile=convert_profile)
+    if min(picture.size) < MIN_SIDE:
         raise OSError(
-            f"{path} cannot be trained on: {width}x{height} pixels; each side needs at least {MIN_SIDE}"
+            f"{path} cannot be trained on: {facts.width}x{facts.height} pixels; each side needs at least "
+            f"{MIN_SIDE}"
         )
+    return picture, facts
 
 
 def _on_white(image: "Image") -> "Image":
@@ -167,10 +282,7 @@ def _unreadable(path: Path, error: Exception) -> OSError:
         )
         return OSError(error.errno, f"{what}: {reason}")
     if type(error).__name__ == "UnidentifiedImageError":
-        size = path.stat().st_size
-        kinds = ", ".join(_FORMATS[:5])
-        reason = f"its {size} bytes are none of {kinds}" if size else "it is empty"
-        return OSError(f"{what}: {reason}")
+        return OSError(f"{what}: {_unidentified(path)}")
     return OSError(f"{what}: {error}")
 
 
@@ -178,7 +290,25 @@ def _dangles(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    # A broken link counts as an image, so that it is reported as unreadable instead of being ignored.
-    name = entry.name
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") and not is_folder(entry)
+def _unidentified(path: Path) -> str:
+    size = path.stat().st_size
+    if not size:
+        return "it is empty"
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        if brand in (b"avif", b"avis"):
+            return "it is AVIF, which this Pillow cannot read; type pip install 'pillow>=11.3', or convert it"
+        if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+            return f"it is HEIC, which is not read; convert it to PNG with {READERS['.heic']}"
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return f"it is JPEG XL, which is not read; convert it to PNG with {READERS['.jxl']}"
+    return f"its {size} bytes are none of {', '.join(_FORMATS[:6])}"
+
+
+@cache
+def supported_formats() -> tuple[str, ...]:
+    """Return the formats that Pillow reads here: AVIF came with version 11.3, and not to every system."""
+    has_avif = find_spec("PIL._avif") is not None
+    return tuple(form for form in _FORMATS if form != "AVIF" or has_avif)

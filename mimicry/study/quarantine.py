@@ -13,7 +13,6 @@ from typing import Any
 from mimicry.common.errors import BatchFault
 from mimicry.common.files import read_json, utc_now, write_json
 from mimicry.study.image_checks import BadImage
-from mimicry.study.images import stem_of
 from mimicry.study.tree import Artist, StudyTree
 
 _IMAGES = "images"
@@ -44,7 +43,7 @@ def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
             content = _read(tree)
             for artist, image in bad:
                 stems = content[_IMAGES].setdefault(str(artist), {})
-                stems.setdefault(stem_of(image.path.name), _entry(tree, image))
+                stems.setdefault(image.stem, _entry(tree, image))
             write_json(path, content)
     except Timeout as error:
         raise BatchFault(f"{path} is locked by another process; run the same command again") from error

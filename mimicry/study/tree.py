@@ -133,6 +133,10 @@ class StudyTree:
     def quarantine(self) -> Path:
         return self.data_root / "progress" / "quarantine.json"
 
+    def image_lists(self, condition: Condition) -> Path:
+        """Return the file with the lists that are too long for the plan of a condition."""
+        return self.data_root / "progress" / f"images_{condition}.txt"
+
     def image_roots(self) -> list[Path]:
         """Return the root of the images of every condition on disk, original art first."""
         countered = []

@@ -71,7 +71,9 @@ _call_options = options(
         help="With --dry-run: decode the images and check all weights too, as a training does first.",
     ),
     option("--json", "as_json", topic=CALL, is_flag=True, help="With --dry-run: the plan as JSON."),
-    option("-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands."),
+    option(
+        "-v", "--verbose", topic=CALL, is_flag=True, help="Show the exact commands, and all lists of images."
+    ),
     option(
         "--overwrite",
         topic=CALL,
@@ -105,10 +107,11 @@ _call_options = options(
         help="An artist with fewer images is blocked.",
     ),
     option(
-        "--require-paired",
+        "--allow-unpaired",
         topic=CALL,
         is_flag=True,
-        help="Block an artist whose images are not those of original_art by name.",
+        help="Train an artist whose images do not pair with those of original_art, by name or by their look; "
+        "the adapter is marked as unpaired for good.",
     ),
     option(
         "--quarantine-unpaired",
@@ -173,7 +176,7 @@ def _request(config: TuningConfig, stack: Stack, condition: Condition, parameter
         retrain_stale=parameters["retrain_stale"],
         allow_mixed_recipes=parameters["allow_mixed_recipes"],
         min_samples_per_artist=parameters["min_samples_per_artist"],
-        require_paired=parameters["require_paired"],
+        allow_unpaired=parameters["allow_unpaired"],
         hub=hub if parameters["push_to_hub"] else None,
         train_script=parameters["train_script"],
         stall_minutes=parameters["stall_minutes"],

@@ -19,7 +19,13 @@ from mimicry.tuning.execution import (
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning import Plan, Request, make_plan, recipe_problems
-from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images
+from mimicry.tuning.planning.image_check import (
+    check_images,
+    image_lists,
+    quarantine_bad_images,
+    recall_images,
+    write_image_lists,
+)
 from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
@@ -42,6 +48,7 @@ class Orchestrator:
         plan = self._looked_at(full=full)
         print(tables.plan_table(plan))
         if verbose:
+            print(image_lists(plan), end="")
             print(tables.commands(plan))
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
@@ -65,12 +72,16 @@ class Orchestrator:
             raise BatchFault(*self._problems(plan, network=False))
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):
             plan = self._plan(full=True)
-        plan = check_images(plan)
+        tree = self.request.tree
+        lists_at = tree.image_lists(self.request.condition).relative_to(tree.data_root)
+        plan = check_images(plan, str(lists_at))
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
+        write_image_lists(plan)
         print(tables.plan_table(plan), flush=True)
         if verbose:
+            print(image_lists(plan), end="")
             print(tables.commands(plan), flush=True)
         return self._carry_out(plan)
 
@@ -95,7 +106,7 @@ class Orchestrator:
 
     def _looked_at(self, *, full: bool) -> Plan:
         plan = self._plan(full=full)
-        return check_images(plan) if full else plan
+        return check_images(plan) if full else recall_images(plan)
 
     def _plan(self, *, full: bool) -> Plan:
         return make_plan(self.request, open_tracker(self.request.tree).bookmarks(), full=full)

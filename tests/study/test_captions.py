@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mimicry.study.captions import Captions, image_records, record_differences
+from mimicry.study.captions import Captions, image_records, rare_token, record_differences, template_hint
 from mimicry.study.images import ImageFolder
+from mimicry.study.pairing import Pairing
 from tests.small_study import STEMS, write_images
 
 TREE, BOAT, HILLS = STEMS
@@ -177,15 +179,155 @@ class TestProblems:
         assert str(original.path) in problems[-1]
 
 
+class TestTable:
+    def write(self, images: ImageFolder, text: str) -> None:
+        (images.path / "metadata.csv").write_text(text, "utf-8-sig", newline="")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            'file_name,text\n01_tree.png,"a tree, tall"\n02_boat.png,a boat\n',
+            'file_name,text\r\n01_tree.png,"a tree, tall"\r\n\r\n02_boat.png,a boat\r\n',
+            'split,file_name,prompt\ntrain,01_tree.jpg,"a tree,\n tall"\ntrain,02_boat.png,a boat',
+        ],
+    )
+    def test_it_is_read(self, text: str, images: ImageFolder) -> None:
+        self.write(images, text)
+        captions = Captions.read(images)
+        assert captions.texts == ("a tree, tall", "a boat", None)
+        assert captions.problems == ()
+
+    def test_a_text_file_goes_first(self, images: ImageFolder) -> None:
+        self.write(images, "file_name,text\n01_tree.png,of the table\n")
+        (images.path / f"{TREE}.txt").write_text("of the file")
+        assert Captions.read(images).texts[0] == "of the file"
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (
+                "name,text\n01_tree.png,a tree\n",
+                "begins with 'name,text'; it takes a first line file_name,text",
+            ),
+            ("file_name;text\n01_tree.png;a tree\n", "begins with 'file_name;text'"),
+            ("", "begins with ''"),
+            ("file_name,text\n01_tree.png,a tree, tall\n", "line 2 is not"),
+            ("file_name,text\n09_sun.png,a sun\n", "'09_sun.png' is not an image of this folder"),
+            ("file_name,text\n01_tree.png,a\n01_tree.jpg,b\n", "already has a caption in line 2"),
+            ('file_name,text\n01_tree.png,"a tree\n', "is no row of a table"),
+            ("file_name,text\n01_tree.png,\n", "takes a caption, text that is not blank"),
+        ],
+    )
+    def test_what_is_wrong_is_told(self, text: str, said: str, images: ImageFolder) -> None:
+        self.write(images, text)
+        (problem,) = Captions.read(images).problems
+        assert said in problem
+        assert "metadata.csv" in problem
+
+    def test_two_kinds_of_metadata(self, images: ImageFolder) -> None:
+        self.write(images, "file_name,text\n01_tree.png,a\n")
+        (images.path / "metadata.jsonl").write_text("")
+        (problem,) = Captions.read(images).problems
+        assert problem.endswith("metadata.csv both hold captions; keep one of them")
+
+
+class TestPairs:
+    def test_captions_may_name_the_file_or_its_original(self, images: ImageFolder, tmp_path: Path) -> None:
+        made = write_images(tmp_path / "set", [f"50_noise_{stem}" for stem in STEMS])
+        (made.path / f"50_noise_{TREE}.txt").write_text("by its file")
+        (made.path / f"{BOAT}.txt").write_text("by its original")
+        pairing = Pairing.of(made, images)
+        captions = Captions.read(pairing.images, images)
+        assert captions.texts == ("by its file", "by its original", None)
+
+    def test_those_of_the_original_hold_for_the_set(self, images: ImageFolder, tmp_path: Path) -> None:
+        (images.path / f"{HILLS}.txt").write_text("hills")
+        made = write_images(tmp_path / "set", [f"{stem}_glazed" for stem in STEMS])
+        pairing = Pairing.of(made, images)
+        assert Captions.read(pairing.images, images).texts == (None, None, "hills")
+
+
+class TestRareToken:
+    @pytest.mark.parametrize(
+        ("prompt", "token"),
+        [
+            ("a painting in the style of sks", "sks"),
+            ("a sks painting", "sks"),
+            ("photo of SKS tower", "sks"),
+            ("a painting by <van-gogh>", "<van-gogh>"),
+            ("an oil painting in the style of ohwx7, on canvas", "ohwx7"),
+            ("a picture in the style of monetto", "monetto"),
+            ("a painting", None),
+        ],
+    )
+    def test_it_is_the_word_that_is_not_ordinary(self, prompt: str, token: str | None) -> None:
+        assert rare_token(prompt) == token
+
+    @pytest.mark.parametrize(
+        ("caption", "template", "lacks"),
+        [
+            ("a tree", None, True),
+            ("a tree in the style of sks", None, False),
+            ("A tree, SKS.", None, False),
+            ("a tree with asks and tasks", None, True),
+            ("a tree", "{caption} in the style of sks", False),
+            ("a tree", "a picture of {caption}", True),
+        ],
+    )
+    def test_captions_without_it_are_refused(
+        self, caption: str, template: str | None, lacks: bool, images: ImageFolder
+    ) -> None:
+        (images.path / f"{TREE}.txt").write_text(caption)
+        captions = Captions.read(images).checked("a painting in the style of sks", template)
+        assert bool(captions.problems) == lacks
+        if lacks:
+            (problem,) = captions.problems
+            assert problem.startswith("1 of 1 captions lack the rare token 'sks'")
+            assert "--caption-template '{caption} in the style of sks'" in problem
+
+    def test_prompts_are_made_by_the_template(self, images: ImageFolder) -> None:
+        (images.path / f"{BOAT}.txt").write_text("a {caption} {0} boat")
+        captions = Captions.read(images)
+        assert captions.prompts("{caption}, sks") == [None, "a {caption} {0} boat, sks", None]
+        assert captions.prompts(None) == [None, "a {caption} {0} boat", None]
+
+    @pytest.mark.parametrize(
+        ("prompt", "hint"),
+        [
+            ("a painting in the style of sks", "{caption} in the style of sks"),
+            ("a painting by sks", "{caption} by sks"),
+            ("sks painting", "{caption}, sks"),
+        ],
+    )
+    def test_the_hint_is_a_template_that_helps(self, prompt: str, hint: str) -> None:
+        token = rare_token(prompt)
+        assert token is not None
+        assert template_hint(prompt, token) == hint
+
+
+def test_another_pairing_is_a_difference(images: ImageFolder) -> None:
+    """Its draws would be others, though the files are the same."""
+    recorded = image_records(images, None)
+    now = images.with_aliases({"01_tree.png": "02_boat", "02_boat.png": "01_tree"})
+    swapped = [{**record, "stem": now.stem(record["name"])} for record in recorded]
+    assert record_differences(recorded, swapped) == ["paired with other originals"]
+    older = [{key: value for key, value in record.items() if key != "stem"} for record in recorded]
+    assert record_differences(older, recorded) == []
+
+
+def with_stems(images: ImageFolder) -> list[dict[str, Any]]:
+    return [{**record, "stem": record["name"].removesuffix(".png")} for record in images.records()]
+
+
 class TestRecords:
     def test_without_captions_they_are_those_of_the_images(self, images: ImageFolder) -> None:
-        assert image_records(images, None) == images.records()
+        assert image_records(images, None) == with_stems(images)
 
     def test_captions_are_kept(self, images: ImageFolder) -> None:
         write_texts(images, t="a tree")
         records = image_records(images, Captions.read(images))
         assert [record.pop("caption") for record in records] == ["a tree", None, None]
-        assert records == images.records()
+        assert records == with_stems(images)
 
     @pytest.mark.parametrize("hashed", [False, True])
     def test_differences_are_told_apart(self, hashed: bool, images: ImageFolder) -> None:

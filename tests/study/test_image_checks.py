@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mimicry.study import image_checks
-from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder, check_image
+from mimicry.study.image_checks import bad_images, unreadable
+from mimicry.study.images import ImageFacts, ImageFolder, check_image
 from tests.hostile_names import over_hostile_names
 
 
@@ -20,9 +20,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: list[str] = []
 
-    def check(path: Path) -> None:
+    def check(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
         names.append(path.name)
-        check_image(path)
+        return check_image(path, convert_profile=convert_profile)
 
     monkeypatch.setattr(image_checks, "check_image", check)
     return names
@@ -92,6 +92,18 @@ def test_anew_means_all_of_them(decoded: list[str], tmp_path: Path) -> None:
         assert bad.path == rot
     # What turned out bad was forgotten.
     assert sorted(decoded) == ["a.png", "a.png", "a.png", "b.png", "b.png"]
+
+
+def test_many_of_a_folder_are_one_line(tmp_path: Path) -> None:
+    few, many = write(tmp_path / "few", "a", "b"), write(tmp_path / "many", *map(str, range(20)))
+    for path in (*few.paths, *many.paths):
+        path.write_bytes(b"")
+
+    lines = unreadable(bad_images([few, many]))
+
+    assert len(lines) == 3
+    assert all(str(path) in line for path, line in zip(few.paths, lines, strict=False))
+    assert f"; and 19 more images of {many.path} cannot be used" in lines[2]
 
 
 def test_one_that_is_not_there_is_bad(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin, features
 
 from mimicry.study import images
 from mimicry.study.image_checks import bad_images
@@ -115,8 +115,66 @@ class TestRead:
             warnings.simplefilter("error")
             assert_good(tmp_path / "x.png", RED)
 
+    @pytest.mark.parametrize("kind", ["zTXt", "tEXt", "iTXt"])
+    def test_long_texts_in_a_png(self, kind: str, tmp_path: Path) -> None:
+        """Programs that generate images write how they did it, megabytes of it."""
+        info = PngImagePlugin.PngInfo()
+        if kind == "iTXt":
+            info.add_itxt("parameters", "x" * 3_000_000, zip=True)
+        else:
+            info.add_text("parameters", "x" * 3_000_000, zip=kind == "zTXt")
+        picture().save(tmp_path / "x.png", pnginfo=info)
+        assert_good(tmp_path / "x.png", RED)
+
+    @pytest.mark.parametrize("suffix", [".jfif", ".JFIF", ".jpe"])
+    def test_jpeg_by_its_other_names(self, suffix: str, tmp_path: Path) -> None:
+        picture().save(tmp_path / f"x{suffix}", format="JPEG", quality=95)
+        assert_good(tmp_path / f"x{suffix}", RED)
+
+    @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+    def test_avif(self, tmp_path: Path) -> None:
+        picture().save(tmp_path / "x.avif", quality=95)
+        assert_good(tmp_path / "x.avif", RED)
+
 
 class TestRefused:
+    def test_a_bomb_of_text(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "MAX_TEXT_BYTES", 100_000)
+        info = PngImagePlugin.PngInfo()
+        info.add_text("parameters", "x" * 3_000_000, zip=True)
+        picture().save(tmp_path / "x.png", pnginfo=info)
+        assert "cannot be read as an image: Decompressed data too large" in problem_of(tmp_path / "x.png")
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (
+                b"\0\0\0\x18ftypheic" + bytes(40),
+                "it is HEIC, which is not read; convert it to PNG with heif-convert",
+            ),
+            (b"\0\0\0\x18ftypmif1" + bytes(40), "it is HEIC"),
+            (b"\xff\x0a" + bytes(40), "it is JPEG XL, which is not read; convert it to PNG with djxl"),
+            (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "it is JPEG XL"),
+        ],
+    )
+    def test_other_kinds_under_a_suffix_of_ours(self, content: bytes, said: str, tmp_path: Path) -> None:
+        (tmp_path / "x.jpg").write_bytes(content)
+        assert said in problem_of(tmp_path / "x.jpg")
+
+    def test_avif_where_pillow_reads_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It stays an image of the folder: otherwise it would be trained on here, and not there."""
+        picture().save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / "y.png")
+        (tmp_path / "x.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(40))
+        monkeypatch.setattr(images, "find_spec", lambda name: None)
+        images.supported_formats.cache_clear()
+        try:
+            assert ImageFolder.read(tmp_path).names == ("x.avif", "y.png")
+            (tmp_path / "y.png").unlink()
+            assert "pip install 'pillow>=11.3'" in problem_of(tmp_path / "x.avif")
+        finally:
+            images.supported_formats.cache_clear()
+
     def test_truncated(self, tmp_path: Path) -> None:
         Image.effect_noise((64, 64), 50).save(tmp_path / "x.jpg")
         content = (tmp_path / "x.jpg").read_bytes()
@@ -125,7 +183,7 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(b"", ": it is empty"), (b"no image", ": its 8 bytes are none of JPEG, PNG, WEBP, BMP, TIFF")],
+        [(b"", ": it is empty"), (b"no image", ": its 8 bytes are none of JPEG, PNG, WEBP, AVIF, BMP, TIFF")],
     )
     def test_no_image(self, content: bytes, words: str, tmp_path: Path) -> None:
         (tmp_path / "x.jpg").write_bytes(content)

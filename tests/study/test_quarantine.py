@@ -8,6 +8,7 @@ import pytest
 
 from mimicry.common.errors import BatchFault
 from mimicry.study.image_checks import BadImage
+from mimicry.study.images import stem_of
 from mimicry.study.quarantine import leave_out, left_out
 from mimicry.study.tree import Artist, StudyTree
 from tests.hostile_names import over_hostile_names
@@ -22,7 +23,7 @@ def tree(tmp_path: Path) -> StudyTree:
 
 def bad(tree: StudyTree, artist: Artist, name: str) -> BadImage:
     path = tree.images_of(tree.protected_art / "mist", artist) / name
-    return BadImage(path, f"{path} cannot be read as an image: it is empty", lasting=True)
+    return BadImage(path, f"{path} cannot be read as an image: it is empty", lasting=True, stem=stem_of(name))
 
 
 def test_none(tree: StudyTree) -> None:

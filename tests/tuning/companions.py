@@ -12,4 +12,6 @@ PRIOR: dict[str, Any] = {
 
 def with_companions(**values: Any) -> dict[str, Any]:
     """Return `values` with the other options that one of them needs."""
+    if "caption_template" in values:
+        values = {"captions": True} | values
     return PRIOR | values if PRIOR.keys() & values.keys() else values

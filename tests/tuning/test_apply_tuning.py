@@ -33,7 +33,7 @@ def test_help_by_path_from_another_folder_names_every_option(tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (0, "")
     others = (
         "data-root stack protection countermeasure split style artist pilot overwrite dry-run json verbose "
-        "push-to-hub no-push-to-hub hub-namespace base-model-id min-samples-per-artist require-paired "
+        "push-to-hub no-push-to-hub hub-namespace base-model-id min-samples-per-artist allow-unpaired "
         "train-script stall-minutes quarantine-unpaired help"
     )
     for flag in [*(f"--{name}" for name in others.split()), *(option.flag for option in OPTIONS)]:

@@ -77,7 +77,8 @@ def judge_adapter(
     if run is None:
         return AdapterState(State.COMPLETE, "made by another tool")
     differences = _differences(folder, run, spec, images, captions, full=full)
-    return AdapterState(State.STALE if differences else State.COMPLETE, ", ".join(differences))
+    words = [", ".join(differences), *(f"unpaired: {mark}" for mark in run.unpaired)]
+    return AdapterState(State.STALE if differences else State.COMPLETE, "; ".join(filter(None, words)))
 
 
 def _check_values(folder: AdapterFolder, rank: int | None, *, anew: bool) -> None:

@@ -87,6 +87,12 @@ class TrainingRun:
         return images if isinstance(images, list) else None
 
     @property
+    def unpaired(self) -> list[str]:
+        """In what the images do not pair with the original art, which --allow-unpaired let pass."""
+        marks = self.content.get("unpaired")
+        return [str(mark) for mark in marks] if isinstance(marks, list) else []
+
+    @property
     def class_images(self) -> Mapping[str, Any] | None:
         return self._object("class_images")
 

@@ -27,6 +27,7 @@ _OF_ONE_RUN = (
     "loss",
     "eval_loss",
     "other_numerics",
+    "unpaired",
     "resumed_from",
     "hub",
     "error",

@@ -34,6 +34,7 @@ def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> dict[str, Any]:
         "loss": run.content.get("mean_loss"),
         "eval_loss": run.content.get("eval_loss"),
         "other_numerics": run.other_numerics or None,
+        "unpaired": run.unpaired or None,
         "resumed_from": run.content.get("resumed_from"),
         "hub": run.content.get("hub"),
         "log": log_path(tree, folder) if folder.log.exists() else None,

@@ -7,8 +7,8 @@ from typing import Any
 from mimicry.common.errors import AdapterBroken, TrainingFailed
 from mimicry.common.files import utc_now, write_json
 from mimicry.study import Captions, ImageRecord, State
-from mimicry.study.captions import image_records
 from mimicry.study.image_checks import refuse_changed_images
+from mimicry.study.image_sets import described_images
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.planning import Target
 
@@ -54,12 +54,15 @@ class UnrecordedTraining:
         except AdapterBroken as error:
             folder.set_aside(State.BROKEN)
             raise TrainingFailed(str(error)) from error
+        convert = target.request.config.convert_profiles
+        described, marks = described_images(target.pairing, self.captions, convert_profiles=convert)
         record: dict[str, Any] = {
             "schema": 1,
             "stack": target.request.stack.name,
             "recipe": recipe,
             "recipe_hash": None if recipe is None else recipe_hash(recipe),
-            "images": image_records(target.images, self.captions),
+            "images": described,
+            "unpaired": marks,
             "warnings": [*target.warnings, *target.notes],
             "status": State.COMPLETE,
             "started_at": self.started_at,

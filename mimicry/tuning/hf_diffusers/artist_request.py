@@ -7,7 +7,7 @@ from typing import Any
 from mimicry.common.children import has_parent
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
 from mimicry.study import AdapterId, Captions, ImageFolder
-from mimicry.study.image_checks import bad_images
+from mimicry.study.image_checks import bad_images, unreadable
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.stack import TRAITS
@@ -88,8 +88,12 @@ def usable_data(job: ArtistJob) -> tuple[ImageFolder, Captions | None]:
         MimicryError: some cannot be used; all of these at once.
     """
     images = job.inputs.read_images()
-    captions = job.inputs.read_captions() if job.config.captions else None
-    problems = [*(image.problem for image in bad_images([images])), *(captions.problems if captions else ())]
+    captions = None
+    if job.config.captions:
+        prompt, template = job.config.instance_prompt, job.config.caption_template
+        captions = job.inputs.read_captions().checked(prompt, template)
+    bad = bad_images([images], convert_profiles=job.config.convert_profiles)
+    problems = [*unreadable(bad), *(captions.problems if captions else ())]
     if problems:
         raise MimicryError(*problems)
     return images, captions

@@ -10,6 +10,7 @@ from mimicry.common.files import utc_now, write_json
 from mimicry.common.scrubbing import scrub
 from mimicry.study import ImageRecord, State, StudyTree
 from mimicry.study.image_checks import refuse_changed_images
+from mimicry.study.image_sets import described_images
 from mimicry.tuning.adapters import WEIGHTS, AdapterFolder
 from mimicry.tuning.execution.bookmarks import record_adapter
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
@@ -38,8 +39,12 @@ def publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord]) 
         "instance_data_dir": str(job.inputs.input_dir),
         "output_dir": str(job.inputs.output_dir),
     }
+    described, marks = described_images(
+        job.inputs.read_pairing(), None, convert_profiles=job.config.convert_profiles
+    )
     record |= {
-        "images": images,
+        "images": described,
+        "unpaired": marks,
         "status": State.COMPLETE,
         "started_at": started_at,
         "finished_at": utc_now(),

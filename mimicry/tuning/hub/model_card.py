@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from mimicry.tuning.adapters import TrainingRun
 from mimicry.tuning.hub.job import UploadJob
 
 _WARNING = """\
@@ -33,6 +34,7 @@ def model_card(job: UploadJob, run: dict[str, Any], base_model: str | None) -> s
                 "protection": job.protection,
                 "countermeasure": job.countermeasure,
                 "images": len(run["images"]) if isinstance(run.get("images"), list) else None,
+                "unpaired": "; ".join(TrainingRun(run).unpaired) or None,
             }
         ),
         "## Recipe",

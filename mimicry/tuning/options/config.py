@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from mimicry.common.errors import UsageError
+from mimicry.study.captions import CAPTION_FIELD
 from mimicry.tuning.options.declarations import declare, declared_options
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
@@ -132,6 +133,9 @@ class TuningConfig:
         True, "Crop the centre of each image; otherwise a new random crop for each sample."
     )
     random_flip: bool = declare(False, "Mirror each sample with probability one half.")
+    convert_profiles: bool = declare(
+        False, "Bring images to sRGB by their embedded colour profiles, which are ignored otherwise."
+    )
     max_sequence_length: int = declare(
         77, "Tokens of the prompt that T5 reads; draw with the same number.", minimum=1, maximum=256
     )
@@ -310,7 +314,13 @@ class TuningConfig:
 
     captions: bool = declare(
         False,
-        "Take each image's prompt from STEM.txt beside it, or from metadata.jsonl in its folder.",
+        "Take each image's prompt from STEM.txt beside it, or from metadata.jsonl or metadata.csv in its "
+        "folder.",
+    )
+    caption_template: str | None = declare(
+        None,
+        "With --captions: what prompts are made of, such as '{caption} in the style of sks'; each prompt "
+        "must have the rare token.",
     )
 
     with_prior_preservation: bool = declare(
@@ -348,6 +358,7 @@ class TuningConfig:
                 object.__setattr__(self, option.name, spelt.get(value.casefold(), value))
         problems = [problem for option in OPTIONS if (problem := option.problem(getattr(self, option.name)))]
         problems += self._prior_problems()
+        problems += self._template_problems()
         if problems:
             raise UsageError(*problems)
 
@@ -370,6 +381,22 @@ class TuningConfig:
             for flag, value in together.items()
             if value is not None
         ]
+
+    def _template_problems(self) -> list[str]:
+        template = self.caption_template
+        if not isinstance(template, str) or not template.strip() or "\0" in template:
+            return []  # nothing to use, or refused as any text
+        problems = []
+        if template.count(CAPTION_FIELD) != 1:
+            problems.append(
+                f"--caption-template is {template!r}; it takes text with {CAPTION_FIELD} in it, once, such "
+                f"as '{CAPTION_FIELD} in the style of sks'"
+            )
+        if self.captions is False:
+            problems.append(
+                f"--caption-template is {template!r} and has no effect without --captions; type both or none"
+            )
+        return problems
 
     def step_count(self, image_count: int) -> int:
         """Return the optimizer steps of a training on so many images; the last epoch is finished."""

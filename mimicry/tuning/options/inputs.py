@@ -15,6 +15,7 @@ import click
 
 from mimicry.study.captions import Captions
 from mimicry.study.images import ImageFolder
+from mimicry.study.pairing import Pairing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -82,6 +83,15 @@ class TrainingInputs:
             "folder has none.",
         ),
     )
+    pair_with_dir: Path | None = field(
+        default=None,
+        metadata=_facts(
+            "--pair-with-dir",
+            "pair_with_dir",
+            "Folder of the original art that the images were made from: each is paired with its original by "
+            "name, compared with it, and draws what it draws.",
+        ),
+    )
     leave_out: tuple[str, ...] = field(
         default=(),
         metadata=_facts("--leave-out", "leave_out", "Leave out the images with this stem; may be repeated."),
@@ -122,12 +132,18 @@ class TrainingInputs:
             "output_dir": self.output_dir,
             "eval_data_dir": self.eval_data_dir,
             "caption_data_dir": self.caption_data_dir,
+            "pair_with_dir": self.pair_with_dir,
         }
         return {name: None if path is None else str(path.absolute()) for name, path in paths.items()}
 
+    def read_pairing(self) -> Pairing:
+        """List the images to train on, paired with their originals where a folder of these was given."""
+        original = None if self.pair_with_dir is None else ImageFolder.read(self.pair_with_dir)
+        return Pairing.of(ImageFolder.read(self.input_dir), original).without(self.leave_out)
+
     def read_images(self) -> ImageFolder:
         """List the images to train on."""
-        return ImageFolder.read(self.input_dir).without(self.leave_out)
+        return self.read_pairing().images
 
     def read_eval_images(self) -> ImageFolder | None:
         """List the images to measure the loss on; None when no folder was given."""

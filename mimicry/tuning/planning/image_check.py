@@ -1,41 +1,149 @@
-"""The images of a plan, decoded: an artist with bad ones is blocked, or they are left out everywhere."""
+"""The images of a plan, decoded and compared with their originals; what forbids a training blocks it."""
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mimicry.common.files import sha256_file, write_bytes
 from mimicry.common.text import first_few, printable
-from mimicry.study import ImageFolder, State, StudyTree
-from mimicry.study.image_checks import bad_images
+from mimicry.study import ImageFolder, Pairing, State, StudyTree
+from mimicry.study.image_checks import BadImage, Examined, bad_images, examine, remembered
+from mimicry.study.image_sets import (
+    SHOWN,
+    Finding,
+    colours,
+    marks,
+    unchanged,
+    unchanged_warning,
+    uncompared,
+    unlike,
+)
 from mimicry.study.quarantine import leave_out
-from mimicry.tuning.planning.plan import Plan
+from mimicry.study.tree import NONE
+from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.progress import checking_bar
 
 
-def check_images(plan: Plan) -> Plan:
-    """Decode the images of the artists that are to be trained, and block those that have bad ones.
+def check_images(plan: Plan, lists_at: str = "-v") -> Plan:
+    """Decode the images of the artists that are to be trained, and block those that must not be trained on.
 
     One that another call is training now may be left to us.
+
+    Args:
+        lists_at: where people find the lists that are too long for a line.
     """
     looked_at = plan.of(State.PENDING, State.CLAIMED)
+    convert = plan.request.config.convert_profiles
     with checking_bar() as progress:
-        bad = bad_images([target.images for target in looked_at], progress)
-    problems: dict[Path, list[str]] = defaultdict(list)
-    for image in bad:
-        problems[image.path.parent].append(image.problem)
+        result = examine([target.pairing for target in looked_at], progress, convert_profiles=convert)
+    bad: dict[str, list[BadImage]] = defaultdict(list)
+    for image in result.bad:
+        bad[str(image.path.parent)].append(image)
+    checked = {
+        target.adapter: _checked(replace(target, lists_at=lists_at), found, bad[str(target.images.path)])
+        for target, found in zip(looked_at, result.found, strict=True)
+    }
+    return replace(plan, targets=tuple(checked.get(target.adapter, target) for target in plan.targets))
+
+
+def recall_images(plan: Plan) -> Plan:
+    """Return the plan with what earlier calls found of images that are as they were; decodes nothing."""
+    convert = plan.request.config.convert_profiles
     targets = []
     for target in plan.targets:
-        found = problems.get(target.images.path, []) if target in looked_at else []
-        if found:
-            reason = "; ".join(found) + "; repair it, or type --quarantine-unpaired"
-            target = replace(target, state=State.BLOCKED, reason=reason, warnings=())
-        elif target in looked_at:
-            links = _links_out(plan.request.tree, target.images)
-            target = replace(target, warnings=(*target.warnings, *links))
+        if target.state in (State.PENDING, State.CLAIMED):
+            found = remembered(target.pairing, convert_profiles=convert)
+            if len(found) == len(target.images.names):
+                target = _checked(target, found, [])
         targets.append(target)
     return replace(plan, targets=tuple(targets))
+
+
+def image_lists(plan: Plan) -> str:
+    """Return all that lines of the plan leave out: a line for each image, by artist and finding."""
+    lines = []
+    for target in plan.targets:
+        for finding in target.findings:
+            if len(finding.items) > SHOWN:
+                lines.append(f"{target.artist}: {finding.text}")
+                lines += [f"    {item}" for item in finding.items]
+    return "".join(printable(line) + "\n" for line in lines)
+
+
+def write_image_lists(plan: Plan) -> None:
+    """Write `image_lists` where the lines of the plan say that it is."""
+    text, path = image_lists(plan), plan.request.tree.image_lists(plan.request.condition)
+    if text:
+        write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) -> Target:
+    """Return the target with what was found of its images; blocked, if they forbid its training."""
+    pairing = target.pairing
+    target = replace(target, examined=found, marks=marks(pairing, found))
+    if bad:
+        return _blocked(target, _bad(pairing, bad), "repair it, or type --quarantine-unpaired")
+    same = unchanged(pairing, found)
+    if same and len(same) == len(pairing.images.names):
+        text = (
+            f"all {len(same)} images are those of original_art, pixel by pixel, and nothing was done to them"
+        )
+        return _blocked(target, Finding(text), f"make {pairing.images.path} again")
+    if _not_countered(target):
+        text = f"all {len(pairing.images.names)} images are those that were to be countered, byte by byte"
+        return _blocked(target, Finding(text), f"make {pairing.images.path} again")
+    wrong = unlike(pairing, found)
+    if wrong and not target.request.allow_unpaired:
+        return _blocked(target, wrong[0], f"put the right images there, or type {ALLOW_UNPAIRED}")
+    findings = [
+        *(replace(finding, text=f"unpaired: {finding.text}") for finding in wrong),
+        *unchanged_warning(pairing, found),
+        *uncompared(pairing, found),
+        *colours(pairing, found, convert_profiles=target.request.config.convert_profiles),
+        *_links_out(target.request.tree, pairing.images),
+    ]
+    return replace(target, findings=(*target.findings, *findings))
+
+
+def _not_countered(target: Target) -> bool:
+    """Return whether a countermeasure has left all images as the protection had made them."""
+    condition, tree = target.request.condition, target.request.tree
+    if NONE in (condition.protection, condition.countermeasure):
+        return False
+    protected = ImageFolder.read(tree.images_of(tree.protected_art / condition.protection, target.artist))
+    before = Pairing.of(protected, target.pairing.original).without(target.left_out).images
+    files = dict(zip(before.stems, before.paths, strict=True))
+    images = target.images
+    return all(
+        stem in files and _same_bytes(path, files[stem])
+        for stem, path in zip(images.stems, images.paths, strict=True)
+    )
+
+
+def _same_bytes(path: Path, other: Path) -> bool:
+    try:
+        return path.stat().st_size == other.stat().st_size and sha256_file(path) == sha256_file(other)
+    except OSError:
+        return False
+
+
+def _blocked(target: Target, finding: Finding, advice: str) -> Target:
+    reason = f"{finding.line(target.lists_at)}; {advice}"
+    return replace(target, state=State.BLOCKED, reason=reason, findings=(finding,))
+
+
+def _bad(pairing: Pairing, bad: list[BadImage]) -> Finding:
+    problems = tuple(image.problem for image in bad)
+    if len(bad) <= SHOWN:
+        return Finding("; ".join(problems), problems)
+    names = [image.path.name for image in bad]
+    return Finding(
+        f"{len(bad)} of {len(pairing.images.names)} images in {pairing.images.path} cannot be used: "
+        f"{first_few(names)}; the first one: {problems[0]}",
+        problems,
+    )
 
 
 def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
@@ -50,23 +158,32 @@ def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
     folders = {
         tree.images_of(root, target.artist): target for root in tree.image_roots() for target in plan.targets
     }
+    sets = [_as_paired(tree, target, path) for path, target in folders.items()]
     with checking_bar() as progress:
-        bad = bad_images([_without_left_out(path, target) for path, target in folders.items()], progress)
+        bad = bad_images(sets, progress, convert_profiles=plan.request.config.convert_profiles)
     found = [(folders[image.path.parent].artist, image) for image in bad if image.lasting]
     if found:
         leave_out(tree, found)
+    by_artist: dict[str, list[str]] = defaultdict(list)
     for artist, image in found:
-        say(printable(f"{artist}: left out of all conditions: {image.problem}"))
+        by_artist[str(artist)].append(image.problem)
+    for name, problems in by_artist.items():
+        for problem in problems[:SHOWN]:
+            say(printable(f"{name}: left out of all conditions: {problem}"))
+        if len(problems) > SHOWN:
+            more = f"{len(problems) - SHOWN} more, listed in {tree.quarantine}"
+            say(printable(f"{name}: left out of all conditions: {more}"))
     return bool(found)
 
 
-def _without_left_out(path: Path, target: Target) -> ImageFolder:
-    return ImageFolder.read(path).without(target.left_out)
+def _as_paired(tree: StudyTree, target: Target, path: Path) -> ImageFolder:
+    original = ImageFolder.read(tree.images_of(tree.original_art, target.artist))
+    return Pairing.of(ImageFolder.read(path), original).without(target.left_out).images
 
 
-def _links_out(tree: StudyTree, images: ImageFolder) -> list[str]:
+def _links_out(tree: StudyTree, images: ImageFolder) -> list[Finding]:
     root = tree.data_root.resolve()
     names = [
         path.name for path in images.paths if path.is_symlink() and not path.resolve().is_relative_to(root)
     ]
-    return [f"links to files outside of the tree: {first_few(names)}"] if names else []
+    return [Finding(f"links to files outside of the tree: {first_few(names)}", tuple(names))] if names else []

@@ -9,8 +9,9 @@ from typing import Any
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.common.text import first_few
-from mimicry.study import Artist, Captions, Condition, ImageFolder, State
+from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, State
+from mimicry.study.image_sets import SHOWN, Finding, crop_loss, geometry, ignored
+from mimicry.study.image_sizes import Size, stated_sizes
 from mimicry.study.quarantine import left_out
 from mimicry.study.tree import Source, sister_folders
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
@@ -25,6 +26,7 @@ USUAL_IMAGE_COUNT = 20
 _CANNOT_LEAVE_OUT = (
     "some of its images are left out of all conditions, which cannot be told to a stack without options"
 )
+ALLOW_UNPAIRED = "--allow-unpaired, which marks its adapter as unpaired for good"
 # Kept in the bookmark of an artist whose adapter was set aside, until it is trained again.
 OVERWRITTEN = "set aside by --overwrite"
 RETRAINED = "set aside by --retrain-stale"
@@ -154,13 +156,14 @@ class _Planner:
     def target(self, artist: Artist) -> Target:
         request = self._request
         stems = self._left_out.get(str(artist), frozenset[str]())
-        images = self._read(request.tree.images_of(self._source.root, artist)).without(stems)
         original = self.original(artist)
-        unpaired = _unpaired(images, original)
-        captions = Captions.read(images, original) if request.config.captions else None
-        state, reason, existing = State.BLOCKED, _why_blocked(request, images, unpaired), State.PENDING
-        if not reason and captions is not None:
-            reason = "; ".join(captions.problems)
+        pairing = self._pairing(artist, stems)
+        images = pairing.images
+        captions = _captions(request, images, original)
+        state, reason, existing = State.BLOCKED, _why_blocked(request, pairing), State.PENDING
+        faults = _caption_faults(captions) if not reason else []
+        if faults:
+            reason = faults[0].line("-v")
         folder = request.folder(artist)
         if not reason:
             found = judge_adapter(folder, request.spec, images, captions=captions, full=self._full)
@@ -170,18 +173,29 @@ class _Planner:
                 state, reason = self._resumed(folder, images, captions, reason)
             if state is State.PENDING and stems and not request.stack.takes_options:
                 state, reason = State.BLOCKED, _CANNOT_LEAVE_OUT
-        return Target(
+        target = Target(
             request=request,
             artist=artist,
-            images=images,
+            pairing=pairing,
             state=state,
             reason=reason,
-            warnings=_warnings(images, unpaired, captions, stems) if state is State.PENDING else (),
+            findings=tuple(faults),
+            marks=(pairing.problem,) if pairing.problem else (),
             existing=existing,
             weights=folder.weights_identity(),
             original=original if original.problem() is None else None,
             left_out=tuple(sorted(stems)),
         )
+        if state is not State.PENDING:
+            return target
+        sizes = stated_sizes(images.path, images.names)
+        findings = (*_findings(target, captions), *_shape_findings(pairing, sizes))
+        return replace(target, sizes=sizes, findings=findings)
+
+    def _pairing(self, artist: Artist, stems: Set[str]) -> Pairing:
+        tree = self._request.tree
+        images = self._read(tree.images_of(self._source.root, artist))
+        return Pairing.of(images, self._read(tree.images_of(tree.original_art, artist))).without(stems)
 
     def _decide(
         self, artist: Artist, folder: AdapterFolder, images: ImageFolder, found: AdapterState
@@ -247,44 +261,58 @@ def _wanted(
     return State.COMPLETE, found.reason
 
 
-def _why_blocked(request: Request, images: ImageFolder, unpaired: str) -> str:
+def _captions(request: Request, images: ImageFolder, original: ImageFolder) -> Captions | None:
+    config = request.config
+    if not config.captions:
+        return None
+    return Captions.read(images, original).checked(config.instance_prompt, config.caption_template)
+
+
+def _caption_faults(captions: Captions | None) -> list[Finding]:
+    """Return one finding with all problems of the captions, if there are any."""
+    if captions is None or not captions.problems:
+        return []
+    problems = captions.problems
+    more = f" and {len(problems) - SHOWN} more problems with captions" if len(problems) > SHOWN else ""
+    return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
+
+
+def _why_blocked(request: Request, pairing: Pairing) -> str:
+    images = pairing.images
     problem = images.problem()
     if problem is not None:
         return problem
     if len(images.names) < request.min_samples_per_artist:
         least = request.min_samples_per_artist
         return f"{len(images.names)} images where --min-samples-per-artist asks for {least}"
-    return f"{unpaired}, and --require-paired is given" if unpaired and request.require_paired else ""
+    if pairing.problem and not request.allow_unpaired:
+        return f"unpaired: {pairing.problem}; complete the set, or type {ALLOW_UNPAIRED}"
+    return ""
 
 
-def _unpaired(images: ImageFolder, original: ImageFolder) -> str:
-    """Return in what the stems of two folders differ, in words; empty when in nothing."""
-    if images.names == original.names:  # the common case, ten thousand times
-        return ""
-    here, there = set(images.stems), set(original.stems)
-    if here == there:
-        return ""
-    parts = []
-    if there - here:
-        parts.append(f"lacks {first_few(sorted(there - here))} of original_art")
-    if here - there:
-        parts.append(f"has {first_few(sorted(here - there))} that original_art has not")
-    return " and ".join(parts)
-
-
-def _warnings(
-    images: ImageFolder, unpaired: str, captions: Captions | None, stems: Set[str]
-) -> tuple[str, ...]:
-    warnings = []
+def _findings(target: Target, captions: Captions | None) -> list[Finding]:
+    """Return what the names of files tell about the images of a target."""
+    images, pairing = target.images, target.pairing
+    lines = []
     if len(images.names) < USUAL_IMAGE_COUNT:
-        warnings.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
-    if unpaired:
-        warnings.append(f"unpaired: {unpaired}")
+        lines.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
+    lines += [f"unpaired: {mark}" for mark in target.marks]
+    if pairing.note:
+        lines.append(pairing.note)
     if captions is not None:
-        warnings += captions.warnings
-    if stems:
-        warnings.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, sorted(stems)))}")
-    return tuple(warnings)
+        lines += captions.warnings
+    if target.left_out:
+        lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
+    return [*map(Finding, lines), *ignored(images, captions=captions is not None)]
+
+
+def _shape_findings(pairing: Pairing, sizes: Mapping[str, Size]) -> list[Finding]:
+    """Return what the sizes of the images tell, beside those of their originals."""
+    original_sizes: Mapping[str, Size] = {}
+    if pairing.original is not None:
+        partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
+        original_sizes = stated_sizes(pairing.original.path, partners)
+    return [*geometry(pairing, sizes, original_sizes), *crop_loss(pairing.images, sizes)]
 
 
 def _same_bytes(recorded: Any, images: ImageFolder) -> bool:

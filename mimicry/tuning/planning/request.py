@@ -27,7 +27,7 @@ class Request:
     retrain_stale: bool = False
     allow_mixed_recipes: bool = False
     min_samples_per_artist: int = 1
-    require_paired: bool = False
+    allow_unpaired: bool = False
     hub: HubOptions | None = None
     train_script: Path | None = None
     stall_minutes: float = 30.0

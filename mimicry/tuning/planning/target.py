@@ -1,10 +1,14 @@
 """One adapter in a plan: what lies there, what the call does about it, and the command that trains it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from mimicry.common.files import FileIdentity
-from mimicry.study import AdapterId, Artist, Captions, ImageFolder, State
+from mimicry.study import AdapterId, Artist, Captions, ImageFolder, Pairing, State
+from mimicry.study.image_checks import Examined
+from mimicry.study.image_sets import Dose, Finding
+from mimicry.study.image_sizes import Size
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
 from mimicry.tuning.hub import UploadJob
 from mimicry.tuning.options import option_words
@@ -19,21 +23,45 @@ class Target:
     `state` is how the adapter is: PENDING for one that the call trains. `existing` is what lay there when it
     was planned, and `weights` tells that file of weights from any other. `original` is the artist's original
     art, where there is some: what every condition is measured on, and whose captions hold for every
-    condition. `left_out` are the stems in quarantine; `images` is without them. `warnings` are shown with the
-    target; `notes`, which hold for the whole plan, are kept in its record only.
+    condition. `left_out` are the stems in quarantine; `pairing` is without them. `sizes` are those that the
+    image files state, in pixels, and `examined` is what was found of decoded images; both by name.
+    `findings` is what is odd about the images, and `lists_at` where people find a list that is too long for
+    a line. `marks` say in what the images do not pair with the originals; --allow-unpaired lets it pass.
+    `notes` hold for the whole plan, and are kept in the record only.
     """
 
     request: Request
     artist: Artist
-    images: ImageFolder
+    pairing: Pairing
     state: State
     reason: str = ""
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    lists_at: str = "-v"
+    marks: tuple[str, ...] = ()
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    examined: Mapping[str, Examined] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     existing: State = State.PENDING
     weights: FileIdentity = None
     original: ImageFolder | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> ImageFolder:
+        """The images that it is trained on."""
+        return self.pairing.images
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The findings of a target that may be trained, as people read them."""
+        if self.state is State.BLOCKED:
+            return ()
+        return tuple(finding.line(self.lists_at) for finding in self.findings)
+
+    @property
+    def dose(self) -> Dose | None:
+        """How strongly the images were changed; None where they were not compared with originals."""
+        return Dose.of(self.examined.values())
 
     @property
     def adapter(self) -> AdapterId:
@@ -67,8 +95,9 @@ class Target:
             eval_data_dir=original,
             base_samples_dir=tree.base_samples(self.request.series) if shows else None,
             caption_data_dir=original if config.captions else None,
+            pair_with_dir=None if self.pairing.original is None else self.pairing.original.path,
             leave_out=self.left_out,
-            notes=(*self.warnings, *self.notes),
+            notes=(*(finding.text for finding in self.findings), *self.notes),
         )
 
     @cached_property

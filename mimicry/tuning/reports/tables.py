@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mimicry.common.text import printable, shell_line, text_table
 from mimicry.study import State
+from mimicry.study.image_sets import image_facts
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
 from mimicry.tuning.planning.recipes import StudyRecipes
@@ -31,19 +33,25 @@ def plan_table(plan: Plan) -> str:
     data_root = plan.request.tree.data_root
     source = plan.source.root
     shown = source.relative_to(data_root) if source.is_relative_to(data_root) else source
+    header = ["artist", "images", "source", "state", "reason"]
     rows = [
-        (
+        [
             str(target.artist),
             str(len(target.images.names)),
             str(shown),
             plan_word(target),
             "; ".join(filter(None, (target.reason, *target.warnings))),
-        )
+        ]
         for target in plan.targets
     ]
+    doses = [target.dose for target in plan.targets]
+    if any(doses):
+        # The median PSNR and L-infinity distance to the originals.
+        header.insert(3, "dose")
+        for row, dose in zip(rows, doses, strict=True):
+            row.insert(3, "" if dose is None else str(dose))
     counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
-    table = text_table(("artist", "images", "source", "state", "reason"), rows)
-    return "\n".join((table, *_remarks(plan), counts))
+    return "\n".join((text_table(header, rows), *_remarks(plan), counts))
 
 
 def _remarks(plan: Plan) -> list[str]:
@@ -78,9 +86,21 @@ def _target_json(target: Target) -> dict[str, Any]:
         "state": plan_word(target),
         "reason": target.reason,
         "warnings": list(target.warnings),
+        "unpaired": list(target.marks),
+        "dose": None if target.dose is None else asdict(target.dose),
+        "files": [_file_json(target, name) for name in target.images.names],
+        "ignored": list(target.images.ignored),
         "repository": target.upload_job.repository if target.request.uploads else None,
         "command": target.command if target.state is State.PENDING else None,
     }
+
+
+def _file_json(target: Target, name: str) -> dict[str, Any]:
+    found = target.examined.get(name)
+    facts = image_facts(target.pairing, name, found)
+    if found is None and name in target.sizes:
+        facts["width"], facts["height"] = target.sizes[name]
+    return {"name": name, **facts}
 
 
 def commands(plan: Plan) -> str:

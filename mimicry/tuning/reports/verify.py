@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, State, StudyTree
+from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, Pairing, State, StudyTree
 from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import bad_images
 from mimicry.study.quarantine import left_out
@@ -52,9 +52,11 @@ def verify_adapters(tree: StudyTree, adapters: Sequence[AdapterId], form: Adapte
 
     def verdict(adapter: AdapterId) -> Verdict | None:
         images, original = (
-            ImageFolder.read(tree.images_of(root, adapter.artist)).without(stems.get(str(adapter.artist), ()))
+            ImageFolder.read(tree.images_of(root, adapter.artist))
             for root in (sources[adapter.condition], tree.original_art)
         )
+        left = stems.get(str(adapter.artist), frozenset[str]())
+        images, original = Pairing.of(images, original).without(left).images, original.without(left)
         found = _judge(AdapterFolder(tree.adapter_dir(adapter), form), images, original)
         if found.state is State.PENDING:
             return None

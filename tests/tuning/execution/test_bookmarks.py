@@ -52,6 +52,7 @@ def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
         "loss": 0.25,
         "eval_loss": EVALUATED,
         "other_numerics": None,
+        "unpaired": None,
         "resumed_from": None,
         "hub": HUB,
         "log": f"models/lora/hf_diffusers/mist__none/{ANNA}/train.log",

@@ -36,7 +36,10 @@ def test_it_tells_what_was_trained_and_on_what(target: Target) -> None:
     assert recipe is not None
     assert (run["status"], run["stack"], run["steps"]) == ("complete", "hf_diffusers", 7)
     assert (run["recipe"], run["recipe_hash"]) == (recipe, recipe_hash(recipe))
-    assert run["images"] == target.images.records()
+    files = [{key: image[key] for key in ("name", "size", "sha256")} for image in run["images"]]
+    assert files == target.images.records()
+    assert [image["width"] for image in run["images"]] == [8, 8, 8]
+    assert run["unpaired"] == []
     assert run["warnings"] == list(target.warnings)
     assert (run["weights"]["sha256"], run["weights"]["bytes"]) == (
         sha256_file(weights),
@@ -82,11 +85,11 @@ def test_what_was_trained_on_changed_images_is_set_aside(target: Target) -> None
 
 def test_with_captions_the_next_call_finds_it_complete(quick_studio: QuickStudio) -> None:
     caption = original(quick_studio.tree) / "01_tree.txt"
-    caption.write_text("a tree")
+    caption.write_text("a tree, sks")
     words = ("--artist=Anna_Berg", "--captions")
 
     assert quick_studio.tune(*words).out.splitlines()[-1] == "1 trained"
     assert quick_studio.tune(*words).out.splitlines()[-1] == "1 skipped"
     assert quick_studio.trained() == [ANNA.name]
-    caption.write_text("a boat")
+    caption.write_text("a boat, sks")
     assert "other captions" in quick_studio.tune(*words).out

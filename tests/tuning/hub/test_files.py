@@ -229,3 +229,10 @@ def test_hostile_words_stay_words(tmp_path: Path, words: str) -> None:
     rows = [line for line in card.splitlines() if line.startswith("| artist |")]
     assert len(rows) == 1
     assert rows[0].endswith("` |")
+
+
+def test_an_adapter_that_was_trained_unpaired_says_so(tmp_path: Path) -> None:
+    marks = ["lacks '03_hills' of original_art"]
+    card = model_card(job(tmp_path), {"unpaired": marks}, None)
+    assert "| unpaired | `lacks '03_hills' of original_art` |" in card
+    assert "| unpaired |" not in model_card(job(tmp_path), {"unpaired": []}, None)

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from mimicry.common.errors import UsageError
+from mimicry.study.captions import CAPTION_FIELD
 from mimicry.tuning.options.click_options import hyper_parameter_options, option_words, take_config
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
@@ -77,7 +78,8 @@ def other_value(option: Option, random: Random) -> Any:
     if option.type is str:
         if facts.choices:
             return random.choice([choice for choice in facts.choices if choice != option.default])
-        return random.choice(HOSTILE_TEXTS)
+        text = random.choice(HOSTILE_TEXTS)
+        return text + CAPTION_FIELD if option.name == "caption_template" else text
     low = facts.above if facts.minimum is None else facts.minimum
     high = 1e6 if facts.maximum is None else facts.maximum
     assert low is not None
@@ -130,6 +132,7 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
         "--dataloader-num-workers",
         "--checkpointed-blocks",
         "--validation-prompt",
+        "--caption-template",
         "--class-data-dir",
         "--class-prompt",
         "--prior-generation-precision",

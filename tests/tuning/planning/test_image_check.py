@@ -4,23 +4,29 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from mimicry.cli import program
+from mimicry.common.files import read_json
 from mimicry.common.programs import run_command
 from mimicry.study import image_checks
-from mimicry.study.tree import Artist
+from mimicry.study.images import ImageFacts, check_image
+from mimicry.study.tree import Artist, Condition
 from mimicry.tuning.adapters.folder import AdapterFolder
 from tests.small_study import (
     ANNA,
     BORIS,
     CLARA,
     EVERYBODY,
+    MIST,
     ORIGINAL,
     listing,
     original,
     output_dir,
+    write_images,
 )
 from tests.tuning.quick_studio import Ended, QuickStudio, quick_calls, write_quick_stack
 
@@ -67,7 +73,12 @@ class TestBlocked:
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         decoded: list[Path] = []
-        monkeypatch.setattr(image_checks, "check_image", decoded.append)
+
+        def check(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
+            decoded.append(path)
+            return check_image(path, convert_profile=convert_profile)
+
+        monkeypatch.setattr(image_checks, "check_image", check)
         quick_studio.tune("--artist=Anna_Berg")
         quick_studio.tune("--artist=Anna_Berg", "--overwrite")
 
@@ -194,9 +205,10 @@ class TestQuarantine:
     def test_what_cannot_be_read_for_now_is_not_left_out(
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: Path) -> None:
+        def refuse(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
             if path.name == "02_boat.png":
                 raise PermissionError(13, f"{path} cannot be read as an image: Permission denied")
+            return check_image(path, convert_profile=convert_profile)
 
         monkeypatch.setattr(image_checks, "check_image", refuse)
 
@@ -243,3 +255,238 @@ class TestQuarantine:
 
         assert code == 2
         assert "--quarantine-unpaired" in quick_studio.capsys.readouterr().err
+
+
+def record_of(studio: QuickStudio, condition: Condition = MIST) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(
+        output_dir(studio.tree, condition, ANNA, studio.stack.name) / "training_run.json"
+    )
+    return record
+
+
+class TestReallyProtected:
+    WORDS = ("--protection=mist", "--artist=Anna_Berg")
+
+    @pytest.mark.parametrize("how", ["the same bytes", "saved anew", "under another name"])
+    def test_a_set_of_originals_is_blocked(self, how: str, quick_studio: QuickStudio) -> None:
+        for path in sorted(original(quick_studio.tree, ANNA).iterdir()):
+            copy = mist(quick_studio) / path.name
+            if how == "the same bytes":
+                shutil.copy(path, copy)
+            elif how == "saved anew":
+                copy.unlink()
+                Image.open(path).save(copy.with_suffix(".bmp"))
+            else:
+                copy.unlink()
+                shutil.copy(path, copy.with_name(f"50_noise_{path.name}"))
+
+        for extra in ((), ("--allow-unpaired",)):
+            ended = quick_studio.tune(*self.WORDS, *extra)
+            assert ended.code == 1
+            assert "all 3 images are those of original_art, pixel by pixel" in ended.out
+        assert quick_studio.trained() == []
+
+    def test_some_of_them_are_named(self, quick_studio: QuickStudio) -> None:
+        path = original(quick_studio.tree, ANNA) / "02_boat.png"
+        shutil.copy(path, mist(quick_studio) / path.name)
+
+        ended = quick_studio.tune(*self.WORDS)
+
+        assert ended.code == 0
+        said = "1 of 3 images are those of original_art, pixel by pixel: '02_boat.png'"
+        assert said in ended.out
+        assert f"--note={said}" in quick_calls(quick_studio.stack)[0]["words"]
+
+    def test_a_countermeasure_that_gives_the_originals_back(self, quick_studio: QuickStudio) -> None:
+        root = quick_studio.tree.robust_samples / "noisy_upscaling" / "mist"
+        shutil.rmtree(quick_studio.tree.images_of(root, ANNA))
+        shutil.copytree(original(quick_studio.tree, ANNA), quick_studio.tree.images_of(root, ANNA))
+
+        ended = quick_studio.tune(*self.WORDS, "--countermeasure=noisy_upscaling")
+
+        assert "all 3 images are those of original_art" in ended.out
+        assert quick_studio.trained() == []
+
+    @pytest.mark.parametrize("name", ["{}.png", "50_noise_{}.png"])
+    def test_a_countermeasure_that_did_nothing(self, name: str, quick_studio: QuickStudio) -> None:
+        root = quick_studio.tree.robust_samples / "noisy_upscaling" / "mist"
+        countered = quick_studio.tree.images_of(root, ANNA)
+        shutil.rmtree(countered)
+        countered.mkdir()
+        for path in mist(quick_studio).iterdir():
+            shutil.copy(path, countered / name.format(path.stem))
+
+        ended = quick_studio.tune(*self.WORDS, "--countermeasure=noisy_upscaling")
+
+        assert ended.code == 1
+        assert "all 3 images are those that were to be countered, byte by byte" in ended.out
+        assert quick_studio.trained() == []
+
+
+class TestTheSamePicture:
+    WORDS = ("--protection=mist", "--artist=Anna_Berg")
+
+    def swap(self, studio: QuickStudio) -> None:
+        one, other = mist(studio) / "01_tree.png", mist(studio) / "03_hills.png"
+        first, second = one.read_bytes(), other.read_bytes()
+        one.write_bytes(second)
+        other.write_bytes(first)
+
+    def test_it_blocks_and_names_the_image(self, quick_studio: QuickStudio) -> None:
+        self.swap(quick_studio)
+        ended = quick_studio.tune(*self.WORDS)
+        assert ended.code == 1
+        assert "'01_tree.png' looks like '03_hills', '03_hills.png' looks like '01_tree'" in ended.out
+        assert "--allow-unpaired" in ended.out
+        assert quick_studio.trained() == []
+
+    def test_allowed_it_is_marked_for_good(self, quick_studio: QuickStudio) -> None:
+        self.swap(quick_studio)
+        assert quick_studio.tune(*self.WORDS, "--allow-unpaired").code == 0
+        (mark,) = record_of(quick_studio)["unpaired"]
+        assert "'01_tree.png' looks like '03_hills'" in mark
+        # Without the option, and when the images are right at last.
+        for _ in range(2):
+            table = quick_studio.tune(*self.WORDS, "--dry-run").out
+            assert "unpaired: not the picture of its original" in table
+            self.swap(quick_studio)
+        assert "unpaired: not the picture" in verify(quick_studio).out
+        bookmark = read_json(quick_studio.tree.tracker)["bookmarks"]["step_3_fine_tune_sd35"]
+        assert [mark] in [entry.get("unpaired") for entry in bookmark.values()]
+
+
+class TestUnpaired:
+    WORDS = ("--protection=mist", "--artist=Anna_Berg")
+
+    def test_an_unfinished_set(self, quick_studio: QuickStudio) -> None:
+        (mist(quick_studio) / "03_hills.png").unlink()
+
+        ended = quick_studio.tune(*self.WORDS)
+        assert ended.code == 1
+        assert "unpaired: lacks '03_hills' of original_art; complete the set, or type" in ended.out
+        assert quick_studio.trained() == []
+
+        assert quick_studio.tune(*self.WORDS, "--allow-unpaired").code == 0
+        assert record_of(quick_studio)["unpaired"] == ["lacks '03_hills' of original_art"]
+        write_images(mist(quick_studio), ["03_hills"], salt=f"protected_art/mist/{ANNA}")
+        for words in ((*self.WORDS, "--dry-run"), self.WORDS):
+            assert "unpaired: lacks '03_hills'" in quick_studio.tune(*words).out
+
+    def test_files_of_other_names(self, quick_studio: QuickStudio) -> None:
+        for path in list(mist(quick_studio).iterdir()):
+            path.rename(path.with_name(f"100_noise_{path.name}"))
+
+        ended = quick_studio.tune(*self.WORDS)
+
+        assert ended.code == 0
+        assert "prefix '100_noise_' (3 of 3)" in ended.out
+        (call,) = quick_calls(quick_studio.stack)
+        assert f"--pair-with-dir={original(quick_studio.tree, ANNA)}" in call["words"]
+        images = record_of(quick_studio)["images"]
+        assert [image["original"] for image in images] == ["01_tree.png", "02_boat.png", "03_hills.png"]
+        assert {image["paired_by"] for image in images} == {"prefix '100_noise_'"}
+        assert all(image["linf"] <= 8 and image["psnr"] > 30 for image in images)
+
+    def test_one_that_is_left_out_goes_by_the_name_of_its_original(self, quick_studio: QuickStudio) -> None:
+        for path in list(mist(quick_studio).iterdir()):
+            path.rename(path.with_name(f"100_noise_{path.name}"))
+        damage(mist(quick_studio) / "100_noise_02_boat.png")
+
+        ended = quick_studio.tune("--quarantine-unpaired", "--artist=Anna_Berg")
+
+        assert ended.code == 0
+        assert "--leave-out=02_boat" in quick_calls(quick_studio.stack)[0]["words"]
+        assert quick_studio.tune(*self.WORDS).code == 0
+        assert len(record_of(quick_studio)["images"]) == 2
+
+
+class TestLists:
+    STEMS = tuple(f"{number:02}" for number in range(20))
+
+    @pytest.fixture
+    def many(self, quick_studio: QuickStudio) -> QuickStudio:
+        for folder in (original(quick_studio.tree, ANNA), mist(quick_studio)):
+            shutil.rmtree(folder)
+            write_images(folder, self.STEMS, salt=folder.parts[-5])
+        return quick_studio
+
+    def test_twenty_bad_images_are_one_line_and_a_list(self, many: QuickStudio) -> None:
+        for path in original(many.tree, ANNA).iterdir():
+            damage(path)
+
+        ended = many.tune("--artist=Anna_Berg")
+
+        # One in the plan, and one in the summary.
+        line, again = [line for line in ended.out.splitlines() if "cannot be used" in line]
+        assert again.count("cannot be read as an image") == 1
+        assert "20 of 20 images" in line
+        assert "'00.png', '01.png', '02.png' and 17 more" in line
+        assert "(all: progress/images_none__none.txt)" in line
+        assert line.count("cannot be read as an image") == 1
+        listed = (many.tree.data_root / "progress" / "images_none__none.txt").read_text()
+        assert listed.count("cannot be read as an image") == 20 + 1
+        assert all(f"{stem}.png" in listed for stem in self.STEMS)
+        assert many.tune("--artist=Anna_Berg", "-v").out.count("cannot be read as an image") == 20 + 3
+
+    def test_twenty_bad_captions_are_one_line_and_a_list(self, many: QuickStudio) -> None:
+        for stem in self.STEMS:
+            (original(many.tree, ANNA) / f"{stem}.txt").write_text(" ")
+
+        ended = many.tune("--artist=Anna_Berg", "--captions", "--dry-run")
+
+        (line,) = [line for line in ended.out.splitlines() if "blocked" in line and ANNA.name in line]
+        assert "and 17 more problems with captions (all: -v)" in line
+        ended = many.tune("--artist=Anna_Berg", "--captions", "--dry-run", "-v")
+        assert all(f"{stem}.txt is " in ended.out for stem in self.STEMS)
+
+    def test_a_dry_run_writes_no_list(self, many: QuickStudio) -> None:
+        for path in mist(many).iterdir():
+            Image.open(path).resize((16, 16)).save(path)
+        words = ("--artist=Anna_Berg", "--protection=mist", "--dry-run")
+
+        ended = many.tune(*words)
+
+        assert "another size than the originals: 20 of 20 images have 16x16" in ended.out
+        assert "(all: -v)" in ended.out
+        assert not (many.tree.data_root / "progress").exists()
+        assert many.tune(*words, "-v").out.count("has 16x16 where the original has 8x8") == 20
+
+
+class TestJson:
+    def target(self, studio: QuickStudio) -> dict[str, Any]:
+        words = ("--artist=Anna_Berg", "--protection=mist", "--dry-run", "--json")
+        (target,) = json.loads(studio.tune(*words).out)["targets"]
+        found: dict[str, Any] = target
+        return found
+
+    def test_names_and_sizes_before_and_pixels_after_the_images_were_decoded(
+        self, quick_studio: QuickStudio
+    ) -> None:
+        (mist(quick_studio) / "notes.pdf").touch()
+        before = self.target(quick_studio)
+        assert before["dose"] is None
+        assert before["ignored"] == ["notes.pdf"]
+        assert before["files"][0] | {"likeness": 0} == {
+            "name": "01_tree.png",
+            "stem": "01_tree",
+            "original": "01_tree.png",
+            "paired_by": "same name",
+            "width": 8,
+            "height": 8,
+            "mode": None,
+            "format": None,
+            "profile": None,
+            "psnr": None,
+            "linf": None,
+            "likeness": 0,
+            "original_fit": None,
+        }
+        quick_studio.tune("--artist=Anna_Berg", "--protection=mist")
+        shutil.rmtree(output_dir(quick_studio.tree, MIST, ANNA, quick_studio.stack.name))
+
+        after = self.target(quick_studio)
+
+        assert after["dose"]["images"] == 3
+        assert 0 < after["dose"]["linf"] <= after["dose"]["largest"] <= 8
+        assert [file["mode"] for file in after["files"]] == ["RGB"] * 3
+        assert after["unpaired"] == []

@@ -113,14 +113,18 @@ def test_pilots_are_the_same_in_every_condition_whatever_else_is_there(tree: Stu
         assert [target.artist for target in plan.targets] == [DORA, ANNA]
 
 
-def test_an_artist_without_originals_is_trained_with_a_warning(tree: StudyTree) -> None:
+def test_an_artist_without_originals_is_blocked_or_marked(tree: StudyTree) -> None:
     stranger = Artist("historical", "baroque", "Aaron_Aal")
     write_images(tree.images_of(tree.protected_art / "mist", stranger))
+    said = "unpaired: has '01_tree', '02_boat', '03_hills' that original_art has not"
 
-    target = target_of(plan_of(tree, MIST), stranger)
+    assert target_of(plan_of(tree, MIST), stranger).state is State.BLOCKED
+    target = target_of(plan_of(tree, MIST, allow_unpaired=True), stranger)
 
     assert target.state is State.PENDING
-    assert "unpaired: has '01_tree', '02_boat', '03_hills' that original_art has not" in target.warnings
+    assert said in target.warnings
+    # The trainer finds out the same, and records it.
+    assert target.inputs.pair_with_dir == original(tree, stranger)
 
 
 @pytest.mark.parametrize(("least", "state"), [(3, State.PENDING), (4, State.BLOCKED)])
@@ -144,18 +148,19 @@ def test_two_files_of_one_stem_block_the_artist(tree: StudyTree) -> None:
     assert "share the stem '02_boat'" in target_of(plan).reason
 
 
-def test_unpaired_images_warn_and_block_with_require_paired(tree: StudyTree) -> None:
+def test_unpaired_images_block_and_warn_with_allow_unpaired(tree: StudyTree) -> None:
     folder = tree.images_of(tree.protected_art / "mist", ANNA)
     (folder / "01_tree.png").rename(folder / "04_new.png")
     said = "lacks '01_tree' of original_art and has '04_new' that original_art has not"
 
-    lenient = target_of(plan_of(tree, MIST))
-    strict = plan_of(tree, MIST, require_paired=True)
+    lenient = target_of(plan_of(tree, MIST, allow_unpaired=True))
+    strict = plan_of(tree, MIST)
 
     assert lenient.state is State.PENDING
     assert f"unpaired: {said}" in lenient.warnings
     assert target_of(strict).state is State.BLOCKED
-    assert target_of(strict).reason == f"{said}, and --require-paired is given"
+    assert target_of(strict).reason.startswith(f"unpaired: {said}; ")
+    assert "--allow-unpaired" in target_of(strict).reason
     assert len(strict.of(State.PENDING)) == 3
 
 
@@ -164,7 +169,7 @@ def test_pairs_are_told_by_stem_whatever_suffix_and_accents(tree: StudyTree) -> 
     (folder / "01_tree.png").rename(folder / "Andre\u0301.PNG")
     (original(tree) / "01_tree.png").rename(original(tree) / "Andr\u00e9.jpeg")
 
-    target = target_of(plan_of(tree, MIST, require_paired=True))
+    target = target_of(plan_of(tree, MIST))
 
     assert target.state is State.PENDING
     assert not any("unpaired" in warning for warning in target.warnings)

@@ -37,7 +37,7 @@ def write_captions(tree: StudyTree, condition: Condition = ORIGINAL, words: str 
     """Caption every image of ANNA in `condition`; return their folder."""
     folder = tree.images_of(tree.source(condition).root, ANNA)
     for stem in STEMS:
-        (folder / f"{stem}.txt").write_text(f"{stem} {words}")
+        (folder / f"{stem}.txt").write_text(f"{stem} {words} in the style of sks")
     return folder
 
 

@@ -93,9 +93,14 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "state": "train",
         "reason": "",
         "warnings": ["3 images; the defaults are meant for 20"],
+        "unpaired": [],
+        "dose": None,
+        "files": targets[0]["files"],
+        "ignored": [],
         "repository": "sd35-lora-mist-none-Dora_Eik",
         "command": target_of(plan, DORA).command,
     }
+    assert [file["width"] for file in targets[0]["files"]] == [8, 8, 8]
     assert [target["command"] for target in targets[1:]] == [None, None, None]
 
 

@@ -168,7 +168,7 @@ class Checkpoints:
         """Say in words what tells a checkpoint's run from ours; empty when nothing does."""
         words: list[str] = []
         if checkpoint.facts["images"] != self.images:
-            words += record_differences(checkpoint.facts["images"], self.images) or ["other captions"]
+            words += record_differences(checkpoint.facts["images"], self.images)
         if checkpoint.facts.get("class_images") != self.class_images:
             words.append("other class images")
         return checkpoint.other_run(self.recipe, words)

@@ -61,7 +61,7 @@ class TrainingData:
         process_index: int,
     ) -> "TrainingData":
         """Return the data of one of `process_count` processes."""
-        texts = [None] * len(images.names) if captions is None else captions.texts
+        texts = [None] * len(images.names) if captions is None else captions.prompts(config.caption_template)
         return cls(
             images=images,
             captions=captions,

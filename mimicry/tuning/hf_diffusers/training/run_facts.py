@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mimicry.study.captions import image_records
+from mimicry.study.image_sets import described_images
 from mimicry.tuning.adapters.recipe import OWN_TRAINER
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.job import Job
@@ -20,7 +20,9 @@ def describe_training(job: Job, model: BaseModel, data: TrainingData, runtime: R
     """Return the part of training_run.json that is known before training."""
     facts = describe_run(job.config, model, trainer=OWN_TRAINER, command=job.command, notes=job.inputs.notes)
     facts["paths"] |= job.inputs.recorded_paths()
-    facts["images"] = image_records(data.images, data.captions)
+    facts["images"], facts["unpaired"] = described_images(
+        job.inputs.read_pairing(), data.captions, convert_profiles=job.config.convert_profiles
+    )
     # Class images that are still to be generated are added once they are there.
     if data.class_images is not None and not data.class_images.missing():
         facts["class_images"] = data.class_images.record()

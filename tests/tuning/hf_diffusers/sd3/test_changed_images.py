@@ -42,7 +42,9 @@ def test_an_adapter_of_images_that_were_changed_is_not_published(
     assert training_run(tmp_path / "out")["status"] == "failed"
     monkeypatch.setattr(Trainer, "run", real)
     train(studio, tmp_path / "out", images=images)
-    assert training_run(tmp_path / "out")["images"] == ImageFolder.read(images).records()
+    recorded = training_run(tmp_path / "out")["images"]
+    files = [{key: image[key] for key in ("name", "size", "sha256")} for image in recorded]
+    assert files == ImageFolder.read(images).records()
 
 
 def test_images_that_are_left_out_are_not_looked_at(studio: Studio, images: Path, tmp_path: Path) -> None:

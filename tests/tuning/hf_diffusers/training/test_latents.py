@@ -15,6 +15,7 @@ from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource, apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop, Sample, SamplePlan
 from mimicry.tuning.options.config import TuningConfig
+from tests.study.test_colour import STEEP
 from tests.tuning.hf_diffusers.studio import Studio
 
 CENTRE = Crop(across=0.5, down=0.5, flipped=False)
@@ -210,6 +211,17 @@ class TestLatentSource:
             source.latents(Sample(0, image, "same stem", CENTRE)) for image in (0, 1)
         )
         assert torch.equal(upright_latents, turned_latents)
+
+    def test_colour_profiles_count_where_that_is_asked_for(
+        self, tmp_path: Path, make_source: MakeSource
+    ) -> None:
+        smooth(40, 40).save(tmp_path / "plain.png")
+        smooth(40, 40).save(tmp_path / "other.png", icc_profile=STEEP)
+        paths = [tmp_path / "plain.png", tmp_path / "other.png"]
+        for converts in (False, True):
+            source = make_source(paths, convert_profiles=converts)
+            plain, other = (source.latents(Sample(0, image, "same stem", CENTRE)) for image in (0, 1))
+            assert torch.equal(plain, other) != converts
 
     @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
     def test_images_of_every_mode_are_read(self, mode: str, tmp_path: Path, make_source: MakeSource) -> None:

@@ -1,0 +1,260 @@
+"""What is odd about a set of images beside its originals, in words; and how strongly it was changed.
+
+Each is a `Finding`: one line, however many images it is about, and a line for each of them.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mimicry.common.text import first_few
+from mimicry.study.captions import Captions, image_records
+from mimicry.study.comparison import same_shape
+from mimicry.study.image_checks import Examined, examine
+from mimicry.study.image_sizes import Size
+from mimicry.study.images import READERS, ImageFolder
+from mimicry.study.pairing import Pairing
+
+# The names that a line gives; where there are more, it says where the list is.
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is odd about a set: a line, and a line for each image that it is about."""
+
+    text: str
+    items: tuple[str, ...] = ()
+
+    def line(self, lists_at: str) -> str:
+        """Return the line; where it does not name all, with the place where they are listed."""
+        return f"{self.text} (all: {lists_at})" if len(self.items) > SHOWN else self.text
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How strongly a set was changed: medians over its images, and the largest difference of all.
+
+    `psnr` is in dB, None where no image was changed; `linf` and `largest` are of 255.
+    """
+
+    psnr: float | None
+    linf: float
+    largest: int
+    images: int
+
+    @classmethod
+    def of(cls, found: Iterable[Examined]) -> "Dose | None":
+        """Return the dose of a set; None where nothing was compared."""
+        compared = [each.comparison for each in found if each.comparison is not None]
+        if not compared:
+            return None
+        changed = [each.psnr for each in compared if each.psnr is not None]
+        return cls(
+            psnr=round(statistics.median(changed), 2) if changed else None,
+            linf=statistics.median(each.linf for each in compared),
+            largest=max(each.linf for each in compared),
+            images=len(compared),
+        )
+
+    def __str__(self) -> str:
+        psnr = "unchanged" if self.psnr is None else f"{self.psnr:.1f} dB"
+        return f"{psnr}, {self.linf:g} of 255"
+
+
+def _few(items: Sequence[str], of: int) -> str:
+    """Return "3 of 20 images: a, b, c" for items that are about one image each."""
+    shown = ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+    return f"{len(items)} of {of} images: {shown}"
+
+
+def ignored(images: ImageFolder, *, captions: bool) -> list[Finding]:
+    """Return which files of the folder are not used, counted by suffix; with `captions`, these are used."""
+    names = [name for name in images.ignored if not (captions and images.is_caption(name))]
+    if not names:
+        return []
+    counted = Counter(name[name.rfind(".") :].lower() if "." in name else "without suffix" for name in names)
+    parts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counted.items()))
+    readers = dict.fromkeys(READERS[suffix] for suffix in sorted(counted) if suffix in READERS)
+    advice = f"; {' and '.join(readers)} would make PNGs of pictures among them" if readers else ""
+    return [Finding(f"files that are not used: {parts}{advice}", tuple(names))]
+
+
+def geometry(
+    pairing: Pairing, sizes: Mapping[str, Size], original_sizes: Mapping[str, Size]
+) -> list[Finding]:
+    """Return where the sizes of a set differ from those of its originals.
+
+    Args:
+        sizes: of the images, by name, in pixels; those that are not known are missing.
+        original_sizes: of the original art.
+    """
+    scaled: dict[str, str] = {}
+    reshaped: dict[str, str] = {}
+    for name, size in sizes.items():
+        original = original_sizes.get(pairing.partner(name) or "")
+        if original is not None and original != size:
+            group = scaled if same_shape(original, size) else reshaped
+            group[name] = f"{_by(size)} where the original has {_by(original)}"
+    count = len(pairing.images.names)
+    return [
+        *_sized("another size than the originals", scaled, count, "the sets differ in detail as well"),
+        *_sized(
+            "another shape than the originals, squeezed or cropped",
+            reshaped,
+            count,
+            "the sets differ in what they show and in detail as well",
+        ),
+    ]
+
+
+def _sized(what: str, sizes: Mapping[str, str], of: int, meaning: str) -> list[Finding]:
+    """Return the finding about images of other sizes, which are given by name."""
+    if not sizes:
+        return []
+    items = tuple(f"{name!r} has {words}" for name, words in sizes.items())
+    alike = set(sizes.values())
+    shown = f"{len(sizes)} of {of} images have {alike.pop()}" if len(alike) == 1 else _few(items, of)
+    return [Finding(f"{what}: {shown}; {meaning}, and not by the method alone", items)]
+
+
+def crop_loss(images: ImageFolder, sizes: Mapping[str, Size]) -> list[Finding]:
+    """Return which images lose much to the square that is trained on."""
+    items = []
+    for name, (width, height) in sizes.items():
+        if 3 * min(width, height) < 2 * max(width, height):
+            lost = 1 - min(width, height) / max(width, height)
+            items.append(f"{name!r} loses {lost:.0%} of {width}x{height}")
+    if not items:
+        return []
+    text = f"training takes a square and leaves out more than a third of {_few(items, len(images.names))}"
+    return [Finding(text, tuple(items))]
+
+
+def unchanged(pairing: Pairing, found: Mapping[str, Examined]) -> list[str]:
+    """Return the names of the images that are their originals, pixel by pixel."""
+    return [
+        name
+        for name in pairing.images.names
+        if name in found and (comparison := found[name].comparison) is not None and comparison.linf == 0
+    ]
+
+
+def unchanged_warning(pairing: Pairing, found: Mapping[str, Examined]) -> list[Finding]:
+    """Return that some images are their originals; that all are is another matter."""
+    names = unchanged(pairing, found)
+    if not names:
+        return []
+    text = (
+        f"{len(names)} of {len(pairing.images.names)} images are those of original_art, pixel by pixel: "
+        f"{first_few(names, SHOWN)}"
+    )
+    return [Finding(text, tuple(names))]
+
+
+def unlike(pairing: Pairing, found: Mapping[str, Examined]) -> list[Finding]:
+    """Return which images are not the pictures of their originals."""
+    items = tuple(
+        f"{name!r} {comparison.unlike}"
+        for name in pairing.images.names
+        if name in found and (comparison := found[name].comparison) is not None and comparison.unlike
+    )
+    if not items:
+        return []
+    return [Finding(f"not the picture of its original, {_few(items, len(pairing.images.names))}", items)]
+
+
+def marks(pairing: Pairing, found: Mapping[str, Examined]) -> tuple[str, ...]:
+    """Return in what a set cannot be compared with others image by image: what --allow-unpaired lets pass."""
+    parts = [pairing.problem, *(finding.text for finding in unlike(pairing, found))]
+    return tuple(filter(None, parts))
+
+
+def uncompared(pairing: Pairing, found: Mapping[str, Examined]) -> list[Finding]:
+    """Return which images could not be compared, for the fault of their originals."""
+    names = tuple(
+        name
+        for name in pairing.images.names
+        if pairing.partner(name) is not None and name in found and found[name].comparison is None
+    )
+    if not names:
+        return []
+    count = len(pairing.images.names)
+    text = f"{len(names)} of {count} images have an original that cannot be read, and were not compared"
+    return [Finding(f"{text}: {first_few(names, SHOWN)}", names)]
+
+
+def colours(pairing: Pairing, found: Mapping[str, Examined], *, convert_profiles: bool) -> list[Finding]:
+    """Return which images have a colour profile that is not sRGB, and which another than their originals."""
+    other: dict[str, list[str]] = {}
+    changed: dict[str, list[str]] = {}
+    for name in pairing.images.names:
+        if name not in found:
+            continue
+        facts, original = found[name].facts, found[name].original
+        if facts.other_colours and not convert_profiles:
+            other.setdefault(repr(facts.profile), []).append(name)
+        if original is None or (facts.profile == original.profile):
+            continue
+        if facts.other_colours or original.other_colours:
+            there, here = original.profile or "none", facts.profile or "none"
+            changed.setdefault(f"{there!r} in original_art and {here!r} here", []).append(name)
+    count = len(pairing.images.names)
+    findings = [
+        Finding(
+            f"the colour profile {profile}, which is not sRGB and is ignored, in {len(names)} of {count} "
+            f"images: {first_few(names, SHOWN)}; --convert-profiles brings all to sRGB",
+            tuple(names),
+        )
+        for profile, names in other.items()
+    ]
+    findings += [
+        Finding(
+            f"another colour profile than the originals, {profiles}, in {len(names)} of {count} images: "
+            f"{first_few(names, SHOWN)}; the sets may differ in colour, and not by the method alone",
+            tuple(names),
+        )
+        for profiles, names in changed.items()
+    ]
+    return findings
+
+
+def described_images(
+    pairing: Pairing, captions: Captions | None, *, convert_profiles: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what training_run.json records about each image, and the marks of the set.
+
+    Raises:
+        OSError: an image cannot be read.
+    """
+    (found,) = examine([pairing], convert_profiles=convert_profiles).found
+    records = image_records(pairing.images, captions)
+    for record in records:
+        record |= image_facts(pairing, record["name"], found.get(record["name"]))
+    return records, list(marks(pairing, found))
+
+
+def image_facts(pairing: Pairing, name: str, found: Examined | None) -> dict[str, Any]:
+    """Return what records and plans say of an image, beside its file; None for what is not known."""
+    facts = None if found is None else found.facts
+    comparison = None if found is None else found.comparison
+    return {
+        "stem": pairing.images.stem(name),
+        "original": pairing.partner(name),
+        "paired_by": pairing.rule(name),
+        "width": None if facts is None else facts.width,
+        "height": None if facts is None else facts.height,
+        "mode": None if facts is None else facts.mode,
+        "format": None if facts is None else facts.format,
+        "profile": None if facts is None else facts.profile,
+        "psnr": None if comparison is None else comparison.psnr,
+        "linf": None if comparison is None else comparison.linf,
+        "likeness": None if comparison is None else comparison.likeness,
+        "original_fit": None if comparison is None else comparison.fit,
+    }
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,175 @@
+"""Pairs told from names: what tools put around the original's name, and what is not guessed."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mimicry.study.images import ImageFolder
+from mimicry.study.pairing import SAME_NAME, Pairing
+from tests.hostile_names import over_hostile_names
+
+BOATS = ("01_boat", "02_boat_at_sea", "03_hills", "12_hills")
+
+
+def folder(path: Path, names: tuple[str, ...] | list[str]) -> ImageFolder:
+    path.mkdir()
+    for name in names:
+        (path / name).touch()
+    return ImageFolder.read(path)
+
+
+def pair(tmp_path: Path, names: list[str], originals: tuple[str, ...] = BOATS) -> Pairing:
+    """Pair files of these names with PNGs of these stems."""
+    return Pairing.of(
+        folder(tmp_path / "set", names), folder(tmp_path / "originals", [f"{stem}.png" for stem in originals])
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "rule"),
+    [
+        ("{}.png", SAME_NAME),
+        ("{}.JPG", SAME_NAME),
+        ("50_noise_{}.png", "prefix '50_noise_'"),
+        (
+            "{}-glazed-intensity-MEDIUM-render-quality-DEFAULT.png",
+            "suffix '-glazed-intensity-MEDIUM-render-quality-DEFAULT'",
+        ),
+        ("misted {} (1).webp", "prefix 'misted ' and suffix ' (1)'"),
+        ("{}_16_100_512_1_2_1.png", "suffix '_16_100_512_1_2_1'"),
+        # No boundary, and yet there is no other way to understand the whole set.
+        ("protected{}.png", "prefix 'protected'"),
+        ("{}x2.png", "suffix 'x2'"),
+    ],
+)
+def test_what_tools_write(template: str, rule: str, tmp_path: Path) -> None:
+    pairing = pair(tmp_path, [template.format(stem) for stem in BOATS])
+
+    assert pairing.images.stems == list(BOATS)
+    assert pairing.problem == ""
+    for name, stem in zip(pairing.images.names, BOATS, strict=True):
+        assert pairing.partner(name) == f"{stem}.png"
+        assert pairing.rule(name) == rule
+    assert (pairing.note == "") == (rule == SAME_NAME)
+    assert rule == SAME_NAME or f"{rule} (4 of 4)" in pairing.note
+
+
+def test_numbers_are_not_taken_for_parts_of_other_numbers(tmp_path: Path) -> None:
+    numbers = tuple(map(str, range(1, 61)))
+    pairing = pair(tmp_path, [f"50_noise_{number}.png" for number in numbers], numbers)
+
+    assert pairing.problem == ""
+    assert all(name == f"50_noise_{pairing.images.stem(name)}.png" for name in pairing.images.names)
+
+
+def test_several_strengths_in_one_set(tmp_path: Path) -> None:
+    names = [f"{stem}-glazed-{'LOW' if stem < '03' else 'HIGH'}.png" for stem in BOATS]
+    pairing = pair(tmp_path, names)
+
+    assert pairing.images.stems == list(BOATS)
+    assert pairing.problem == ""
+    assert {pairing.rule(name) for name in names} == {"suffix '-glazed-LOW'", "suffix '-glazed-HIGH'"}
+
+
+def test_the_order_is_that_of_the_originals(tmp_path: Path) -> None:
+    # By their own names the second would come first.
+    pairing = pair(tmp_path, ["b_01_boat.png", "a_02_boat_at_sea.png", "c_03_hills.png", "d_12_hills.png"])
+
+    assert pairing.images.names == (
+        "b_01_boat.png",
+        "a_02_boat_at_sea.png",
+        "c_03_hills.png",
+        "d_12_hills.png",
+    )
+    assert pairing.images.stems == list(BOATS)
+
+
+def test_a_set_that_is_not_finished(tmp_path: Path) -> None:
+    pairing = pair(tmp_path, ["50_noise_01_boat.png", "50_noise_12_hills.png"])
+
+    assert pairing.problem == "lacks '02_boat_at_sea', '03_hills' of original_art"
+    assert pairing.images.stems == ["01_boat", "12_hills"]
+
+
+def test_strangers(tmp_path: Path) -> None:
+    names = [*(f"n_{stem}.png" for stem in BOATS), "sunset.png", "m_01_boat.png"]
+    pairing = pair(tmp_path, names)
+
+    # The original of the last one is taken.
+    assert pairing.problem == "has 'm_01_boat', 'sunset' that original_art has not"
+    assert pairing.partner("sunset.png") is None
+    assert pairing.rule("m_01_boat.png") is None
+    assert pairing.partner("n_01_boat.png") == "01_boat.png"
+
+
+def test_nothing_pairs(tmp_path: Path) -> None:
+    pairing = pair(tmp_path, ["a.png", "b.png"])
+
+    assert len(pairing.strangers) == 2
+    assert pairing.lacking == list(BOATS)
+
+
+def test_what_may_be_either_is_not_guessed(tmp_path: Path) -> None:
+    pairing = pair(tmp_path, ["50_noise_1.png"], ("1", "50"))
+
+    assert pairing.strangers == ["50_noise_1"]
+
+
+def test_the_longer_of_two_names_that_hold_each_other(tmp_path: Path) -> None:
+    pairing = pair(tmp_path, ["x_boat_at_sea.png"], ("boat", "boat_at_sea"))
+
+    assert pairing.partner("x_boat_at_sea.png") == "boat_at_sea.png"
+
+
+def test_without_leaves_pairs_out_by_the_stem_of_the_original(tmp_path: Path) -> None:
+    pairing = pair(tmp_path, [f"50_noise_{stem}.png" for stem in BOATS]).without(["03_hills"])
+
+    assert pairing.images.names == tuple(f"50_noise_{stem}.png" for stem in BOATS if stem != "03_hills")
+    assert pairing.problem == ""
+    assert "(3 of 3)" in pairing.note
+
+
+def test_the_original_art_itself_has_no_partners(tmp_path: Path) -> None:
+    original = folder(tmp_path / "originals", ["a.png"])
+
+    for pairing in (Pairing.of(original, original), Pairing.of(original, None)):
+        assert (pairing.original, pairing.problem, pairing.partner("a.png")) == (None, "", None)
+
+
+def test_two_files_of_one_stem_are_reported_as_such(tmp_path: Path) -> None:
+    pairing = pair(tmp_path, ["x_01_boat.png", "x_01_boat.jpg"])
+
+    assert "share the stem 'x_01_boat'" in str(pairing.images.problem())
+
+
+@over_hostile_names
+def test_hostile_names(hostile_name: str, tmp_path: Path) -> None:
+    if len(hostile_name.encode()) > 200 or hostile_name.startswith("."):
+        pytest.skip("too long with anything before it, or hidden")
+    originals = (hostile_name, "plain", "other")
+    pairing = pair(tmp_path, [f"50_noise_{stem}.png" for stem in originals], originals)
+
+    assert pairing.problem == ""
+    assert {pairing.rule(name) for name in pairing.images.names} == {"prefix '50_noise_'"}
+
+
+def test_any_affix_around_any_names(tmp_path: Path) -> None:
+    """Random names, numbers among them: whole sets always pair, and to the right originals."""
+    random = Random(11)
+    for number in range(60):
+        stems = tuple({"".join(random.choices("ab1_-", k=random.randint(1, 6))) for _ in range(8)})
+        prefix = random.choice(["", "50_noise_", "a1-", "glazed "])
+        suffix = random.choice(["", "_b1", "-glazed-intensity-1", " (2)"])
+        (tmp_path / str(number)).mkdir()
+        pairing = pair(tmp_path / str(number), [f"{prefix}{stem}{suffix}.png" for stem in stems], stems)
+        assert pairing.problem == "", (prefix, suffix, stems)
+        for name in pairing.images.names:
+            own = name.removesuffix(".png")
+            stem = pairing.images.stem(name)
+            # Equal names come first; in such a set they may be those of other paintings, which pixels tell.
+            if (
+                not set(stems) & {f"{prefix}{each}{suffix}" for each in stems}
+                or own == f"{prefix}{stem}{suffix}"
+            ):
+                assert own == f"{prefix}{stem}{suffix}"
