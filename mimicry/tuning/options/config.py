@@ -226,7 +226,7 @@ class TuningConfig:
     )
     checkpointed_blocks: int | None = declare(
         None,
-        "Blocks that gradient checkpointing recomputes; by default as few as the GPU's memory allows.",
+        "Blocks that gradient checkpointing recomputes; by default as few as free memory allows.",
         minimum=0,
         maximum=1000,
         in_recipe=False,
