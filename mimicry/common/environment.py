@@ -1,5 +1,6 @@
 """The environment of a program: `.env`, the Hub token, cache folders, processors, the launcher's ranks."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,14 @@ _LAUNCHER_PREFIXES = (
 )
 # These choose a device or say more; no launcher sets them.
 _USERS_OWN = frozenset({"ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL"})
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from warning of packages that nothing here needs; call it before they are imported."""
+    # transformers would warn that torchvision is missing.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # bitsandbytes, which peft imports where it is installed, would warn that it lacks a kernel for the CPU.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def without_launcher(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:

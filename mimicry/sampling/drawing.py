@@ -1,6 +1,5 @@
 """Drawing what a plan says: one base model in memory at a time, for all adapters that draw alike."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from mimicry.common.environment import quiet_libraries
 from mimicry.common.errors import AdapterBroken, BatchFault
 from mimicry.sampling.plan import SampleRequest, SampleSet
 from mimicry.study import State
@@ -64,8 +64,7 @@ def _groups(
     """
     if not places:
         return
-    # It warns that torchvision is missing, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries()
     from mimicry.sampling.base_transformer import replaced_layers
 
     layers = {place: replaced_layers(model, sets[place].adapter_dir) for place in places}

@@ -7,7 +7,7 @@ from mimicry.study.captions import Captions
 from mimicry.study.images import ImageFolder, ImageRecord
 from mimicry.study.pairing import Pairing
 from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, Source, StudyTree, sister_folders
 
 __all__ = [
     "AdapterId",
@@ -17,6 +17,8 @@ __all__ = [
     "ImageFolder",
     "ImageRecord",
     "Pairing",
+    "Source",
     "State",
     "StudyTree",
+    "sister_folders",
 ]

@@ -7,12 +7,15 @@ from pathlib import Path
 if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from mimicry.common.programs import quicken_exit
+
 # Raised by torch's launcher of several processes once it has passed a stop signal on.
 _STOPPED = "SignalException"
 
 
 def main() -> int:
     """Launch what the command line says; a stop signal ends this process without a word."""
+    quicken_exit()
     # A Ctrl-C reaches the trainer too, which says what it does about it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

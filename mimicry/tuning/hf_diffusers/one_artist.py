@@ -14,7 +14,8 @@ from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import FOREIGN_OUTPUT, ArtistJob
-from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end, tracker_told
+from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end
+from mimicry.tuning.hf_diffusers.study_tracker import tracker_told
 from mimicry.tuning.progress import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.

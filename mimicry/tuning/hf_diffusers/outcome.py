@@ -1,18 +1,14 @@
 """What a training has left: weights of another script are published, an end without a record is recorded."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
-from mimicry.common.children import has_parent
-from mimicry.common.errors import MimicryError, report
 from mimicry.common.files import utc_now, write_json
 from mimicry.common.scrubbing import scrub
-from mimicry.study import ImageRecord, State, StudyTree
+from mimicry.study import ImageRecord, State
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.image_sets import described_images
 from mimicry.tuning.adapters import WEIGHTS, AdapterFolder
-from mimicry.tuning.execution.bookmarks import record_adapter
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of
@@ -74,21 +70,6 @@ def record_end(job: ArtistJob, former_record: bytes, error: str, *, stopped: boo
     # On a full disk there is no room for it, which the caller reports.
     with suppress(OSError):
         write_json(folder.record, {**run.content, **ended})
-
-
-@contextmanager
-def tracker_told(job: ArtistJob) -> Iterator[None]:
-    """Run the body, and tell the study's tracker how the adapter is then; apply_tuning does so itself."""
-    tree = None if has_parent() else StudyTree.around(job.inputs.output_dir)
-    try:
-        yield
-    finally:
-        # A study that apply_tuning has not worked on has no tracker, and gets none.
-        if tree is not None and tree.tracker.exists():
-            try:
-                record_adapter(tree, job.inputs.output_dir)
-            except MimicryError as error:  # how the training ended comes first
-                report(error)
 
 
 def record_bytes(job: ArtistJob) -> bytes:

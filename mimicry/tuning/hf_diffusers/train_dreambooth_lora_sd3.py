@@ -18,7 +18,12 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 from mimicry import __version__
 from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
-from mimicry.common.environment import load_environment, process_count, process_index
+from mimicry.common.environment import (
+    load_environment,
+    process_count,
+    process_index,
+    quiet_libraries,
+)
 from mimicry.common.errors import MimicryError, run_reporting_errors
 from mimicry.common.programs import quicken_exit
 from mimicry.common.scrubbing import scrubbed_output
@@ -58,8 +63,7 @@ def _run_silently(program: Callable[[], int]) -> int:
 def train() -> int:
     """Train the adapter that the command line asks for."""
     load_environment()
-    # It warns that torchvision is missing, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries()
     # Each stage needs other sizes than the one before: memory that is free in pieces would be lost.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from accelerate import PartialState

@@ -9,11 +9,19 @@ from typing import Any
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, State
+from mimicry.study import (
+    Artist,
+    Captions,
+    Condition,
+    ImageFolder,
+    Pairing,
+    Source,
+    State,
+    sister_folders,
+)
 from mimicry.study.image_sets import SHOWN, Finding, crop_loss, geometry, ignored
 from mimicry.study.image_sizes import Size, stated_sizes
 from mimicry.study.quarantine import left_out
-from mimicry.study.tree import Source, sister_folders
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
 from mimicry.tuning.planning.overwriting import MARK, Overwrite
 from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_remarks

@@ -8,7 +8,6 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
@@ -16,9 +15,8 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, Modulati
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_modulation,
-    cache_obstacle,
+    can_train_cached,
     read_transformer,
-    training_keys,
 )
 from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
 from mimicry.tuning.hf_diffusers.training.console import say
@@ -58,8 +56,8 @@ class AdaptedTransformer:
         sigmas, prompts = batches.maker.sigmas, batches.maker.prompts
         keys: set[ModulationKey] = set()
         if config.conditioning_table:
-            keys = training_keys(schedule, setup.data.prompts, len(sigmas)) | set(extra_keys)
-        cached = _can_cache(setup, len(keys))
+            keys = batches.modulation_keys() | set(extra_keys)
+        cached = can_train_cached(setup.model, config, len(keys))
         transformer = read_transformer(
             setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
         )
@@ -150,14 +148,3 @@ class AdaptedTransformer:
             scheme=self.runtime.config.weighting_scheme,
             precondition_outputs=bool(self.runtime.config.precondition_outputs),
         )
-
-
-def _can_cache(setup: Setup, key_count: int) -> bool:
-    """Return whether a modulation cache is asked for and possible; say why not."""
-    config = setup.job.config
-    if not config.conditioning_table:
-        return False
-    obstacle = cache_obstacle(setup.model, config, named_layers(config), key_count)
-    if obstacle is not None:
-        say(f"no conditioning table: {obstacle}")
-    return obstacle is None

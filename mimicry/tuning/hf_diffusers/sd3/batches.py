@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.data import TrainingData
@@ -133,6 +133,17 @@ class BatchSource:
     def with_modulation(self, modulation: ModulationCache | None) -> "BatchSource":
         """Return the same batches with rows of `modulation` in place of pooled prompts; None: as they are."""
         return replace(self, maker=replace(self.maker, modulation=modulation))
+
+    def modulation_keys(self) -> set[ModulationKey]:
+        """Return what this process's training asks of the transformer: timestep and prompt, by row."""
+        config, level_count = self.schedule.config, len(self.maker.sigmas)
+        samples = (
+            plan.sample(index) for index in self.schedule.own_indices() for plan in self.schedule.plans
+        )
+        return {
+            (draw_timestep_index(config, sample, level_count), self.prompt_plan.index_of(sample))
+            for sample in samples
+        }
 
     def make(self, first: int) -> Batch:
         """Draw the samples of index `first` and following, as many as a batch has; on any thread.

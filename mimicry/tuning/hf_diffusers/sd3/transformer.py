@@ -10,6 +10,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     REPLACED,
@@ -23,13 +24,11 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
 )
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
-from mimicry.tuning.hf_diffusers.training.flow_matching import draw_timestep_index
+from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms
 from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.precision import training_dtype
-from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
 from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments
-from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
 from mimicry.tuning.options.config import TuningConfig
 
 # What the cache replaces is never quantised, so that a training is the same with a cache and without; nor is
@@ -71,15 +70,6 @@ def use_fused_layers(transformer: SD3Transformer2DModel) -> None:
     transformer.set_attn_processor(JointAttention())
 
 
-def training_keys(schedule: SampleSchedule, prompts: PromptPlan, level_count: int) -> set[ModulationKey]:
-    """Return what this process's training asks of the transformer: timesteps and prompts drawn together."""
-    samples = (plan.sample(index) for index in schedule.own_indices() for plan in schedule.plans)
-    return {
-        (draw_timestep_index(schedule.config, sample, level_count), prompts.index_of(sample))
-        for sample in samples
-    }
-
-
 def cache_obstacle(
     model: BaseModel, config: TuningConfig, targets: Collection[str], key_count: int
 ) -> str | None:
@@ -97,6 +87,16 @@ def cache_obstacle(
         return f"the weights in {model.folder / 'transformer'} are not safetensors files"
     problem = host_memory_problem(key_count * row_width(weights) * training_dtype(config).itemsize)
     return problem and f"with {key_count} pairs of timestep and prompt it would take {problem}"
+
+
+def can_train_cached(model: BaseModel, config: TuningConfig, key_count: int) -> bool:
+    """Return whether a training is to have a modulation cache and can have one; say why not."""
+    if not config.conditioning_table:
+        return False
+    obstacle = cache_obstacle(model, config, named_layers(config), key_count)
+    if obstacle is not None:
+        say(f"no conditioning table: {obstacle}")
+    return obstacle is None
 
 
 def transformer_weights(model: BaseModel, config: TuningConfig) -> WeightFiles | None:

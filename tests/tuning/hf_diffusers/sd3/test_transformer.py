@@ -15,7 +15,6 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_modulation,
     cache_obstacle,
     read_transformer,
-    training_keys,
 )
 from mimicry.tuning.hf_diffusers.training import host_memory
 from mimicry.tuning.options.config import TuningConfig
@@ -98,7 +97,7 @@ def test_a_table_that_the_host_cannot_hold_is_not_made(
 def test_rows_cover_what_training_draws_and_what_else_is_asked_for(studio: Studio, tmp_path: Path) -> None:
     trainer = make_trainer(studio, tmp_path, "--conditioning_table", "--train_batch_size=2")
     base, config, source = BaseModel(studio.base_model), trainer.config, trainer.batches
-    trained = training_keys(trainer.schedule, source.prompt_plan, len(source.maker.sigmas))
+    trained = source.modulation_keys()
     own = trainer.model.modulation
     more = cache_modulation(
         trainer.model.transformer,

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from mimicry.common.errors import UsageError
+from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_first
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
@@ -220,10 +222,17 @@ class TestCheckedAttention:
         def watched(query: Tensor, *rest: Tensor, **more: Any) -> Tensor:
             # Text encoders attend too, and a reference has one head.
             if query.requires_grad and query.shape[1] > 1:
-                (trained if more else checked).append((tuple(query.shape), query.dtype))
+                (trained if under_way else checked).append((tuple(query.shape), query.dtype))
             output: Tensor = right(query, *rest, **more)
             return output
 
+        def loss(model: AdaptedTransformer, batch: Batch) -> Tensor:
+            under_way.append(True)
+            return right_loss(model, batch)
+
+        under_way: list[bool] = []
+        right_loss = AdaptedTransformer.loss
+        monkeypatch.setattr(AdaptedTransformer, "loss", loss)
         monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
         train(studio, tmp_path, *flags, "--mixed_precision=bf16", "--lora_layers=attn.to_q")
         assert len(checked) == 1
@@ -373,12 +382,14 @@ class TestCompile:
         monkeypatch.setattr(torch, "compile", compile_as_before)
         settings: Any = torch._dynamo.config
         for before, after in ((8, 64), (100, 100)):
-            monkeypatch.setattr(settings, "recompile_limit", before)
-            compile_blocks([torch.nn.Linear(2, 2)])
-            assert settings.recompile_limit == after
-            # All releases so far have one name or the other for it.
-            assert settings.cache_size_limit == after
-            assert settings.accumulated_recompile_limit >= 64
+            # Undone by monkeypatch, the setting would be gone for the tests that follow.
+            with settings.patch(recompile_limit=before):
+                compile_blocks([torch.nn.Linear(2, 2)])
+                assert settings.recompile_limit == after
+                # All releases so far have one name or the other for it.
+                assert settings.cache_size_limit == after
+                assert settings.accumulated_recompile_limit >= 64
+        assert settings.recompile_limit == 8
 
     def test_many_blocks_are_few_graphs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Numbers that differ from block to block would be a new graph for each, up to a limit."""

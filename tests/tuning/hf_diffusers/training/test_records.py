@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
@@ -73,7 +74,7 @@ class TestTrainingRun:
     def test_it_has_these_keys(self, run: dict[str, Any]) -> None:
         assert set(run) == set(
             """
-            schema recipe recipe_hash options base_model command paths host versions warnings images
+            schema recipe recipe_hash options base_model command paths host versions warnings images unpaired
             numerics memory other_numerics status started_at finished_at seconds stage_seconds steps
             resumed_from earlier_seconds loss_spikes peak_memory_bytes final_loss mean_loss draws_sha256
             weights eval_loss
@@ -97,10 +98,14 @@ class TestTrainingRun:
             "bytes": (trained / WEIGHTS).stat().st_size,
             "modules": 23,
         }
-        assert run["images"] == [
-            {"name": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(studio.images.iterdir())
+        files = sorted(studio.images.iterdir())
+        assert [[image[key] for key in ("name", "stem", "size", "sha256")] for image in run["images"]] == [
+            [path.name, path.stem, path.stat().st_size, sha256(path)] for path in files
         ]
+        for image, path in zip(run["images"], files, strict=True):
+            with Image.open(path) as picture:
+                assert (image["width"], image["height"]) == picture.size
+        assert run["unpaired"] == []
 
     def test_the_recipe_is_hashed_and_resolved(self, studio: Studio, run: dict[str, Any]) -> None:
         assert run["recipe_hash"] == sha256_text(canonical_json(run["recipe"]))
