@@ -59,6 +59,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         f"{STACK}.launch",
         f"{STACK}.one_artist",
         f"{STACK}.outcome",
+        f"{STACK}.script_run",
         f"{STACK}.study_tracker",
         f"{STACK}.local_dreambooth_lora_sd3_wrapper",
         f"{STACK}.run_tuning",

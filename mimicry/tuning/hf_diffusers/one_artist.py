@@ -1,25 +1,17 @@
-"""Training one artist through accelerate: launch, watch, verify."""
+"""Training one artist: run the script, and see to what it has left."""
 
-import os
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 
-from mimicry.common.children import Interrupted, has_parent, running_child
-from mimicry.common.claims import CLAIM_VARIABLE, Claim
+from mimicry.common.children import Interrupted, has_parent
+from mimicry.common.claims import Claim
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
-from mimicry.common.scrubbing import mask_token
-from mimicry.common.text import shell_line
-from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.attempt import Attempt
-from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import FOREIGN_OUTPUT, ArtistJob
 from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end
+from mimicry.tuning.hf_diffusers.script_run import run_script
 from mimicry.tuning.hf_diffusers.study_tracker import tracker_told
-from mimicry.tuning.progress import StepDisplay, is_terminal
 
-# The trainer finishes what it does within ten seconds of a stop signal.
-_GRACE_SECONDS = 15.0
 _SHOWN_LOG_LINES = 20
 
 
@@ -70,40 +62,8 @@ def _train(job: ArtistJob, claim: Claim | None) -> None:
     raise TrainingFailed(failure + _log_excerpt(job, attempt))
 
 
-def run_script(job: ArtistJob, variable: Mapping[str, str]) -> int:
-    """Run the script to its end, and return the exit code of its launcher."""
-    log = job.folder.log
-    environment, removed = job.environment()
-    with ExitStack() as stack:
-        stack.callback(mask_token, log)
-        output = stack.enter_context(log.open("ab"))
-        command = job.command()
-        output.write(f"--- {utc_now()} {shell_line(command)}\n".encode("utf-8", "replace"))
-        if removed:
-            output.write(f"{removed}\n".encode("utf-8", "replace"))
-        output.flush()
-        metrics = MetricsReader(AdapterFolder(job.trainer_output_dir).metrics)
-        child = stack.enter_context(
-            running_child(
-                command, output=output, environment={**environment, **variable}, grace_seconds=_GRACE_SECONDS
-            )
-        )
-        # Under apply_tuning there is no terminal here, and it shows the steps itself.
-        display = StepDisplay(job.inputs.output_dir.name, job.step_count) if is_terminal() else None
-        if display is not None:
-            stack.callback(display.close)
-        # Only our own trainer writes metrics.jsonl as it goes. Who has handed us a claim watches it already.
-        watched = job.script.is_own and CLAIM_VARIABLE not in os.environ
-        guard = StallGuard(log, job.stall_seconds) if watched else None
-        return follow(child, metrics, display.step if display else _ignore, guard)
-
-
 def _log_excerpt(job: ArtistJob, attempt: Attempt) -> str:
     if has_parent():  # which shows them itself, and whose log this goes to
         return ""
     lines = [f"  | {line}" for line in attempt.log_lines(_SHOWN_LOG_LINES)]
     return "\n".join(["", f"  the last lines of {job.folder.log}:", *lines])
-
-
-def _ignore(line: object) -> None:
-    """Ignore a step."""
