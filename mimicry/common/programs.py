@@ -4,7 +4,8 @@ import atexit
 import gc
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -20,6 +21,20 @@ NOT_AS_ASKED = 3
 def quicken_exit() -> None:
     """Skip the last garbage collection of this process, which takes a second with torch and diffusers."""
     atexit.register(gc.freeze)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import large libraries in the body: a fifth faster without garbage collection.
+
+    What they have made is left out of later collections too, each of which would go through all of it.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def run_command(command: click.Command, words: Sequence[str] | None = None) -> int:

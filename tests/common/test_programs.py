@@ -1,5 +1,6 @@
 """A program's end: exit codes and messages, never a traceback."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import click
 import pytest
 
 from mimicry.common.errors import BatchFault, MimicryError, UsageError
-from mimicry.common.programs import run_command
+from mimicry.common.programs import quick_imports, run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,3 +157,16 @@ class TestAsProcess:
         )
         assert self.run(program).stdout == b"collected\n"
         assert self.run(program, "run").stdout == b""
+
+
+def test_imports_are_not_collected_meanwhile_nor_later() -> None:
+    frozen = gc.get_freeze_count()
+    try:
+        with quick_imports():
+            assert not gc.isenabled()
+            made = [[number] for number in range(1000)]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= frozen + len(made)
+        assert not any(one is made for one in gc.get_objects())
+    finally:
+        gc.unfreeze()

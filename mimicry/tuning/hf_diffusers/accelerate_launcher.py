@@ -7,7 +7,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from mimicry.common.programs import quicken_exit
+from mimicry.common.programs import quick_imports, quicken_exit
 
 # Raised by torch's launcher of several processes once it has passed a stop signal on.
 _STOPPED = "SignalException"
@@ -19,7 +19,8 @@ def main() -> int:
     # A Ctrl-C reaches the trainer too, which says what it does about it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from accelerate.commands import launch
+    with quick_imports():
+        from accelerate.commands import launch
 
     try:
         launch.main()

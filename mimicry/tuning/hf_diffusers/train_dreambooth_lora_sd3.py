@@ -25,7 +25,7 @@ from mimicry.common.environment import (
     quiet_libraries,
 )
 from mimicry.common.errors import MimicryError, run_reporting_errors
-from mimicry.common.programs import quicken_exit
+from mimicry.common.programs import quick_imports, quicken_exit
 from mimicry.common.scrubbing import scrubbed_output
 
 # Several processes end within ten seconds of a stop signal, unless one waits for another that is gone.
@@ -66,10 +66,11 @@ def train() -> int:
     quiet_libraries()
     # Each stage needs other sizes than the one before: memory that is free in pieces would be lost.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    from accelerate import PartialState
+    with quick_imports():
+        from accelerate import PartialState
 
-    from mimicry.tuning.hf_diffusers.job import parse_job
-    from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+        from mimicry.tuning.hf_diffusers.job import parse_job
+        from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 
     train_adapter(parse_job())
     PartialState().destroy_process_group()
