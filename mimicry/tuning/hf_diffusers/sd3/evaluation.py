@@ -3,9 +3,9 @@
 The training loss is noisy, since each step sees other images at other noise levels, and it is measured on
 the images of its condition. This one is measured on a fixed set at fixed levels with fixed
 noise, so that its values can be compared before and after, and from condition to condition: with one base
-model and one set, all runs of an artist start from the very same value. It is the mean, over images and
-levels, of the squared error of the predicted velocity, noise minus latents, in fp32: unweighted, and not
-preconditioned, in every configuration of the training.
+model and one set, all runs of an artist start from the very same value, whatever their training seed.
+It is the mean, over images and levels, of the squared error of the predicted velocity, noise minus latents,
+in fp32: unweighted, and not preconditioned, in every configuration of the training.
 """
 
 import math
@@ -37,6 +37,8 @@ _MOST_IMAGES = 20
 _CENTRE = rng.Crop()
 # Every image is evaluated with the instance prompt, not with its caption.
 _PROMPT = 0
+# In the place of the training seed, on which the evaluation's draws must not depend.
+_SEED = 42
 
 
 def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
@@ -168,12 +170,11 @@ class Evaluation:
 
     def _batch(self, points: Sequence[tuple[Path, str, int]], size: int) -> Batch:
         """Return the batch of `points`, filled up with the last one: the transformer sees one size only."""
-        seed = self._model.runtime.config.seed
         latents, noise = [], []
         for path, stem, level in points:
-            latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem))
+            latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem, seed=_SEED))
             shape = tuple(latents[-1].shape)
-            noise.append(torch.from_numpy(rng.normal(seed, "eval_noise", level, stem, shape)))
+            noise.append(torch.from_numpy(rng.normal(_SEED, "eval_noise", level, stem, shape)))
         rows = [min(row, len(points) - 1) for row in range(size)]
         return self._batches.maker.make(
             latents=[latents[row] for row in rows],

@@ -122,6 +122,18 @@ def test_before_training_it_is_the_plain_loss_of_the_base_model_however_it_is_tr
     assert metrics(tmp_path)[0] == {"step": 0, "eval_loss": pytest.approx(plain_loss(studio), rel=1e-5)}
 
 
+def test_runs_of_other_seeds_start_from_the_same_value(studio: Studio, tmp_path: Path) -> None:
+    starts, ends = [], []
+    for seed in (42, 7):
+        out = tmp_path / str(seed)
+        train(studio, out, on(studio.images), f"--seed={seed}")
+        losses = [line["eval_loss"] for line in metrics(out) if "eval_loss" in line]
+        starts.append(losses[0])
+        ends.append(losses[-1])
+    assert starts[0] == starts[1]
+    assert ends[0] != ends[1]
+
+
 def test_it_falls_when_the_images_are_learnt(studio: Studio, tmp_path: Path) -> None:
     train(
         studio,
