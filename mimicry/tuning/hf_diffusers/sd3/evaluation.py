@@ -39,6 +39,7 @@ _CENTRE = rng.Crop()
 _PROMPT = 0
 # In the place of the training seed, on which the evaluation's draws must not depend.
 _SEED = 42
+IN_SAMPLE, UNKNOWN = "in-sample", "unknown"
 
 
 def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
@@ -70,8 +71,12 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
         return None
     chosen = replace(folder, names=folder.names[:_MOST_IMAGES])
     left_out = len(folder.names) - len(chosen.names)
+    # An image of another name may show a painting that is trained on, or not.
+    trained = set(job.inputs.read_images().stems)
+    on = UNKNOWN if trained.isdisjoint(chosen.stems) else IN_SAMPLE
     say(
         f"encoding {len(chosen.names)} images for the evaluation"
+        + (", which is in-sample: it is on paintings that are trained on" if on == IN_SAMPLE else "")
         + (f", the first by name; {left_out} more are left out" if left_out else "")
     )
     try:
@@ -80,6 +85,7 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     except TrainingFailed as error:
         _skip(record, "an image of --eval_data_dir cannot be read", str(error))
         return None
+    record.eval_facts = {"on": on}
     return chosen
 
 

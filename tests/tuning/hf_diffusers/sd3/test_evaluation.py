@@ -215,12 +215,23 @@ class TestRecords:
         assert run["eval_loss"] == {
             "start": lines[0]["eval_loss"],
             "end": lines[-1]["eval_loss"],
+            "on": "in-sample",
             "images": 4,
             "timesteps": [pytest.approx(value, abs=1e-3) for value in (954.545, 833.333, 642.857, 300)],
         }
         assert run["steps"] == STEPS
         assert run["paths"]["eval_data_dir"] == str(studio.images)
         assert run["stage_seconds"]["evaluate"] > 0
+
+    def test_of_images_with_other_names_nobody_knows_whether_they_are_trained_on(
+        self, studio: Studio, tmp_path: Path
+    ) -> None:
+        others = tmp_path / "others"
+        others.mkdir()
+        for path in studio.images.iterdir():
+            (others / f"other_{path.name}").write_bytes(path.read_bytes())
+        train(studio, tmp_path / "out", on(others))
+        assert training_run(tmp_path / "out")["eval_loss"]["on"] == "unknown"
 
     @pytest.mark.parametrize(
         ("flags", "reason"),
