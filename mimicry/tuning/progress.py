@@ -133,6 +133,7 @@ def duration(seconds: float) -> str:
 def eval_change(value: Any) -> str:
     """Return the `eval_loss` of a training_run.json in words; empty when nothing was evaluated."""
     try:
-        return f"eval {value['start']:.3f} -> {value['end']:.3f}"
-    except (KeyError, TypeError, ValueError):  # skipped, not there, or another program's
+        where = " (in-sample)" if value.get("on") == "in-sample" else ""
+        return f"eval {value['start']:.3f} -> {value['end']:.3f}{where}"
+    except (AttributeError, KeyError, TypeError, ValueError):  # skipped, not there, or another program's
         return ""

@@ -40,6 +40,7 @@ def test_duration(seconds: float, words: str) -> None:
     ("value", "words"),
     [
         ({"start": 1.2341, "end": 1.2006, "images": 20, "timesteps": [1.0]}, "eval 1.234 -> 1.201"),
+        ({"start": 1.2341, "end": 1.2006, "on": "in-sample"}, "eval 1.234 -> 1.201 (in-sample)"),
         ({"start": 1.5, "end": None}, ""),
         ({"skipped": "no folder"}, ""),
         ({"start": "1", "end": "2"}, ""),

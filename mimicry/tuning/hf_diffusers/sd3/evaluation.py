@@ -3,9 +3,9 @@
 The training loss is noisy, since each step sees other images at other noise levels, and it is measured on
 the images of its condition. This one is measured on a fixed set at fixed levels with fixed
 noise, so that its values can be compared before and after, and from condition to condition: with one base
-model and one set, all runs of an artist start from the very same value. It is the mean, over images and
-levels, of the squared error of the predicted velocity, noise minus latents, in fp32: unweighted, and not
-preconditioned, in every configuration of the training.
+model and one set, all runs of an artist start from the very same value, whatever their training seed.
+It is the mean, over images and levels, of the squared error of the predicted velocity, noise minus latents,
+in fp32: unweighted, and not preconditioned, in every configuration of the training.
 """
 
 import math
@@ -37,6 +37,9 @@ _MOST_IMAGES = 20
 _CENTRE = rng.Crop()
 # Every image is evaluated with the instance prompt, not with its caption.
 _PROMPT = 0
+# In the place of the training seed, on which the evaluation's draws must not depend.
+_SEED = 42
+IN_SAMPLE, UNKNOWN = "in-sample", "unknown"
 
 
 def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
@@ -68,8 +71,12 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
         return None
     chosen = replace(folder, names=folder.names[:_MOST_IMAGES])
     left_out = len(folder.names) - len(chosen.names)
+    # An image of another name may show a painting that is trained on, or not.
+    trained = set(job.inputs.read_images().stems)
+    on = UNKNOWN if trained.isdisjoint(chosen.stems) else IN_SAMPLE
     say(
         f"encoding {len(chosen.names)} images for the evaluation"
+        + (", which is in-sample: it is on paintings that are trained on" if on == IN_SAMPLE else "")
         + (f", the first by name; {left_out} more are left out" if left_out else "")
     )
     try:
@@ -78,6 +85,7 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     except TrainingFailed as error:
         _skip(record, "an image of --eval_data_dir cannot be read", str(error))
         return None
+    record.eval_facts = {"on": on}
     return chosen
 
 
@@ -168,12 +176,11 @@ class Evaluation:
 
     def _batch(self, points: Sequence[tuple[Path, str, int]], size: int) -> Batch:
         """Return the batch of `points`, filled up with the last one: the transformer sees one size only."""
-        seed = self._model.runtime.config.seed
         latents, noise = [], []
         for path, stem, level in points:
-            latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem))
+            latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem, seed=_SEED))
             shape = tuple(latents[-1].shape)
-            noise.append(torch.from_numpy(rng.normal(seed, "eval_noise", level, stem, shape)))
+            noise.append(torch.from_numpy(rng.normal(_SEED, "eval_noise", level, stem, shape)))
         rows = [min(row, len(points) - 1) for row in range(size)]
         return self._batches.maker.make(
             latents=[latents[row] for row in rows],

@@ -87,14 +87,14 @@ class LatentSource:
     def latents(self, sample: rng.Sample) -> Tensor:
         """Return the latents of `sample`, of shape (C, H, W) in fp32 on the CPU, shifted and scaled."""
         path, purpose = self._path(sample), sample.purpose("vae")
-        return self.draw(path, sample.crop, purpose, sample.index, sample.stem)
+        return self.draw(path, sample.crop, purpose, sample.index, sample.stem, seed=self._seed)
 
-    def draw(self, image: Path, crop: rng.Crop, purpose: str, index: int, stem: str) -> Tensor:
-        """Return latents as `latents` does: drawn for `purpose`, `index` and `stem` from a crop of a file."""
+    def draw(self, image: Path, crop: rng.Crop, purpose: str, index: int, stem: str, *, seed: int) -> Tensor:
+        """Return latents as `latents` does, from a crop of a file, with the draw of the other arguments."""
         key = _key(image, crop)
         mean_CHW, deviation_CHW = self._cache[key] if key in self._cache else self._encode(image, crop)
         mean_CHW, deviation_CHW = mean_CHW.cpu(), deviation_CHW.cpu()
-        noise_CHW = torch.from_numpy(rng.normal(self._seed, purpose, index, stem, tuple(mean_CHW.shape)))
+        noise_CHW = torch.from_numpy(rng.normal(seed, purpose, index, stem, tuple(mean_CHW.shape)))
         return (mean_CHW + deviation_CHW * noise_CHW - self._shift) * self._scale
 
     def _path(self, sample: rng.Sample) -> Path:

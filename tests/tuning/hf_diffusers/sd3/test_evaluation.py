@@ -122,6 +122,18 @@ def test_before_training_it_is_the_plain_loss_of_the_base_model_however_it_is_tr
     assert metrics(tmp_path)[0] == {"step": 0, "eval_loss": pytest.approx(plain_loss(studio), rel=1e-5)}
 
 
+def test_runs_of_other_seeds_start_from_the_same_value(studio: Studio, tmp_path: Path) -> None:
+    starts, ends = [], []
+    for seed in (42, 7):
+        out = tmp_path / str(seed)
+        train(studio, out, on(studio.images), f"--seed={seed}")
+        losses = [line["eval_loss"] for line in metrics(out) if "eval_loss" in line]
+        starts.append(losses[0])
+        ends.append(losses[-1])
+    assert starts[0] == starts[1]
+    assert ends[0] != ends[1]
+
+
 def test_it_falls_when_the_images_are_learnt(studio: Studio, tmp_path: Path) -> None:
     train(
         studio,
@@ -203,12 +215,23 @@ class TestRecords:
         assert run["eval_loss"] == {
             "start": lines[0]["eval_loss"],
             "end": lines[-1]["eval_loss"],
+            "on": "in-sample",
             "images": 4,
             "timesteps": [pytest.approx(value, abs=1e-3) for value in (954.545, 833.333, 642.857, 300)],
         }
         assert run["steps"] == STEPS
         assert run["paths"]["eval_data_dir"] == str(studio.images)
         assert run["stage_seconds"]["evaluate"] > 0
+
+    def test_of_images_with_other_names_nobody_knows_whether_they_are_trained_on(
+        self, studio: Studio, tmp_path: Path
+    ) -> None:
+        others = tmp_path / "others"
+        others.mkdir()
+        for path in studio.images.iterdir():
+            (others / f"other_{path.name}").write_bytes(path.read_bytes())
+        train(studio, tmp_path / "out", on(others))
+        assert training_run(tmp_path / "out")["eval_loss"]["on"] == "unknown"
 
     @pytest.mark.parametrize(
         ("flags", "reason"),
