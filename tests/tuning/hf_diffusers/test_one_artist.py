@@ -15,7 +15,7 @@ from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.hf_diffusers import artist_job, one_artist
+from mimicry.tuning.hf_diffusers import artist_job, one_artist, script_run
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import train_artist
@@ -208,7 +208,7 @@ def test_images_that_were_changed_meanwhile_make_no_adapter(
     images = Path(shutil.copytree(studio.images, tmp_path / "images"))
     job = make_job(studio, tmp_path)
     job = replace(job, inputs=replace(job.inputs, input_dir=images))
-    real = one_artist.run_script
+    real = script_run.run_script
 
     def run(job: ArtistJob, variable: Mapping[str, str]) -> int:
         code = real(job, variable)
