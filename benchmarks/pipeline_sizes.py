@@ -1,6 +1,6 @@
 """What programs that train on a random pipeline share. No torch: who only starts them keeps off the GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # How the line begins that `benchmarks.limited` prints at the end.
 PEAK_LINE = "GPU memory at most [bytes]: "
@@ -21,31 +21,21 @@ class Sizes:
     resolution: int
 
 
-_CLIP_L, _CLIP_G = (768, 12, 12), (1280, 32, 20)
-_VAE = (128, 256, 512, 512)
+# Stable Diffusion 3.5 Large.
+_LARGE = Sizes(
+    blocks=38,
+    heads=38,
+    clips=((768, 12, 12), (1280, 32, 20)),
+    t5_width=4096,
+    t5_layers=24,
+    t5_heads=64,
+    vae_channels=(128, 256, 512, 512),
+    resolution=1024,
+)
 SIZES = {
-    # Stable Diffusion 3.5 Large.
-    "large": Sizes(
-        blocks=38,
-        heads=38,
-        clips=(_CLIP_L, _CLIP_G),
-        t5_width=4096,
-        t5_layers=24,
-        t5_heads=64,
-        vae_channels=_VAE,
-        resolution=1024,
-    ),
+    "large": _LARGE,
     # Its widths, with few layers: for a machine with little memory.
-    "cut": Sizes(
-        blocks=8,
-        heads=38,
-        clips=((768, 2, 12), (1280, 2, 20)),
-        t5_width=4096,
-        t5_layers=2,
-        t5_heads=64,
-        vae_channels=_VAE,
-        resolution=128,
-    ),
+    "cut": replace(_LARGE, blocks=8, clips=((768, 2, 12), (1280, 2, 20)), t5_layers=2, resolution=128),
     "small": Sizes(
         blocks=3,
         heads=2,

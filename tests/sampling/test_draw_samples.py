@@ -1,7 +1,6 @@
 """`mimicry samples` on the tiny model: the right pictures, once, whatever an adapter is like."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,6 @@ def own(study: tuple[Studio, StudyTree], tmp_path: Path) -> StudyTree:
     """A copy of the study, to draw in."""
     shutil.copytree(study[1].data_root, tmp_path / "own")
     return StudyTree(tmp_path / "own")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 def words(study: tuple[Studio, StudyTree], tree: StudyTree, *more: str) -> list[str]:

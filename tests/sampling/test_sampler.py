@@ -42,14 +42,6 @@ def folders(model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return None, usual, write_adapter(folder / "other", model, ("attn.to_k", "ff.net.2"), seed=2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
-
-
 def load(model: BaseModel, *prompts: str, trained_layers: tuple[str, ...] = (), **options: Any) -> Sampler:
     config = TuningConfig(**{"mixed_precision": "no", **options})
     return Sampler.load(model, config, SETTINGS, prompts, trained_layers)

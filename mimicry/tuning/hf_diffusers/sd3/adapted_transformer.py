@@ -103,11 +103,9 @@ class AdaptedTransformer:
 
     def checkpoint_more(self) -> bool:
         """Checkpoint more blocks, when memory was too short for so few; return whether that was possible."""
-        more = more_checkpointed(self.transformer, self.checkpointed)
-        if more == self.checkpointed:
-            return False
-        self.checkpointed = more
-        return True
+        before = self.checkpointed
+        self.checkpointed = more_checkpointed(self.transformer, before)
+        return self.checkpointed > before
 
     def predict(self, batch: Batch) -> Tensor:
         """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""

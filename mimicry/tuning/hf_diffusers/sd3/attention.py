@@ -3,11 +3,16 @@
 Suffixes: B batch, N tokens of both, S tokens of one, H heads, K width of a head, D = H x K.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# The layers of query, key and value, as diffusers names them, and the norms behind them.
+_IMAGE = (("to_q", "norm_q"), ("to_k", "norm_k"), ("to_v", None))
+_PROMPT = (("add_q_proj", "norm_added_q"), ("add_k_proj", "norm_added_k"), ("add_v_proj", None))
 
 
 class JointAttention:
@@ -31,24 +36,10 @@ class JointAttention:
             encoder_hidden_states: the prompt, of shape (B, S, D).
             attention_mask: diffusers passes it on, and Stable Diffusion 3 has none.
         """
-        image = [
-            _heads(layers, layer(hidden_states), norm)
-            for layer, norm in (
-                (layers.to_q, layers.norm_q),
-                (layers.to_k, layers.norm_k),
-                (layers.to_v, None),
-            )
-        ]
+        image = _project(layers, hidden_states, _IMAGE)
         if encoder_hidden_states is None:
             return _out(layers, _attend(*image))
-        prompt = [
-            _heads(layers, layer(encoder_hidden_states), norm)
-            for layer, norm in (
-                (layers.add_q_proj, layers.norm_added_q),
-                (layers.add_k_proj, layers.norm_added_k),
-                (layers.add_v_proj, None),
-            )
-        ]
+        prompt = _project(layers, encoder_hidden_states, _PROMPT)
         attended_BND = _attend(*(torch.cat(parts, dim=1) for parts in zip(image, prompt, strict=True)))
         lengths = [hidden_states.shape[1], encoder_hidden_states.shape[1]]
         image_BSD, prompt_BSD = torch.split(attended_BND, lengths, dim=1)
@@ -57,11 +48,15 @@ class JointAttention:
         return _out(layers, image_BSD), prompt_BSD
 
 
-def _heads(layers: Any, values_BSD: Tensor, norm: torch.nn.Module | None) -> Tensor:
-    values_BSHK = values_BSD.view(*values_BSD.shape[:-1], layers.heads, -1)
-    if norm is not None:
-        values_BSHK = norm(values_BSHK)
-    return values_BSHK
+def _project(layers: Any, values_BSD: Tensor, names: Sequence[tuple[str, str | None]]) -> list[Tensor]:
+    """Return query, key and value, of shape (B, S, H, K); `names` are those of their layers and norms."""
+    projected = []
+    for layer, norm in names:
+        projected_BSD = getattr(layers, layer)(values_BSD)
+        heads_BSHK = projected_BSD.view(*projected_BSD.shape[:-1], layers.heads, -1)
+        normalise = None if norm is None else getattr(layers, norm)
+        projected.append(heads_BSHK if normalise is None else normalise(heads_BSHK))
+    return projected
 
 
 def _attend(query_BNHK: Tensor, key_BNHK: Tensor, value_BNHK: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class FusedLora(torch.nn.Module, LoraLayer):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + bias + scale * dropout(x) A^T B^T, of shape (..., outputs)."""
         down_RI, up_OR = self.factors
-        # In two dimensions a linear layer's output is no view, so that the product can be added in place.
+        # In two dimensions a linear layer's output is not a view, so that the product can be added in place.
         x_NI = x.reshape(-1, x.shape[-1])
         low_NR = F.linear(self.lora_dropout[self.adapter_name](x_NI), down_RI)
         base_NO = self.base_layer(x_NI)
