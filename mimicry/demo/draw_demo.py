@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from filelock import FileLock
 
+from mimicry.common.environment import quiet_libraries
 from mimicry.common.errors import BatchFault, UsageError
 from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
 from mimicry.study.tree import StudyTree
@@ -61,6 +62,7 @@ def is_whole(folder: Path, seed: int) -> bool:
 
 
 def draw_files(staging: Path, seed: int) -> None:
+    quiet_libraries()
     from mimicry.demo.study import draw_study
     from mimicry.demo.weight_files import TINY_SD3
 
