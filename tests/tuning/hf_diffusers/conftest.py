@@ -1,5 +1,6 @@
 """Fixtures for the tests of the stack: a few paintings, and a state of accelerate that is nobody else's."""
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(count)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_collections() -> Iterator[None]:
+    """Leave what imports have made out of garbage collections, as the trainer's program does."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

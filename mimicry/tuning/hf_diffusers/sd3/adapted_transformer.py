@@ -75,8 +75,8 @@ class AdaptedTransformer:
         if modulation is not None:
             size = f"{modulation.byte_count / 2**20:.1f} MiB of host memory"
             say(f"conditioning table: {len(modulation.place_of)} rows, {size}")
-        # What the cache was computed from is gone, and its pieces are of no use to training.
-        runtime.free_memory()
+            # What the cache was computed from is gone, and its pieces are of no use to training.
+            runtime.free_memory()
         checkpointed = checkpoint_blocks(
             transformer,
             config,

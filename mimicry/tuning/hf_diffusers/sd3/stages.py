@@ -30,8 +30,7 @@ def train_adapter(job: Job) -> Adapter | None:
             record = setup.new_record(claim)
             record.begin()
             adapter = _train(setup, record, checkpoint_asked)
-            # Nothing holds the transformer any more, once accelerate has let go of the optimizer.
-            setup.runtime.accelerator.free_memory()
+            # Nothing of ours holds the transformer any more.
             with record.stage("decode"):
                 decode_samples(setup, record)
             record.write_after_end()

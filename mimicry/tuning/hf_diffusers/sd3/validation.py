@@ -135,10 +135,11 @@ class Validation:
 
 def decode_samples(setup: Setup, record: RunRecord) -> None:
     """Decode all latents that the run has left; call it when nothing refers to the transformer any more."""
-    setup.runtime.free_memory()
     files = sorted((setup.job.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
     if not files or not setup.runtime.processes.is_main:
         return
+    # Accelerate lets go of the optimizer, and gives memory back.
+    setup.runtime.accelerator.free_memory()
     with _only_a_warning(record, "validation images"):
         vae = load_vae(setup.model, setup.job.config.variant, setup.runtime.device)
         for file in files:

@@ -82,7 +82,8 @@ class Runtime:
         problems = [problem for problem in found if problem is not None]
         if problems:
             raise UsageError(*problems)
-        self.free_memory()
+        if choice.names:  # else nothing was computed
+            self.free_memory()
         return replace(self, attention_choice=choice)
 
     @property
