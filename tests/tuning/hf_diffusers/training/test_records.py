@@ -120,7 +120,9 @@ class TestTrainingRun:
             *("encode_prompts", "encode_images", "read_transformer", "first_step", "train"),
             *("wait_for_batches", "save", "decode"),
         }
-        assert all(seconds > 0 for seconds in run["stage_seconds"].values())
+        # Batches may always have been there in time: less than half a millisecond of waiting is told as 0.
+        assert run["stage_seconds"]["wait_for_batches"] >= 0
+        assert all(run["stage_seconds"][name] > 0 for name in set(run["stage_seconds"]) - {"wait_for_batches"})
         assert sum(run["stage_seconds"].values()) <= run["seconds"]
         begin, end = (datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at"))
         assert begin.tzinfo is not None
