@@ -31,8 +31,7 @@ def train_adapter(job: Job) -> Adapter | None:
             record.begin()
             adapter = _train(setup, record, checkpoint_asked)
             # Nothing of ours holds the transformer any more.
-            with record.stage("decode"):
-                decode_samples(setup, record)
+            decode_samples(setup, record)
             record.write_after_end()
     return adapter
 

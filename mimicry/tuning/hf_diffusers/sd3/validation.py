@@ -138,9 +138,9 @@ def decode_samples(setup: Setup, record: RunRecord) -> None:
     files = sorted((setup.job.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
     if not files or not setup.runtime.processes.is_main:
         return
-    # Accelerate lets go of the optimizer, and gives memory back.
-    setup.runtime.accelerator.free_memory()
-    with _only_a_warning(record, "validation images"):
+    with record.stage("decode"), _only_a_warning(record, "validation images"):
+        # Accelerate lets go of the optimizer, and gives memory back.
+        setup.runtime.accelerator.free_memory()
         vae = load_vae(setup.model, setup.job.config.variant, setup.runtime.device)
         for file in files:
             name = file.name.removesuffix(_LATENTS)
