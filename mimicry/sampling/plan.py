@@ -11,14 +11,14 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
-from mimicry.study import AdapterId, Artist, Condition, State, StudyTree
+from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
 from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.planning import AdapterFilter
-from mimicry.tuning.planning.on_disk import OwnImages, condition_order
+from mimicry.tuning.planning.on_disk import OwnImages
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.stacks import Stack
 
@@ -148,7 +148,7 @@ def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
 
 def conditions_of(sets: Iterable[SampleSet]) -> list[Condition]:
     """Return the conditions of `sets`, each once: unprotected first, each before its countered ones."""
-    return sorted({found.condition for found in sets if found.condition is not None}, key=condition_order)
+    return in_order(found.condition for found in sets if found.condition is not None)
 
 
 def default_prompts(instance_prompt: str) -> list[str]:

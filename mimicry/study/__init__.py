@@ -4,6 +4,7 @@ Import common names from here, and others from the modules.
 """
 
 from mimicry.study.captions import Captions
+from mimicry.study.conditions import ChosenConditions, in_order
 from mimicry.study.images import ImageFolder, ImageRecord
 from mimicry.study.pairing import Pairing
 from mimicry.study.states import State
@@ -13,6 +14,7 @@ __all__ = [
     "AdapterId",
     "Artist",
     "Captions",
+    "ChosenConditions",
     "Condition",
     "ImageFolder",
     "ImageRecord",
@@ -20,5 +22,6 @@ __all__ = [
     "Source",
     "State",
     "StudyTree",
+    "in_order",
     "sister_folders",
 ]

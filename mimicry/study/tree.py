@@ -218,7 +218,7 @@ class StudyTree:
             UsageError: a name is neither a known method nor a folder, a folder is missing, or the layout on
                 disk does not distinguish this condition from another one.
         """
-        self._check_names(condition)
+        self.check_names(condition)
         if condition.countermeasure == NONE:
             if condition.protection == NONE:
                 return Source(_existing(self.original_art, "original art"), names_protection=True)
@@ -252,7 +252,12 @@ class StudyTree:
         protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
         return [name for name in folders_in(root) if name in protections]
 
-    def _check_names(self, condition: Condition) -> None:
+    def check_names(self, condition: Condition) -> None:
+        """Refuse names that are neither known methods nor folders.
+
+        Raises:
+            UsageError: one problem for each name.
+        """
         problems = [
             *_name_problem("--protection", condition.protection, PROTECTIONS, self.protected_art),
             *_name_problem(

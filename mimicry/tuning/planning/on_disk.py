@@ -10,6 +10,7 @@ from typing import Any
 from mimicry.common.errors import Problems, UsageError, nearest
 from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
 from mimicry.study.captions import image_records, record_differences
+from mimicry.study.conditions import condition_order
 from mimicry.study.quarantine import left_out
 from mimicry.study.selection import Selection
 from mimicry.study.tree import NONE, folders_in, series_name
@@ -152,9 +153,3 @@ class OwnImages:
     @cached_property
     def _left_out(self) -> dict[str, frozenset[str]]:
         return left_out(self.tree)
-
-
-def condition_order(condition: Condition) -> tuple[bool, str, bool, str]:
-    """Return the key by which conditions are sorted: unprotected first, each before its countered ones."""
-    protection, countermeasure = condition.protection, condition.countermeasure
-    return protection != NONE, protection, countermeasure != NONE, countermeasure

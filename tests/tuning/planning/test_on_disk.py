@@ -8,7 +8,7 @@ import pytest
 from mimicry.common.errors import UsageError
 from mimicry.study.selection import Selection
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
-from mimicry.tuning.planning.on_disk import AdapterFilter, condition_order
+from mimicry.tuning.planning.on_disk import AdapterFilter
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -136,17 +136,3 @@ class TestImageFolders:
         assert folders == [
             tree.images_of(tree.protected_art / "mist", artist) for artist in (DORA, stranger, BORIS, CLARA)
         ]
-
-
-def test_unprotected_comes_first_and_each_before_its_countered_ones() -> None:
-    conditions = [
-        Condition(),
-        Condition("none", "impress"),
-        Condition("anti_dreambooth"),
-        Condition("anti_dreambooth", "diff_pure"),
-        Condition("anti_dreambooth", "impress"),
-        Condition("mist"),
-        Condition("zzz", "aaa"),
-    ]
-    mixed = conditions[::-1]
-    assert sorted(mixed, key=condition_order) == conditions
