@@ -22,3 +22,5 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"
     # It cannot be trained; the plan says why.
     BLOCKED = "blocked"
+    # There are no images of it, and nobody has said that there must be.
+    NO_DATA = "no data"
