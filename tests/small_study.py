@@ -20,7 +20,8 @@ from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.planning.plan import Plan, make_plan
+from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.planner import make_plan
 from mimicry.tuning.planning.request import Request
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.stack_traits import StackTraits
@@ -168,7 +169,11 @@ def plan_of(
 ) -> Plan:
     """Plan a call on `tree` for the stack hf_diffusers."""
     return make_plan(
-        request_of(tree, condition, spec=asked, selection=Selection(artists=artists, pilot=pilot), **request),
+        [
+            request_of(
+                tree, condition, spec=asked, selection=Selection(artists=artists, pilot=pilot), **request
+            )
+        ],
         bookmarks or {},
         full=full,
     )

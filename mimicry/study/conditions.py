@@ -56,10 +56,10 @@ class ChosenConditions:
             try:
                 reason = _ambiguity(tree, tree.source(pair), pair, named=named)
             except UsageError as error:
+                reason = str(error)
                 if needed and named and pair.countermeasure in countermeasures:
                     with problems:
-                        raise
-                reason = str(error)
+                        raise UsageError(reason + _advice(protections, countermeasures)) from error
             if reason:
                 absent.append((pair, reason))
             else:
@@ -95,6 +95,12 @@ def _check_names(tree: StudyTree, protections: Sequence[str], countermeasures: S
         with problems:
             tree.check_names(condition)
     problems.raise_any()
+
+
+def _advice(protections: Sequence[str], countermeasures: Sequence[str]) -> str:
+    if len(protections) * len(countermeasures) == 1:
+        return ""
+    return "; of several names, `all` in the place of some takes the pairs that have images"
 
 
 def _ambiguity(tree: StudyTree, source: Source, condition: Condition, *, named: bool) -> str:

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
-from mimicry.study import Condition, StudyTree
+from mimicry.study import ChosenConditions, Condition, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
 from mimicry.tuning.hub import HubOptions, refuse_names
 from mimicry.tuning.options import (
@@ -51,15 +51,26 @@ _HANDED_ON = {declared.name: declared.flag for declared in OPTIONS} | {
 _condition_options = options(
     option(
         "--protection",
+        "protections",
         topic=CONDITIONS,
-        default=NONE,
-        help=f"none, {', '.join(PROTECTIONS)}, or a folder's name.",
+        multiple=True,
+        default=(NONE,),
+        help=f"none, {', '.join(PROTECTIONS)}, a folder's name, or all; may be repeated.",
     ),
     option(
         "--countermeasure",
+        "countermeasures",
         topic=CONDITIONS,
-        default=NONE,
-        help=f"none, {', '.join(COUNTERMEASURES)}, or a folder's name.",
+        multiple=True,
+        default=(NONE,),
+        help=f"none, {', '.join(COUNTERMEASURES)}, a folder's name, or all; may be repeated.",
+    ),
+    option(
+        "--order",
+        topic=CONDITIONS,
+        type=click.Choice(("artist", "condition")),
+        default="artist",
+        help="Train all conditions of an artist before the next artist, or all artists of a condition.",
     ),
 )
 _call_options = options(
@@ -132,10 +143,10 @@ _call_options = options(
 @hyper_parameter_options
 @click.pass_context
 def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
-    """Train one DreamBooth LoRA adapter for each artist of the study, for one condition.
+    """Train one DreamBooth LoRA adapter for each artist and condition of the study.
 
-    The condition, --protection and --countermeasure, says which images are used. Artists whose adapter is
-    complete are skipped, so that the same command takes up where it stopped.
+    A condition, --protection and --countermeasure, says which images are used; several of each make all
+    pairs. Adapters that are complete are skipped, so that the same command takes up where it stopped.
     """
     problems = Problems()
     with problems:
@@ -146,11 +157,12 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     with problems:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
-        condition = Condition(parameters["protection"], parameters["countermeasure"])
-        StudyTree(parameters["data_root"]).source(condition)
+        conditions = _conditions(parameters)
     problems.raise_any()
     orchestrator = Orchestrator(
-        request=_request(config, stack, condition, parameters),
+        requests=_requests(config, stack, conditions, parameters),
+        absent=conditions.absent,
+        by_condition=parameters["order"] == "condition",
         typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
@@ -163,23 +175,49 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     return orchestrator.show(verbose=verbose, full=full)
 
 
-def _request(config: TuningConfig, stack: Stack, condition: Condition, parameters: dict[str, Any]) -> Request:
+def _conditions(parameters: dict[str, Any]) -> ChosenConditions:
+    """Return the conditions that were asked for.
+
+    Raises:
+        UsageError: wrong names, or there are no images of any.
+    """
+    tree = StudyTree(parameters["data_root"])
+    chosen = ChosenConditions.choose(tree, parameters["protections"], parameters["countermeasures"])
+    if not chosen.present:
+        raise UsageError(*(reason for _, reason in chosen.absent))
+    return chosen
+
+
+def _requests(
+    config: TuningConfig, stack: Stack, conditions: ChosenConditions, parameters: dict[str, Any]
+) -> tuple[Request, ...]:
     hub = HubOptions.of(parameters)
-    return Request(
-        tree=StudyTree(parameters["data_root"]),
-        stack=stack,
-        config=config,
-        condition=condition,
-        variant=parameters[STUDY_VARIANT],
-        selection=selection_of(parameters),
-        overwrite=parameters["overwrite"],
-        retrain_stale=parameters["retrain_stale"],
-        allow_mixed_recipes=parameters["allow_mixed_recipes"],
-        min_samples_per_artist=parameters["min_samples_per_artist"],
-        allow_unpaired=parameters["allow_unpaired"],
-        hub=hub if parameters["push_to_hub"] else None,
-        train_script=parameters["train_script"],
-        stall_minutes=parameters["stall_minutes"],
+    return tuple(
+        Request(
+            tree=StudyTree(parameters["data_root"]),
+            stack=stack,
+            config=config,
+            condition=condition,
+            variant=parameters[STUDY_VARIANT],
+            needs_images=_is_typed(condition, parameters),
+            selection=selection_of(parameters),
+            overwrite=parameters["overwrite"],
+            retrain_stale=parameters["retrain_stale"],
+            allow_mixed_recipes=parameters["allow_mixed_recipes"],
+            min_samples_per_artist=parameters["min_samples_per_artist"],
+            allow_unpaired=parameters["allow_unpaired"],
+            hub=hub if parameters["push_to_hub"] else None,
+            train_script=parameters["train_script"],
+            stall_minutes=parameters["stall_minutes"],
+        )
+        for condition in conditions.present
+    )
+
+
+def _is_typed(condition: Condition, parameters: dict[str, Any]) -> bool:
+    return (
+        condition.protection in parameters["protections"]
+        and condition.countermeasure in parameters["countermeasures"]
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
-from mimicry.study import State
+from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
     Batch,
     LocalExecutor,
@@ -18,7 +18,7 @@ from mimicry.tuning.execution import (
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
 from mimicry.tuning.options.typed_command import TypedCommand
-from mimicry.tuning.planning import Plan, Request, make_plan, recipe_problems
+from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
 from mimicry.tuning.planning.image_check import (
     check_images,
     image_lists,
@@ -33,9 +33,11 @@ from mimicry.tuning.reports import tables
 
 @dataclass(frozen=True, kw_only=True)
 class Orchestrator:
-    """A request, and how it is carried out."""
+    """The requests of a call, and how they are carried out; see `make_plan`."""
 
-    request: Request
+    requests: tuple[Request, ...]
+    absent: tuple[tuple[Condition, str], ...] = ()
+    by_condition: bool = False
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
@@ -72,9 +74,7 @@ class Orchestrator:
             raise BatchFault(*self._problems(plan, network=False))
         if self.quarantine_unpaired and quarantine_bad_images(plan, print):
             plan = self._plan(full=True)
-        tree = self.request.tree
-        lists_at = tree.image_lists(self.request.condition).relative_to(tree.data_root)
-        plan = check_images(plan, str(lists_at))
+        plan = check_images(plan, with_files=True)
         problems = self._problems(plan, network=True)
         if problems:
             raise BatchFault(*problems)
@@ -88,11 +88,11 @@ class Orchestrator:
     def _carry_out(self, plan: Plan) -> int:
         todo = plan.of(State.PENDING)
         display = BatchDisplay(len(todo), max((target.step_count for target in todo), default=0))
-        tracker = open_tracker(self.request.tree)
+        tracker = open_tracker(plan.call.tree)
         batch = Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
         results: list[Result] = []
         try:
-            if self.request.uploads:
+            if plan.call.uploads:
                 results += upload_owed(plan, tracker, display.say)
             batch.run()
         except Interrupted:
@@ -109,7 +109,13 @@ class Orchestrator:
         return check_images(plan) if full else recall_images(plan)
 
     def _plan(self, *, full: bool) -> Plan:
-        return make_plan(self.request, open_tracker(self.request.tree).bookmarks(), full=full)
+        return make_plan(
+            self.requests,
+            open_tracker(self.requests[0].tree).bookmarks(),
+            absent=self.absent,
+            by_condition=self.by_condition,
+            full=full,
+        )
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
@@ -117,29 +123,43 @@ class Orchestrator:
         targets = plan.of(State.PENDING, State.CLAIMED)
         if not targets:
             return []
-        request = self.request
-        stack, config = request.stack, request.stack_config
         problems = recipe_problems(plan, self.typed)
-        problems += batch_problems(
-            stack.problems(config, network=network),
-            request.tree.lora / request.series,
-            len(targets),
-            stack.traits.disk_bytes(config, len(targets)),
-            uploads=request.uploads,
-        )
-        if request.uploads:
-            names = [(str(target.artist), target.upload_job.repository) for target in plan.targets]
+        problems += self._faults_of_stack(plan, targets, network=network)
+        if plan.call.uploads:
+            names = [
+                (plan.name_of(target), target.upload_job.repository)
+                for target in plan.targets
+                if target.state is not State.NO_DATA
+            ]
             problems += colliding_names(names)
             if network and not token_problems():
                 uploads = [(target.upload_job, target.images.path) for target in targets]
                 problems += hub_problems(uploads)
         return problems
 
+    def _faults_of_stack(self, plan: Plan, targets: Sequence[Target], *, network: bool) -> list[str]:
+        """Return what of the machine, the model and the libraries forbids to train `targets`."""
+        call, problems, disk_bytes = plan.call, [], 0
+        for request in plan.recipe_requests:
+            count = sum(target.request.series == request.series for target in targets)
+            if count:
+                problems += call.stack.problems(request.stack_config, network=network)
+                disk_bytes += call.stack.traits.disk_bytes(request.stack_config, count)
+        return batch_problems(
+            list(dict.fromkeys(problems)),
+            call.tree.lora / plan.requests[0].series,
+            len(targets),
+            disk_bytes,
+            uploads=call.uploads,
+        )
+
 
 def _exit_code(plan: Plan, results: Sequence[Result]) -> int:
     """Return 1 when something is wrong, else 3 when something is not as this call asks for, else 0."""
     ended = {result.target.adapter: result.state for result in results}
     states = {ended.get(target.adapter, target.state) for target in plan.targets}
-    if states - {State.COMPLETE, State.STALE, State.CLAIMED} or any(result.owed for result in results):
+    if states - {State.COMPLETE, State.STALE, State.CLAIMED, State.NO_DATA} or any(
+        result.owed for result in results
+    ):
         return 1
     return NOT_AS_ASKED if states & {State.STALE, State.CLAIMED} else 0

@@ -47,6 +47,7 @@ class TestChoose:
         with pytest.raises(UsageError) as caught:
             ChosenConditions.choose(tree, ("none", "mist", "glaze"), ("none", "impress"))
         assert len(caught.value.problems) == 2
+        assert all("`all`" in problem for problem in caught.value.problems)
         assert ["--protection glaze" in problem for problem in caught.value.problems] == [False, True]
 
     def test_unless_they_are_not_needed(self, tree: StudyTree) -> None:

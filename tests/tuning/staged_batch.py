@@ -102,7 +102,7 @@ class StagedChild:
 def make_batch(
     plan: Plan, endings: dict[Artist, Ending] | None = None, *, wait: bool = True
 ) -> tuple[Batch, StagedExecutor]:
-    tree = plan.request.tree
+    tree = plan.call.tree
     executor = StagedExecutor(tree=tree, endings=endings or {})
     batch = Batch(
         plan=plan,

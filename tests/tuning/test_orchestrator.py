@@ -16,7 +16,7 @@ from mimicry.tuning.hub.job import HubOptions
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.orchestrator import Orchestrator
-from mimicry.tuning.planning.plan import make_plan
+from mimicry.tuning.planning.planner import make_plan
 from mimicry.tuning.planning.request import Request
 from mimicry.tuning.stacks import Stack
 from tests.hostile_names import over_hostile_names
@@ -58,11 +58,11 @@ def make_call(
     tree: StudyTree, stack: Path, config: TuningConfig, condition: Condition = ORIGINAL, **typed: Any
 ) -> Orchestrator:
     request = Request(tree=tree, stack=Stack.read(stack), config=config, condition=condition, **typed)
-    return Orchestrator(request=request)
+    return Orchestrator(requests=(request,))
 
 
 def command_for(call: Orchestrator, artist: Artist = ANNA) -> list[str]:
-    return target_of(make_plan(call.request, {}), artist).command
+    return target_of(make_plan(call.requests, {}), artist).command
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Batch:
         self.books.prepare()
         todo = self._plan.of(State.PENDING)
         labels = [
-            f"[{number}/{len(todo)}] {printable(str(target.artist))}"
+            f"[{number}/{len(todo)}] {printable(self._plan.name_of(target))}"
             for number, target in enumerate(todo, start=1)
         ]
         elsewhere = self._plan.of(State.CLAIMED)
@@ -101,7 +101,7 @@ class Batch:
 
     def _submit(self, target: Target, label: str, running: list[_Running]) -> bool:
         """Hand a target to the executor; False, when another call works on it."""
-        steps = StepDisplay(target.artist.name, target.step_count, position=1)
+        steps = StepDisplay(self._plan.short_name_of(target), target.step_count, position=1)
 
         def on_step(line: dict[str, Any]) -> None:
             steps.step(line)
@@ -163,7 +163,9 @@ class Batch:
             free = [target for target in elsewhere if not claimed_by(target.folder.path)]
             for target in free:
                 elsewhere.remove(target)
-            left = self._train(deque((target, printable(str(target.artist))) for target in free), elsewhere)
+            left = self._train(
+                deque((target, printable(self._plan.name_of(target))) for target in free), elsewhere
+            )
             if left:
                 self._say_given_up(left + len(elsewhere))
                 return
@@ -173,7 +175,7 @@ class Batch:
                 said = True
                 for target in elsewhere:
                     self._display.say(
-                        printable(f"{target.artist}: waiting, {claimed_by(target.folder.path)}")
+                        printable(f"{self._plan.name_of(target)}: waiting, {claimed_by(target.folder.path)}")
                     )
                 self._display.say("type --no-wait for not waiting until others are done")
             time.sleep(WAIT_SECONDS)
@@ -190,5 +192,7 @@ class Batch:
 
     def _say_claimed(self, target: Target) -> None:
         self._display.say(
-            printable(f"{target.artist}: {claimed_by(target.folder.path)}; looked at again later")
+            printable(
+                f"{self._plan.name_of(target)}: {claimed_by(target.folder.path)}; looked at again later"
+            )
         )

@@ -86,7 +86,7 @@ class Bookkeeper:
         for target in self.plan.of(State.COMPLETE, State.STALE):
             mended = repair(target.folder)
             if mended:
-                self.display.say(printable(f"{target.artist}: {mended}"))
+                self.display.say(printable(f"{self.plan.name_of(target)}: {mended}"))
 
     def _first_mark(self, target: Target, known: dict[str, Any]) -> dict[str, Any] | None:
         """Return what is recorded of a target before the first training; None for nothing new."""
@@ -99,7 +99,7 @@ class Bookkeeper:
             return mark or None  # how it is, is told by the call that trains it
         if known.get("status") == State.COMPLETE:
             return mark or None
-        return complete_bookmark(self.plan.request.tree, target.folder) | mark
+        return complete_bookmark(self.plan.call.tree, target.folder) | mark
 
     def _new_mark(self, target: Target) -> dict[str, Any]:
         images = len(target.images.names)
@@ -113,14 +113,16 @@ class Bookkeeper:
         Raises:
             BatchFault: another call has brought another recipe into the study.
         """
-        refuse_new_recipes(self.plan)
+        refuse_new_recipes(self.plan, target.request)
         key = target.adapter.key
         if is_as_planned(target):
             if target.existing in _KEPT:
-                note = OVERWRITTEN if self.plan.request.overwrite else RETRAINED
+                note = OVERWRITTEN if self.plan.call.overwrite else RETRAINED
                 self.tracker.record(key, **self._new_mark(target), note=note)
             aside = target.folder.set_aside(target.existing)
-            self.display.say(printable(f"{target.artist}: {target.existing} adapter set aside in {aside}"))
+            self.display.say(
+                printable(f"{self.plan.name_of(target)}: {target.existing} adapter set aside in {aside}")
+            )
             return None
         return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
 
@@ -150,7 +152,7 @@ class Bookkeeper:
         if end.state is State.FAILED:
             self._failures.append(end.error)
         elif self.tracker.bookmarks().get(key, {}).get("status") != State.COMPLETE:
-            self.tracker.record(key, **complete_bookmark(self.plan.request.tree, target.folder))
+            self.tracker.record(key, **complete_bookmark(self.plan.call.tree, target.folder))
 
     def not_complete(self, one: Training, end: JobEnd) -> None:
         """Record a training that ended without an adapter."""
@@ -166,13 +168,13 @@ class Bookkeeper:
             seconds=seconds,
             steps=end.steps,
             error=end.error,
-            log=log_path(self.plan.request.tree, one.target.folder),
+            log=log_path(self.plan.call.tree, one.target.folder),
         )
 
     def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:
         """Say what the training itself has found odd, and return it; the plan's own warnings were said."""
         run = one.target.folder.readable_run
-        said = {*one.target.warnings, *one.target.notes, describe_differences(run.other_numerics)}
+        said = {*one.target.warnings, *one.target.inputs.notes, describe_differences(run.other_numerics)}
         warnings = tuple(warning for warning in end.warnings if warning not in said)
         for warning in warnings:
             self.display.say(f"{one.label}: warning: {warning}")
@@ -181,7 +183,7 @@ class Bookkeeper:
     def _completed(self, one: Training, end: JobEnd) -> None:
         target, seconds, code = one.target, one.seconds(), end.code
         run = target.folder.readable_run
-        mark = complete_bookmark(self.plan.request.tree, target.folder)
+        mark = complete_bookmark(self.plan.call.tree, target.folder)
         # Start and end of the programs around the training count as well.
         mark["seconds"] = round(run.earlier_seconds + seconds, 1)
         if run.resumed_from is None:

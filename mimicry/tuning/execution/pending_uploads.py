@@ -175,7 +175,7 @@ def upload_owed(plan: Plan, tracker: ProgressTracker, say: Callable[[str], None]
     """Upload what earlier calls could not upload of a plan's adapters, and return what became of it."""
     targets = {target.adapter: target for target in plan.targets}
     results = []
-    for end in upload_pending(plan.request.tree, pending_of_plan(plan), tracker, say):
+    for end in upload_pending(plan.call.tree, pending_of_plan(plan), tracker, say):
         target = targets[end.adapter]
         results.append(Result(target=target, state=target.existing, uploaded=not end.error, owed=end.error))
     return results

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mimicry.common.files import sha256_file, write_bytes
 from mimicry.common.text import first_few, printable
-from mimicry.study import ImageFolder, Pairing, State, StudyTree
+from mimicry.study import AdapterId, Condition, ImageFolder, Pairing, State, StudyTree
 from mimicry.study.image_checks import BadImage, Examined, bad_images, examine, remembered
 from mimicry.study.image_sets import (
     SHOWN,
@@ -26,35 +26,39 @@ from mimicry.tuning.planning.target import Target
 from mimicry.tuning.progress import checking_bar
 
 
-def check_images(plan: Plan, lists_at: str = "-v") -> Plan:
+def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
     """Decode the images of the artists that are to be trained, and block those that must not be trained on.
 
-    One that another call is training now may be left to us.
+    One that another call is training now may be left to us. Images of several series are decoded once.
 
     Args:
-        lists_at: where people find the lists that are too long for a line.
+        with_files: say of lists that are too long for a line which file they are in: see `write_image_lists`.
     """
-    looked_at = plan.of(State.PENDING, State.CLAIMED)
-    convert = plan.request.config.convert_profiles
-    with checking_bar() as progress:
-        result = examine([target.pairing for target in looked_at], progress, convert_profiles=convert)
-    bad: dict[str, list[BadImage]] = defaultdict(list)
-    for image in result.bad:
-        bad[str(image.path.parent)].append(image)
-    checked = {
-        target.adapter: _checked(replace(target, lists_at=lists_at), found, bad[str(target.images.path)])
-        for target, found in zip(looked_at, result.found, strict=True)
-    }
+    groups: dict[bool, dict[Path, list[Target]]] = defaultdict(lambda: defaultdict(list))
+    for target in plan.of(State.PENDING, State.CLAIMED):
+        groups[target.request.config.convert_profiles][target.images.path].append(target)
+    checked: dict[AdapterId, Target] = {}
+    for convert, by_folder in groups.items():
+        pairings = [targets[0].pairing for targets in by_folder.values()]
+        with checking_bar() as progress:
+            result = examine(pairings, progress, convert_profiles=convert)
+        bad: dict[Path, list[BadImage]] = defaultdict(list)
+        for image in result.bad:
+            bad[image.path.parent].append(image)
+        for (path, targets), found in zip(by_folder.items(), result.found, strict=True):
+            for target in targets:
+                if with_files:
+                    target = replace(target, lists_at=_lists_at(target))
+                checked[target.adapter] = _checked(target, found, bad[path])
     return replace(plan, targets=tuple(checked.get(target.adapter, target) for target in plan.targets))
 
 
 def recall_images(plan: Plan) -> Plan:
     """Return the plan with what earlier calls found of images that are as they were; decodes nothing."""
-    convert = plan.request.config.convert_profiles
     targets = []
     for target in plan.targets:
         if target.state in (State.PENDING, State.CLAIMED):
-            found = remembered(target.pairing, convert_profiles=convert)
+            found = remembered(target.pairing, convert_profiles=target.request.config.convert_profiles)
             if len(found) == len(target.images.names):
                 target = _checked(target, found, [])
         targets.append(target)
@@ -63,20 +67,31 @@ def recall_images(plan: Plan) -> Plan:
 
 def image_lists(plan: Plan) -> str:
     """Return all that lines of the plan leave out: a line for each image, by artist and finding."""
-    lines = []
-    for target in plan.targets:
-        for finding in target.findings:
-            if len(finding.items) > SHOWN:
-                lines.append(f"{target.artist}: {finding.text}")
-                lines += [f"    {item}" for item in finding.items]
-    return "".join(printable(line) + "\n" for line in lines)
+    return "".join(_lists_of(plan, target) for target in plan.targets)
 
 
 def write_image_lists(plan: Plan) -> None:
-    """Write `image_lists` where the lines of the plan say that it is."""
-    text, path = image_lists(plan), plan.request.tree.image_lists(plan.request.condition)
-    if text:
-        write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    """Write the lists of each condition where the lines of the plan say that they are."""
+    texts: dict[Condition, str] = defaultdict(str)
+    for target in plan.targets:
+        texts[target.request.condition] += _lists_of(plan, target)
+    for condition, text in texts.items():
+        if text:
+            write_bytes(plan.call.tree.image_lists(condition), text.encode("utf-8", "backslashreplace"))
+
+
+def _lists_of(plan: Plan, target: Target) -> str:
+    lines = []
+    for finding in target.findings:
+        if len(finding.items) > SHOWN:
+            lines.append(f"{plan.name_of(target)}: {finding.text}")
+            lines += [f"    {item}" for item in finding.items]
+    return "".join(printable(line) + "\n" for line in lines)
+
+
+def _lists_at(target: Target) -> str:
+    tree = target.request.tree
+    return str(tree.image_lists(target.request.condition).relative_to(tree.data_root))
 
 
 def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) -> Target:
@@ -154,13 +169,13 @@ def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
     Returns:
         Whether there were any.
     """
-    tree = plan.request.tree
+    tree = plan.call.tree
     folders = {
         tree.images_of(root, target.artist): target for root in tree.image_roots() for target in plan.targets
     }
     sets = [_as_paired(tree, target, path) for path, target in folders.items()]
     with checking_bar() as progress:
-        bad = bad_images(sets, progress, convert_profiles=plan.request.config.convert_profiles)
+        bad = bad_images(sets, progress, convert_profiles=plan.requests[0].config.convert_profiles)
     found = [(folders[image.path.parent].artist, image) for image in bad if image.lasting]
     if found:
         leave_out(tree, found)

@@ -9,7 +9,7 @@ from mimicry.study import State
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, option_differences, other_base_model, other_trainer
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
 from mimicry.tuning.planning.plan import Plan, recipes_that_stay
-from mimicry.tuning.planning.recipes import RecipeGroup
+from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
 from mimicry.tuning.planning.request import Request
 
 _MODEL = "pretrained_model_name_or_path"
@@ -22,11 +22,17 @@ def recipe_problems(plan: Plan, typed: TypedCommand) -> list[str]:
     Args:
         typed: the command line of the call.
     """
-    request, recipes = plan.request, plan.recipes
-    if request.retrain_stale or request.allow_mixed_recipes or not plan.of(State.PENDING, State.CLAIMED):
+    if plan.call.retrain_stale or plan.call.allow_mixed_recipes:
         return []
-    if not recipes.others(request.spec):
-        return []
+    active = {target.request.series for target in plan.of(State.PENDING, State.CLAIMED)}
+    return [
+        _problem(request, plan.study_recipes(request), typed)
+        for request in plan.recipe_requests
+        if request.series in active and plan.study_recipes(request).others(request.spec)
+    ]
+
+
+def _problem(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> str:
     counted = sum(len(group.adapters) for group in recipes.groups)
     adapters = "adapter" if counted == 1 else f"{counted} adapters"
     found = f"the {adapters} of this study, in {request.series}, {'has' if counted == 1 else 'have'}"
@@ -37,19 +43,18 @@ def recipe_problems(plan: Plan, typed: TypedCommand) -> list[str]:
     if recipes.unknown:
         names = [f"{one.condition}/{one.artist}" for one in recipes.unknown]
         lines.append(f"not counted, since no record tells their recipe: {first_few(names)}")
-    return ["\n".join([*lines, *_ways_on(plan, typed)])]
+    return "\n".join([*lines, *_ways_on(request, recipes, typed)])
 
 
-def refuse_new_recipes(plan: Plan) -> None:
+def refuse_new_recipes(plan: Plan, request: Request) -> None:
     """Look again, before each training, whether another call has brought another recipe into the study.
 
     Raises:
-        BatchFault: it has.
+        BatchFault: it has, into the series of `request`.
     """
-    request = plan.request
     if request.retrain_stale or request.allow_mixed_recipes or request.spec.recipe is None:
         return
-    others = recipes_that_stay(plan).others(request.spec)
+    others = recipes_that_stay(plan, request).others(request.spec)
     if others:
         lines = [line for group in others for line in _group_lines(group, request)]
         raise BatchFault(
@@ -89,13 +94,12 @@ def _difference_rows(group: RecipeGroup, request: Request) -> list[tuple[str, st
     return rows
 
 
-def _ways_on(plan: Plan, typed: TypedCommand) -> list[str]:
+def _ways_on(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> list[str]:
     """Return what the user may type instead."""
-    recipes = plan.recipes
-    command, notes = _command_for(recipes.groups[0], plan.request, typed)
+    command, notes = _command_for(recipes.groups[0], request, typed)
     beside = "for a study beside it, with the recipe of this call, add --variant NAME"
     if recipes.is_mixed:
-        own = bool(recipes.groups[0].differences(plan.request.spec))
+        own = bool(recipes.groups[0].differences(request.spec))
         return [
             f"to have the recipe of most everywhere, type this for each condition: {command} --retrain-stale",
             *notes,

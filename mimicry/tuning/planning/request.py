@@ -1,10 +1,10 @@
-"""What a call of apply_tuning asks for."""
+"""What a call of apply_tuning asks for, and one condition of it."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from mimicry.study import AdapterId, Artist, Condition, StudyTree
+from mimicry.study import AdapterId, Artist, Condition, Source, StudyTree
 from mimicry.study.selection import Selection
 from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
@@ -14,14 +14,11 @@ from mimicry.tuning.stacks import Stack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """Which adapters are to be trained, and how. `hub` is None where nothing is to be uploaded."""
+class Call:
+    """What a call of apply_tuning asks for in every condition. `hub` is None where nothing is uploaded."""
 
     tree: StudyTree
     stack: Stack
-    config: TuningConfig
-    condition: Condition
-    variant: str | None = None
     selection: Selection = field(default_factory=Selection)
     overwrite: bool = False
     retrain_stale: bool = False
@@ -31,6 +28,25 @@ class Request:
     hub: HubOptions | None = None
     train_script: Path | None = None
     stall_minutes: float = 30.0
+
+    @property
+    def uploads(self) -> bool:
+        """Whether trainings end with an upload. Only through its options does a stack hear of the Hub."""
+        return self.hub is not None and self.stack.takes_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Call):
+    """One condition of a call, and how its adapters are trained.
+
+    `variant` names the study beside the usual one that they belong to. Without `needs_images`, an artist who
+    has no folder in the condition is passed over, and not blocked.
+    """
+
+    config: TuningConfig
+    condition: Condition
+    variant: str | None = None
+    needs_images: bool = True
 
     @property
     def stack_config(self) -> TuningConfig | None:
@@ -48,14 +64,18 @@ class Request:
         return traits.adapter_spec(self.stack_config, traits.trainer(self.stack.script, self.train_script))
 
     @property
-    def uploads(self) -> bool:
-        """Whether trainings end with an upload. Only through its options does a stack hear of the Hub."""
-        return self.hub is not None and self.stack.takes_options
-
-    @property
     def series(self) -> str:
         """The folder of all adapters that are to have one recipe: of the stack, or of a variant of it."""
         return series_name(self.stack.name, self.variant)
+
+    @property
+    def source(self) -> Source:
+        """The folder of the images of its condition.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return self.tree.source(self.condition)
 
     def adapter(self, artist: Artist) -> AdapterId:
         return AdapterId(self.stack.name, self.condition, artist, self.variant)

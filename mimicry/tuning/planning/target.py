@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from mimicry.common.files import FileIdentity
 from mimicry.study import AdapterId, Artist, Captions, ImageFolder, Pairing, State
@@ -18,7 +19,7 @@ from mimicry.tuning.planning.request import Request
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One artist in a plan.
+    """One artist in one condition of a plan; `source` is the folder of all images of the condition.
 
     `state` is how the adapter is: PENDING for one that the call trains. `existing` is what lay there when it
     was planned, and `weights` tells that file of weights from any other. `original` is the artist's original
@@ -31,6 +32,7 @@ class Target:
     """
 
     request: Request
+    source: Path
     artist: Artist
     pairing: Pairing
     state: State

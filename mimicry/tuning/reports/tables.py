@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from mimicry.common.text import printable, shell_line, text_table
-from mimicry.study import State
+from mimicry.study import Condition, State
 from mimicry.study.image_sets import image_facts
+from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
 from mimicry.tuning.planning.recipes import StudyRecipes
@@ -24,34 +25,49 @@ _SUMMARY_WORDS = (
     "interrupted",
     "claimed",
     "blocked",
+    "no data",
     "left",
 )
 
 
 def plan_table(plan: Plan) -> str:
-    """Return the plan as a table for people: artist, images, source, state, reason."""
-    data_root = plan.request.tree.data_root
-    source = plan.source.root
-    shown = source.relative_to(data_root) if source.is_relative_to(data_root) else source
-    header = ["artist", "images", "source", "state", "reason"]
-    rows = [
-        [
-            str(target.artist),
-            str(len(target.images.names)),
-            str(shown),
-            plan_word(target),
-            "; ".join(filter(None, (target.reason, *target.warnings))),
-        ]
-        for target in plan.targets
-    ]
+    """Return the plan as a table for people: artist, images, source, state, reason.
+
+    Variant and condition come first where there are several.
+    """
     doses = [target.dose for target in plan.targets]
-    if any(doses):
-        # The median PSNR and L-infinity distance to the originals.
-        header.insert(3, "dose")
-        for row, dose in zip(rows, doses, strict=True):
-            row.insert(3, "" if dose is None else str(dose))
+    # The median PSNR and L-infinity distance to the originals.
+    header = [*_place_header(plan), "artist", "images", *(["dose"] if any(doses) else []), "source"]
+    rows = []
+    for target, dose in zip(plan.targets, doses, strict=True):
+        row = [*_place(plan, target), str(target.artist), str(len(target.images.names))]
+        if any(doses):
+            row.append("" if dose is None else str(dose))
+        reasons = "; ".join(filter(None, (target.reason, *target.warnings)))
+        rows.append([*row, _shown_source(plan, target), plan_word(target), reasons])
     counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
-    return "\n".join((text_table(header, rows), *_remarks(plan), counts))
+    return "\n".join((text_table([*header, "state", "reason"], rows), *_remarks(plan), counts))
+
+
+def _place_header(plan: Plan) -> list[str]:
+    """Return the columns that tell the adapters of an artist apart: those that a plan needs."""
+    return [
+        *(["variant"] if plan.has_several_series else []),
+        *(["condition"] if plan.has_several_conditions else []),
+    ]
+
+
+def _place(plan: Plan, target: Target) -> list[str]:
+    request = target.request
+    return [
+        *([request.variant or NONE] if plan.has_several_series else []),
+        *([str(request.condition)] if plan.has_several_conditions else []),
+    ]
+
+
+def _shown_source(plan: Plan, target: Target) -> str:
+    data_root, source = plan.call.tree.data_root, target.source
+    return str(source.relative_to(data_root) if source.is_relative_to(data_root) else source)
 
 
 def _remarks(plan: Plan) -> list[str]:
@@ -59,24 +75,35 @@ def _remarks(plan: Plan) -> list[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan for programs."""
-    request = plan.request
+    """Return the plan for programs. What holds for all targets stands at the top, too."""
+    targets = [_target_json(target) for target in plan.targets]
+    first = plan.requests[0]
     return {
-        "data_root": str(request.tree.data_root),
-        "stack": request.stack.name,
-        "variant": request.variant,
-        "protection": request.condition.protection,
-        "countermeasure": request.condition.countermeasure,
-        "source": str(plan.source.root),
+        "data_root": str(plan.call.tree.data_root),
+        "stack": plan.call.stack.name,
+        **({} if plan.has_several_series else {"variant": first.variant}),
+        **({} if plan.has_several_conditions else _only_condition(plan)),
+        "absent": [{**_condition_json(condition), "reason": reason} for condition, reason in plan.absent],
         "counts": plan.counts(),
         "remarks": list(plan.remarks),
-        "targets": [_target_json(target) for target in plan.targets],
+        "targets": targets,
     }
+
+
+def _only_condition(plan: Plan) -> dict[str, str]:
+    (condition, source), *_ = {request.condition: request.source.root for request in plan.requests}.items()
+    return {**_condition_json(condition), "source": str(source)}
+
+
+def _condition_json(condition: Condition) -> dict[str, str]:
+    return {"protection": condition.protection, "countermeasure": condition.countermeasure}
 
 
 def _target_json(target: Target) -> dict[str, Any]:
     return {
         "key": target.adapter.key,
+        "variant": target.request.variant,
+        **_condition_json(target.request.condition),
         "split": target.artist.split,
         "style": target.artist.style,
         "artist": target.artist.name,
@@ -111,10 +138,11 @@ def commands(plan: Plan) -> str:
 def summary(plan: Plan, results: Sequence[Result]) -> str:
     """Return what became of every target of the plan, as a table, with a line of counts."""
     done = {result.target.adapter: result for result in results}
-    rows = [_summary_row(target, done.get(target.adapter)) for target in plan.targets]
-    counted = Counter(row[1] for row in rows)
+    found = [_summary_row(target, done.get(target.adapter)) for target in plan.targets]
+    counted = Counter(row[1] for row in found)
+    rows = [[*_place(plan, target), *row] for target, row in zip(plan.targets, found, strict=True)]
     counts = ", ".join(f"{counted[word]} {word}" for word in _SUMMARY_WORDS if counted[word])
-    table = text_table(("artist", "result", "time", "loss", "remark"), rows)
+    table = text_table([*_place_header(plan), "artist", "result", "time", "loss", "remark"], rows)
     return "\n".join((table, *_remarks(plan), counts))
 
 
@@ -137,7 +165,7 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
         return artist, result.word, took, loss, "; ".join(filter(None, remarks))
     if target.state is State.PENDING:
         return artist, "left", "", "", "not begun"
-    if target.state in (State.BLOCKED, State.CLAIMED):
+    if target.state in (State.BLOCKED, State.CLAIMED, State.NO_DATA):
         return artist, target.state.value, "", "", target.reason
     return artist, "skipped", "", "", "; ".join(filter(None, (target.state.value, target.reason)))
 

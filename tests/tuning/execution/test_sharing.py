@@ -46,7 +46,14 @@ class TestPlan:
         target = target_of(plan)
         assert target.state is State.CLAIMED
         assert target.reason.startswith("in use by pid ")
-        assert plan.counts() == {"train": 3, "complete": 0, "stale": 0, "claimed": 1, "blocked": 0}
+        assert plan.counts() == {
+            "train": 3,
+            "complete": 0,
+            "stale": 0,
+            "claimed": 1,
+            "blocked": 0,
+            "no data": 0,
+        }
 
     def test_a_complete_one_is_complete_whoever_looks_at_it(self, tree: StudyTree) -> None:
         put_adapter(tree)
@@ -102,7 +109,7 @@ class TestBatch:
         plan = plan_of(tree)
 
         def fail() -> None:
-            key = plan.request.adapter(ANNA).key
+            key = plan.requests[0].adapter(ANNA).key
             open_tracker(tree).record(key, status="failed", error="it burned")
             claim.release()
 
@@ -119,7 +126,7 @@ class TestBatch:
         self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
     ) -> None:
         plan = plan_of(tree)
-        open_tracker(tree).record(plan.request.adapter(ANNA).key, status="failed", error="it burned")
+        open_tracker(tree).record(plan.requests[0].adapter(ANNA).key, status="failed", error="it burned")
         with others(output(tree)) as claim:
             meanwhile(claim.release)
             batch, executor = make_batch(plan_of(tree))

@@ -174,7 +174,7 @@ class TestWhatCounts:
 
         plan = plan_of(tree, MIST)
         assert not is_refused(plan)
-        assert not plan.recipes.is_mixed
+        assert not plan.study_recipes(plan.requests[0]).is_mixed
         assert is_refused(plan_of(tree, MIST, asked=asked_for(logit_std=2.0)))
 
     def test_records_that_tell_no_recipe_are_named_and_not_counted(self, study: StudyTree) -> None:
@@ -343,7 +343,7 @@ def test_adapters_without_a_record_have_no_recipe(tree: StudyTree) -> None:
     plan = plan_of(tree, MIST, asked=asked_for(rank=8))
 
     assert not is_refused(plan)
-    assert plan.recipes.unknown == (AdapterId("hf_diffusers", ORIGINAL, ANNA),)
+    assert plan.study_recipes(plan.requests[0]).unknown == (AdapterId("hf_diffusers", ORIGINAL, ANNA),)
 
 
 def test_another_call_that_brings_another_recipe_meanwhile(tree: StudyTree) -> None:

@@ -48,8 +48,8 @@ def test_a_condition_reads_from_its_own_tree_and_writes_to_its_own(
     plan = plan_of(tree, condition)
 
     assert [target.artist for target in plan.targets] == list(EVERYBODY)
-    assert plan.source.root == tree.data_root / source
-    assert plan.counts() == {"train": 4, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0}
+    assert {target.source for target in plan.targets} == {tree.data_root / source}
+    assert plan.counts() == {"train": 4, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0, "no data": 0}
     target = target_of(plan)
     assert target.images.path == tree.data_root / source / "historical/baroque/Anna_Berg"
     assert target.images.stems == list(STEMS)
@@ -63,8 +63,8 @@ def test_a_condition_reads_from_its_own_tree_and_writes_to_its_own(
 def test_samples_that_do_not_name_the_protection_serve_any(shared_samples: StudyTree) -> None:
     for condition in (COUNTERED, GLAZE_COUNTERED):
         plan = plan_of(shared_samples, condition)
-        assert plan.source.root == shared_samples.robust_samples / "noisy_upscaling"
-        assert not plan.source.names_protection
+        assert target_of(plan).source == shared_samples.robust_samples / "noisy_upscaling"
+        assert not shared_samples.source(condition).names_protection
         assert len(plan.of(State.PENDING)) == 4
 
 

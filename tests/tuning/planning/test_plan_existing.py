@@ -34,7 +34,14 @@ def test_a_complete_adapter_is_left_alone(tree: StudyTree) -> None:
     for full in (False, True):
         plan = plan_of(tree, full=full)
         assert judged(target_of(plan)) == (State.COMPLETE, State.COMPLETE)
-        assert plan.counts() == {"train": 3, "complete": 1, "stale": 0, "claimed": 0, "blocked": 0}
+        assert plan.counts() == {
+            "train": 3,
+            "complete": 1,
+            "stale": 0,
+            "claimed": 0,
+            "blocked": 0,
+            "no data": 0,
+        }
     assert target_of(plan_of(tree, MIST)).state is State.PENDING
 
 

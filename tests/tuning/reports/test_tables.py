@@ -78,12 +78,16 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "protection": "mist",
         "countermeasure": "none",
         "source": str(tree.protected_art / "mist"),
-        "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1},
+        "absent": [],
+        "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1, "no data": 0},
         "remarks": [],
     }
     assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
     assert targets[0] == {
         "key": f"hf_diffusers/mist/none/{DORA}",
+        "variant": None,
+        "protection": "mist",
+        "countermeasure": "none",
         "split": "contemporary",
         "style": "cubism",
         "artist": "Dora_Eik",

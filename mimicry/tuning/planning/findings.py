@@ -1,0 +1,61 @@
+"""What is odd about the images and captions of a target, as far as names and sizes tell."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mimicry.study import Captions, ImageFolder, Pairing
+from mimicry.study.image_sets import SHOWN, Finding, crop_loss, geometry, ignored
+from mimicry.study.image_sizes import Size, stated_sizes
+from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.target import Target
+
+# The number of images that the default hyper-parameters are meant for.
+USUAL_IMAGE_COUNT = 20
+
+
+def captions_of(request: Request, images: ImageFolder, original: ImageFolder) -> Captions | None:
+    config = request.config
+    if not config.captions:
+        return None
+    return Captions.read(images, original).checked(config.instance_prompt, config.caption_template)
+
+
+def caption_faults(captions: Captions | None) -> list[Finding]:
+    """Return one finding with all problems of the captions, if there are any."""
+    if captions is None or not captions.problems:
+        return []
+    problems = captions.problems
+    more = f" and {len(problems) - SHOWN} more problems with captions" if len(problems) > SHOWN else ""
+    return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
+
+
+def with_findings(target: Target, captions: Captions | None) -> Target:
+    """Return a target that is to be trained, with the sizes that its images state and all findings."""
+    sizes = stated_sizes(target.images.path, target.images.names)
+    findings = (*_findings(target, captions), *_shape_findings(target.pairing, sizes))
+    return replace(target, sizes=sizes, findings=findings)
+
+
+def _findings(target: Target, captions: Captions | None) -> list[Finding]:
+    """Return what the names of files tell about the images of a target."""
+    images, pairing = target.images, target.pairing
+    lines = []
+    if len(images.names) < USUAL_IMAGE_COUNT:
+        lines.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
+    lines += [f"unpaired: {mark}" for mark in target.marks]
+    if pairing.note:
+        lines.append(pairing.note)
+    if captions is not None:
+        lines += captions.warnings
+    if target.left_out:
+        lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
+    return [*map(Finding, lines), *ignored(images, captions=captions is not None)]
+
+
+def _shape_findings(pairing: Pairing, sizes: Mapping[str, Size]) -> list[Finding]:
+    """Return what the sizes of the images tell, beside those of their originals."""
+    original_sizes: Mapping[str, Size] = {}
+    if pairing.original is not None:
+        partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
+        original_sizes = stated_sizes(pairing.original.path, partners)
+    return [*geometry(pairing, sizes, original_sizes), *crop_loss(pairing.images, sizes)]
