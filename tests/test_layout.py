@@ -88,7 +88,7 @@ LIBRARIES = {
 NAMES_ON_DISK = {
     "mimicry.study.tree": {
         *("original_art", "protected_art", "robust_samples", "mimic_art"),
-        *("progress_tracker.json", "quarantine.json", "base_samples", "__"),
+        *("study.toml", "progress_tracker.json", "quarantine.json", "base_samples", "__"),
     },
     "mimicry.tuning.adapters": {
         *("pytorch_lora_weights.safetensors", "adapter_config.json", "training_run.json"),

@@ -50,6 +50,7 @@ _picture_options = options(
         "--prompt",
         "prompts",
         topic=_PICTURES,
+        from_file=True,
         multiple=True,
         help="What to draw; may be repeated. By default the prompt of the training, alone and with subjects.",
     ),
@@ -57,12 +58,19 @@ _picture_options = options(
         "--seed",
         "seeds",
         topic=_PICTURES,
+        from_file=True,
         type=click.IntRange(0, 2**63 - 1),
         multiple=True,
         default=(0,),
         help="Seed of the noise that a sample begins with; may be repeated.",
     ),
-    option("--base", topic=_PICTURES, is_flag=True, help="Draw with the base model alone, too."),
+    option(
+        "--base/--no-base",
+        topic=_PICTURES,
+        from_file=True,
+        default=False,
+        help="Draw with the base model alone, too.",
+    ),
     option(
         "--contact-sheet",
         topic=_PICTURES,
@@ -73,6 +81,7 @@ _picture_options = options(
     option(
         "--steps",
         topic=_HOW,
+        from_file=True,
         type=click.IntRange(1, 1000),
         default=DEFAULT_STEPS,
         help="Steps from noise to image.",
@@ -80,6 +89,7 @@ _picture_options = options(
     option(
         "--guidance",
         topic=_HOW,
+        from_file=True,
         type=click.FloatRange(1, 100),
         default=DEFAULT_GUIDANCE,
         help="Weight of the prompt (classifier-free guidance); 1 is none.",
@@ -95,7 +105,11 @@ _picture_options = options(
         for declared in OPTIONS
         if declared.name in _CHANGEABLE
     ),
-    *(hyper_parameter(declared, topic=_HOW) for declared in OPTIONS if declared.name == "prompt_cache_dir"),
+    *(
+        hyper_parameter(declared, topic=_HOW, from_file=True)
+        for declared in OPTIONS
+        if declared.name == "prompt_cache_dir"
+    ),
     option("--overwrite", topic=CALL, is_flag=True, help="Draw again what was drawn with other settings."),
     option("--dry-run", topic=CALL, is_flag=True, help="Show what would be drawn; write nothing."),
 )

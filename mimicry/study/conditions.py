@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from mimicry.common.errors import Problems, UsageError
-from mimicry.study.tree import NONE, Condition, Source, StudyTree, folders_in
+from mimicry.study.tree import ALL, NONE, Condition, Source, StudyTree, folders_in
 
-# Stands for `none` and every name that has a folder.
-ALL = "all"
 _AMBIGUOUS = (
     "{root} does not say which protection its images were made from; name it with --protection, or arrange "
     "them as {root}/{protection}/SPLIT/STYLE/ARTIST"

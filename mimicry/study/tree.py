@@ -11,6 +11,8 @@ from mimicry.common.files import is_folder
 
 DEFAULT_DATA_ROOT = Path("data/style_mimicry")
 NONE = "none"
+# Stands for everything that there is: of protections, countermeasures, variants.
+ALL = "all"
 _VARIANT_MARK = "@"
 # It becomes a part of names of folders, of keys in the tracker, and of repositories on the Hub.
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,38}[A-Za-z0-9])?")
@@ -124,6 +126,11 @@ class StudyTree:
     @property
     def robust_samples(self) -> Path:
         return self.data_root / "robust_samples"
+
+    @property
+    def study_file(self) -> Path:
+        """The file that says what the study trains, where there is one."""
+        return self.data_root / "study.toml"
 
     @property
     def tracker(self) -> Path:
@@ -275,6 +282,8 @@ def series_name(stack: str, variant: str | None) -> str:
 
 def variant_problem(name: str) -> str:
     """Return why `name` cannot be that of a variant; empty if it can."""
+    if name.casefold() in (NONE, ALL):
+        return f"{name!r} is not a name: {NONE} is the study without variants, {ALL} is all of them"
     if _VARIANT_NAME.fullmatch(name):
         return ""
     return (

@@ -32,6 +32,7 @@ from mimicry.tuning.options import (
     program,
     selection_of,
     selection_options,
+    series_of_call,
     take_config,
     tree_options,
 )
@@ -113,6 +114,7 @@ _call_options = options(
     option(
         "--min-samples-per-artist",
         topic=CALL,
+        from_file=True,
         type=click.IntRange(min=1),
         default=1,
         help="An artist with fewer images is blocked.",
@@ -150,7 +152,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     """
     problems = Problems()
     with problems:
-        config = take_config(parameters)
+        config = series_of_call(context, take_config(parameters))[0].config
     with problems:
         stack = Stack.find(parameters["stack"])
         _refuse_useless_options(context, stack)

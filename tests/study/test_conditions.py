@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import UsageError
-from mimicry.study.conditions import ALL, ChosenConditions, in_order
-from mimicry.study.tree import Condition, StudyTree
+from mimicry.study.conditions import ChosenConditions, in_order
+from mimicry.study.tree import ALL, Condition, StudyTree
 
 
 @pytest.fixture

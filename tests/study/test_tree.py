@@ -402,6 +402,10 @@ class TestVariants:
     def test_what_is_no_name(self, name: str) -> None:
         assert repr(name) in variant_problem(name)
 
+    @pytest.mark.parametrize("name", ["none", "all", "None", "ALL"])
+    def test_a_word_for_several_is_no_name(self, name: str) -> None:
+        assert variant_problem(name).startswith(f"{name!r} is not a name: ")
+
     @pytest.mark.parametrize("variant", [None, "big"])
     def test_the_tree_around_an_adapter(self, variant: str | None, tmp_path: Path) -> None:
         tree = StudyTree(tmp_path / "study")

@@ -8,14 +8,13 @@ import click
 
 from mimicry.common.errors import UsageError
 from mimicry.study.selection import Selection
-from mimicry.study.tree import DEFAULT_DATA_ROOT, variant_problem
+from mimicry.study.tree import DEFAULT_DATA_ROOT, NONE, variant_problem
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
 from mimicry.tuning.options.grouped_help import Decorator, option
+from mimicry.tuning.options.study_defaults import DATA_ROOT, STUDY_PATH, STUDY_VARIANT
 
 Command = Callable[..., Any]
-# The parameter of --variant; `variant` is that of the base model's files.
-STUDY_VARIANT = "study_variant"
 DEFAULT_STACK = "hf_diffusers"
 STUDY, ARTISTS, CONDITIONS, HUB, CALL = "Study", "Artists", "Conditions", "Hugging Face Hub", "This call"
 
@@ -32,22 +31,35 @@ def options(*decorators: Decorator) -> Decorator:
 
 
 def _checked_variant(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    if name == NONE:
+        return None
     if name is not None and (problem := variant_problem(name)):
         raise UsageError(f"--variant {problem}")
     return name
 
 
+data_root_option = option(
+    "--data-root",
+    DATA_ROOT,
+    topic=STUDY,
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DATA_ROOT,
+    help="Root of the study's tree.",
+)
 tree_options = options(
+    data_root_option,
     option(
-        "--data-root",
+        "--study",
+        STUDY_PATH,
         topic=STUDY,
         type=click.Path(path_type=Path),
-        default=DEFAULT_DATA_ROOT,
-        help="Root of the study's tree.",
+        help="File with conditions, recipe and variants; by default study.toml in the data root, "
+        "where it exists. none: no file.",
     ),
     option(
         "--stack",
         topic=STUDY,
+        from_file=True,
         default=DEFAULT_STACK,
         help="Way of training: a folder with a runner_config.json.",
     ),
@@ -60,10 +72,37 @@ tree_options = options(
     ),
 )
 selection_options = options(
-    option("--split", "splits", topic=ARTISTS, multiple=True, help="Only of this split; may be repeated."),
-    option("--style", "styles", topic=ARTISTS, multiple=True, help="Only of this style; may be repeated."),
-    option("--artist", "artists", topic=ARTISTS, multiple=True, help="Only this artist; may be repeated."),
-    option("--pilot", topic=ARTISTS, is_flag=True, help="Only the first artist of each split and style."),
+    option(
+        "--split",
+        "splits",
+        topic=ARTISTS,
+        from_file=True,
+        multiple=True,
+        help="Only of this split; may be repeated.",
+    ),
+    option(
+        "--style",
+        "styles",
+        topic=ARTISTS,
+        from_file=True,
+        multiple=True,
+        help="Only of this style; may be repeated.",
+    ),
+    option(
+        "--artist",
+        "artists",
+        topic=ARTISTS,
+        from_file=True,
+        multiple=True,
+        help="Only this artist; may be repeated.",
+    ),
+    option(
+        "--pilot/--no-pilot",
+        topic=ARTISTS,
+        from_file=True,
+        default=False,
+        help="Only the first artist of each split and style.",
+    ),
 )
 condition_filters = options(
     option(
@@ -82,12 +121,28 @@ condition_filters = options(
     ),
 )
 hub_options = options(
-    option("--hub-namespace", topic=HUB, help="User or organisation; by default that of HF_TOKEN."),
-    option("--base-model-id", topic=HUB, help="Hub name to publish for a base model in a local folder."),
+    option(
+        "--hub-namespace",
+        topic=HUB,
+        from_file=True,
+        help="User or organisation; by default that of HF_TOKEN.",
+    ),
+    option(
+        "--base-model-id",
+        topic=HUB,
+        from_file=True,
+        help="Hub name to publish for a base model in a local folder.",
+    ),
 )
 # What apply_tuning hands on to the wrapper as it is.
 handed_on_options = options(
-    option("--push-to-hub/--no-push-to-hub", topic=HUB, default=True, help="Upload each adapter, privately."),
+    option(
+        "--push-to-hub/--no-push-to-hub",
+        topic=HUB,
+        from_file=True,
+        default=True,
+        help="Upload each adapter, privately.",
+    ),
     hub_options,
     option(
         "--train-script",
@@ -123,7 +178,7 @@ def hyper_parameter(declared: Option, **changes: Any) -> Decorator:
     return option(declared.flag, declared.name, **facts | changes)
 
 
-hyper_parameter_options = options(*map(hyper_parameter, OPTIONS))
+hyper_parameter_options = options(*(hyper_parameter(declared, from_file=True) for declared in OPTIONS))
 
 
 def selection_of(parameters: Mapping[str, Any]) -> Selection:

@@ -348,14 +348,8 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         for option in OPTIONS:
-            value = getattr(self, option.name)
-            # 1 and 1.0 would be two recipes. What is too large for a float is left for the check of types.
-            if option.type is float and type(value) is int and abs(value) < 2**1000:
-                object.__setattr__(self, option.name, float(value))
-            # AdamW and adamw would be two recipes, too.
-            if option.facts.choices and isinstance(value, str):
-                spelt = {choice.casefold(): choice for choice in option.facts.choices}
-                object.__setattr__(self, option.name, spelt.get(value.casefold(), value))
+            # 1 and 1.0 would be two recipes, and so would AdamW and adamw.
+            object.__setattr__(self, option.name, option.canonical(getattr(self, option.name)))
         problems = [problem for option in OPTIONS if (problem := option.problem(getattr(self, option.name)))]
         problems += self._prior_problems()
         problems += self._template_problems()

@@ -98,6 +98,16 @@ class Option:
         except ValueError:
             return value
 
+    def canonical(self, value: Any) -> Any:
+        """Return `value` in the one form that it has in a recipe: 1.0 for 1, AdamW for adamw."""
+        # What is too large for a float is left for the check of types.
+        if self.type is float and type(value) is int and abs(value) < 2**1000:
+            return float(value)
+        if self.facts.choices and isinstance(value, str):
+            spelt = {choice.casefold(): choice for choice in self.facts.choices}
+            return spelt.get(value.casefold(), value)
+        return value
+
     @property
     def bounds(self) -> str:
         """The allowed range in words, for messages and help; empty when there is none."""

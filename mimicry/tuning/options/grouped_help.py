@@ -1,4 +1,4 @@
-"""Commands whose --help is grouped by topic, and options that know theirs."""
+"""Commands whose --help is grouped by topic, and whose options may have their default in study.toml."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,21 +6,37 @@ from typing import Any
 import click
 
 import mimicry
+from mimicry.tuning.options.study_defaults import refuse_contradictions, take_study_file
 
 _OTHERS = "Other options"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class TopicOption(click.Option):
-    """An option with the topic that --help shows it under."""
+    """An option with the topic that --help shows it under.
 
-    def __init__(self, *declarations: Any, topic: str = _OTHERS, **facts: Any) -> None:
+    With `from_file` its default is what study.toml says under the name of its parameter.
+    """
+
+    def __init__(
+        self, *declarations: Any, topic: str = _OTHERS, from_file: bool = False, **facts: Any
+    ) -> None:
         super().__init__(*declarations, **facts)
         self.topic = topic
+        self.from_file = from_file
 
 
 class TopicCommand(click.Command):
-    """A command whose --help groups options by their topic, in the order in which topics first come."""
+    """A command whose --help groups options by their topic, in the order in which topics first come.
+
+    With --study, options take their defaults from the study's file.
+    """
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        take_study_file(context, self.get_params(context), args)
+        rest = super().parse_args(context, args)
+        refuse_contradictions(context)
+        return rest
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         topics: dict[str, list[tuple[str, str]]] = {}

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from mimicry.common.programs import run_command
-from mimicry.tuning.options.click_options import hyper_parameter_options, selection_options
+from mimicry.tuning.options.click_options import hyper_parameter_options, selection_options, tree_options
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
 
 
@@ -20,6 +20,7 @@ def typed(request: pytest.FixtureRequest) -> TypedCommand:
     found: list[TypedCommand] = []
 
     @click.command("tune")
+    @tree_options
     @selection_options
     @hyper_parameter_options
     @click.pass_context
@@ -44,6 +45,13 @@ def test_what_was_typed_and_nothing_else(typed: TypedCommand) -> None:
     changed = shlex.split(typed.line(without={"rank", "cache_latents"}, more=["--rank", "4"]))
     assert changed[1:] == [
         *("--artist", "a", "--artist", "O'Keeffe x", "--pilot", "--seed", "1", "--rank", "4")
+    ]
+
+
+@pytest.mark.parametrize("typed", [["--variant=none", "--no-pilot"]], indirect=True)
+def test_words_that_mean_what_is_usual_stay_as_they_were_typed(typed: TypedCommand) -> None:
+    assert shlex.split(replace(typed, program=("tune",)).line()) == [
+        *("tune", "--variant", "none", "--no-pilot"),
     ]
 
 

@@ -1,0 +1,77 @@
+"""apply_tuning with a study.toml: its recipe is that of the plan, and is not contradicted."""
+
+import json
+from typing import Any
+
+from mimicry.tuning.options.click_options import option_words
+from mimicry.tuning.options.config import TuningConfig
+from tests.small_study import listing
+from tests.tuning.quick_studio import QuickStudio
+
+
+def write_file(studio: QuickStudio, text: str) -> None:
+    studio.tree.study_file.write_text(
+        f'[study]\nstack = "{studio.stack}"\npush_to_hub = false\n'
+        f'[recipe]\npretrained_model_name_or_path = "{studio.base_model}"\nresolution = 64\nrank = 1\n{text}'
+    )
+
+
+def plan(studio: QuickStudio, *words: str) -> dict[str, Any]:
+    """Return the plan of a call without options but those of the file and `words`."""
+    ended = studio.tune_bare(f"--data-root={studio.tree.data_root}", "--dry-run", "--json", *words)
+    assert (ended.code, ended.err) == (0, "")
+    found: dict[str, Any] = json.loads(ended.out)
+    return found
+
+
+def test_the_plan_of_the_file_is_that_of_the_same_options(quick_studio: QuickStudio) -> None:
+    typed = json.loads(quick_studio.tune("--dry-run", "--json").out)
+    write_file(quick_studio, "")
+
+    assert plan(quick_studio) == typed
+
+
+def test_a_variant_has_its_recipe_and_its_folder(quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "[variants.rank-2]\nrank = 2\n")
+
+    target = plan(quick_studio, "--variant=rank-2")["targets"][0]
+
+    assert f"{quick_studio.stack.name}@rank-2/none__none/" in target["output_dir"]
+    wanted = option_words(
+        TuningConfig(pretrained_model_name_or_path=str(quick_studio.base_model), resolution=64, rank=2)
+    )
+    assert [word for word in target["command"] if word in wanted] == wanted
+
+
+def test_a_study_with_a_file_trains_and_is_complete(quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "")
+    words = [f"--data-root={quick_studio.tree.data_root}", "--artist=Anna_Berg"]
+
+    assert quick_studio.tune_bare(*words).out.splitlines()[-1] == "1 trained"
+    assert quick_studio.tune_bare(*words, "--rank=1").out.splitlines()[-1] == "1 skipped"
+
+
+def test_a_contradiction_is_refused_and_nothing_is_written(quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "")
+    before = listing(quick_studio.folder)
+
+    ended = quick_studio.tune("--rank=2")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"error: --rank is 2, but {quick_studio.tree.study_file} has 1 in [recipe]")
+    assert listing(quick_studio.folder) == before
+    assert quick_studio.tune("--rank=2", "--study=none", "--dry-run").code == 0
+    assert quick_studio.tune("--rank=2", "--variant=beside", "--dry-run").code == 0
+
+
+def test_other_commands_take_what_they_know_of_the_file(quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "")
+    words = [f"--data-root={quick_studio.tree.data_root}"]
+    quick_studio.tune_bare(*words, "--artist=Anna_Berg")
+
+    said = quick_studio.verify().out
+    assert "1 complete" in said
+    quick_studio.tree.study_file.write_text("[recipe]\nranc = 1\n")
+    ended = quick_studio.verify()
+    assert (ended.code, ended.out) == (2, "")
+    assert "[recipe] ranc: there is no such key; did you mean 'rank'" in ended.err
