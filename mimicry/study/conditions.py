@@ -23,6 +23,11 @@ class ChosenConditions:
 
     present: tuple[Condition, ...]
     absent: tuple[tuple[Condition, str], ...] = ()
+    _needed: frozenset[Condition] = frozenset()
+
+    def needs(self, condition: Condition) -> bool:
+        """Return whether every artist must have images of a condition: both of its names were typed."""
+        return condition in self._needed
 
     @classmethod
     def choose(
@@ -65,7 +70,12 @@ class ChosenConditions:
         problems.raise_any()
         if needed:
             _refuse_names_without_images(protections, countermeasures, present, absent)
-        return cls(tuple(present), tuple(absent))
+        typed = [
+            pair
+            for pair in present
+            if needed and pair.protection in protections and pair.countermeasure in countermeasures
+        ]
+        return cls(tuple(present), tuple(absent), frozenset(typed))
 
 
 def in_order(conditions: Iterable[Condition]) -> list[Condition]:

@@ -5,6 +5,7 @@ python mimicry/tuning/apply_tuning.py --protection mist --pilot
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
-from mimicry.study import ChosenConditions, Condition, StudyTree
+from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
 from mimicry.tuning.hub import HubOptions, refuse_names
 from mimicry.tuning.options import (
     CALL,
     CONDITIONS,
     OPTIONS,
-    STUDY_VARIANT,
-    TuningConfig,
+    STUDY,
     handed_on_options,
     hyper_parameter_options,
     option,
@@ -33,14 +33,18 @@ from mimicry.tuning.options import (
     selection_of,
     selection_options,
     series_of_call,
+    study_file_of,
     take_config,
     tree_options,
 )
+from mimicry.tuning.options.series import Series
+from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 
+_CONDITION_PARAMETERS = ("protections", "countermeasures")
 # What reaches a stack through {options} only, by parameter.
 _HANDED_ON = {declared.name: declared.flag for declared in OPTIONS} | {
     "push_to_hub": "--push-to-hub",
@@ -54,6 +58,7 @@ _condition_options = options(
         "--protection",
         "protections",
         topic=CONDITIONS,
+        from_file=True,
         multiple=True,
         default=(NONE,),
         help=f"none, {', '.join(PROTECTIONS)}, a folder's name, or all; may be repeated.",
@@ -62,14 +67,25 @@ _condition_options = options(
         "--countermeasure",
         "countermeasures",
         topic=CONDITIONS,
+        from_file=True,
         multiple=True,
         default=(NONE,),
         help=f"none, {', '.join(COUNTERMEASURES)}, a folder's name, or all; may be repeated.",
     ),
     option(
+        "--replicates",
+        topic=STUDY,
+        from_file=True,
+        type=click.IntRange(1, MOST_REPLICATES),
+        default=1,
+        help="Train each adapter so often, with the seeds --seed, --seed + 1, and so on: the first at its "
+        "usual place, the others as variants seed-N.",
+    ),
+    option(
         "--order",
         topic=CONDITIONS,
-        type=click.Choice(("artist", "condition")),
+        from_file=True,
+        type=click.Choice(ORDERS),
         default="artist",
         help="Train all conditions of an artist before the next artist, or all artists of a condition.",
     ),
@@ -152,19 +168,20 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     """
     problems = Problems()
     with problems:
-        config = series_of_call(context, take_config(parameters))[0].config
+        series = series_of_call(context, take_config(parameters))
     with problems:
         stack = Stack.find(parameters["stack"])
         _refuse_useless_options(context, stack)
     with problems:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
-        conditions = _conditions(parameters)
+        conditions = _conditions(context)
     problems.raise_any()
     orchestrator = Orchestrator(
-        requests=_requests(config, stack, conditions, parameters),
+        requests=_requests(series, stack, conditions, parameters),
         absent=conditions.absent,
         by_condition=parameters["order"] == "condition",
+        study_file=study_file_of(context).path,
         typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
@@ -177,31 +194,35 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     return orchestrator.show(verbose=verbose, full=full)
 
 
-def _conditions(parameters: dict[str, Any]) -> ChosenConditions:
+def _conditions(context: click.Context) -> ChosenConditions:
     """Return the conditions that were asked for.
 
     Raises:
         UsageError: wrong names, or there are no images of any.
     """
-    tree = StudyTree(parameters["data_root"])
-    chosen = ChosenConditions.choose(tree, parameters["protections"], parameters["countermeasures"])
+    names = [context.params[name] for name in _CONDITION_PARAMETERS]
+    # A study is written down before all of its images are made.
+    written = any(
+        context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in _CONDITION_PARAMETERS
+    )
+    chosen = ChosenConditions.choose(StudyTree(context.params["data_root"]), *names, needed=not written)
     if not chosen.present:
         raise UsageError(*(reason for _, reason in chosen.absent))
     return chosen
 
 
 def _requests(
-    config: TuningConfig, stack: Stack, conditions: ChosenConditions, parameters: dict[str, Any]
+    series: Sequence[Series], stack: Stack, conditions: ChosenConditions, parameters: dict[str, Any]
 ) -> tuple[Request, ...]:
     hub = HubOptions.of(parameters)
     return tuple(
         Request(
             tree=StudyTree(parameters["data_root"]),
             stack=stack,
-            config=config,
+            config=one.config,
             condition=condition,
-            variant=parameters[STUDY_VARIANT],
-            needs_images=_is_typed(condition, parameters),
+            variant=one.variant,
+            needs_images=conditions.needs(condition),
             selection=selection_of(parameters),
             overwrite=parameters["overwrite"],
             retrain_stale=parameters["retrain_stale"],
@@ -212,14 +233,8 @@ def _requests(
             train_script=parameters["train_script"],
             stall_minutes=parameters["stall_minutes"],
         )
+        for one in series
         for condition in conditions.present
-    )
-
-
-def _is_typed(condition: Condition, parameters: dict[str, Any]) -> bool:
-    return (
-        condition.protection in parameters["protections"]
-        and condition.countermeasure in parameters["countermeasures"]
     )
 
 

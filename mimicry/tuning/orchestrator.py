@@ -4,10 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.text import printable
 from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
     Batch,
@@ -38,6 +40,7 @@ class Orchestrator:
     requests: tuple[Request, ...]
     absent: tuple[tuple[Condition, str], ...] = ()
     by_condition: bool = False
+    study_file: Path | None = None
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
@@ -47,6 +50,7 @@ class Orchestrator:
 
         With `full`, images are decoded and the values of adapters are checked, as a training does first.
         """
+        self._say_study_file()
         plan = self._looked_at(full=full)
         print(tables.plan_table(plan))
         if verbose:
@@ -60,7 +64,9 @@ class Orchestrator:
         """Print the plan for programs; see `show`."""
         plan = self._looked_at(full=full)
         refused = self._problems(plan, network=False)
-        print(json.dumps({**tables.plan_json(plan), "refused": refused}, indent=2))
+        study_file = None if self.study_file is None else str(self.study_file)
+        described = {"study_file": study_file, **tables.plan_json(plan), "refused": refused}
+        print(json.dumps(described, indent=2))
         return 0
 
     def train(self, *, verbose: bool) -> int:
@@ -69,6 +75,7 @@ class Orchestrator:
         Raises:
             BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
+        self._say_study_file()
         plan = self._plan(full=True)
         if recipe_problems(plan, self.typed):  # images need not be decoded to say that
             raise BatchFault(*self._problems(plan, network=False))
@@ -103,6 +110,10 @@ class Orchestrator:
             results += batch.results
             print(tables.summary(plan, results), flush=True)
         return _exit_code(plan, results)
+
+    def _say_study_file(self) -> None:
+        if self.study_file is not None:
+            print(printable(f"study: {self.study_file}"), flush=True)
 
     def _looked_at(self, *, full: bool) -> Plan:
         plan = self._plan(full=full)

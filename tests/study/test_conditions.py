@@ -50,6 +50,12 @@ class TestChoose:
         assert all("`all`" in problem for problem in caught.value.problems)
         assert ["--protection glaze" in problem for problem in caught.value.problems] == [False, True]
 
+    def test_and_so_does_every_artist_of_it(self, tree: StudyTree) -> None:
+        typed = ChosenConditions.choose(tree, ("mist",), ("none", ALL))
+        assert [typed.needs(condition) for condition in typed.present] == [True, False]
+        written = ChosenConditions.choose(tree, ("mist",), ("none",), needed=False)
+        assert not written.needs(written.present[0])
+
     def test_unless_they_are_not_needed(self, tree: StudyTree) -> None:
         chosen = ChosenConditions.choose(tree, ("none", "mist"), ("none", "impress"), needed=False)
         assert names(chosen) == ["none__none", "mist__none", "mist__impress"]

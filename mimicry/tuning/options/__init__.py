@@ -6,6 +6,7 @@ What programs need of it is named here; the rest lies in its modules.
 from mimicry.tuning.options.click_options import (
     CALL,
     CONDITIONS,
+    STUDY,
     condition_filters,
     data_root_option,
     handed_on_options,
@@ -30,6 +31,7 @@ __all__ = [
     "CALL",
     "CONDITIONS",
     "OPTIONS",
+    "STUDY",
     "STUDY_VARIANT",
     "Series",
     "StudyFile",

@@ -8,7 +8,7 @@ import click
 
 from mimicry.common.errors import UsageError
 from mimicry.study.selection import Selection
-from mimicry.study.tree import DEFAULT_DATA_ROOT, NONE, variant_problem
+from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, variant_problem
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
 from mimicry.tuning.options.grouped_help import Decorator, option
@@ -30,12 +30,13 @@ def options(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def _checked_variant(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name == NONE:
-        return None
-    if name is not None and (problem := variant_problem(name)):
-        raise UsageError(f"--variant {problem}")
-    return name
+def _checked_variants(
+    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    problems = [variant_problem(name) for name in names if name not in (NONE, ALL)]
+    if any(problems):
+        raise UsageError(*(f"--variant {problem}" for problem in problems if problem))
+    return names
 
 
 data_root_option = option(
@@ -67,7 +68,8 @@ tree_options = options(
         "--variant",
         STUDY_VARIANT,
         topic=STUDY,
-        callback=_checked_variant,
+        multiple=True,
+        callback=_checked_variants,
         help="A study beside the usual one, with a recipe of its own: below STACK@NAME.",
     ),
 )

@@ -118,8 +118,8 @@ def _typed(context: click.Context) -> set[str]:
 
 def _variants(context: click.Context) -> tuple[str, ...]:
     """Return what was typed after --variant."""
-    given = context.params.get(STUDY_VARIANT)
-    return given if isinstance(given, tuple) else () if given is None else (given,)
+    given: tuple[str, ...] = context.params.get(STUDY_VARIANT, ())
+    return given
 
 
 def _recipes_in(

@@ -13,10 +13,11 @@ from mimicry.study.captions import image_records, record_differences
 from mimicry.study.conditions import condition_order
 from mimicry.study.quarantine import left_out
 from mimicry.study.selection import Selection
-from mimicry.study.tree import NONE, folders_in, series_name
+from mimicry.study.tree import ALL, NONE, folders_in, series_name
 from mimicry.tuning.adapters import TrainingRun
 from mimicry.tuning.adapters.place import recorded_elsewhere
 from mimicry.tuning.options import STUDY_VARIANT, selection_of
+from mimicry.tuning.options.series import variant_and_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class AdapterFilter:
     protections: tuple[str, ...] = ()
     countermeasures: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
-    variant: str | None = None
+    variants: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "AdapterFilter":
@@ -35,19 +36,19 @@ class AdapterFilter:
             protections=parameters["protections"],
             countermeasures=parameters["countermeasures"],
             selection=selection_of(parameters),
-            variant=parameters[STUDY_VARIANT],
+            variants=parameters[STUDY_VARIANT],
         )
 
     def choose(self, tree: StudyTree, stack: str) -> list[AdapterId]:
-        """Return the adapters of the stack that have a folder and are meant, by artist and condition.
+        """Return the adapters of the stack that have a folder and are meant, by series, artist and condition.
 
         Conditions come in the order that a reader expects: unprotected first, each before its countered ones.
 
         Raises:
             UsageError: names that match nothing, all of them.
         """
-        self._refuse_unknown_variant(tree, stack)
-        adapters = tree.adapters(series_name(stack, self.variant))
+        series = self.series(tree, stack)
+        adapters = [adapter for name in series for adapter in tree.adapters(name)]
         problems = Problems()
         artists: set[Artist] = set()
         with problems:
@@ -62,7 +63,10 @@ class AdapterFilter:
             and (not self.protections or adapter.condition.protection in self.protections)
             and (not self.countermeasures or adapter.condition.countermeasure in self.countermeasures)
         ]
-        return sorted(chosen, key=lambda adapter: (adapter.artist, condition_order(adapter.condition)))
+        return sorted(
+            chosen,
+            key=lambda one: (series.index(one.series), one.artist, condition_order(one.condition)),
+        )
 
     def image_folders(self, tree: StudyTree) -> list[Path]:
         """Return the folders of images, of conditions and artists that are meant, that are there."""
@@ -91,13 +95,35 @@ class AdapterFilter:
         everybody = sorted(known | set(tree.artists(tree.original_art)))
         return self.selection.choose(everybody, has_images) if everybody else []
 
-    def _refuse_unknown_variant(self, tree: StudyTree, stack: str) -> None:
-        known = tree.variants(stack)
-        if self.variant is not None and self.variant not in known:
-            raise UsageError(
-                f"--variant {self.variant}: there are no adapters of it in {tree.lora}; "
-                f"{nearest(self.variant, known)}"
-            )
+    def series(self, tree: StudyTree, stack: str) -> list[str]:
+        """Return the folders of the series that are meant: by default all there are, the plain one first.
+
+        A variant stands for its replicates, too.
+
+        Raises:
+            UsageError: variants that have no adapters, all of them.
+        """
+        present = tree.variants(stack)
+        meant = [
+            variant
+            for variant in (None, *present)
+            if not self.variants or ALL in self.variants or not self._names(variant).isdisjoint(self.variants)
+        ]
+        known = {NONE, ALL}.union(*map(self._names, present))
+        problems = [
+            f"--variant {name}: there are no adapters of it in {tree.lora}; {nearest(name, sorted(known))}"
+            for name in self.variants
+            if name not in known
+        ]
+        if problems:
+            raise UsageError(*problems)
+        return [series_name(stack, variant) for variant in meant]
+
+    @staticmethod
+    def _names(variant: str | None) -> set[str]:
+        """Return the names that --variant takes for a series: its own, and that of the one it replicates."""
+        names = {variant or NONE, variant_and_seed(variant)[0] or ""}
+        return names - {""}
 
     def _refuse_unknown(self, tree: StudyTree, conditions: set[Condition]) -> None:
         protections = {NONE, *folders_in(tree.protected_art), *(one.protection for one in conditions)}

@@ -239,4 +239,4 @@ class TestContradictions:
 
 
 def test_the_plain_series_by_its_name(tune: Call) -> None:
-    assert tune("--variant=none").parameters["study_variant"] is None
+    assert [one.variant for one in tune("--variant=none").series] == [None]
