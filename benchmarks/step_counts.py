@@ -7,13 +7,15 @@ its adapter, at 1024 x 1024 pixels and a batch of one, forward and backward, in 
 Diffusion 3.5 Large and for both kinds of blocks of Medium. "autocast" is peft's own layers under autocast, as
 the diffusers example runs them; "lean" is what the trainer does. Operations are those that start a kernel.
 Elementwise bytes are what all operations but matrix products and attention read and write. Kept are the
-tensors that the backward pass needs, in bytes for each value of the stream (tokens x width).
+tensors that the backward pass needs, in bytes for each value of the stream (tokens x width). The peak without
+gradients is what lives at once in a forward pass that keeps nothing, its inputs included.
 
 Meta tensors know neither CUDA's autocast nor its fused kernels of attention and RMS norm; stand-ins here have
 their inputs, outputs and kept tensors.
 """
 
 import argparse
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -113,6 +115,29 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor
 
 
+class _Peak(Counter):  # type: ignore[no-untyped-call]
+    """Counts the bytes that live at once, beside the weights, while it is active."""
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._weights = weights
+        self._living: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, inputs: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        output = function(*inputs, **(named or {}))
+        for tensor in _tensors([inputs, output]):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self._weights and key not in self._living:
+                self._living[key] = storage.nbytes()
+                weakref.finalize(storage, self._living.pop, key)
+        self.peak = max(self.peak, sum(self._living.values()))
+        return output
+
+
 def _tensors(values: Any) -> Iterator[Tensor]:
     if isinstance(values, Tensor):
         yield values
@@ -201,14 +226,29 @@ def make_block(way: str, shape: Shape) -> Any:
     return block
 
 
-def count(way: str, shape: Shape) -> dict[str, float]:
-    """Return the counts of one block."""
-    block = make_block(way, shape)
+def _inputs(shape: Shape) -> tuple[list[Tensor], Tensor]:
+    """Return what a block takes: the streams of image and prompt, and a row of the modulation."""
     stream = [
         torch.empty(1, tokens, shape.width, dtype=torch.bfloat16, device="meta", requires_grad=True)
         for tokens in (_IMAGE_TOKENS, _TEXT_TOKENS)
     ]
-    condition = torch.empty(1, shape.width, dtype=torch.bfloat16, device="meta")
+    return stream, torch.empty(1, shape.width, dtype=torch.bfloat16, device="meta")
+
+
+def peak_without_gradients(shape: Shape) -> float:
+    """Return the bytes for each value of the stream that live at once in the lean block's forward pass."""
+    block = make_block("lean", shape)
+    stream, condition = _inputs(shape)
+    counter = _Peak({value.untyped_storage()._cdata for value in block.parameters()})
+    with _fused_kernels(counter), torch.no_grad(), counter:
+        block(*stream, condition)
+    return counter.peak / sum(tensor.numel() for tensor in stream)
+
+
+def count(way: str, shape: Shape) -> dict[str, float]:
+    """Return the counts of one block."""
+    block = make_block(way, shape)
+    stream, condition = _inputs(shape)
     weights = {value.untyped_storage()._cdata for value in block.parameters()}
     counter = Counter()
     with ExitStack() as stack:
@@ -245,6 +285,8 @@ def main() -> None:
         for way in WAYS
         for what, value in count(way, shape).items()
     }
+    for name, shape in BLOCKS.items():
+        figures[f"{name}, lean: peak without gradients [bytes a value]"] = peak_without_gradients(shape)
     report("step_counts", figures, options.output)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import State, StudyTree
 from mimicry.study.tree import series_name
-from mimicry.tuning.options import condition_filters, program, selection_options, tree_options
+from mimicry.tuning.options import CALL, condition_filters, option, program, selection_options, tree_options
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.tables import verdict_table
@@ -17,7 +17,8 @@ from mimicry.tuning.stacks import Stack
 @tree_options
 @condition_filters
 @selection_options
-def verify(**parameters: Any) -> int:
+@option("-v", "--verbose", topic=CALL, is_flag=True, help="List every image that cannot be used.")
+def verify(verbose: bool, **parameters: Any) -> int:
     """Check every value of each adapter against its own record, its recipe against that of the study's
     other adapters, and decode the images.
 
@@ -32,6 +33,8 @@ def verify(**parameters: Any) -> int:
     verdicts = with_sisters(verify_adapters(tree, adapters, stack.traits.adapter_format), recipes)
     problems = image_problems(tree, chosen.image_folders(tree))
     print(verdict_table(verdicts, problems, recipes))
+    if verbose:
+        print("".join(problem.full_list() for problem in problems), end="")
     states = {verdict.state for verdict in verdicts}
     if problems or State.BROKEN in states:
         return 1

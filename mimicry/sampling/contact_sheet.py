@@ -19,6 +19,7 @@ GAP = 2
 MARGIN = 12
 TEXT_HEIGHT = 16
 _MIXED = "MIXED RECIPES: these adapters differ in more than their images; do not compare them across recipes."
+_UNPAIRED = "UNPAIRED: the images of adapters so marked do not pair with the originals; do not compare them."
 _WARNING = (190, 30, 30)
 _PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 CELL = _ACROSS * TILE + (_ACROSS - 1) * GAP
@@ -29,18 +30,22 @@ def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) 
 
     Columns are the artist's original pictures, the base model and each condition. Within a row all drawn
     pictures in the same place have the same prompt and seed. What is not there, or is stale, stays grey.
-    Where adapters have several recipes, the sheet says so, and above each cell which one it is of.
+    Where adapters have several recipes, the sheet says so, and above each cell which one it is of; likewise
+    where adapters were trained on images that do not pair with the originals.
 
     Raises:
         BatchFault: the file cannot be written.
     """
     artists, conditions = artists_of(sets), conditions_of(sets)
     titles = ["training pictures", "base model", *map(_title, conditions)]
-    is_mixed = any(found.recipe for found in sets)
+    notes = [
+        *([_MIXED] if any(found.recipe for found in sets) else []),
+        *([_UNPAIRED] if any(found.unpaired for found in sets) else []),
+    ]
     row_height = CELL + TEXT_HEIGHT + MARGIN
     size = (
         MARGIN + len(titles) * (CELL + MARGIN),
-        MARGIN + TEXT_HEIGHT + len(artists) * row_height + (TEXT_HEIGHT if is_mixed else 0),
+        MARGIN + TEXT_HEIGHT + len(artists) * row_height + len(notes) * TEXT_HEIGHT,
     )
     sheet = Image.new("RGB", size, _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
@@ -57,8 +62,8 @@ def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) 
                 down, across = divmod(place, _ACROSS)
                 corner = (_left(column) + across * (TILE + GAP), top + TEXT_HEIGHT + down * (TILE + GAP))
                 sheet.paste(_tile(file), corner)
-    if is_mixed:
-        pen.text((MARGIN, size[1] - TEXT_HEIGHT), _MIXED, fill=_WARNING, font=font)
+    for place, note in enumerate(reversed(notes), start=1):
+        pen.text((MARGIN, size[1] - place * TEXT_HEIGHT), note, fill=_WARNING, font=font)
     try:
         with atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG", optimize=True)
@@ -86,12 +91,17 @@ def _cells(
 
 
 def _warning_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition) -> str:
-    """Return what stands above a cell: that it is not drawn, or which recipe it is of where these differ."""
+    """Return what stands above a cell: that it is not drawn, or why its adapter may not compare with others.
+
+    There is room for a few words; `mimicry samples` prints the whole.
+    """
     place = (artist, condition)
     found = next((found for found in sets if (found.artist, found.condition) == place), None)
     if found is None:
         return ""
-    return f"not drawn: {found.problem}" if found.problem else found.recipe
+    if found.problem:
+        return f"not drawn: {found.problem}"
+    return "; ".join(filter(None, ("unpaired" if found.unpaired else "", found.recipe)))
 
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str) -> str:

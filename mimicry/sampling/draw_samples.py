@@ -176,6 +176,7 @@ def _table(sets: Sequence[SampleSet]) -> str:
     for found in sets:
         counts = [str(len(found.of(state))) for state in _COLUMNS]
         stale = "drawn with other settings; kept, type --overwrite" if found.of(State.STALE) else ""
-        remarks = (found.recipe, found.problem or stale)
+        unpaired = f"unpaired: {found.unpaired}" if found.unpaired else ""
+        remarks = (found.recipe, unpaired, found.problem or stale)
         rows.append((found.name, *counts, "; ".join(filter(None, remarks))))
     return text_table(("drawn by", *_COLUMNS.values(), "remark"), rows)

@@ -46,7 +46,8 @@ class SampleSet:
     """All pictures of one adapter; of the base model, where there is no adapter.
 
     `config` says how it draws. `problem` says why it cannot; then it has no pictures. `recipe` tells the
-    recipe of the adapter from that of others, in a study of several.
+    recipe of the adapter from that of others, in a study of several. `unpaired` says in what the images that
+    it was trained on do not pair with the original art.
     """
 
     adapter: AdapterId | None = None
@@ -55,6 +56,7 @@ class SampleSet:
     pictures: tuple[Picture, ...] = ()
     problem: str = ""
     recipe: str = ""
+    unpaired: str = ""
 
     @property
     def name(self) -> str:
@@ -185,7 +187,9 @@ class _Planner:
             return None
         run = folder.readable_run
         config = request.config_of(run)
-        empty = SampleSet(adapter=adapter, adapter_dir=folder.path, config=config)
+        empty = SampleSet(
+            adapter=adapter, adapter_dir=folder.path, config=config, unpaired="; ".join(run.unpaired)
+        )
         try:
             whole = folder.check(run.rank)
         except AdapterBroken as error:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mimicry.common.text import first_few
+from mimicry.common.text import first_few, printable
 from mimicry.study.captions import Captions, image_records
 from mimicry.study.comparison import same_shape
-from mimicry.study.image_checks import Examined, examine
+from mimicry.study.image_checks import BadImage, Examined, examine
 from mimicry.study.image_sizes import Size
 from mimicry.study.images import READERS, ImageFolder
 from mimicry.study.pairing import Pairing
@@ -31,6 +31,17 @@ class Finding:
     def line(self, lists_at: str) -> str:
         """Return the line; where it does not name all, with the place where they are listed."""
         return f"{self.text} (all: {lists_at})" if len(self.items) > SHOWN else self.text
+
+    def full_list(self, of: str = "") -> str:
+        """Return what the line leaves out, a line for each image; empty where it names all.
+
+        Args:
+            of: whose images they are, for the heading.
+        """
+        if len(self.items) <= SHOWN:
+            return ""
+        heading = f"{of}: {self.text}" if of else self.text
+        return "".join(printable(line) + "\n" for line in (heading, *(f"    {item}" for item in self.items)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,18 @@ def _few(items: Sequence[str], of: int) -> str:
     """Return "3 of 20 images: a, b, c" for items that are about one image each."""
     shown = ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
     return f"{len(items)} of {of} images: {shown}"
+
+
+def unusable(images: ImageFolder, bad: Sequence[BadImage]) -> Finding:
+    """Return which images of a folder cannot be used: all of `bad`, one at least."""
+    problems = tuple(image.problem for image in bad)
+    if len(bad) <= SHOWN:
+        return Finding("; ".join(problems), problems)
+    text = (
+        f"{len(bad)} of {len(images.names)} images in {images.path} cannot be used: "
+        f"{first_few([image.path.name for image in bad])}; the first one: {problems[0]}"
+    )
+    return Finding(text, problems)
 
 
 def ignored(images: ImageFolder, *, captions: bool) -> list[Finding]:

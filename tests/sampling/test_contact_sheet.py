@@ -80,36 +80,81 @@ def test_a_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_contact_sheet(tmp_path / "file" / "sheet.png", StudyTree(tmp_path), [])
 
 
-def test_several_recipes_are_marked_on_the_sheet(tmp_path: Path) -> None:
-    tree = StudyTree(tmp_path / "study")
-    one = drawn(ORIGINAL, ANNA, pictures(tmp_path / "a", 9))
-    other = drawn(MIST, ANNA, pictures(tmp_path / "b", 12))
-    longest = "recipe 2: " + "max_train_steps 500 -> 30, " * 20
+def is_red(sheet: Image.Image, box: tuple[int, int, int, int]) -> bool:
+    """Return whether anything red, a warning, stands in a box: left, upper, right, lower."""
+    part = sheet.crop(box)
+    return any(
+        isinstance(pixel := part.getpixel((x, y)), tuple) and pixel[0] - pixel[1] > 60
+        for x in range(part.width)
+        for y in range(part.height)
+    )
 
-    def sheet_of(*sets: SampleSet) -> Image.Image:
-        write_contact_sheet(tmp_path / "sheet.png", tree, sets)
-        with Image.open(tmp_path / "sheet.png") as sheet:
+
+def above(column: int) -> tuple[int, int, int, int]:
+    """Return the place of the warning above a cell of the first row."""
+    left, top = MARGIN + column * (CELL + MARGIN), MARGIN + TEXT_HEIGHT
+    return left, top, left + CELL, top + TEXT_HEIGHT
+
+
+class TestMarks:
+    LONGEST = "recipe 2: " + "max_train_steps 500 -> 30, " * 20
+
+    @pytest.fixture
+    def one(self, tmp_path: Path) -> SampleSet:
+        return drawn(ORIGINAL, ANNA, pictures(tmp_path / "a", 9))
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> SampleSet:
+        return drawn(MIST, ANNA, pictures(tmp_path / "b", 12))
+
+    @staticmethod
+    def sheet_of(folder: Path, *sets: SampleSet) -> Image.Image:
+        write_contact_sheet(folder / "sheet.png", StudyTree(folder / "study"), sets)
+        with Image.open(folder / "sheet.png") as sheet:
             return sheet.convert("RGB")
 
-    def red(sheet: Image.Image, box: tuple[int, int, int, int]) -> bool:
-        part = sheet.crop(box)
-        return any(
-            isinstance(pixel := part.getpixel((x, y)), tuple) and pixel[0] - pixel[1] > 60
-            for x in range(part.width)
-            for y in range(part.height)
-        )
+    def test_several_recipes_are_marked_on_the_sheet(
+        self, tmp_path: Path, one: SampleSet, other: SampleSet
+    ) -> None:
+        plain = self.sheet_of(tmp_path, one, other)
+        mixed = self.sheet_of(tmp_path, replace(one, recipe="recipe 1"), replace(other, recipe=self.LONGEST))
 
-    plain = sheet_of(one, other)
-    mixed = sheet_of(replace(one, recipe="recipe 1"), replace(other, recipe=longest))
+        assert mixed.height == plain.height + TEXT_HEIGHT
+        for column, marked in ((0, False), (1, False), (2, True), (3, True)):
+            _, top, right, bottom = above(column)
+            assert is_red(mixed, above(column)) == marked
+            assert not is_red(mixed, (right, top, right + MARGIN, bottom))
+            assert not is_red(plain, above(column))
+        assert is_red(mixed, (0, plain.height, mixed.width, mixed.height))
 
-    assert mixed.height == plain.height + TEXT_HEIGHT
-    top = MARGIN + TEXT_HEIGHT
-    for column, marked in ((0, False), (1, False), (2, True), (3, True)):
-        left = MARGIN + column * (CELL + MARGIN)
-        assert red(mixed, (left, top, left + CELL, top + TEXT_HEIGHT)) == marked
-        assert not red(mixed, (left + CELL, top, left + CELL + MARGIN, top + TEXT_HEIGHT))
-        assert not red(plain, (left, top, left + CELL, top + TEXT_HEIGHT))
-    assert red(mixed, (0, plain.height, mixed.width, mixed.height))
-    refused = sheet_of(one, replace(other, pictures=(), problem="its record is of another condition"))
-    left = MARGIN + 3 * (CELL + MARGIN)
-    assert red(refused, (left, top, left + CELL, top + TEXT_HEIGHT))
+    def test_what_is_not_drawn_says_so(self, tmp_path: Path, one: SampleSet, other: SampleSet) -> None:
+        problem = "its record is of another condition"
+        refused = self.sheet_of(tmp_path, one, replace(other, pictures=(), problem=problem))
+        assert [is_red(refused, above(column)) for column in (2, 3)] == [False, True]
+
+    def test_an_unpaired_adapter_is_marked_with_a_line_at_the_foot(
+        self, tmp_path: Path, one: SampleSet, other: SampleSet
+    ) -> None:
+        plain = self.sheet_of(tmp_path, one, other)
+        marked = self.sheet_of(tmp_path, one, replace(other, unpaired="no image for 'lake'"))
+
+        assert marked.height == plain.height + TEXT_HEIGHT
+        assert [is_red(marked, above(column)) for column in (2, 3)] == [False, True]
+        assert is_red(marked, (0, plain.height, marked.width, marked.height))
+        assert not is_red(marked, (marked.width - MARGIN, plain.height, marked.width, marked.height))
+
+    def test_both_marks_stand_above_a_cell_and_at_the_foot(
+        self, tmp_path: Path, one: SampleSet, other: SampleSet
+    ) -> None:
+        plain = self.sheet_of(tmp_path, one, other)
+        sets = [replace(one, recipe="recipe 1"), replace(other, recipe="recipe 2")]
+        mixed = self.sheet_of(tmp_path, *sets)
+        both = self.sheet_of(tmp_path, sets[0], replace(sets[1], unpaired="no image for 'lake'"))
+
+        assert both.height == plain.height + 2 * TEXT_HEIGHT
+        for line in range(2):
+            top = plain.height + line * TEXT_HEIGHT
+            assert is_red(both, (0, top, both.width, top + TEXT_HEIGHT))
+        assert both.crop(above(2)).tobytes() == mixed.crop(above(2)).tobytes()
+        # "unpaired" stands before the recipe.
+        assert both.crop(above(3)).tobytes() != mixed.crop(above(3)).tobytes()

@@ -314,6 +314,14 @@ class TestWhatBelongsTogether:
             f"{ORIGINAL}/{BORIS}": "recipe 2: seed 42 -> 7",
         }
 
+    def test_an_unpaired_adapter_is_marked(self, tree: StudyTree) -> None:
+        assert {found.unpaired for found in plan(tree)} == {""}
+        put_adapter(tree, MIST, ANNA, unpaired=["no image for 'lake'", "1 of 3 is another picture"])
+
+        assert {found.name: found.unpaired for found in plan(tree, base=True) if found.unpaired} == {
+            f"{MIST}/{ANNA}": "no image for 'lake'; 1 of 3 is another picture"
+        }
+
     def test_a_variant_draws_into_a_folder_of_its_own(self, tree: StudyTree) -> None:
         folder = tree.adapter_dir(AdapterId("hf_diffusers", ORIGINAL, ANNA, "big"))
         write_adapter(folder, tree.images_of(tree.original_art, ANNA))

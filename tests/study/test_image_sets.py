@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicry.study.image_checks import Examined, examine, remembered
+from mimicry.study.image_checks import BadImage, Examined, examine, remembered
 from mimicry.study.image_sets import (
     Dose,
     colours,
@@ -18,6 +18,7 @@ from mimicry.study.image_sets import (
     unchanged,
     uncompared,
     unlike,
+    unusable,
 )
 from mimicry.study.image_sizes import stated_sizes
 from mimicry.study.images import ImageFolder
@@ -38,6 +39,21 @@ def write(folder: Path, pictures: dict[str, Image.Image], suffix: str = ".png") 
     for stem, picture in pictures.items():
         picture.save(folder / f"{stem}{suffix}")
     return ImageFolder.read(folder)
+
+
+def test_bad_images_are_named_where_they_are_few_and_counted_where_they_are_many() -> None:
+    images = ImageFolder(Path("mist"), tuple(f"{number}.png" for number in range(6)))
+    bad = [BadImage(path, f"{path} is torn", True, path.stem) for path in images.paths]
+
+    few, many = (unusable(images, bad[:count]) for count in (3, 4))
+
+    assert few.line("-v") == "mist/0.png is torn; mist/1.png is torn; mist/2.png is torn"
+    assert few.full_list() == ""
+    assert many.line("-v").startswith("4 of 6 images in mist cannot be used: ")
+    assert many.line("-v").endswith("; the first one: mist/0.png is torn (all: -v)")
+    heading, *listed = many.full_list("Anna").splitlines()
+    assert heading == f"Anna: {many.text}"
+    assert listed == [f"    mist/{number}.png is torn" for number in range(4)]
 
 
 @pytest.fixture

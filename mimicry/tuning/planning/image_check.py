@@ -18,6 +18,7 @@ from mimicry.study.image_sets import (
     unchanged_warning,
     uncompared,
     unlike,
+    unusable,
 )
 from mimicry.study.quarantine import leave_out
 from mimicry.study.tree import NONE
@@ -81,12 +82,7 @@ def write_image_lists(plan: Plan) -> None:
 
 
 def _lists_of(plan: Plan, target: Target) -> str:
-    lines = []
-    for finding in target.findings:
-        if len(finding.items) > SHOWN:
-            lines.append(f"{plan.name_of(target)}: {finding.text}")
-            lines += [f"    {item}" for item in finding.items]
-    return "".join(printable(line) + "\n" for line in lines)
+    return "".join(finding.full_list(plan.name_of(target)) for finding in target.findings)
 
 
 def _lists_at(target: Target) -> str:
@@ -99,7 +95,7 @@ def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) ->
     pairing = target.pairing
     target = replace(target, examined=found, marks=marks(pairing, found))
     if bad:
-        return _blocked(target, _bad(pairing, bad), "repair it, or type --quarantine-unpaired")
+        return _blocked(target, unusable(pairing.images, bad), "repair it, or type --quarantine-unpaired")
     same = unchanged(pairing, found)
     if same and len(same) == len(pairing.images.names):
         text = (
@@ -147,18 +143,6 @@ def _same_bytes(path: Path, other: Path) -> bool:
 def _blocked(target: Target, finding: Finding, advice: str) -> Target:
     reason = f"{finding.line(target.lists_at)}; {advice}"
     return replace(target, state=State.BLOCKED, reason=reason, findings=(finding,))
-
-
-def _bad(pairing: Pairing, bad: list[BadImage]) -> Finding:
-    problems = tuple(image.problem for image in bad)
-    if len(bad) <= SHOWN:
-        return Finding("; ".join(problems), problems)
-    names = [image.path.name for image in bad]
-    return Finding(
-        f"{len(bad)} of {len(pairing.images.names)} images in {pairing.images.path} cannot be used: "
-        f"{first_few(names)}; the first one: {problems[0]}",
-        problems,
-    )
 
 
 def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:

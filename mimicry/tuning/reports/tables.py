@@ -7,7 +7,7 @@ from typing import Any
 
 from mimicry.common.text import printable, shell_line, text_table
 from mimicry.study import Condition, State
-from mimicry.study.image_sets import image_facts
+from mimicry.study.image_sets import Finding, image_facts
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
@@ -194,11 +194,11 @@ def upload_summary(ends: Sequence[UploadEnd]) -> str:
 
 
 def verdict_table(
-    verdicts: Sequence[Verdict], problems: Sequence[str], recipes: StudyRecipes | None = None
+    verdicts: Sequence[Verdict], problems: Sequence[Finding], recipes: StudyRecipes | None = None
 ) -> str:
     """Return what was found in the folders of adapters as a table, problems with images, and their counts.
 
-    A study of several recipes is said to be one.
+    A study of several recipes is said to be one. A line for many images says that -v lists them.
     """
     rows = [
         (str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason)
@@ -207,11 +207,13 @@ def verdict_table(
     counted = Counter(each.state for each in verdicts)
     counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
     table = text_table(("condition", "artist", "state", "reason"), rows)
-    found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    count = sum(max(1, len(problem.items)) for problem in problems)
+    found = "1 problem" if count == 1 else f"{count} problems"
+    lines = [printable(problem.line("-v")) for problem in problems]
     several = []
     if recipes is not None and recipes.is_mixed:
         several = [
             f"the study has {len(recipes.groups)} recipes: "
             + "; ".join(f"{len(group.adapters)} ({group.places()})" for group in recipes.groups)
         ]
-    return "\n".join((table, *several, *map(printable, problems), f"{counts}; {found} with images"))
+    return "\n".join((table, *several, *lines, f"{counts}; {found} with images"))

@@ -4,6 +4,7 @@ An adapter is compared with its own record. What earlier checks remember is not 
 changes no time of a file.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
 from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, Pairing, State, StudyTree
 from mimicry.study.class_images import ClassImages
-from mimicry.study.image_checks import bad_images
+from mimicry.study.image_checks import BadImage, bad_images
+from mimicry.study.image_sets import Finding, unusable
 from mimicry.study.quarantine import left_out
 from mimicry.tuning.adapters import (
     AdapterFolder,
@@ -109,7 +111,7 @@ def _judge(folder: AdapterFolder, images: ImageFolder, original: ImageFolder) ->
     return found
 
 
-def image_problems(tree: StudyTree, folders: Sequence[Path]) -> list[str]:
+def image_problems(tree: StudyTree, folders: Sequence[Path]) -> list[Finding]:
     """Decode the images in an artist's `folders`, and return what is wrong with them and their names.
 
     Images that are left out of all conditions already are not looked at.
@@ -120,7 +122,11 @@ def image_problems(tree: StudyTree, folders: Sequence[Path]) -> list[str]:
     names = [folder.problem() for folder in images if folder.names or folder.fault]
     with checking_bar() as progress:
         bad = bad_images(images, progress, anew=True)
-    return [*filter(None, names), *(image.problem for image in bad)]
+    by_folder: dict[Path, list[BadImage]] = defaultdict(list)
+    for image in bad:
+        by_folder[image.path.parent].append(image)
+    found = [unusable(folder, by_folder[folder.path]) for folder in images if folder.path in by_folder]
+    return [*(Finding(name) for name in names if name), *found]
 
 
 def _artist(folder: Path) -> str:

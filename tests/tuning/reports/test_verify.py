@@ -189,6 +189,28 @@ class TestProgram:
         assert "not finite numbers" in ended.out
         assert "1 broken; 1 problem with images" in ended.out
 
+    def test_many_bad_images_of_a_folder_are_one_line_and_a_list(self, quick_studio: QuickStudio) -> None:
+        folder = quick_studio.tree.images_of(quick_studio.tree.protected_art / "mist", ANNA)
+        stems = [f"{number:02}" for number in range(20)]
+        write_images(folder, stems)
+        for stem in stems[1:]:
+            (folder / f"{stem}.png").write_bytes(b"torn")
+        (original(quick_studio.tree, BORIS) / "01_tree.png").write_bytes(b"torn")
+
+        short, long = quick_studio.verify(), quick_studio.verify("-v")
+
+        assert short.code == long.code == 1
+        (many,) = [line for line in short.out.splitlines() if str(folder) in line]
+        assert many.startswith(f"19 of 23 images in {folder} cannot be used: ")
+        assert many.endswith("(all: -v)")
+        assert short.out.count("01_tree.png") == 1
+        assert "; 20 problems with images" in short.out
+        assert long.out.startswith(short.out)
+        heading, *listed = long.out.removeprefix(short.out).splitlines()
+        assert heading in many
+        assert len(listed) == 19
+        assert all(f"{stem}.png" in line for stem, line in zip(stems[1:], listed, strict=True))
+
     def test_overwrite_makes_no_sense_with_it(self, quick_studio: QuickStudio) -> None:
         ended = quick_studio.verify("--overwrite")
         assert ended.code == 2

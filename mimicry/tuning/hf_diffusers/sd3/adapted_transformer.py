@@ -8,7 +8,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
@@ -32,7 +32,7 @@ class AdaptedTransformer:
     blocks are `checkpointed`: recomputed in the backward pass.
     """
 
-    runtime: Runtime
+    setup: Setup
     transformer: SD3Transformer2DModel
     parameters: dict[str, torch.nn.Parameter]
     modulation: ModulationCache | None
@@ -53,7 +53,6 @@ class AdaptedTransformer:
         """
         say("reading the transformer")
         config, runtime, schedule = setup.job.config, setup.runtime, setup.data.schedule
-        sigmas, prompts = batches.maker.sigmas, batches.maker.prompts
         keys: set[ModulationKey] = set()
         if config.conditioning_table:
             keys = batches.modulation_keys() | set(extra_keys)
@@ -62,34 +61,49 @@ class AdaptedTransformer:
             setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
         )
         parameters = add_adapter(transformer, config)
+        model = cls(setup, transformer, parameters, modulation=None, checkpointed=0)
         with record.stage("conditioning_table") if cached else nullcontext():
-            modulation = cache_modulation(
-                transformer,
-                setup.model,
-                config,
-                timesteps_T=sigmas.timesteps,
-                pooled_NP=prompts.pooled_NP.to(runtime.device),
-                keys=keys,
-                batch_size=schedule.forward_batch_size,
-            )
-        if modulation is not None:
-            size = f"{modulation.byte_count / 2**20:.1f} MiB of host memory"
-            say(f"conditioning table: {len(modulation.place_of)} rows, {size}")
+            model.modulation = model.modulation_for(batches.maker, keys, schedule.forward_batch_size)
+        if model.modulation is not None:
+            size = f"{model.modulation.byte_count / 2**20:.1f} MiB of host memory"
+            say(f"conditioning table: {len(model.modulation.place_of)} rows, {size}")
             # What the cache was computed from is gone, and its pieces are of no use to training.
             runtime.free_memory()
-        checkpointed = checkpoint_blocks(
+        model.checkpointed = checkpoint_blocks(
             transformer,
             config,
             runtime.device,
             batch_size=schedule.forward_batch_size,
-            token_count=image_tokens(setup.model, config.resolution) + prompts.token_count,
+            token_count=image_tokens(setup.model, config.resolution) + batches.maker.prompts.token_count,
         )
         blocks = transformer.transformer_blocks
         if config.compile_blocks:
             kernels.compile_blocks(blocks)
-        if checkpointed:
-            say(f"checkpointing {checkpointed} of {len(blocks)} blocks")
-        return cls(runtime, transformer, parameters, modulation, checkpointed)
+        if model.checkpointed:
+            say(f"checkpointing {model.checkpointed} of {len(blocks)} blocks")
+        return model
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.setup.runtime
+
+    def modulation_for(
+        self, maker: BatchMaker, keys: Collection[ModulationKey], batch_size: int
+    ) -> ModulationCache | None:
+        """Compute the rows of `keys` for batches of `batch_size`; None for a transformer that takes none.
+
+        Args:
+            maker: whose timesteps and pooled prompts the keys are rows of.
+        """
+        return cache_modulation(
+            self.transformer,
+            self.setup.model,
+            self.setup.job.config,
+            timesteps_T=maker.sigmas.timesteps,
+            pooled_NP=maker.prompts.pooled_NP.to(self.runtime.device),
+            keys=keys,
+            batch_size=batch_size,
+        )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

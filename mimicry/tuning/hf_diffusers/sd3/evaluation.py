@@ -11,7 +11,7 @@ in fp32: unweighted, and not preconditioned, in every configuration of the train
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study import ImageFolder
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.console import say
@@ -39,7 +39,14 @@ _CENTRE = rng.Crop()
 _PROMPT = 0
 # In the place of the training seed, on which the evaluation's draws must not depend.
 _SEED = 42
+# So many samples at once keep a GPU busy. It needs no more memory than training leaves room for: without
+# gradients a sample takes at most 28 bytes for each value of the stream, that of the stream itself included,
+# in 16 bits (benchmarks/step_counts.py). Four take 112, and the least that sd3/memory.py counts for
+# training, with every block checkpointed, is 113.
+_GPU_BATCH_SIZE = 4
 IN_SAMPLE, UNKNOWN = "in-sample", "unknown"
+# An image, its stem, and the row of the sigma table that it is evaluated at.
+_Point = tuple[Path, str, int]
 
 
 def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
@@ -51,6 +58,14 @@ def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
 def eval_keys(config: TuningConfig, level_count: int) -> set[ModulationKey]:
     """Return what an evaluation asks of the transformer."""
     return {(level, _PROMPT) for level in eval_timestep_indices(config, level_count)}
+
+
+def eval_batch_size(device: torch.device, training_size: int) -> int:
+    """Return how many samples are evaluated in one pass.
+
+    On the CPU as many as are trained on, so that its values keep their bits.
+    """
+    return _GPU_BATCH_SIZE if device.type == "cuda" else training_size
 
 
 def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
@@ -99,6 +114,14 @@ def _skip(record: RunRecord, reason: str, problem: str = "") -> None:
         say(f"no evaluation: {reason}")
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """How many samples a pass has, and what puts them together for that size."""
+
+    size: int
+    maker: BatchMaker
+
+
 class Evaluation:
     """The evaluation of one run; it does nothing without images."""
 
@@ -112,6 +135,23 @@ class Evaluation:
         levels = [] if images is None else self._levels()
         files = [] if images is None else list(zip(images.paths, images.stems, strict=True))
         self._points = [(path, stem, level) for (path, stem), level in product(files, levels)]
+        self._training_passes = _Passes(batches.schedule.forward_batch_size, batches.maker)
+        self._passes = self._passes_of(eval_batch_size(model.runtime.device, self._training_passes.size))
+        self._is_short_of_memory = False
+
+    def _passes_of(self, size: int) -> _Passes:
+        """Return passes of `size` samples, with a modulation table of their own where there is one.
+
+        Rows computed for a batch of another size are rounded otherwise.
+        """
+        maker = self._batches.maker
+        if maker.modulation is None or not self._points or size == self._training_passes.size:
+            return _Passes(size, maker)
+        keys = eval_keys(self._model.runtime.config, len(maker.sigmas))
+        with self._record.stage("conditioning_table"):
+            modulation = self._model.modulation_for(maker, keys, size)
+            self._model.runtime.free_memory()
+        return _Passes(size, replace(maker, modulation=modulation))
 
     def _levels(self) -> list[int]:
         return eval_timestep_indices(self._model.runtime.config, len(self._batches.maker.sigmas))
@@ -151,42 +191,59 @@ class Evaluation:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        runtime, size = self._model.runtime, self._batches.schedule.forward_batch_size
+        runtime, size = self._model.runtime, self._passes.size
         processes = runtime.processes
         # Each process fills in its part, and zeros change no sum: the values are those of a lone process.
         errors = torch.zeros(len(self._points), device=runtime.device)
         firsts = processes.shard(range(0, len(self._points), size))
-        own = [first for first in firsts if first is not None]
+        groups = [self._points[first : first + size] for first in firsts if first is not None]
         coming = Prefetch(
-            lambda number: self._batch(self._points[own[number] : own[number] + size], size),
-            len(own),
+            lambda number: self._batch(groups[number], self._passes),
+            len(groups),
             worker_count(runtime.config, runtime.device),
         )
         with self._model.evaluating(), closing(coming):
             for number, first in enumerate(firsts):
                 processes.barrier_gather(None)
                 if first is not None:
-                    part = errors[first : first + size]
-                    part.copy_(self._errors(coming.get(number))[: len(part)])
+                    errors[first : first + size].copy_(self._group_errors(groups, number, coming))
         processes.barrier_gather(None)
         processes.all_reduce_sum([errors])
         # One transfer from the device, and a sum without rounding.
         values = errors.tolist()
         return math.fsum(values) / len(values)
 
-    def _batch(self, points: Sequence[tuple[Path, str, int]], size: int) -> Batch:
+    def _group_errors(
+        self, groups: Sequence[Sequence[_Point]], number: int, coming: Prefetch[Batch]
+    ) -> Tensor:
+        """Return the errors of a group in one pass; in passes of training's size where memory is short."""
+        group, small = groups[number], self._training_passes
+        if not self._is_short_of_memory:
+            try:
+                return self._errors(coming.get(number))[: len(group)]
+            except torch.OutOfMemoryError:
+                if self._passes.size <= small.size:
+                    raise
+            # The error held on to what is freed here.
+            self._is_short_of_memory = True
+            self._model.runtime.free_memory()
+            self._record.warn(f"out of GPU memory: so many samples are evaluated in one pass: {small.size}")
+        parts = [group[first : first + small.size] for first in range(0, len(group), small.size)]
+        return torch.cat([self._errors(self._batch(part, small))[: len(part)] for part in parts])
+
+    def _batch(self, points: Sequence[_Point], passes: _Passes) -> Batch:
         """Return the batch of `points`, filled up with the last one: the transformer sees one size only."""
         latents, noise = [], []
         for path, stem, level in points:
             latents.append(self._batches.latents.draw(path, _CENTRE, "eval_vae", level, stem, seed=_SEED))
             shape = tuple(latents[-1].shape)
             noise.append(torch.from_numpy(rng.normal(_SEED, "eval_noise", level, stem, shape)))
-        rows = [min(row, len(points) - 1) for row in range(size)]
-        return self._batches.maker.make(
+        rows = [min(row, len(points) - 1) for row in range(passes.size)]
+        return passes.maker.make(
             latents=[latents[row] for row in rows],
             noise=[noise[row] for row in rows],
             timestep_indices=[points[row][2] for row in rows],
-            prompt_indices=[_PROMPT] * size,
+            prompt_indices=[_PROMPT] * passes.size,
         )
 
     def _errors(self, batch: Batch) -> Tensor:

@@ -13,9 +13,15 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
 from mimicry.study.states import State
+from mimicry.tuning.hf_diffusers.sd3 import evaluation
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker
-from mimicry.tuning.hf_diffusers.sd3.evaluation import Evaluation, eval_timestep_indices, find_eval_set
+from mimicry.tuning.hf_diffusers.sd3.evaluation import (
+    Evaluation,
+    eval_batch_size,
+    eval_timestep_indices,
+    find_eval_set,
+)
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop, normal
@@ -203,6 +209,103 @@ def test_batches_made_ahead_have_the_same_values(
         losses.append([line["eval_loss"] for line in metrics(tmp_path / str(count)) if "eval_loss" in line])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2
+
+
+class TestBatchSize:
+    """On a GPU an evaluation has other batches than the training; here it is made to have three samples."""
+
+    FLAGS = ("--mixed_precision=bf16", "--center_crop", "--learning_rate=0.01")
+
+    @pytest.fixture
+    def by_three(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(evaluation, "eval_batch_size", lambda device, training_size: 3)
+
+    @pytest.fixture
+    def sizes(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The sizes of the batches that were predicted, without gradients."""
+        found: list[int] = []
+        predict = AdaptedTransformer.predict
+
+        def watched(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                found.append(len(batch.latents_BCHW))
+            return predict(model, batch)
+
+        monkeypatch.setattr(AdaptedTransformer, "predict", watched)
+        return found
+
+    @staticmethod
+    def losses(folder: Path) -> list[float]:
+        return [line["eval_loss"] for line in metrics(folder) if "eval_loss" in line]
+
+    def test_a_gpu_has_its_own_and_the_cpu_that_of_training(self) -> None:
+        gpu, cpu = torch.device("cuda"), torch.device("cpu")
+        assert [eval_batch_size(gpu, size) for size in (1, 2, 16)] == [4, 4, 4]
+        assert [eval_batch_size(cpu, size) for size in (1, 2, 16)] == [1, 2, 16]
+
+    def test_the_adapter_is_the_same_and_the_losses_differ_by_rounding(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+    ) -> None:
+        train(studio, tmp_path / "one", *self.FLAGS, on(studio.images), "--conditioning_table")
+        assert sizes == 2 * 16 * [1]
+        sizes.clear()
+        monkeypatch.setattr(evaluation, "eval_batch_size", lambda device, training_size: 3)
+        train(studio, tmp_path / "three", *self.FLAGS, on(studio.images), "--conditioning_table")
+        # The last of six batches is filled up.
+        assert sizes == 2 * 6 * [3]
+        assert weights(tmp_path / "one") == weights(tmp_path / "three")
+        assert training_run(tmp_path / "three")["warnings"] == []
+        one, three = self.losses(tmp_path / "one"), self.losses(tmp_path / "three")
+        assert three == pytest.approx(one, rel=1e-3)
+        assert abs(three[1] - three[0]) > 10 * max(abs(a - b) for a, b in zip(one, three, strict=True))
+
+    @pytest.mark.usefixtures("by_three")
+    @pytest.mark.parametrize("training", ["--train_batch_size=1", "--train_batch_size=4"])
+    def test_it_has_a_conditioning_table_of_its_own(
+        self, training: str, studio: Studio, tmp_path: Path
+    ) -> None:
+        """A row that was computed for another size of batch is rounded otherwise."""
+        with_table, without = tmp_path / "with", tmp_path / "without"
+        for folder, flags in ((with_table, ["--conditioning_table"]), (without, [])):
+            train(studio, folder, "--center_crop", on(studio.images), training, *flags)
+        assert training_run(with_table)["memory"]["conditioning_table"] is True
+        assert training_run(without)["memory"]["conditioning_table"] is False
+        assert self.losses(with_table) == self.losses(without)
+        assert weights(with_table) == weights(without)
+
+    @pytest.mark.usefixtures("by_three")
+    def test_with_too_little_memory_it_goes_on_in_batches_of_trainings_size(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+    ) -> None:
+        predict = AdaptedTransformer.predict
+
+        def short_of_memory(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+            # The second batch of the evaluation, and all others of its size.
+            if len(batch.latents_BCHW) == 3 and sizes:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+            return predict(model, batch)
+
+        monkeypatch.setattr(AdaptedTransformer, "predict", short_of_memory)
+        flags = (*self.FLAGS, on(studio.images), "--conditioning_table", "--train_batch_size=2")
+        train(studio, tmp_path / "short", *flags, "--dataloader_num_workers=2")
+        # 16 samples by three: the others by two, the odd one of a group filled up.
+        assert sizes == [3] + 4 * [2, 2] + [2] + 5 * [2, 2] + [2]
+        (warning,) = training_run(tmp_path / "short")["warnings"]
+        assert warning == "out of GPU memory: so many samples are evaluated in one pass: 2"
+        monkeypatch.undo()
+        train(studio, tmp_path / "plenty", *flags)
+        assert weights(tmp_path / "short") == weights(tmp_path / "plenty")
+        assert self.losses(tmp_path / "short") == pytest.approx(self.losses(tmp_path / "plenty"), rel=1e-3)
+
+    def test_it_is_an_error_where_the_batches_are_as_small_as_those_of_training(
+        self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_memory(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+        monkeypatch.setattr(AdaptedTransformer, "predict", no_memory)
+        with pytest.raises(TrainingFailed, match="out of GPU memory"):
+            train(studio, tmp_path, on(studio.images))
 
 
 class TestRecords:
