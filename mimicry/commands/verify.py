@@ -4,7 +4,6 @@ from typing import Any
 
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import State, StudyTree
-from mimicry.study.tree import series_name
 from mimicry.tuning.options import CALL, condition_filters, option, program, selection_options, tree_options
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.planning.recipes import StudyRecipes
@@ -29,7 +28,9 @@ def verify(verbose: bool, **parameters: Any) -> int:
     tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
     chosen = AdapterFilter.of(parameters)
     adapters = chosen.choose(tree, stack.name)
-    recipes = StudyRecipes.read(tree, tree.adapters(series_name(stack.name, chosen.variant)))
+    recipes = {
+        series: StudyRecipes.read(tree, tree.adapters(series)) for series in chosen.series(tree, stack.name)
+    }
     verdicts = with_sisters(verify_adapters(tree, adapters, stack.traits.adapter_format), recipes)
     problems = image_problems(tree, chosen.image_folders(tree))
     print(verdict_table(verdicts, problems, recipes))
@@ -38,4 +39,5 @@ def verify(verbose: bool, **parameters: Any) -> int:
     states = {verdict.state for verdict in verdicts}
     if problems or State.BROKEN in states:
         return 1
-    return NOT_AS_ASKED if recipes.is_mixed or states & {State.STALE, State.CLAIMED} else 0
+    is_mixed = any(each.is_mixed for each in recipes.values())
+    return NOT_AS_ASKED if is_mixed or states & {State.STALE, State.CLAIMED} else 0

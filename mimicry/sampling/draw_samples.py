@@ -14,7 +14,7 @@ from mimicry.common.errors import UsageError
 from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import write_contact_sheet
 from mimicry.sampling.drawing import draw, usable_model
-from mimicry.sampling.plan import SampleRequest, SampleSet, plan_samples
+from mimicry.sampling.plan import SampleRequest, SampleSet, of_first_series, plan_samples
 from mimicry.study import State, StudyTree
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
@@ -142,8 +142,11 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
     for found in failed:
         print(f"error: {found.name}: {found.problem}", file=sys.stderr)
     if contact_sheet is not None:
-        write_contact_sheet(contact_sheet, request.tree, sets)
+        shown, series = of_first_series(sets)
+        write_contact_sheet(contact_sheet, request.tree, shown)
         print(contact_sheet)
+        if len(shown) < len(sets):
+            print(f"the sheet shows {series}; type --variant NAME for the pictures of another one")
     return 1 if failed else 0
 
 

@@ -1,15 +1,18 @@
 """Drawing what a plan says: one base model in memory at a time, for all adapters that draw alike."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from mimicry.common.claims import Claim, claimed_by
 from mimicry.common.environment import quiet_libraries
-from mimicry.common.errors import AdapterBroken, BatchFault
-from mimicry.sampling.plan import SampleRequest, SampleSet
+from mimicry.common.errors import AdapterBroken, BatchFault, ClaimedElsewhere
+from mimicry.sampling.plan import SampleRequest, SampleSet, is_drawn
 from mimicry.study import State
 from mimicry.study.sample_files import save_sample
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
@@ -17,6 +20,9 @@ from mimicry.tuning.options import TuningConfig
 
 if TYPE_CHECKING:
     from mimicry.sampling.sampler import Sampler
+
+# Between two looks at what another call draws.
+_WAIT_SECONDS = 0.5
 
 
 def usable_model(config: TuningConfig) -> BaseModel:
@@ -49,8 +55,14 @@ def draw(
             for group, trained_layers in _groups(model, sets, places):
                 prompts = [picture.prompt for place in group for picture in sets[place].of(State.PENDING)]
                 sampler = _sampler(model, config, request, prompts, trained_layers)
+                left = []
                 for place in group:
-                    drawn[place] = _draw_set(sampler, sets[place], bar)
+                    try:
+                        drawn[place] = _draw_set(sampler, sets[place], bar)
+                    except ClaimedElsewhere:
+                        left.append(place)
+                for place in left:
+                    drawn[place] = _draw_after_another(sampler, sets[place], bar)
                 del sampler
     return drawn
 
@@ -89,14 +101,35 @@ def _sampler(
 
 
 def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
-    try:
-        with sampler.base.adapter(found.adapter_dir):
-            for picture in found.of(State.PENDING):
-                _save(picture.path, sampler.image(picture.prompt, picture.seed), picture.settings)
-                bar.update()
-    except AdapterBroken as error:
-        return replace(found, problem=str(error))
+    """Draw what is missing of a set, unless another call draws it.
+
+    Raises:
+        ClaimedElsewhere: another call does.
+    """
+    with Claim.take_anew(found.folder):
+        missing = [picture for picture in found.of(State.PENDING) if not is_drawn(picture)]
+        bar.update(len(found.of(State.PENDING)) - len(missing))
+        if not missing:
+            return found
+        try:
+            with sampler.base.adapter(found.adapter_dir):
+                for picture in missing:
+                    _save(picture.path, sampler.image(picture.prompt, picture.seed), picture.settings)
+                    bar.update()
+        except AdapterBroken as error:
+            return replace(found, problem=str(error))
     return found
+
+
+def _draw_after_another(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
+    """Wait until the call that draws a set is done, and draw what it has left."""
+    while True:
+        if holder := claimed_by(found.folder):
+            bar.write(f"{found.name}: waiting, {holder}")
+        while claimed_by(found.folder):
+            time.sleep(_WAIT_SECONDS)
+        with suppress(ClaimedElsewhere):
+            return _draw_set(sampler, found, bar)
 
 
 def _save(path: Path, image: Any, settings: Any) -> None:

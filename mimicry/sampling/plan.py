@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +14,6 @@ from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
-from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """All pictures of one adapter; of the base model, where there is no adapter.
+    """All pictures of one adapter, in `folder`; of the base model, where there is no adapter.
 
     `config` says how it draws. `problem` says why it cannot; then it has no pictures. `recipe` tells the
     recipe of the adapter from that of others, in a study of several. `unpaired` says in what the images that
@@ -52,6 +52,7 @@ class SampleSet:
 
     adapter: AdapterId | None = None
     adapter_dir: Path | None = None
+    folder: Path
     config: TuningConfig
     pictures: tuple[Picture, ...] = ()
     problem: str = ""
@@ -60,7 +61,10 @@ class SampleSet:
 
     @property
     def name(self) -> str:
-        return "the base model" if self.adapter is None else f"{self.condition}/{self.artist}"
+        if self.adapter is None:
+            return "the base model"
+        variant = "" if self.adapter.variant is None else f"{self.adapter.variant} "
+        return f"{variant}{self.condition}/{self.artist}"
 
     @property
     def condition(self) -> Condition | None:
@@ -92,11 +96,6 @@ class SampleRequest:
     overwrite: bool = False
     changes: Mapping[str, Any]
 
-    @property
-    def series(self) -> str:
-        """The folder of the adapters: of the stack, or of a variant of it."""
-        return series_name(self.stack.name, self.chosen.variant)
-
     def config_of(self, run: TrainingRun) -> TuningConfig:
         """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
         options, paths = run.options or {}, run.paths or {}
@@ -120,17 +119,22 @@ def plan_samples(request: SampleRequest) -> list[SampleSet]:
     sets = [one for one in found if one is not None]
     if not sets:
         raise UsageError(
-            f"there is no adapter of these artists in {tree.lora / request.series}; train one with "
-            f"apply_tuning"
+            f"there is no adapter of these artists in {tree.lora}, in "
+            f"{' or '.join(request.chosen.series(tree, stack.name))}; train one with apply_tuning"
         )
-    sets = with_recipes(sets, StudyRecipes.read(tree, [one.adapter for one in sets if one.adapter]))
+    by_series: dict[str, list[AdapterId]] = defaultdict(list)
+    for adapter in (one.adapter for one in sets if one.adapter):
+        by_series[adapter.series].append(adapter)
+    for adapters in by_series.values():
+        sets = with_recipes(sets, StudyRecipes.read(tree, adapters))
     return [planner.base_set(sets), *sets] if request.base else sets
 
 
 def with_recipes(sets: Sequence[SampleSet], recipes: StudyRecipes) -> list[SampleSet]:
-    """Return the sets, each with its recipe where these are several: what differs from that of most."""
+    """Return the sets, those of `recipes` with theirs where these are several: what differs from most."""
     if not recipes.is_mixed:
         return list(sets)
+    known = {*recipes.by_adapter(), *recipes.unknown}
     labels: dict[AdapterId, str] = {}
     most = recipes.groups[0]
     for number, group in enumerate(recipes.groups, start=1):
@@ -138,9 +142,15 @@ def with_recipes(sets: Sequence[SampleSet], recipes: StudyRecipes) -> list[Sampl
         labels |= dict.fromkeys(group.adapters, f"recipe {number}" + (f": {words}" if words else ""))
     unknown = "recipe not known"
     return [
-        replace(found, recipe=labels.get(found.adapter, unknown)) if found.adapter else found
+        replace(found, recipe=labels.get(found.adapter, unknown)) if found.adapter in known else found
         for found in sets
     ]
+
+
+def of_first_series(sets: Sequence[SampleSet]) -> tuple[list[SampleSet], str]:
+    """Return the sets of the base model and of the first series of adapters, and the name of that series."""
+    series = next(found.adapter.series for found in sets if found.adapter is not None)
+    return [found for found in sets if found.adapter is None or found.adapter.series == series], series
 
 
 def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
@@ -188,7 +198,11 @@ class _Planner:
         run = folder.readable_run
         config = request.config_of(run)
         empty = SampleSet(
-            adapter=adapter, adapter_dir=folder.path, config=config, unpaired="; ".join(run.unpaired)
+            adapter=adapter,
+            adapter_dir=folder.path,
+            folder=request.tree.samples_of(adapter),
+            config=config,
+            unpaired="; ".join(run.unpaired),
         )
         try:
             whole = folder.check(run.rank)
@@ -213,17 +227,19 @@ class _Planner:
             "artist": str(adapter.artist),
         }
         prompts = request.prompts or default_prompts(instance_prompt)
-        target = request.tree.samples_of(adapter)
-        return replace(empty, pictures=self._pictures(target, config, prompts, facts))
+        return replace(empty, pictures=self._pictures(empty.folder, config, prompts, facts))
 
     def base_set(self, sets: Sequence[SampleSet]) -> SampleSet:
         """Return what the base model draws: all prompts of `sets`, in the way of the first of them."""
         prompts = self._request.prompts or list(
             dict.fromkeys(picture.prompt for found in sets for picture in found.pictures)
         )
-        folder = self._request.tree.samples_of_base(self._request.series)
+        first = sets[0].adapter
+        assert first is not None  # this is the only set without one
+        folder = self._request.tree.samples_of_base(first.series)
         config = sets[0].config
-        return SampleSet(config=config, pictures=self._pictures(folder, config, prompts, {"adapter": None}))
+        pictures = self._pictures(folder, config, prompts, {"adapter": None})
+        return SampleSet(config=config, folder=folder, pictures=pictures)
 
     def _pictures(
         self, folder: Path, config: TuningConfig, prompts: Iterable[str], facts: Mapping[str, Any]
@@ -265,6 +281,11 @@ def _state(path: Path, settings: Mapping[str, Any], overwrite: bool) -> State:
     if found == wanted:
         return State.COMPLETE
     return State.PENDING if overwrite else State.STALE
+
+
+def is_drawn(picture: Picture) -> bool:
+    """Return whether a picture that was to be drawn is there by now, as another call has drawn it."""
+    return _state(picture.path, picture.settings, overwrite=False) is State.COMPLETE
 
 
 def pairs_for_sheet(sets: Sequence[SampleSet], artist: Artist, count: int) -> list[tuple[str, int]]:

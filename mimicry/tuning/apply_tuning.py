@@ -17,14 +17,18 @@ from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import run_command
+from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
 from mimicry.tuning.hub import HubOptions, refuse_names
 from mimicry.tuning.options import (
     CALL,
     CONDITIONS,
+    MOST_REPLICATES,
     OPTIONS,
+    ORDERS,
     STUDY,
+    Series,
     handed_on_options,
     hyper_parameter_options,
     option,
@@ -37,8 +41,6 @@ from mimicry.tuning.options import (
     take_config,
     tree_options,
 )
-from mimicry.tuning.options.series import Series
-from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
@@ -187,10 +189,12 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         wait=parameters["wait"],
     )
     verbose, full = parameters["verbose"], parameters["full"]
-    if not parameters["dry_run"]:
-        return orchestrator.train(verbose=verbose)
     if parameters["as_json"]:
         return orchestrator.show_json(full=full)
+    if orchestrator.study_file is not None:
+        print(printable(f"study: {orchestrator.study_file}"), flush=True)
+    if not parameters["dry_run"]:
+        return orchestrator.train(verbose=verbose)
     return orchestrator.show(verbose=verbose, full=full)
 
 

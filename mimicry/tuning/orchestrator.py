@@ -9,7 +9,6 @@ from pathlib import Path
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
-from mimicry.common.text import printable
 from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
     Batch,
@@ -50,7 +49,6 @@ class Orchestrator:
 
         With `full`, images are decoded and the values of adapters are checked, as a training does first.
         """
-        self._say_study_file()
         plan = self._looked_at(full=full)
         print(tables.plan_table(plan))
         if verbose:
@@ -75,7 +73,6 @@ class Orchestrator:
         Raises:
             BatchFault: nothing can be trained; nothing was written but what was put into quarantine.
         """
-        self._say_study_file()
         plan = self._plan(full=True)
         if recipe_problems(plan, self.typed):  # images need not be decoded to say that
             raise BatchFault(*self._problems(plan, network=False))
@@ -110,10 +107,6 @@ class Orchestrator:
             results += batch.results
             print(tables.summary(plan, results), flush=True)
         return _exit_code(plan, results)
-
-    def _say_study_file(self) -> None:
-        if self.study_file is not None:
-            print(printable(f"study: {self.study_file}"), flush=True)
 
     def _looked_at(self, *, full: bool) -> Plan:
         plan = self._plan(full=full)

@@ -35,7 +35,7 @@ def pictures(folder: Path, first: int, state: State = State.PENDING) -> tuple[Pi
 
 def drawn(condition: Condition, artist: Artist, found: tuple[Picture, ...]) -> SampleSet:
     adapter = AdapterId("hf_diffusers", condition, artist)
-    return SampleSet(adapter=adapter, config=CONFIG, pictures=found)
+    return SampleSet(adapter=adapter, folder=Path("unused"), config=CONFIG, pictures=found)
 
 
 def at(sheet: Image.Image, row: int, column: int, place: int) -> object:
@@ -49,7 +49,7 @@ def test_every_picture_is_in_its_place(tmp_path: Path) -> None:
     tree = StudyTree(tmp_path / "study")
     for index in range(5):
         paint(tree.images_of(tree.original_art, ANNA) / f"{index}.png", index)
-    base = SampleSet(config=CONFIG, pictures=pictures(tmp_path / "base", 6))
+    base = SampleSet(folder=tmp_path / "base", config=CONFIG, pictures=pictures(tmp_path / "base", 6))
     sets = [
         base,
         drawn(ORIGINAL, ANNA, pictures(tmp_path / "a", 9)),

@@ -1,6 +1,7 @@
 """`mimicry samples` on the tiny model: the right pictures, once, whatever an adapter is like."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
+from mimicry.common.claims import Claim
 from mimicry.common.files import read_json, write_json
 from mimicry.common.programs import run_command
 from mimicry.sampling import sampler
@@ -166,6 +168,42 @@ def test_what_is_there_is_not_drawn_again(
     assert drawn(own) == first
     assert run_command(draw_samples, words(study, own, "--guidance=2", "--overwrite")) == 0
     assert not set(drawn(own).values()) & set(first.values())
+
+
+def test_two_calls_share_the_work(
+    study: tuple[Studio, StudyTree],
+    own: StudyTree,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another call has claimed the first adapter, has drawn a picture of it, and leaves the rest to us."""
+    run_command(draw_samples, words(study, own))
+    alone = drawn(own)
+    theirs, left = sorted(
+        path for path in sorted((own.data_root / "mimic_art").rglob("*.png")) if "none__none" in str(path)
+    )
+    left.unlink()
+    for path in sorted((own.data_root / "mimic_art").rglob("*.png")):
+        if path != theirs:
+            path.unlink(missing_ok=True)
+    before = theirs.stat().st_mtime_ns
+    claim = Claim.take_anew(theirs.parent)
+    waits: list[float] = []
+
+    def release(seconds: float) -> None:
+        # By now everything that nobody has claimed is drawn.
+        assert {name for name in drawn(own) if "mist__none" in name} == {
+            name for name in alone if "mist__none" in name
+        }
+        waits.append(seconds)
+        claim.release()
+
+    monkeypatch.setattr(time, "sleep", release)
+    assert run_command(draw_samples, words(study, own)) == 0
+    assert len(waits) == 1
+    assert "waiting, in use by pid" in capsys.readouterr().out
+    assert drawn(own) == alone
+    assert theirs.stat().st_mtime_ns == before
 
 
 def test_adapters_are_drawn_as_they_were_trained(

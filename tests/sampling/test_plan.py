@@ -326,8 +326,18 @@ class TestWhatBelongsTogether:
         folder = tree.adapter_dir(AdapterId("hf_diffusers", ORIGINAL, ANNA, "big"))
         write_adapter(folder, tree.images_of(tree.original_art, ANNA))
 
-        base, found = plan(tree, base=True, **only(variant="big"))
+        base, found = plan(tree, base=True, **only(variants=("big",)))
 
         root = tree.data_root / "mimic_art/hf_diffusers@big"
         assert found.pictures[0].path.parent == root / "none__none" / str(ANNA)
         assert base.pictures[0].path.parent == root / "base"
+
+    def test_all_series_are_drawn_and_the_base_model_once(self, tree: StudyTree) -> None:
+        folder = tree.adapter_dir(AdapterId("hf_diffusers", ORIGINAL, ANNA, "seed-43"))
+        write_adapter(folder, tree.images_of(tree.original_art, ANNA))
+
+        names = shown(plan(tree, base=True))
+        usual = shown(plan(tree, base=True, **only(variants=("none",))))
+
+        assert names == [*usual, f"seed-43 none__none/{ANNA}"]
+        assert names.count("the base model") == 1

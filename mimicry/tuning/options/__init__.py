@@ -25,12 +25,14 @@ from mimicry.tuning.options.grouped_help import option, program
 from mimicry.tuning.options.inputs import TrainingInputs, input_options
 from mimicry.tuning.options.series import Series, all_series, chosen_series
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT, series_of_call, study_file_of
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, StudyFile
 
 __all__ = [
     "CALL",
     "CONDITIONS",
+    "MOST_REPLICATES",
     "OPTIONS",
+    "ORDERS",
     "STUDY",
     "STUDY_VARIANT",
     "Series",

@@ -1,7 +1,7 @@
 """The tables that programs print, and the plan as JSON."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -194,26 +194,35 @@ def upload_summary(ends: Sequence[UploadEnd]) -> str:
 
 
 def verdict_table(
-    verdicts: Sequence[Verdict], problems: Sequence[Finding], recipes: StudyRecipes | None = None
+    verdicts: Sequence[Verdict],
+    problems: Sequence[Finding],
+    recipes: Mapping[str, StudyRecipes] | None = None,
 ) -> str:
     """Return what was found in the folders of adapters as a table, problems with images, and their counts.
 
-    A study of several recipes is said to be one. A line for many images says that -v lists them.
+    A series of several recipes is said to be one. A line for many images says that -v lists them.
+
+    Args:
+        recipes: by series.
     """
+    has_several_series = len({each.adapter.series for each in verdicts}) > 1
+    header = [*(["variant"] if has_several_series else []), "condition", "artist", "state", "reason"]
     rows = [
-        (str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason)
+        [
+            *([each.adapter.variant or NONE] if has_several_series else []),
+            *(str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason),
+        ]
         for each in verdicts
     ]
     counted = Counter(each.state for each in verdicts)
     counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
-    table = text_table(("condition", "artist", "state", "reason"), rows)
     count = sum(max(1, len(problem.items)) for problem in problems)
     found = "1 problem" if count == 1 else f"{count} problems"
     lines = [printable(problem.line("-v")) for problem in problems]
-    several = []
-    if recipes is not None and recipes.is_mixed:
-        several = [
-            f"the study has {len(recipes.groups)} recipes: "
-            + "; ".join(f"{len(group.adapters)} ({group.places()})" for group in recipes.groups)
-        ]
-    return "\n".join((table, *several, *lines, f"{counts}; {found} with images"))
+    several = [
+        f"the study{f' in {series}' if has_several_series else ''} has {len(each.groups)} recipes: "
+        + "; ".join(f"{len(group.adapters)} ({group.places()})" for group in each.groups)
+        for series, each in (recipes or {}).items()
+        if each.is_mixed
+    ]
+    return "\n".join((text_table(header, rows), *several, *lines, f"{counts}; {found} with images"))

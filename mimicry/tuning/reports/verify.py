@@ -5,7 +5,7 @@ changes no time of a file.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,19 +70,22 @@ def verify_adapters(tree: StudyTree, adapters: Sequence[AdapterId], form: Adapte
         return [verdict for verdict in bar if verdict is not None]
 
 
-def with_sisters(verdicts: Sequence[Verdict], recipes: StudyRecipes) -> list[Verdict]:
-    """Return the verdicts, each with what its recipe differs in from that of most adapters of the study."""
-    if not recipes.is_mixed:
-        return list(verdicts)
-    most, groups = recipes.groups[0], recipes.by_adapter()
-    found = []
-    for verdict in verdicts:
-        group = groups.get(verdict.adapter)
-        if group is not None and group is not most:
-            sisters = f"another recipe than {most.places()}: {', '.join(most.changes_to(group))}"
-            verdict = replace(verdict, reason=", ".join(filter(None, (verdict.reason, sisters))))
-        found.append(verdict)
-    return found
+def with_sisters(verdicts: Sequence[Verdict], recipes: Mapping[str, StudyRecipes]) -> list[Verdict]:
+    """Return the verdicts, each with what its recipe differs in from that of most adapters of its series.
+
+    Args:
+        recipes: by series.
+    """
+    return [_with_sisters(verdict, recipes[verdict.adapter.series]) for verdict in verdicts]
+
+
+def _with_sisters(verdict: Verdict, recipes: StudyRecipes) -> Verdict:
+    group = next((group for group in recipes.groups[1:] if verdict.adapter in group.adapters), None)
+    if group is None:
+        return verdict
+    most = recipes.groups[0]
+    sisters = f"another recipe than {most.places()}: {', '.join(most.changes_to(group))}"
+    return replace(verdict, reason=", ".join(filter(None, (verdict.reason, sisters))))
 
 
 def recorded_spec(run: TrainingRun) -> AdapterSpec:

@@ -136,3 +136,33 @@ class TestImageFolders:
         assert folders == [
             tree.images_of(tree.protected_art / "mist", artist) for artist in (DORA, stranger, BORIS, CLARA)
         ]
+
+
+class TestVariants:
+    @pytest.fixture
+    def several(self, tree: StudyTree) -> StudyTree:
+        for variant in ("seed-43", "big", "big-seed-43"):
+            tree.adapter_dir(AdapterId(STACK, MIST, CLARA, variant)).mkdir(parents=True)
+        return tree
+
+    @pytest.mark.parametrize(
+        ("names", "variants"),
+        [
+            ((), [None, "big", "big-seed-43", "seed-43"]),
+            (("all",), [None, "big", "big-seed-43", "seed-43"]),
+            (("none",), [None]),
+            (("big",), ["big", "big-seed-43"]),
+            (("big-seed-43", "none"), [None, "big-seed-43"]),
+        ],
+    )
+    def test_a_variant_stands_for_its_replicates_too(
+        self, several: StudyTree, names: tuple[str, ...], variants: list[str | None]
+    ) -> None:
+        found = AdapterFilter(variants=names).choose(several, STACK)
+        assert list(dict.fromkeys(adapter.variant for adapter in found)) == variants
+
+    def test_unknown_ones_are_refused_at_once(self, several: StudyTree) -> None:
+        with pytest.raises(UsageError) as caught:
+            AdapterFilter(variants=("bigg", "seed-44", "big")).choose(several, STACK)
+        assert len(caught.value.problems) == 2
+        assert "did you mean 'big'" in caught.value.problems[0]

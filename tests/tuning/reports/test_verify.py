@@ -134,7 +134,9 @@ class TestSisters:
         put_adapter(tree)
         put_adapter(tree, ORIGINAL, BORIS)
         put_adapter(tree, MIST, config=replace(CONFIG, rank=8))
-        return with_sisters(verdicts(tree), StudyRecipes.read(tree, tree.adapters("hf_diffusers")))
+        return with_sisters(
+            verdicts(tree), {"hf_diffusers": StudyRecipes.read(tree, tree.adapters("hf_diffusers"))}
+        )
 
     def test_one_of_another_recipe_is_named_with_what_differs(self, compared: list[Verdict]) -> None:
         assert [(str(one.adapter.condition), one.state, one.reason) for one in compared] == [
