@@ -11,7 +11,7 @@ from mimicry.study.image_sets import Finding, image_facts
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
-from mimicry.tuning.planning.recipes import StudyRecipes
+from mimicry.tuning.planning.recipes import StudyRecipes, evaluation_remarks
 from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
 
@@ -198,7 +198,8 @@ def verdict_table(
 ) -> str:
     """Return what was found in the folders of adapters as a table, problems with images, and their counts.
 
-    A study of several recipes is said to be one. A line for many images says that -v lists them.
+    It is said where a study has several recipes, or evaluation losses that must not be compared. A line for
+    many images says that -v lists them.
     """
     rows = [
         (str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason)
@@ -216,4 +217,5 @@ def verdict_table(
             f"the study has {len(recipes.groups)} recipes: "
             + "; ".join(f"{len(group.adapters)} ({group.places()})" for group in recipes.groups)
         ]
-    return "\n".join((table, *several, *lines, f"{counts}; {found} with images"))
+    remarks = [] if recipes is None else evaluation_remarks(recipes)
+    return "\n".join((table, *several, *map(printable, remarks), *lines, f"{counts}; {found} with images"))
