@@ -12,6 +12,22 @@ TRAINING_RUN = "training_run.json"
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """How an evaluation loss was measured: two may be compared only where this is equal.
+
+    `on` tells paintings that are trained on from others, in the words of the record.
+    """
+
+    timesteps: tuple[float, ...]
+    on: str
+
+    def __str__(self) -> str:
+        count, (first, last) = len(self.timesteps), (self.timesteps[0], self.timesteps[-1])
+        steps = f"timestep {first:g}" if count == 1 else f"{count} timesteps, {first:g} to {last:g}"
+        return f"{steps}, {self.on}"
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """The record of one training. Any key may be missing: another program or an older version wrote it."""
 
@@ -91,6 +107,17 @@ class TrainingRun:
         """In what the images do not pair with the original art, which --allow-unpaired let pass."""
         marks = self.content.get("unpaired")
         return [str(mark) for mark in marks] if isinstance(marks, list) else []
+
+    @property
+    def evaluated(self) -> Evaluated | None:
+        """How the evaluation loss was measured; None where there is none."""
+        facts = self._object("eval_loss") or {}
+        timesteps, on = facts.get("timesteps"), facts.get("on")
+        if not isinstance(timesteps, list) or not timesteps or not isinstance(on, str):
+            return None
+        if not all(isinstance(timestep, int | float) for timestep in timesteps):
+            return None
+        return Evaluated(tuple(map(float, timesteps)), on)
 
     @property
     def class_images(self) -> Mapping[str, Any] | None:

@@ -5,7 +5,7 @@ options, the base model and the trainer that stand in their records, and the cla
 and crops are not part of it, and neither are numerics, which are compared with those of sisters.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from mimicry.common.text import first_few
 from mimicry.study import AdapterId, StudyTree
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, TrainingRun, recipe_differences
 from mimicry.tuning.adapters.recipe import complete_options
+from mimicry.tuning.adapters.training_run import Evaluated
 from mimicry.tuning.planning.request import Request
 
 
@@ -39,8 +40,7 @@ class RecipeGroup:
 
     def places(self) -> str:
         """Say how many adapters of which conditions there are."""
-        counts = Counter(str(adapter.condition) for adapter in self.adapters)
-        return ", ".join(f"{condition} {count}" for condition, count in counts.items())
+        return _places(self.adapters)
 
     def differences(self, asked: AdapterSpec) -> list[str]:
         """Say in words in what adapters as `asked` for would differ from these, beside their images."""
@@ -62,11 +62,13 @@ class RecipeGroup:
 class StudyRecipes:
     """The recipes of a study, that of most adapters first.
 
-    `unknown` are adapters whose recipe no record tells.
+    `unknown` are adapters whose recipe no record tells. `evaluations` has those with an evaluation loss, by
+    how it was measured, which is not part of the recipe.
     """
 
     groups: tuple[RecipeGroup, ...] = ()
     unknown: tuple[AdapterId, ...] = ()
+    evaluations: Mapping[Evaluated, list[AdapterId]] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -79,6 +81,7 @@ class StudyRecipes:
         """
         groups = _Groups()
         unknown = []
+        evaluations: dict[Evaluated, list[AdapterId]] = defaultdict(list)
         for adapter in adapters:
             if adapter in without:
                 continue
@@ -89,9 +92,11 @@ class StudyRecipes:
             run = _usable_run(folder)
             if run is not None:
                 groups.add(adapter, run)
+                if run.evaluated is not None:
+                    evaluations[run.evaluated].append(adapter)
             elif folder.has_weights:
                 unknown.append(adapter)
-        return cls(groups.sorted(), tuple(unknown))
+        return cls(groups.sorted(), tuple(unknown), dict(evaluations))
 
     @property
     def is_mixed(self) -> bool:
@@ -103,6 +108,27 @@ class StudyRecipes:
 
     def by_adapter(self) -> dict[AdapterId, RecipeGroup]:
         return {adapter: group for group in self.groups for adapter in group.adapters}
+
+
+def evaluation_remarks(recipes: StudyRecipes, asked: int = 0) -> list[str]:
+    """Return which evaluation losses of a study must not be compared, as they were measured differently.
+
+    Args:
+        asked: so many timesteps are evaluated at by what is to be trained; 0: it makes no evaluation.
+    """
+    most_first = sorted(recipes.evaluations.items(), key=lambda item: -len(item[1]))
+    ways = {way: f"{way} ({_places(adapters)})" for way, adapters in most_first}
+    remarks = []
+    if len(ways) > 1:
+        named = "; ".join(ways.values())
+        remarks.append(f"evaluation losses were measured differently and must not be compared: {named}")
+    others = [words for way, words in ways.items() if len(way.timesteps) != asked]
+    if asked and others:
+        remarks.append(
+            f"--eval-timesteps {asked} makes evaluation losses that must not be compared with those at "
+            f"{'; '.join(others)}"
+        )
+    return remarks
 
 
 def mixed_notes(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:
@@ -128,10 +154,17 @@ def study_remarks(request: Request, recipes: StudyRecipes) -> tuple[str, ...]:
             f"still of another recipe: {'; '.join(words)}; type the same options with --retrain-stale for "
             f"these"
         )
+    evaluates = request.stack.takes_options and request.train_script is None
+    remarks += evaluation_remarks(recipes, request.config.eval_timesteps if evaluates else 0)
     if recipes.unknown:
         names = [f"{one.condition}/{one.artist}" for one in recipes.unknown]
         remarks.append(f"no record tells the recipe of {first_few(names)}, so it is not compared")
     return tuple(remarks)
+
+
+def _places(adapters: Iterable[AdapterId]) -> str:
+    counts = Counter(str(adapter.condition) for adapter in adapters)
+    return ", ".join(f"{condition} {count}" for condition, count in counts.items())
 
 
 class _Groups:

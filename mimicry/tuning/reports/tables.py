@@ -11,7 +11,7 @@ from mimicry.study.image_sets import Finding, image_facts
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
-from mimicry.tuning.planning.recipes import StudyRecipes
+from mimicry.tuning.planning.recipes import StudyRecipes, evaluation_remarks
 from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
 
@@ -200,7 +200,8 @@ def verdict_table(
 ) -> str:
     """Return what was found in the folders of adapters as a table, problems with images, and their counts.
 
-    A series of several recipes is said to be one. A line for many images says that -v lists them.
+    It is said where a series has several recipes, or evaluation losses that must not be compared. A line for
+    many images says that -v lists them.
 
     Args:
         recipes: by series.
@@ -219,10 +220,13 @@ def verdict_table(
     count = sum(max(1, len(problem.items)) for problem in problems)
     found = "1 problem" if count == 1 else f"{count} problems"
     lines = [printable(problem.line("-v")) for problem in problems]
-    several = [
-        f"the study{f' in {series}' if has_several_series else ''} has {len(each.groups)} recipes: "
-        + "; ".join(f"{len(group.adapters)} ({group.places()})" for group in each.groups)
-        for series, each in (recipes or {}).items()
-        if each.is_mixed
-    ]
-    return "\n".join((text_table(header, rows), *several, *lines, f"{counts}; {found} with images"))
+    remarks = []
+    for series, each in (recipes or {}).items():
+        where = f" in {series}" if has_several_series else ""
+        if each.is_mixed:
+            groups = "; ".join(f"{len(group.adapters)} ({group.places()})" for group in each.groups)
+            remarks.append(f"the study{where} has {len(each.groups)} recipes: {groups}")
+        remarks += [f"{remark}{where}" for remark in evaluation_remarks(each)]
+    table = text_table(header, rows)
+    return "
+".join((table, *map(printable, remarks), *lines, f"{counts}; {found} with images"))

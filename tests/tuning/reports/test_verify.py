@@ -156,6 +156,23 @@ class TestSisters:
         # It asks for no options, and compares with none of their defaults.
         assert "max_train_steps" not in found.out
 
+    def test_evaluation_losses_that_must_not_be_compared_are_said_and_no_fault(
+        self, quick_studio: QuickStudio
+    ) -> None:
+        for condition, count in (("none", 4), ("mist", 8)):
+            quick_studio.tune("--artist=Anna_Berg", f"--protection={condition}")
+            folder = output_dir(quick_studio.tree, ORIGINAL if condition == "none" else MIST, ANNA, "quick")
+            run = json.loads((folder / TRAINING_RUN).read_text())
+            run["eval_loss"] = {"timesteps": list(range(100, 100 + count)), "on": "in-sample"}
+            write_json(folder / TRAINING_RUN, run)
+
+        found = quick_studio.verify()
+
+        assert found.code == 0
+        (line,) = [line for line in found.out.splitlines() if "must not be compared" in line]
+        assert "4 timesteps, 100 to 103, in-sample (none__none 1)" in line
+        assert "8 timesteps, 100 to 107, in-sample (mist__none 1)" in line
+
 
 class TestProgram:
     def test_exit_codes_and_what_is_said(self, quick_studio: QuickStudio) -> None:
