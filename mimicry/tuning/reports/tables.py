@@ -228,5 +228,4 @@ def verdict_table(
             remarks.append(f"the study{where} has {len(each.groups)} recipes: {groups}")
         remarks += [f"{remark}{where}" for remark in evaluation_remarks(each)]
     table = text_table(header, rows)
-    return "
-".join((table, *map(printable, remarks), *lines, f"{counts}; {found} with images"))
+    return "\n".join((table, *map(printable, remarks), *lines, f"{counts}; {found} with images"))
