@@ -91,7 +91,7 @@ class Orchestrator:
 
     def _carry_out(self, plan: Plan) -> int:
         todo = plan.of(State.PENDING)
-        display = BatchDisplay(len(todo), max((target.step_count for target in todo), default=0))
+        display = BatchDisplay([target.step_count for target in todo], plan.known_seconds())
         tracker = open_tracker(plan.call.tree)
         batch = Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
         results: list[Result] = []

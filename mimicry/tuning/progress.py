@@ -1,9 +1,11 @@
-"""What a person sees of a training: tqdm bars in a terminal, plain lines elsewhere."""
+"""What a person sees of trainings: tqdm bars in a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
@@ -11,8 +13,10 @@ from tqdm import tqdm
 from mimicry.common.text import message_lines, printable
 from mimicry.study.image_checks import Progress
 
-# Between two lines about the steps of one artist, when there is no terminal.
-_PLAIN_SECONDS = 60.0
+# Without a terminal there is a line for each twentieth of the steps, and not more often than this.
+_PLAIN_PARTS = 20
+_PLAIN_SECONDS = 5.0
+_BEFORE_STEPS = "{desc} [{elapsed}]"
 
 
 def is_terminal() -> bool:
@@ -21,30 +25,69 @@ def is_terminal() -> bool:
 
 
 class StepDisplay:
-    """The steps of one artist with the loss: a bar, or a line a minute."""
+    """One training: what it does before its first step, then its steps with loss and time left.
+
+    A bar in a terminal; elsewhere a line for each twentieth of the steps.
+    """
 
     def __init__(self, label: str, total: int, position: int = 0) -> None:
         self._label = printable(label)
         self._total = total
+        self._first: tuple[int, float] | None = None
         self._spoken = time.monotonic()
+        self._part = 0
         self.bar: tqdm[Any] | None = None
         if is_terminal():
-            self.bar = tqdm(total=total, desc=self._label, unit="step", position=position, leave=False)
+            self.bar = tqdm(
+                total=total,
+                desc=f"{self._label}: starting",
+                unit="step",
+                position=position,
+                leave=False,
+                bar_format=_BEFORE_STEPS,
+            )
+
+    def phase(self, text: str) -> None:
+        """Show what the training does before its first step."""
+        if self.bar is not None and self._first is None:
+            self.bar.set_description_str(f"{self._label}: {printable(text)}"[: self.bar.ncols or 100])
+
+    def tick(self) -> None:
+        """Show how long it has taken, while there is no step yet."""
+        if self.bar is not None and self._first is None:
+            self.bar.refresh()
 
     def step(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl; one of an evaluation has no loss of a step."""
         if "loss" not in line:
             return
         number, loss = int(line["step"]), float(line["loss"])
-        if self.bar is not None:
-            if self.bar.n == 0:
-                # Steps before a resumption took none of the time that the estimate is made from.
+        if self._first is None:
+            self._first = number, time.monotonic()
+            if self.bar is not None:
+                self.bar.bar_format = None
+                self.bar.set_description_str(self._label, refresh=False)
+                # Steps before a resumption, and the start, took none of the time that steps take.
                 self.bar.initial = self.bar.n = number - 1
+                self.bar.start_t = self.bar.last_print_t = time.time()
+                self.bar.refresh()
+        if self.bar is not None:
             self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self.bar.update(number - self.bar.n)
-        elif time.monotonic() - self._spoken >= _PLAIN_SECONDS:
-            self._spoken = time.monotonic()
-            print(f"{self._label}: step {number}/{self._total}, loss {loss:.4f}", flush=True)
+        else:
+            self._say(number, loss)
+
+    def _say(self, number: int, loss: float) -> None:
+        part, now = _PLAIN_PARTS * number // self._total, time.monotonic()
+        if part == self._part or now - self._spoken < _PLAIN_SECONDS:
+            return
+        self._part, self._spoken = part, now
+        first, began = self._first or (number, now)
+        left = ""
+        if number > first:
+            left = f", {duration((now - began) / (number - first) * (self._total - number))} left"
+        clock = datetime.now().astimezone().strftime("%H:%M:%S")
+        print(f"{clock} {self._label}: step {number}/{self._total}, loss {loss:.4f}{left}", flush=True)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -52,25 +95,29 @@ class StepDisplay:
 
 
 class BatchDisplay:
-    """The artists of a batch with the time that is left: a bar, or nothing where there is no terminal.
+    """The trainings of a batch with the time that is left: a bar, or nothing where there is no terminal.
 
-    The bar counts the steps of all artists, so that there is an estimate before the first one is done.
+    The bar counts the steps of all trainings. What is left is reckoned from those that ended well; before
+    there are any, from the seconds of `known` ones; without these, from the steps of the present one.
     """
 
-    def __init__(self, artist_count: int, steps_each: int) -> None:
-        self._artist_count = artist_count
-        self._steps_each = steps_each
-        self._done = 0
-        self._begun = False
+    def __init__(self, step_counts: Sequence[int], known: Sequence[float] = (), workers: int = 1) -> None:
+        self._counts = list(step_counts)
+        self._known = list(known)
+        self._workers = workers
+        self._finished: list[float] = []
+        self._ended = 0
+        self._ended_steps = 0
+        # By training: its steps in all, those taken, and when it began.
+        self._running: dict[str, tuple[int, int, float]] = {}
         self.bar: tqdm[Any] | None = None
-        if is_terminal() and artist_count:
+        if is_terminal() and self._counts:
             self.bar = tqdm(
-                total=artist_count * steps_each,
+                total=sum(self._counts),
                 position=0,
-                smoothing=0,
-                bar_format="{desc} |{bar}| {percentage:.0f}% [{elapsed}, {remaining} left]",
+                bar_format="{desc} |{bar}| {percentage:.0f}% [{elapsed}{postfix}]",
             )
-            self._show(0)
+            self._show()
 
     def say(self, text: str) -> None:
         """Print a line, or a message of several, without tearing the bars."""
@@ -80,28 +127,63 @@ class BatchDisplay:
         else:
             print(text, flush=True)
 
-    def step(self, number: int) -> None:
-        """Show that the present artist is at step `number`."""
-        if self.bar is not None and not self._begun:
-            # As above: these steps were taken by an earlier run.
-            self.bar.initial += number - 1
-        self._begun = True
-        self._show(number)
+    def begin(self, key: str, step_count: int) -> None:
+        """Note that a training has begun; `key` tells it from others that run."""
+        self._running[key] = step_count, 0, time.monotonic()
+        self._show()
 
-    def advance(self) -> None:
-        """Show that one more artist is done, well or not."""
-        self._done += 1
-        self._begun = False
-        self._show(0)
+    def step(self, key: str, number: int) -> None:
+        """Show that a training is at step `number`."""
+        count, _, began = self._running[key]
+        self._running[key] = count, number, began
+        self._show()
+
+    def end(self, key: str, *, well: bool) -> None:
+        """Show that a training is over; how long one took that ended well tells what others will take."""
+        count, _, began = self._running.pop(key)
+        if well:
+            self._finished.append(time.monotonic() - began)
+        self._ended += 1
+        self._ended_steps += count
+        self._show()
+
+    def seconds_left(self) -> float | None:
+        """Return how long all that is left will take; None while nothing tells it."""
+        now = time.monotonic()
+        each = self._finished or self._known
+        expected = fmean(each) if each else self._by_steps(now)
+        if expected is None:
+            return None
+        begun = [min(now - began, expected) for _, _, began in self._running.values()]
+        waiting = max(0, len(self._counts) - self._ended - len(begun))
+        return (expected * (waiting + len(begun)) - sum(begun)) / self._workers
+
+    def time_left(self) -> str:
+        """Return `seconds_left` in words; empty while nothing tells it."""
+        seconds = self.seconds_left()
+        return "" if seconds is None else f"about {duration(seconds)} left"
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def _show(self, step: int) -> None:
-        if self.bar is not None:
-            self.bar.set_description_str(f"artists {self._done}/{self._artist_count}", refresh=False)
-            self.bar.update(self._done * self._steps_each + step - self.bar.n)
+    def _by_steps(self, now: float) -> float | None:
+        """Return the seconds of a training as the steps of the one that is furthest tell."""
+        rates = [
+            (steps / count, (now - began) * count / steps)
+            for count, steps, began in self._running.values()
+            if steps
+        ]
+        return max(rates)[1] if rates else None
+
+    def _show(self) -> None:
+        if self.bar is None:
+            return
+        taken = self._ended_steps + sum(steps for _, steps, _ in self._running.values())
+        self.bar.set_description_str(f"trainings {self._ended}/{len(self._counts)}", refresh=False)
+        left = self.time_left()
+        self.bar.set_postfix_str(left, refresh=False)
+        self.bar.update(taken - self.bar.n)
 
 
 @contextmanager

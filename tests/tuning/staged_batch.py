@@ -13,13 +13,13 @@ from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.progress import BatchDisplay
 from tests.small_study import ANNA, EVERYBODY, ORIGINAL, bookmarks_in, output_dir, write_adapter
 
+OnStep = Callable[[dict[str, Any]], None]
 Ending = Callable[[Target, OnStep], int]
 
 
@@ -108,7 +108,7 @@ def make_batch(
         plan=plan,
         executor=executor,
         tracker=open_tracker(tree),
-        display=BatchDisplay(len(plan.of(State.PENDING)), 2),
+        display=BatchDisplay([2] * len(plan.of(State.PENDING))),
         wait=wait,
     )
     return batch, executor

@@ -24,6 +24,22 @@ WAIT_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """Shows how a training goes: its own display, and its part in that of the batch."""
+
+    key: str
+    display: BatchDisplay
+    steps: StepDisplay
+
+    def phase(self, text: str) -> None:
+        self.steps.phase(text)
+
+    def step(self, line: dict[str, Any]) -> None:
+        self.steps.step(line)
+        self.display.step(self.key, int(line["step"]))
+
+
 @dataclass
 class _Running:
     """A job, with its training as it is recorded, and its steps as they are shown."""
@@ -102,23 +118,22 @@ class Batch:
     def _submit(self, target: Target, label: str, running: list[_Running]) -> bool:
         """Hand a target to the executor; False, when another call works on it."""
         steps = StepDisplay(self._plan.short_name_of(target), target.step_count, position=1)
-
-        def on_step(line: dict[str, Any]) -> None:
-            steps.step(line)
-            self._display.step(int(line["step"]))
+        shown = _Shown(target.adapter.key, self._display, steps)
 
         def recheck(target: Target) -> AdapterState | None:
             found = self.books.recheck(target)
             if found is None:
-                self._display.say(f"{label}: training on {len(target.images.names)} images")
+                self.books.say_begun(target, label)
             return found
 
         # A signal finds the job either not begun or among those that are running.
         with stop_signals_held():
+            self._display.begin(shown.key, target.step_count)
             try:
-                job = self._executor.submit(target, on_step, recheck)
+                job = self._executor.submit(target, shown, recheck)
             except (ClaimedElsewhere, ClaimLost):
                 steps.close()
+                self._display.end(shown.key, well=False)
                 return False
             running.append(_Running(job, Training(target, label), steps))
         return True
@@ -129,15 +144,17 @@ class Batch:
         try:
             end = one.job.poll()
             if end is None:
+                one.steps.tick()
                 return False
         except ClaimLost:
             self._say_claimed(one.job.target)
             elsewhere.append(one.job.target)
         one.steps.close()
         running.remove(one)
+        well = end is not None and end.state is State.COMPLETE and not end.elsewhere
+        self._display.end(one.job.target.adapter.key, well=well)
         if end is not None:
             self.books.ended(one.training, end)
-            self._display.advance()
         return True
 
     def _cancel(self, running: list[_Running], stop: Interrupted) -> Interrupted:

@@ -8,8 +8,6 @@ from mimicry.study import State
 from mimicry.tuning.adapters import AdapterState
 from mimicry.tuning.planning import Target
 
-# Gets each line of metrics.jsonl.
-OnStep = Callable[[dict[str, Any]], None]
 # Says, once the folder is claimed, what another call has made of it; None: it is still to be trained.
 Recheck = Callable[[Target], AdapterState | None]
 
@@ -32,13 +30,23 @@ class JobEnd:
     warnings: tuple[str, ...] = ()
 
 
+class Watcher(Protocol):
+    """Is told how a training goes."""
+
+    def phase(self, text: str) -> None:
+        """Take the last line that was logged before the first step."""
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Take a line of metrics.jsonl."""
+
+
 class Job(Protocol):
     """One target in training."""
 
     target: Target
 
     def poll(self) -> JobEnd | None:
-        """Pass new metrics on; return how the job ended, or None while it runs. Does not wait."""
+        """Tell the watcher what is new; return how the job ended, or None while it runs. Does not wait."""
 
     def cancel(self, number: int) -> None:
         """Stop the job with this signal, and wait until nothing of it is left."""
@@ -51,7 +59,7 @@ class Executor(Protocol):
     def capacity(self) -> int:
         """How many jobs it runs at a time."""
 
-    def submit(self, target: Target, on_step: OnStep, recheck: Recheck) -> Job:
+    def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> Job:
         """Begin to train `target`, unless another call has done so since it was planned.
 
         Raises:

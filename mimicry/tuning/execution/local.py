@@ -12,7 +12,7 @@ from mimicry.common.environment import without_launcher
 from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
 from mimicry.study import State
 from mimicry.tuning.execution.attempt import Attempt
-from mimicry.tuning.execution.executor import JobEnd, OnStep, Recheck
+from mimicry.tuning.execution.executor import JobEnd, Recheck, Watcher
 from mimicry.tuning.execution.records import UnrecordedTraining
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard
 from mimicry.tuning.planning import Target
@@ -20,6 +20,8 @@ from mimicry.tuning.planning import Target
 # The wrapper gives its own child fifteen seconds.
 GRACE_SECONDS = 20.0
 _SHOWN_LOG_LINES = 12
+# How the line with the command begins.
+_OF_LAUNCH = "--- "
 
 
 @contextmanager
@@ -38,13 +40,13 @@ class LocalExecutor:
     start: Callable[[Target, IO[bytes], Mapping[str, str]], AbstractContextManager[Child]] = start_child
     capacity: int = 1
 
-    def submit(self, target: Target, on_step: OnStep, recheck: Recheck) -> "LocalJob":
+    def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> "LocalJob":
         """Begin to train `target`, unless another call has done so since it was planned.
 
         Raises:
             ClaimedElsewhere: another call works on it.
         """
-        job = LocalJob(target, Claim.take_anew(target.folder.path), on_step)
+        job = LocalJob(target, Claim.take_anew(target.folder.path), watcher)
         try:
             job.begin(recheck, self.start)
         except BaseException:
@@ -56,10 +58,10 @@ class LocalExecutor:
 class LocalJob:
     """A target in training by a child process; it holds the claim that it was given until it has ended."""
 
-    def __init__(self, target: Target, claim: Claim, on_step: OnStep) -> None:
+    def __init__(self, target: Target, claim: Claim, watcher: Watcher) -> None:
         self.target = target
         self._claim = claim
-        self._on_step = on_step
+        self._watcher = watcher
         self._steps = 0
         self._running = ExitStack()
         self._child: Child | None = None
@@ -93,7 +95,7 @@ class LocalJob:
             self._finish(self._failed(error))
 
     def poll(self) -> JobEnd | None:
-        """Pass new metrics on; return how the job ended, or None while it runs.
+        """Tell the watcher what is new; return how the job ended, or None while it runs.
 
         Raises:
             ClaimLost: another process has taken the folder over.
@@ -105,6 +107,7 @@ class LocalJob:
             stepped = self._pass_on_metrics()
             if code is None:
                 self._guard.check(stepped=stepped)
+                self._pass_on_phase()
                 return None
             self._running.close()
             # A wrapper that was killed leaves a trainer that notices, and takes a moment to end.
@@ -137,8 +140,16 @@ class LocalJob:
         lines = self._metrics.new_lines()
         for line in lines:
             self._steps = int(line["step"])
-            self._on_step(line)
+            self._watcher.step(line)
         return bool(lines)
+
+    def _pass_on_phase(self) -> None:
+        """Tell what the training does before its first step, by the last line of its log."""
+        if self._steps or not self._guard.log_grew:
+            return
+        last = "".join(self._log(1))
+        if last and not last.startswith(_OF_LAUNCH):
+            self._watcher.phase(last)
 
     def _taken_steps(self) -> int:
         """Return the steps that were seen, or that the trainer's record tells of: it may know of more."""
@@ -172,8 +183,8 @@ class LocalJob:
             words = disk_fault(error) or f"{self.target.folder}: {error.strerror}"
         return JobEnd(state=State.FAILED, error=words, steps=self._taken_steps(), log_lines=self._log())
 
-    def _log(self) -> tuple[str, ...]:
-        return () if self._attempt is None else tuple(self._attempt.log_lines(_SHOWN_LOG_LINES))
+    def _log(self, count: int = _SHOWN_LOG_LINES) -> tuple[str, ...]:
+        return () if self._attempt is None else tuple(self._attempt.log_lines(count))
 
     def _finish(self, end: JobEnd) -> JobEnd:
         try:

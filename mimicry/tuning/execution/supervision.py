@@ -65,6 +65,7 @@ class StallGuard:
         self._limit = stall_seconds
         self._alive = time.monotonic()
         self._has_steps = False
+        self.log_grew = False
 
     def check(self, stepped: bool) -> None:
         """Note whether there was a new step.
@@ -79,6 +80,7 @@ class StallGuard:
         size = self._log.stat().st_size if self._log.exists() else 0
         if stepped or (not self._has_steps and size != self._log_size):
             self._alive = now
+        self.log_grew = size != self._log_size
         self._log_size = size
         if now - self._alive > self._limit:
             raise TrainingFailed(

@@ -104,6 +104,11 @@ class Plan:
     def of(self, *states: State) -> list[Target]:
         return [target for target in self.targets if target.state in states]
 
+    def known_seconds(self) -> list[float]:
+        """Return what the adapters took that are complete, by their records: so do others like them."""
+        records = (target.folder.readable_run.content for target in self.of(State.COMPLETE))
+        return [seconds for record in records if isinstance(seconds := record.get("seconds"), (int, float))]
+
     def counts(self) -> dict[str, int]:
         """Return the number of targets for each action, zeros included."""
         counted = Counter(target.state for target in self.targets)

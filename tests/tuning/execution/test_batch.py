@@ -15,7 +15,6 @@ from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.execution.local import LocalJob
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
@@ -31,6 +30,7 @@ from tests.small_study import (
 )
 from tests.tuning.staged_batch import (
     Ending,
+    OnStep,
     StagedChild,
     be_stopped,
     fail,
@@ -61,7 +61,7 @@ def test_all_are_trained_in_the_order_of_the_plan_and_marked_complete(
     assert (mark["images"], mark["steps"], mark["loss"]) == (3, 500, 0.25)
     assert mark.keys().isdisjoint({"error", "note"})
     said = capsys.readouterr().out
-    assert f"[2/4] {ANNA}: training on 3 images\n" in said
+    assert f"[2/4] {ANNA}: training on 3 images; " in said
     assert f"[2/4] {ANNA}: complete in 0:00, mean loss 0.2500\n" in said
 
 

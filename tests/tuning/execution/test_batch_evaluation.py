@@ -3,10 +3,9 @@
 import pytest
 
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.planning.target import Target
 from tests.small_study import ANNA, BORIS, plan_of, write_adapter
-from tests.tuning.staged_batch import fail, make_batch, mark_of
+from tests.tuning.staged_batch import OnStep, fail, make_batch, mark_of
 
 
 def succeed_evaluated(target: Target, on_step: OnStep) -> int:

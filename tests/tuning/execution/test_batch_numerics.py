@@ -4,11 +4,10 @@ import pytest
 
 from mimicry.common.files import write_json
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import summary
 from tests.small_study import ANNA, BORIS, EVERYBODY, plan_of, write_adapter
-from tests.tuning.staged_batch import make_batch, mark_of, outcomes
+from tests.tuning.staged_batch import OnStep, make_batch, mark_of, outcomes
 
 FOUND = {"mist__none": ["torch '2.12' -> '2.13'"]}
 PHRASE = "other numerics than mist__none (torch '2.12' -> '2.13')"

@@ -6,11 +6,10 @@ import pytest
 
 from mimicry.common.files import write_json
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import summary
 from tests.small_study import ANNA, plan_of, write_adapter
-from tests.tuning.staged_batch import Ending, make_batch, mark_of
+from tests.tuning.staged_batch import Ending, OnStep, make_batch, mark_of
 
 ODD = "checkpoint-100 could not be written: no room"
 

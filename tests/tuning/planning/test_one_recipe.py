@@ -14,7 +14,6 @@ from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning.one_recipe import recipe_problems
 from mimicry.tuning.planning.plan import Plan
@@ -37,7 +36,7 @@ from tests.small_study import (
 )
 from tests.tuning.lora_files import save_lora
 from tests.tuning.quick_studio import QuickStudio
-from tests.tuning.staged_batch import make_batch, outcomes, succeed
+from tests.tuning.staged_batch import OnStep, make_batch, outcomes, succeed
 
 TYPED = TypedCommand(("apply_tuning",), {"protection": ("--protection", "mist"), "rank": ("--rank", "8")})
 

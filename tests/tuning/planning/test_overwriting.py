@@ -10,7 +10,6 @@ from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.executor import OnStep
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
@@ -27,7 +26,7 @@ from tests.small_study import (
     target_of,
     write_adapter,
 )
-from tests.tuning.staged_batch import Ending, be_stopped, make_batch, outcomes, output, statuses
+from tests.tuning.staged_batch import Ending, OnStep, be_stopped, make_batch, outcomes, output, statuses
 
 
 def at(finished_at: str) -> Ending:
