@@ -14,6 +14,8 @@ from mimicry.study import ChosenConditions, Condition, StudyTree
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, folders_in
 from mimicry.tuning.options import CALL, OPTIONS, data_root_option, option, program
 
+# Hyper-parameters that the file shows beside the main ones.
+_ALSO_SHOWN = ("pretrained_model_name_or_path", "hold_out")
 _SUBJECTS = ("a boat", "a house", "a tree")
 _WIDTH = 100
 
@@ -164,7 +166,7 @@ def study_text(artists: int, protections: Sequence[_Name], countermeasures: Sequ
         ),
     ]
     for declared in OPTIONS:
-        if declared.facts.rationale or declared.name == "pretrained_model_name_or_path":
+        if declared.facts.rationale or declared.name in _ALSO_SHOWN:
             lines.append(f"# {declared.name} = {_toml(declared.default)}")
     lines += [
         "",
