@@ -20,6 +20,7 @@ class _Subcommand:
 
 
 _SUBCOMMANDS = {
+    "init": _Subcommand("mimicry.commands.init", "init", "Write a study.toml from what is in the tree."),
     "tune": _Subcommand(
         "mimicry.tuning.apply_tuning", "apply_tuning", "Train one adapter for each artist (as apply_tuning)."
     ),

@@ -34,7 +34,10 @@ from mimicry.tuning.adapters import (
 )
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
-from mimicry.tuning.options.documents import options_document, readme_table
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.documents import options_document, readme_table, study_file_table
+from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options.study_file import StudyFile
 from tests.small_study import ANNA, original, output_dir, write_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,13 +71,14 @@ OUTPUTS = {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, TRAIN_LOG}
 # Files that are named and are not in the checkout: of the user, of another project, or made by a program.
 ELSEWHERE = {
     *("metadata.jsonl", "quarantine.json", "progress/progress_tracker.json", ".claim.json", "stack.py"),
-    *("sd15/runner_config.json", "sd15/train.py", "sd15/stack.py"),
+    *("study.toml", "sd15/runner_config.json", "sd15/train.py", "sd15/stack.py"),
 }
 FOLDERS = ("mimicry", "tests", "benchmarks", "tools", "docs", "data")
 # The tables that are written from the code.
 GENERATED: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "from mimicry/tuning/options/config.py"): readme_table,
     ("docs/options.md", "from mimicry/tuning/options,"): lambda: f"{options_document()}\n",
+    ("docs/study_file.md", "from mimicry/tuning/options/study_file.py"): study_file_table,
 }
 TINY_MODEL = ROOT / "mimicry" / "demo" / "weights" / "tiny_sd3"
 
@@ -360,6 +364,18 @@ def test_the_example_of_a_stack_works(
     record = AdapterFolder(output_dir(tree, stack="sd15")).run
     assert record is not None
     assert record.steps == 10
+
+
+def test_the_example_of_a_study_file_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("docs/study_file.md", "toml")
+    path = tmp_path / "study.toml"
+    path.write_text(text, "utf-8")
+
+    said = StudyFile.read(path)
+
+    (table,) = re.findall(r"^\| series .*?\n\n", read("docs/study_file.md"), re.MULTILINE | re.DOTALL)
+    named = [name for row in table.strip().splitlines()[2:] for name in _SPAN.findall(row.split("|")[1])]
+    assert [one.name for one in all_series(TuningConfig(), (), said)] == named
 
 
 def write_generated_tables() -> None:

@@ -10,18 +10,12 @@ from filelock import FileLock
 from mimicry.common.environment import quiet_libraries
 from mimicry.common.errors import BatchFault, UsageError
 from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
+from mimicry.demo.study_file import write_study_file
 from mimicry.study.tree import StudyTree
 
 DATA_ROOT = "style_mimicry"
 BASE_MODEL = "tiny_sd3"
 DEFAULT_SEED = 7
-# Hyper-parameters for a model of this size on a CPU.
-TUNING_OPTIONS = (
-    *("--resolution", "64", "--learning-rate", "3e-3", "--max-train-steps", "120"),
-    *("--train-batch-size", "4", "--gradient-accumulation-steps", "1", "--max-sequence-length", "24"),
-    *("--mixed-precision", "no", "--no-gradient-checkpointing", "--no-push-to-hub"),
-)
-
 STAGING = ".demo_drawing"
 LOCK = ".demo_lock"
 
@@ -29,14 +23,19 @@ LOCK = ".demo_lock"
 def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) -> bool:
     """Draw the study into `folder`/style_mimicry and the base model into `folder`/tiny_sd3.
 
-    Returns whether anything was drawn. A complete demo is not drawn again, unless `force` is given.
+    Returns whether anything was drawn. A complete demo is not drawn again, unless `force` is given. Its
+    study.toml is written where there is none.
 
     Raises:
         UsageError: `folder` has a study or a model that this program did not draw.
         OSError: `folder` cannot be written.
     """
-    if not force and is_whole(folder, seed):
-        return False
+    drawn = (force or not is_whole(folder, seed)) and _draw(folder, seed, force=force)
+    write_study_file(StudyTree(folder / DATA_ROOT))
+    return drawn
+
+
+def _draw(folder: Path, seed: int, *, force: bool) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
         # Another call may have drawn it while this one waited.
@@ -110,16 +109,12 @@ def _refuse_to_mix(folder: Path) -> None:
 def _summary(folder: Path, seed: int) -> str:
     data_root, base_model = folder / DATA_ROOT, folder / BASE_MODEL
     megabytes = sum(file_sizes(base_model).values()) / 1e6
-    command = [
-        *("apply_tuning", "--pilot", "--data-root", str(data_root)),
-        *("--pretrained-model-name-or-path", str(base_model)),
-        *TUNING_OPTIONS,
-    ]
     return (
         f"paintings   {data_root}: by invented artists, seed {seed}, each also with a\n"
         "            miniature of mist and of noisy_upscaling, no evidence about the real methods\n"
         f"base model  {base_model}: Stable Diffusion 3 in {megabytes:.1f} MB, trained on drawn scenes\n"
-        f"next        {shlex.join(command)}"
+        f"study       {StudyTree(data_root).study_file}: conditions and hyper-parameters\n"
+        f"next        {shlex.join(['apply_tuning', '--data-root', str(data_root)])}"
     )
 
 
@@ -140,6 +135,9 @@ def demo(folder: Path, seed: int, force: bool) -> None:
     upscaling: perturbations against the tiny model's own VAE, and a small network that upscales. They work on
     this model, and are no evidence about the real methods.
 
+    DIR/style_mimicry/study.toml has the conditions and hyper-parameters of the demo. It is written where
+    there is none, and is yours to change.
+
     A second call draws nothing. Only files that mimicry demo drew are ever replaced.
     """
     try:
@@ -147,7 +145,7 @@ def demo(folder: Path, seed: int, force: bool) -> None:
             click.echo("the demo is complete, nothing drawn (--force draws it again)")
         else:
             click.echo(f"drawing into {folder}: about twenty seconds")
-            draw_demo(folder, seed, force=force)
+        draw_demo(folder, seed, force=force)
     except OSError as error:
         raise BatchFault(
             f"cannot draw into {folder}: {error}. Name a folder that can be written, with 60 MB free, "

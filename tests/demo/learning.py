@@ -8,6 +8,7 @@ changes of brightness are in each direction.
 
 import json
 import shutil
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from mimicry.demo.draw_demo import TUNING_OPTIONS
 from mimicry.demo.paintings import SUBJECTS
+from mimicry.demo.study_file import STUDY_TOML
 from mimicry.sampling.sampler import Sampler
 from mimicry.study.images import ImageFolder, read_rgb
 from mimicry.study.tree import Artist, Condition, StudyTree
@@ -32,17 +33,17 @@ from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop
 from mimicry.tuning.options.config import TuningConfig
 
-
-def _demo_option(name: str) -> int:
-    return int(TUNING_OPTIONS[TUNING_OPTIONS.index(name) + 1])
-
-
-SIDE, _TOKENS = _demo_option("--resolution"), _demo_option("--max-sequence-length")
+_RECIPE = tomllib.loads(STUDY_TOML)["recipe"]
+SIDE, _TOKENS = _RECIPE["resolution"], _RECIPE["max_sequence_length"]
 _HELD_OUT = 5  # of twenty: one of each subject
 _SEEDS_SAMPLED = (0, 1, 2)
 _DIRECTIONS = 8
 _WORDS = {"hills": "hills", "house": "a house", "tree": "a tree", "boat": "a boat", "sun": "the sun"}
 _PROMPTS = tuple(f"a painting of {_WORDS[subject]} in the style of sks" for subject in SUBJECTS)
+
+
+def _is_told(name: str, value: Any) -> bool:
+    return not isinstance(value, bool) and name != "pretrained_model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Laboratory:
                     f"--output_dir={output_dir}",
                     f"--pretrained_model_name_or_path={self.demo / 'tiny_sd3'}",
                     f"--seed={seed}",
-                    # As in the demo; what its --no-... turn off, the trainer does not do by itself.
-                    *(word for word in TUNING_OPTIONS if not word.startswith("--no-")),
+                    # As in the demo; what it turns off, the trainer does not do by itself.
+                    *(f"--{name}={value}" for name, value in _RECIPE.items() if _is_told(name, value)),
                 ]
             )
         )

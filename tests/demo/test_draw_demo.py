@@ -1,6 +1,8 @@
 """The program mimicry demo: draws once, the same each time, never half, and over nobody's files."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +15,12 @@ import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.programs import run_command
 from mimicry.demo import draw_demo as program
-from mimicry.demo.draw_demo import TUNING_OPTIONS, demo, draw_demo
+from mimicry.demo.draw_demo import demo, draw_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
 from mimicry.demo.weight_files import TINY_SD3
+from mimicry.sampling.draw_samples import draw_samples
+from mimicry.tuning.apply_tuning import apply_tuning
+from mimicry.tuning.options import StudyFile, TuningConfig
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def test_the_same_bytes_under_another_hash_seed(true_demo: Path, tmp_path: Path)
 def test_the_whole_demo_is_there(true_demo: Path) -> None:
     names = file_sizes(true_demo)
 
-    assert len([name for name in names if name.startswith("style_mimicry/")]) == 360
+    assert len([name for name in names if name.startswith("style_mimicry/")]) == 361
     assert program.is_whole(true_demo, 7)
     for path in (path for path in TINY_SD3.rglob("*") if path.is_file()):
         assert path.read_bytes() == (true_demo / "tiny_sd3" / path.relative_to(TINY_SD3)).read_bytes()
@@ -84,15 +89,47 @@ def test_the_summary_ends_with_the_next_command(
     assert quick_draw == [7]
     quoted = str(folder).replace("'", "'\"'\"'")
     assert result.stdout.splitlines()[-1].split(maxsplit=1)[1] == (
-        f"apply_tuning --pilot --data-root '{quoted}/style_mimicry' "
-        f"--pretrained-model-name-or-path '{quoted}/tiny_sd3' " + " ".join(TUNING_OPTIONS)
+        f"apply_tuning --data-root '{quoted}/style_mimicry'"
     )
 
 
-def test_the_makefile_trains_with_the_same_options() -> None:
-    makefile = Path(mimicry.__file__).parents[1].joinpath("Makefile").read_text().replace("\\\n", " ")
+def test_the_study_file_says_all_that_is_needed(tmp_path: Path, quick_draw: list[int]) -> None:
+    draw_demo(tmp_path)
+    path = tmp_path / "style_mimicry" / "study.toml"
 
-    assert " ".join(TUNING_OPTIONS) in " ".join(makefile.split())
+    said = StudyFile.read(path)
+
+    assert said.recipe["pretrained_model_name_or_path"] == str(tmp_path / "tiny_sd3")
+    assert TuningConfig(**said.recipe).max_train_steps == 120
+    context = apply_tuning.make_context("apply_tuning", [f"--data-root={path.parent}"])
+    assert (context.params["pilot"], context.params["push_to_hub"]) == (True, False)
+    assert context.params["protections"] == ("none", "mist")
+    prompts = draw_samples.make_context("samples", [f"--data-root={path.parent}"]).params["prompts"]
+    assert prompts == said.samples["prompts"]
+
+
+def test_a_study_file_that_was_changed_is_kept(tmp_path: Path, quick_draw: list[int]) -> None:
+    draw_demo(tmp_path)
+    path = tmp_path / "style_mimicry" / "study.toml"
+    drawn = path.read_text()
+    path.write_text("[recipe]\nrank = 4\n")
+
+    assert not draw_demo(tmp_path)
+    assert draw_demo(tmp_path, force=True)
+    assert path.read_text() == "[recipe]\nrank = 4\n"
+    path.unlink()
+    assert not draw_demo(tmp_path)
+    assert path.read_text() == drawn
+    assert quick_draw == [7, 7]
+
+
+def test_the_makefile_contradicts_no_study_file(tmp_path: Path, quick_draw: list[int]) -> None:
+    makefile = Path(mimicry.__file__).parents[1].joinpath("Makefile").read_text().replace("\\\n", " ")
+    draw_demo(tmp_path)
+    (line,) = re.findall(r"^TUNE := \$\(BIN\)/apply_tuning (.*)$", makefile, re.MULTILINE)
+    words = line.replace("$(STUDY)", "--data-root $(DEMO)/style_mimicry").replace("$(DEMO)", str(tmp_path))
+
+    apply_tuning.make_context("apply_tuning", shlex.split(words))  # raises what the program would say
 
 
 def test_force_and_another_seed_draw_again(tmp_path: Path, quick_draw: list[int]) -> None:
@@ -186,6 +223,7 @@ def test_killed_while_drawing_is_drawn_again(tmp_path: Path, quick_draw: list[in
     assert draw_demo(tmp_path)
     assert set(file_sizes(tmp_path)) - {program.LOCK, MANIFEST_NAME} == {
         "style_mimicry/seed_7/one.png",
+        "style_mimicry/study.toml",
         "style_mimicry/two.png",
         "tiny_sd3/weights",
     }

@@ -3,15 +3,17 @@
 import json
 from typing import Any
 
+import pytest
+
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
-from tests.small_study import listing
+from tests.small_study import ANNA, listing
 from tests.tuning.quick_studio import QuickStudio
 
 
-def write_file(studio: QuickStudio, text: str) -> None:
+def write_file(studio: QuickStudio, text: str, study: str = "") -> None:
     studio.tree.study_file.write_text(
-        f'[study]\nstack = "{studio.stack}"\npush_to_hub = false\n'
+        f'[study]\nstack = "{studio.stack}"\npush_to_hub = false\n{study}'
         f'[recipe]\npretrained_model_name_or_path = "{studio.base_model}"\nresolution = 64\nrank = 1\n{text}'
     )
 
@@ -41,6 +43,37 @@ def test_a_variant_has_its_recipe_and_its_folder(quick_studio: QuickStudio) -> N
         TuningConfig(pretrained_model_name_or_path=str(quick_studio.base_model), resolution=64, rank=2)
     )
     assert [word for word in target["command"] if word in wanted] == wanted
+
+
+CONDITIONS = 'protections = ["none", "mist"]\ncountermeasures = ["none", "noisy_upscaling"]\n'
+
+
+def cells(studio: QuickStudio, *words: str) -> list[tuple[str, str]]:
+    """Return condition and artist of each target, in the order of the training."""
+    return [
+        (f"{one['protection']}__{one['countermeasure']}", one["artist"])
+        for one in plan(studio, *words)["targets"]
+    ]
+
+
+def test_the_conditions_of_the_file_need_not_all_have_images(quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "", study=CONDITIONS)
+    all_of_anna = [("none__none", ANNA.name), ("mist__none", ANNA.name), ("mist__noisy_upscaling", ANNA.name)]
+
+    assert cells(quick_studio, "--artist=Anna_Berg") == all_of_anna
+    assert cells(quick_studio, "--artist=Anna_Berg", "--protection=mist") == all_of_anna[1:]
+    words = ("--protection=none", "--countermeasure=noisy_upscaling")
+    assert quick_studio.tune("--dry-run", *words).code == 2
+
+
+@pytest.mark.parametrize("order", ["artist", "condition"])
+def test_the_order_of_the_file(order: str, quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "", study=f'{CONDITIONS}order = "{order}"\nstyles = ["baroque"]\n')
+
+    found = cells(quick_studio)
+
+    assert len(found) == 6
+    assert len({cell[0] for cell in found[:2]}) == (2 if order == "artist" else 1)
 
 
 def test_a_study_with_a_file_trains_and_is_complete(quick_studio: QuickStudio) -> None:

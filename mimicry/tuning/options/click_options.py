@@ -70,7 +70,8 @@ tree_options = options(
         topic=STUDY,
         multiple=True,
         callback=_checked_variants,
-        help="A study beside the usual one, with a recipe of its own: below STACK@NAME.",
+        help="Only this variant or replicate of the study, below STACK@NAME; none: the study without these; "
+        "all; may be repeated. A new name is a study beside it, with a recipe of its own.",
     ),
 )
 selection_options = options(

@@ -1,7 +1,8 @@
-"""The options as tables for the documents, in Markdown."""
+"""The options, and the keys of study.toml, as tables for the documents, in Markdown."""
 
 from mimicry.tuning.options.config import OPTIONS
 from mimicry.tuning.options.declarations import Option
+from mimicry.tuning.options.study_file import SAMPLE_KEYS, STUDY_KEYS
 
 
 def readme_table() -> str:
@@ -41,3 +42,14 @@ def _allowed(option: Option) -> str:
         return f"One of {', '.join(f'`{choice}`' for choice in option.facts.choices)}. "
     is_bounded = option.facts.minimum is not None or option.facts.above is not None
     return f"Takes {option.bounds}. " if is_bounded else ""
+
+
+def study_file_table() -> str:
+    """Return the table of docs/study_file.md: the keys of [study] and [samples], with what they take."""
+    lines = ["| Table | Key | Meaning |", "|---|---|---|"]
+    for table, keys in (("study", STUDY_KEYS), ("samples", SAMPLE_KEYS)):
+        for name, key in keys.items():
+            several = "A list. " if key.is_list else ""
+            text = f"{key.option.facts.help} {several}{_allowed(key.option)}"
+            lines.append(f"| `[{table}]` | `{name}` | {text.rstrip()} |")
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ from mimicry.common.errors import UsageError
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, StudyTree
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.series import RECIPE_FIELDS, Series, all_series, chosen_series, variant_and_seed
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.study_file import ALSO_IN_STUDY, StudyFile
 
 # Parameters of the options --data-root, --study, --variant and --replicates. `variant` is that of the base
 # model's files.
@@ -126,7 +126,10 @@ def _recipes_in(
     study_file: StudyFile, names: Sequence[str], replicates: int | None
 ) -> Iterator[dict[str, tuple[Any, str]]]:
     """Yield the hyper-parameters that the file has for each of the series, with the place, by field."""
-    plain = {name: (value, "in [recipe]") for name, value in study_file.recipe.items()}
+    plain = {
+        name: (value, "in [study] or [recipe]" if name in ALSO_IN_STUDY else "in [recipe]")
+        for name, value in study_file.recipe.items()
+    }
     for name in names or (NONE,):
         series = None if name in (NONE, ALL) else name
         variant, seed = variant_and_seed(series)

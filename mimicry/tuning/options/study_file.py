@@ -19,7 +19,7 @@ _STUDY, _RECIPE, _VARIANTS, _SAMPLES = "study", "recipe", "variants", "samples"
 _TABLES = (_STUDY, _RECIPE, _VARIANTS, _SAMPLES)
 _REPLICATES = "replicates"
 # Hyper-parameters that may stand in [study] as well.
-_ALSO_IN_STUDY = ("hold_out",)
+ALSO_IN_STUDY = ("hold_out",)
 # Values that name a file or folder. Those that begin with ./ or ../ are relative to the folder of the file.
 _PATHS = {
     *("stack", "pretrained_model_name_or_path", "cache_dir", "prompt_cache_dir", "class_data_dir"),
@@ -83,7 +83,7 @@ STUDY_KEYS = _by_name(
     _key("base_model_id", str, "Hub name to publish for a base model in a local folder."),
     _key("stack", str, "Way of training: a name, or a folder with a runner_config.json."),
 )
-STUDY_KEYS |= {name: HYPER_PARAMETERS[name] for name in _ALSO_IN_STUDY if name in HYPER_PARAMETERS}
+STUDY_KEYS |= {name: HYPER_PARAMETERS[name] for name in ALSO_IN_STUDY if name in HYPER_PARAMETERS}
 SAMPLE_KEYS = _by_name(
     _key("prompts", str, "What to draw.", is_list=True),
     _key(
@@ -183,7 +183,7 @@ class _Reader:
         tables = {name: value if isinstance(value := document.get(name), dict) else {} for name in _TABLES}
         study = self._table(f"[{_STUDY}]", tables[_STUDY], STUDY_KEYS)
         recipe = self._table(f"[{_RECIPE}]", tables[_RECIPE], HYPER_PARAMETERS)
-        for name in _ALSO_IN_STUDY:
+        for name in ALSO_IN_STUDY:
             if name not in study:
                 continue
             value = study.pop(name)

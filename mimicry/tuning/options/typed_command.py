@@ -9,7 +9,6 @@ import click
 from click.core import ParameterSource
 
 from mimicry.common.text import shell_line
-from mimicry.study.tree import NONE
 from mimicry.tuning.options.config import OPTIONS
 
 
@@ -58,5 +57,4 @@ def _words(parameter: click.Parameter, value: Any) -> tuple[str, ...]:
     if isinstance(value, bool):
         return (flag if value else max(parameter.secondary_opts, key=len),)
     values = value if isinstance(value, tuple) else (value,)
-    # Only --variant none has become None.
-    return tuple(word for one in values for word in (flag, NONE if one is None else str(one)))
+    return tuple(word for one in values for word in (flag, str(one)))
