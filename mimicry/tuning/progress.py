@@ -55,7 +55,7 @@ class StepDisplay:
     def tick(self) -> None:
         """Show how long it has taken, while there is no step yet."""
         if self.bar is not None and self._first is None:
-            self.bar.refresh()
+            _refresh(self.bar)
 
     def step(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl; one of an evaluation has no loss of a step."""
@@ -147,6 +147,11 @@ class BatchDisplay:
         self._ended_steps += count
         self._show()
 
+    def tick(self) -> None:
+        """Show how long it has taken, also while there is no step."""
+        if self.bar is not None:
+            _refresh(self.bar)
+
     def seconds_left(self) -> float | None:
         """Return how long all that is left will take; None while nothing tells it."""
         now = time.monotonic()
@@ -184,6 +189,13 @@ class BatchDisplay:
         left = self.time_left()
         self.bar.set_postfix_str(left, refresh=False)
         self.bar.update(taken - self.bar.n)
+
+
+def _refresh(bar: "tqdm[Any]") -> None:
+    """Write a bar anew, unless that was done within the last second."""
+    if time.time() - bar.last_print_t >= 1.0:
+        bar.last_print_t = time.time()
+        bar.refresh()
 
 
 @contextmanager

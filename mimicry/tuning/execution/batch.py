@@ -145,6 +145,7 @@ class Batch:
             end = one.job.poll()
             if end is None:
                 one.steps.tick()
+                self._display.tick()
                 return False
         except ClaimLost:
             self._say_claimed(one.job.target)
