@@ -1,9 +1,11 @@
 """Kill and damage a tiny pilot at random moments, run it again until it is complete, and compare.
 
-    .venv/bin/python -m tests.chaos.chaos --rounds 100 --seed 0 [--demo data/demo] [--keep DIR] [--output OUT]
+    .venv/bin/python -m tests.chaos.chaos --rounds 100 --seed 0 [--matrix]
+        [--demo data/demo] [--keep DIR] [--output OUT]
 
 Round number n has the seed SEED + n, which decides what is done; the moments also depend on the machine.
-A round that fails is kept in --keep DIR, and the exit code is 1. `--rounds 1 --seed N` repeats it.
+With --matrix, the study has several conditions and replicates. A round that fails is kept in --keep DIR, and
+the exit code is 1. `--rounds 1 --seed N` repeats it.
 """
 
 import argparse
@@ -34,6 +36,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
     )
+    parser.add_argument(
+        "--matrix", action="store_true", help="Two artists in three conditions with two seeds, not a pilot."
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep failed rounds here.")
@@ -44,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        pilot = TinyPilot.prepare(options.demo, Path(folder))
+        pilot = TinyPilot.prepare(options.demo, Path(folder), matrix=options.matrix)
         print(f"undisturbed: {pilot.seconds:.1f} s", flush=True)
         failed_seeds, seconds = [], []
         for seed in range(options.seed, options.seed + options.rounds):

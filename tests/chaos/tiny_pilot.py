@@ -1,4 +1,4 @@
-"""The pilot that the chaos program disturbs: three artists on the tiny model, as short as possible."""
+"""What the chaos program disturbs: a pilot of three artists on the tiny model, or a matrix, both short."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.files import read_json, sha256_file, write_json
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Condition, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
 from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
@@ -20,7 +20,7 @@ from mimicry.tuning.execution.bookmarks import STEP
 _IMAGES = 3
 _STEPS = 4
 _WORDS = (
-    *("--pilot", "--no-push-to-hub", "--resolution=32", "--rank=2", "--gradient-accumulation-steps=1"),
+    *("--no-push-to-hub", "--resolution=32", "--rank=2", "--gradient-accumulation-steps=1"),
     *(f"--max-train-steps={_STEPS}", "--checkpointing-steps=1", "--eval-timesteps=1"),
 )
 # Entries of other steps and later versions in the tracker.
@@ -43,24 +43,30 @@ class TinyPilot:
     base_model: Path
     cache: Path
     stack: str = "hf_diffusers"
+    conditions: tuple[Condition, ...] = (Condition(),)
+    variants: tuple[str | None, ...] = (None,)
+    words: tuple[str, ...] = ("--pilot",)
     seconds: float = 0.0
-    sha256s: dict[Artist, str] | None = None
+    sha256s: dict[AdapterId, str] | None = None
     config: bytes = b""
 
     @classmethod
-    def prepare(cls, demo: Path, folder: Path) -> "TinyPilot":
+    def prepare(cls, demo: Path, folder: Path, *, matrix: bool = False) -> "TinyPilot":
         """Copy a few paintings of the demo study into `folder`, and train their pilot once.
+
+        Args:
+            matrix: not a pilot, but two artists in three conditions, each trained with two seeds.
 
         Raises:
             SystemExit: there is no demo study, or the training failed; the message is its output.
         """
-        pilot = cls.copied(demo, folder)
+        pilot = cls.copied(demo, folder, matrix=matrix)
         pilot._train_undisturbed(folder / "undisturbed")
         return pilot
 
     @classmethod
-    def copied(cls, demo: Path, folder: Path) -> "TinyPilot":
-        """Copy a few paintings of the demo study into `folder`, without training.
+    def copied(cls, demo: Path, folder: Path, *, matrix: bool = False) -> "TinyPilot":
+        """Copy a few paintings of the demo study into `folder`, without training; see `prepare`.
 
         Raises:
             SystemExit: there is no demo study.
@@ -70,13 +76,18 @@ class TinyPilot:
             raise SystemExit(f"there is no demo study in {demo}; type `make demo`, or mimicry demo {demo}")
         pilot = cls(folder / "template", demo.absolute() / "tiny_sd3", folder / "cache")
         template = StudyTree(pilot.template)
-        styles = set()
-        for artist in source.artists(source.original_art):
-            if artist.style not in styles:
-                styles.add(artist.style)
-                images = template.images_of(template.original_art, artist)
+        first = {artist.style: artist for artist in reversed(source.artists(source.original_art))}
+        artists = sorted(first.values())
+        if matrix:
+            artists = artists[:2]
+            pilot.conditions = (Condition(), Condition("mist"), Condition("mist", "noisy_upscaling"))
+            pilot.variants = (None, "seed-43")
+            pilot.words = ("--protection=all", "--countermeasure=all", "--replicates=2")
+        for root in (source.source(condition).root for condition in pilot.conditions):
+            for artist in artists:
+                images = template.images_of(template.data_root / root.relative_to(source.data_root), artist)
                 images.mkdir(parents=True)
-                for path in sorted(source.images_of(source.original_art, artist).iterdir())[:_IMAGES]:
+                for path in sorted(source.images_of(root, artist).iterdir())[:_IMAGES]:
                     shutil.copyfile(path, images / path.name)
         write_json(template.tracker, _FOREIGN)
         return pilot
@@ -88,7 +99,7 @@ class TinyPilot:
             raise SystemExit((folder / "output.log").read_text())
         self.seconds = time.monotonic() - begin
         outputs = self.output_dirs(tree)
-        self.sha256s = {artist: sha256_file(path / WEIGHTS) for artist, path in outputs.items()}
+        self.sha256s = {adapter: sha256_file(path / WEIGHTS) for adapter, path in outputs.items()}
         self.config = (next(iter(outputs.values())) / ADAPTER_CONFIG).read_bytes()
         faults = faults_of(self, tree)
         if faults:
@@ -99,12 +110,15 @@ class TinyPilot:
         shutil.copytree(self.template, folder / "study")
         return StudyTree(folder / "study")
 
-    def output_dirs(self, tree: StudyTree) -> dict[Artist, Path]:
-        """Return the folders of the artists' adapters."""
-        return {
-            artist: tree.adapter_dir(AdapterId(self.stack, Condition(), artist))
+    def output_dirs(self, tree: StudyTree) -> dict[AdapterId, Path]:
+        """Return the folders of all adapters."""
+        adapters = [
+            AdapterId(self.stack, condition, artist, variant)
+            for variant in self.variants
             for artist in tree.artists(tree.original_art)
-        }
+            for condition in self.conditions
+        ]
+        return {adapter: tree.adapter_dir(adapter) for adapter in adapters}
 
 
 @dataclass
@@ -160,7 +174,7 @@ def _role(words: str) -> str:
 def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
     """Start the pilot on the study in `folder`, with its output in a log there."""
     words = [
-        *(sys.executable, "-m", "mimicry.tuning.apply_tuning", *_WORDS),
+        *(sys.executable, "-m", "mimicry.tuning.apply_tuning", *_WORDS, *pilot.words),
         f"--data-root={folder / 'study'}",
         f"--pretrained-model-name-or-path={pilot.base_model}",
     ]
@@ -181,9 +195,9 @@ def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
 def faults_of(pilot: TinyPilot, tree: StudyTree) -> list[str]:
     """Return all differences between a disturbed pilot and an undisturbed one."""
     faults = []
-    for artist, folder in pilot.output_dirs(tree).items():
-        expected = (pilot.sha256s or {}).get(artist)
-        faults += [f"{artist}: {fault}" for fault in _adapter_faults(pilot, folder, expected)]
+    for adapter, folder in pilot.output_dirs(tree).items():
+        expected = (pilot.sha256s or {}).get(adapter)
+        faults += [f"{adapter.key}: {fault}" for fault in _adapter_faults(pilot, folder, expected)]
     return faults + _tracker_faults(pilot, tree)
 
 
@@ -223,7 +237,7 @@ def _tracker_faults(pilot: TinyPilot, tree: StudyTree) -> list[str]:
     document["metadata"] = {name: metadata.get(name) for name in _FOREIGN["metadata"]}
     if document != _FOREIGN:
         faults.append("the tracker has lost what others wrote")
-    keys = {f"{pilot.stack}/none/none/{artist}" for artist in pilot.output_dirs(tree)}
+    keys = {adapter.key for adapter in pilot.output_dirs(tree)}
     if set(ours) != keys or {mark["status"] for mark in ours.values()} != {"complete"}:
         faults.append(f"the tracker says { ({key: mark['status'] for key, mark in ours.items()}) }")
     if status != "complete":
