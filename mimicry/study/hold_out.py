@@ -26,7 +26,7 @@ def held_out(stems: Iterable[str], count: int) -> tuple[str, ...]:
     Args:
         stems: those of the original art that is not left out as bad, whatever the condition.
     """
-    return tuple(sorted(sorted(set(stems), key=sha256_text)[:count]))
+    return tuple(sorted(sorted(set(stems), key=sha256_text)[:count])) if count else ()
 
 
 def training_set(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mimicry.study.captions import image_records
 from mimicry.study.hold_out import held_out
 from mimicry.study.images import ImageFolder
 from mimicry.study.quarantine import left_out
@@ -168,6 +169,15 @@ class TestAdaptersOnDisk:
         assert [verdict.state for verdict in verify_adapters(tree, [adapter], form)] == [State.COMPLETE]
         assert OwnImages(tree).problem(adapter, target_of(plan).folder.readable_run) == ""
         assert folder == target_of(plan).folder.path
+
+    def test_names_that_a_tool_has_changed_are_known(self, tree: StudyTree) -> None:
+        folder = tree.images_of(tree.protected_art / "mist", ANNA)
+        for path in list(folder.iterdir()):
+            path.rename(path.with_name(f"50_noise_{path.name}"))
+        target = target_of(plan_of(tree, MIST, config=config()))
+        put_adapter(tree, MIST, config=config(), images=image_records(target.images, None))
+        (adapter,) = tree.adapters("hf_diffusers")
+        assert OwnImages(tree).problem(adapter, target.folder.readable_run) == ""
 
     def test_another_number_is_another_recipe(self, tree: StudyTree) -> None:
         self.put(tree, 1)
