@@ -7,7 +7,7 @@ STUDY := --data-root $(DEMO)/style_mimicry
 TUNE := $(BIN)/apply_tuning --pilot $(STUDY) --pretrained-model-name-or-path $(DEMO)/tiny_sd3 \
 	--resolution 64 --learning-rate 3e-3 --max-train-steps 120 \
 	--train-batch-size 4 --gradient-accumulation-steps 1 --max-sequence-length 24 \
-	--mixed-precision no --no-gradient-checkpointing --no-push-to-hub
+	--hold-out 4 --mixed-precision no --no-gradient-checkpointing --no-push-to-hub
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 # What trains, paints or kills: minutes, where the rest takes one.
 SLOW := $(addprefix --ignore=tests/,tuning/hf_diffusers tuning/test_end_to_end.py demo tools chaos)

@@ -141,7 +141,7 @@ class Comparison:
         )
         self._judge = Judge(
             model,
-            TrainingInputs(input_dir=self._images, output_dir=folder).read_images().paths,
+            TrainingInputs(input_dir=self._images, output_dir=folder).read_images(0).paths,
             self._config.instance_prompt,
             resolution=options.resolution,
             tokens=self._config.max_sequence_length,

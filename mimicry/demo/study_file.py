@@ -10,6 +10,7 @@ STUDY_TOML = """\
 protections = ["none", "mist"]
 countermeasures = ["none", "noisy_upscaling"]
 pilot = true                # the first artist of each style
+hold_out = 4                # paintings that are not trained on: the evaluation loss is measured on them
 push_to_hub = false
 
 [recipe]

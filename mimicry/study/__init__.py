@@ -5,6 +5,7 @@ Import common names from here, and others from the modules.
 
 from mimicry.study.captions import Captions
 from mimicry.study.conditions import ChosenConditions, in_order
+from mimicry.study.hold_out import EvaluatedOn, held_out, hold_out_problem, training_set
 from mimicry.study.images import ImageFolder, ImageRecord
 from mimicry.study.pairing import Pairing
 from mimicry.study.states import State
@@ -16,12 +17,16 @@ __all__ = [
     "Captions",
     "ChosenConditions",
     "Condition",
+    "EvaluatedOn",
     "ImageFolder",
     "ImageRecord",
     "Pairing",
     "Source",
     "State",
     "StudyTree",
+    "held_out",
+    "hold_out_problem",
     "in_order",
     "sister_folders",
+    "training_set",
 ]

@@ -2,7 +2,7 @@
 
 The dose: peak signal-to-noise ratio, 10 log10(255^2 / mean squared error) in dB over all pixels and channels,
 and the L-infinity distance, the largest difference of a channel, of 255. Both are measured at the image's own
-size, to which the original is brought.
+size, to which the original is brought; with --source-resolution at the size to which both are reduced.
 
 The same picture: both are reduced to 16 x 16 pixels, where a perturbation averages out. What is left after
 taking away a blurred copy is the composition, whose correlation with that of the original is the likeness.

@@ -18,7 +18,7 @@ from mimicry.common.file_memory import FileMemory
 from mimicry.common.files import canonical_json, sha256_text
 from mimicry.common.text import first_few
 from mimicry.study.comparison import Comparison, Pair, judged
-from mimicry.study.images import ImageFacts, ImageFolder, ImageRecord, check_image
+from mimicry.study.images import AS_THEY_ARE, ImageFacts, ImageFolder, ImageRecord, Reading, check_image
 from mimicry.study.pairing import Pairing
 
 # Decoding a large scan needs a gigabyte.
@@ -64,12 +64,12 @@ def bad_images(
     folders: Iterable[ImageFolder],
     progress: Progress | None = None,
     *,
-    convert_profiles: bool = False,
+    reading: Reading = AS_THEY_ARE,
     anew: bool = False,
 ) -> list[BadImage]:
     """Decode the images of `folders`, and return the bad ones in order; see `examine`."""
     sets = [Pairing(folder) for folder in folders]
-    return examine(sets, progress, convert_profiles=convert_profiles, anew=anew).bad
+    return examine(sets, progress, reading=reading, anew=anew).bad
 
 
 def unreadable(bad: Sequence[BadImage]) -> list[str]:
@@ -89,16 +89,16 @@ def examine(
     sets: Sequence[Pairing],
     progress: Progress | None = None,
     *,
-    convert_profiles: bool = False,
+    reading: Reading = AS_THEY_ARE,
     anew: bool = False,
 ) -> Examination:
     """Decode the images of `sets`, several at a time, and compare each with its original.
 
     Args:
-        convert_profiles: decode them as a training with --convert-profiles does.
+        reading: how the training reads them.
         anew: also decode images that were found good before.
     """
-    rooms = [_Room(pairing, convert_profiles) for pairing in sets]
+    rooms = [_Room(pairing, reading) for pairing in sets]
     todo = [(room, name) for room in rooms for name in room.unknown(anew=anew)]
     bad = []
     pool = ThreadPoolExecutor(min(MOST_THREADS, processor_count()))
@@ -116,9 +116,9 @@ def examine(
     return Examination(bad, [room.found for room in rooms])
 
 
-def remembered(pairing: Pairing, *, convert_profiles: bool = False) -> dict[str, Examined]:
+def remembered(pairing: Pairing, reading: Reading = AS_THEY_ARE) -> dict[str, Examined]:
     """Return what earlier calls found of images that were not changed since, by name; nothing is decoded."""
-    room = _Room(pairing, convert_profiles)
+    room = _Room(pairing, reading)
     room.unknown()
     return room.found
 
@@ -140,9 +140,9 @@ def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -
 class _Room:
     """One set of images, what is remembered of it, and what is found."""
 
-    def __init__(self, pairing: Pairing, convert_profiles: bool) -> None:
+    def __init__(self, pairing: Pairing, reading: Reading) -> None:
         self._pairing = pairing
-        self._convert = convert_profiles
+        self._reading = reading
         images, original = pairing.images, pairing.original
         self._memory = FileMemory("images" if original is None else "comparisons", images.path)
         self._pairs: dict[str, tuple[Examined, Pair, list[Any] | None]] = {}
@@ -179,13 +179,13 @@ class _Room:
         path, before = images.path / name, self._identity(name)
         self._left.discard(name)
         try:
-            picture, facts = check_image(path, convert_profile=self._convert)
+            picture, facts = check_image(path, self._reading)
         except OSError as error:
             return BadImage(path, error.strerror or str(error), error.errno is None, images.stem(name))
         partner = self._pairing.partner(name)
         if original is not None and partner is not None:
             try:
-                other, original_facts = check_image(original.path / partner, convert_profile=self._convert)
+                other, original_facts = check_image(original.path / partner, self._reading)
             except OSError:
                 pass  # it is for the training on the original art to complain of
             else:
@@ -213,9 +213,12 @@ class _Room:
     def _identity(self, name: str) -> list[Any] | None:
         """Return what an image is remembered by; None if there is no such file."""
         facts = _facts(self._pairing.images.path / name)
-        if facts is None or self._originals is None:
-            return facts if facts is None else [*facts, self._convert]
-        return [*facts, self._convert, self._pairing.partner(name), self._originals]
+        if facts is None:
+            return None
+        reading = [self._reading.convert_profiles, self._reading.source_resolution]
+        if self._originals is None:
+            return [*facts, *reading]
+        return [*facts, *reading, self._pairing.partner(name), self._originals]
 
 
 def _facts(path: Path) -> list[int] | None:

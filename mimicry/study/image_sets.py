@@ -14,7 +14,7 @@ from mimicry.study.captions import Captions, image_records
 from mimicry.study.comparison import same_shape
 from mimicry.study.image_checks import BadImage, Examined, examine
 from mimicry.study.image_sizes import Size
-from mimicry.study.images import READERS, ImageFolder
+from mimicry.study.images import READERS, ImageFolder, Reading
 from mimicry.study.pairing import Pairing
 
 # The names that a line gives; where there are more, it says where the list is.
@@ -106,24 +106,34 @@ def ignored(images: ImageFolder, *, captions: bool) -> list[Finding]:
 
 
 def geometry(
-    pairing: Pairing, sizes: Mapping[str, Size], original_sizes: Mapping[str, Size]
+    pairing: Pairing, sizes: Mapping[str, Size], original_sizes: Mapping[str, Size], reading: Reading
 ) -> list[Finding]:
-    """Return where the sizes of a set differ from those of its originals.
+    """Return where the sizes of a set differ from those of its originals, as they are trained on.
 
     Args:
         sizes: of the images, by name, in pixels; those that are not known are missing.
         original_sizes: of the original art.
+        reading: one that reduces images to the same detail evens out that they had another size.
     """
     scaled: dict[str, str] = {}
     reshaped: dict[str, str] = {}
+    shorter_sides = []
     for name, size in sizes.items():
         original = original_sizes.get(pairing.partner(name) or "")
         if original is not None and original != size:
-            group = scaled if same_shape(original, size) else reshaped
+            alike = same_shape(original, size)
+            if alike and reading.evens_out(original, size):
+                continue
+            group = scaled if alike else reshaped
             group[name] = f"{_by(size)} where the original has {_by(original)}"
+            shorter_sides += [*size, *original] if alike else []
     count = len(pairing.images.names)
+    another = "another size than the originals"
+    if reading.source_resolution is not None:
+        another += f", and less than --source-resolution {reading.source_resolution}"
+    advice = f"; --source-resolution {min(shorter_sides)} evens that out" if scaled else ""
     return [
-        *_sized("another size than the originals", scaled, count, "the sets differ in detail as well"),
+        *_sized(another, scaled, count, "the sets differ in detail as well", advice),
         *_sized(
             "another shape than the originals, squeezed or cropped",
             reshaped,
@@ -133,14 +143,14 @@ def geometry(
     ]
 
 
-def _sized(what: str, sizes: Mapping[str, str], of: int, meaning: str) -> list[Finding]:
+def _sized(what: str, sizes: Mapping[str, str], of: int, meaning: str, advice: str = "") -> list[Finding]:
     """Return the finding about images of other sizes, which are given by name."""
     if not sizes:
         return []
     items = tuple(f"{name!r} has {words}" for name, words in sizes.items())
     alike = set(sizes.values())
     shown = f"{len(sizes)} of {of} images have {alike.pop()}" if len(alike) == 1 else _few(items, of)
-    return [Finding(f"{what}: {shown}; {meaning}, and not by the method alone", items)]
+    return [Finding(f"{what}: {shown}; {meaning}, and not by the method alone{advice}", items)]
 
 
 def crop_loss(images: ImageFolder, sizes: Mapping[str, Size]) -> list[Finding]:
@@ -245,14 +255,14 @@ def colours(pairing: Pairing, found: Mapping[str, Examined], *, convert_profiles
 
 
 def described_images(
-    pairing: Pairing, captions: Captions | None, *, convert_profiles: bool
+    pairing: Pairing, captions: Captions | None, reading: Reading
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return what training_run.json records about each image, and the marks of the set.
 
     Raises:
         OSError: an image cannot be read.
     """
-    (found,) = examine([pairing], convert_profiles=convert_profiles).found
+    (found,) = examine([pairing], reading=reading).found
     records = image_records(pairing.images, captions)
     for record in records:
         record |= image_facts(pairing, record["name"], found.get(record["name"]))

@@ -128,6 +128,10 @@ class ImageFolder:
         """Return whether a file that is no image has the captions of some."""
         return name in METADATA or (name.lower().endswith(TEXT_SUFFIX) and stem_of(name) in self.own_stems)
 
+    def only(self, stems: Collection[str]) -> "ImageFolder":
+        """Return the same folder with the images alone that have these stems."""
+        return replace(self, names=tuple(name for name in self.names if self.stem(name) in stems))
+
     def without(self, stems: Collection[str]) -> "ImageFolder":
         """Return the same folder without the images that have these stems."""
         if not stems:
@@ -160,12 +164,45 @@ def stem_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How images are read, in every condition alike.
+
+    `convert_profiles` brings their colours to sRGB by their embedded profiles, which are ignored otherwise.
+    `source_resolution` reduces an image until its shorter side has so many pixels, so that it carries no more
+    detail than that; a smaller one stays as it is.
+    """
+
+    convert_profiles: bool = False
+    source_resolution: int | None = None
+
+    def evens_out(self, *sizes: tuple[int, int]) -> bool:
+        """Return whether images of these sizes, of one aspect, are reduced to the same detail."""
+        return self.source_resolution is not None and all(
+            min(size) >= self.source_resolution for size in sizes
+        )
+
+    def reduced(self, picture: "Image") -> "Image":
+        """Return the picture with at most the detail that is asked for."""
+        from PIL import Image
+
+        shorter = min(picture.size)
+        if self.source_resolution is None or shorter <= self.source_resolution:
+            return picture
+        scale = self.source_resolution / shorter
+        width, height = (max(1, round(scale * side)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+AS_THEY_ARE = Reading()
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What is known of an image that was decoded.
 
-    `width` and `height` are in pixels, turned as its EXIF data says. `mode` and `format` are Pillow's words.
-    `profile` is the name of an embedded colour profile; `other_colours` says that it means other colours than
-    sRGB, or cannot be used.
+    `width` and `height` are those of the file, in pixels, turned as its EXIF data says. `mode` and `format`
+    are Pillow's words. `profile` is the name of an embedded colour profile; `other_colours` says that it
+    means other colours than sRGB, or cannot be used.
     """
 
     width: int
@@ -176,22 +213,19 @@ class ImageFacts:
     other_colours: bool = False
 
 
-def read_rgb(path: Path, *, convert_profile: bool = False) -> "Image":
+def read_rgb(path: Path, reading: Reading = AS_THEY_ARE) -> "Image":
     """Read an image as RGB, turned as its EXIF data says. Of several frames or pages, read the first.
 
     Transparent pixels become white instead of the colour that some program has left beneath.
-
-    Args:
-        convert_profile: bring its colours to sRGB by its embedded profile; otherwise the profile is ignored.
 
     Raises:
         OSError: the file cannot be read as an image; the message names it. `errno` is set if the file could
             not be read at all, which says nothing about the image.
     """
-    return decode(path, convert_profile=convert_profile)[0]
+    return decode(path, reading)[0]
 
 
-def decode(path: Path, *, convert_profile: bool = False) -> tuple["Image", ImageFacts]:
+def decode(path: Path, reading: Reading = AS_THEY_ARE) -> tuple["Image", ImageFacts]:
     """Read an image as `read_rgb` does, and tell what it is.
 
     Raises:
@@ -216,13 +250,13 @@ def decode(path: Path, *, convert_profile: bool = False) -> tuple["Image", Image
             content = image.info.get("icc_profile")
             turned: Image.Image = ImageOps.exif_transpose(image) or image
             profile = profile_of(content, mode) if content else None
-            if profile is not None and convert_profile:
+            if profile is not None and reading.convert_profiles:
                 turned = profile.to_srgb(turned)
             picture = _on_white(turned)
     # Pillow's readers raise all kinds of errors on a damaged file, TypeError included.
     except Exception as error:
         raise _unreadable(path, error) from error
-    return picture, ImageFacts(
+    return reading.reduced(picture), ImageFacts(
         width=picture.width,
         height=picture.height,
         mode=mode,
@@ -249,14 +283,14 @@ def header_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def check_image(path: Path, *, convert_profile: bool = False) -> tuple["Image", ImageFacts]:
+def check_image(path: Path, reading: Reading = AS_THEY_ARE) -> tuple["Image", ImageFacts]:
     """Decode an image as `decode` does, and check its size.
 
     Raises:
         OSError: as for `read_rgb`, or the image is too small to learn from.
     """
-    picture, facts = decode(path, convert_profile=convert_profile)
-    if min(picture.size) < MIN_SIDE:
+    picture, facts = decode(path, reading)
+    if min(facts.width, facts.height) < MIN_SIDE:
         raise OSError(
             f"{path} cannot be trained on: {facts.width}x{facts.height} pixels; each side needs at least "
             f"{MIN_SIDE}"

@@ -171,6 +171,8 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     problems = Problems()
     with problems:
         series = series_of_call(context, take_config(parameters))
+        for one in series:
+            one.config.refuse_train_script(parameters["train_script"])
     with problems:
         stack = Stack.find(parameters["stack"])
         _refuse_useless_options(context, stack)

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mimicry.common.text import message_lines, printable
+from mimicry.study import EvaluatedOn
 from mimicry.study.image_checks import Progress
 
 # Without a terminal there is a line for each twentieth of the steps, and not more often than this.
@@ -227,7 +228,8 @@ def duration(seconds: float) -> str:
 def eval_change(value: Any) -> str:
     """Return the `eval_loss` of a training_run.json in words; empty when nothing was evaluated."""
     try:
-        where = " (in-sample)" if value.get("on") == "in-sample" else ""
+        on = value.get("on")
+        where = f" ({on})" if on in (EvaluatedOn.HELD_OUT, EvaluatedOn.IN_SAMPLE) else ""
         return f"eval {value['start']:.3f} -> {value['end']:.3f}{where}"
     except (AttributeError, KeyError, TypeError, ValueError):  # skipped, not there, or another program's
         return ""

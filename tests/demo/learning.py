@@ -7,7 +7,6 @@ changes of brightness are in each direction.
 """
 
 import json
-import shutil
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from mimicry.demo.paintings import SUBJECTS
 from mimicry.demo.study_file import STUDY_TOML
 from mimicry.sampling.sampler import Sampler
+from mimicry.study.hold_out import held_out
 from mimicry.study.images import ImageFolder, read_rgb
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
@@ -33,9 +33,9 @@ from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop
 from mimicry.tuning.options.config import TuningConfig
 
-_RECIPE = tomllib.loads(STUDY_TOML)["recipe"]
+_STUDY = tomllib.loads(STUDY_TOML)
+_RECIPE, _HOLD_OUT = _STUDY["recipe"], _STUDY["study"]["hold_out"]
 SIDE, _TOKENS = _RECIPE["resolution"], _RECIPE["max_sequence_length"]
-_HELD_OUT = 5  # of twenty: one of each subject
 _SEEDS_SAMPLED = (0, 1, 2)
 _DIRECTIONS = 8
 _WORDS = {"hills": "hills", "house": "a house", "tree": "a tree", "boat": "a boat", "sun": "the sun"}
@@ -53,28 +53,32 @@ class Laboratory:
     demo: Path
     folder: Path
 
-    def paintings(self, artist: Artist, condition: Condition, *, held_out: bool) -> Path:
-        """Return a folder with the paintings of `artist` that are learnt from, or with those held out."""
+    def paintings(self, artist: Artist, condition: Condition = Condition()) -> Path:  # noqa: B008 - frozen
+        """Return the folder of the paintings of `artist` in a condition."""
         tree = StudyTree(self.demo / "style_mimicry")
-        folder = self.folder / f"{artist.name}-{condition}-{held_out}"
-        if not folder.exists():
-            folder.mkdir()
-            paths = ImageFolder.read(tree.images_of(tree.source(condition).root, artist)).paths
-            for path in paths[-_HELD_OUT:] if held_out else paths[:-_HELD_OUT]:
-                shutil.copyfile(path, folder / path.name)
-        return folder
+        return tree.images_of(tree.source(condition).root, artist)
+
+    def held_out(self, artist: Artist) -> ImageFolder:
+        """Return the original paintings of `artist` that no adapter learns from."""
+        images = ImageFolder.read(self.paintings(artist))
+        return images.only(held_out(images.stems, _HOLD_OUT))
 
     def train(self, artist: Artist, condition: Condition, seed: int, held_out_of: Artist) -> Path:
-        """Train an adapter, evaluated on paintings that are held out; return its folder."""
+        """Train an adapter as apply_tuning does, evaluated on what is held out; return its folder.
+
+        The painters' files have the same names, so the same are held out of all.
+        """
         output_dir = self.folder / f"adapter-{artist.name}-{condition}-{seed}"
         train_adapter(
             parse_job(
                 [
-                    f"--instance_data_dir={self.paintings(artist, condition, held_out=False)}",
-                    f"--eval_data_dir={self.paintings(held_out_of, Condition(), held_out=True)}",
+                    f"--instance_data_dir={self.paintings(artist, condition)}",
+                    f"--pair_with_dir={self.paintings(artist)}",
+                    f"--eval_data_dir={self.paintings(held_out_of)}",
                     f"--output_dir={output_dir}",
                     f"--pretrained_model_name_or_path={self.demo / 'tiny_sd3'}",
                     f"--seed={seed}",
+                    f"--hold_out={_HOLD_OUT}",
                     # As in the demo; what it turns off, the trainer does not do by itself.
                     *(f"--{name}={value}" for name, value in _RECIPE.items() if _is_told(name, value)),
                 ]
@@ -139,9 +143,9 @@ class Look:
         pixels_BIHW = torch.cat([to_pixels(apply_crop(picture, Crop(), SIDE)) for picture in pictures])
         return Style(self._manner(pixels_BIHW), _texture(pixels_BIHW))
 
-    def of_folder(self, folder: Path) -> Style:
-        """Return the style of the pictures in `folder`."""
-        return self.of([read_rgb(path) for path in ImageFolder.read(folder).paths])
+    def of_files(self, paths: Sequence[Path]) -> Style:
+        """Return the style of the pictures in files."""
+        return self.of([read_rgb(path) for path in paths])
 
     @torch.no_grad()
     def _manner(self, pixels_BIHW: Tensor) -> Tensor:

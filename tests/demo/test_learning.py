@@ -52,7 +52,7 @@ def learnt(request: pytest.FixtureRequest, laboratory: Laboratory, base: Style) 
     }
     by_other = laboratory.train(OTHER, ORIGINAL, seed, held_out_of=ARTIST)
     sampler, look = laboratory.sampler(), laboratory.look()
-    painted = look.of_folder(laboratory.paintings(ARTIST, ORIGINAL, held_out=True))
+    painted = look.of_files(laboratory.held_out(ARTIST).paths)
     styles = {condition: look.of(samples(sampler, adapter)) for condition, adapter in adapters.items()}
     found = Learnt(
         loss_of_base=evaluation(adapters[ORIGINAL])[0],

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from mimicry.study.colour import profile_of
-from mimicry.study.images import check_image, decode, read_rgb
+from mimicry.study.images import Reading, check_image, decode, read_rgb
 
 
 def matrix_profile(name: str, gamma: float, swapped: bool = False) -> bytes:
@@ -105,7 +105,7 @@ class TestConversion:
         assert read_rgb(path).getpixel((0, 0)) == (200, 100, 50)
 
     def test_red_and_blue_swap_back(self, tmp_path: Path) -> None:
-        red, green, blue = pixel(read_rgb(write(tmp_path / "a.png", SWAPPED), convert_profile=True))
+        red, green, blue = pixel(read_rgb(write(tmp_path / "a.png", SWAPPED), Reading(convert_profiles=True)))
         assert red < 90
         assert abs(green - 100) < 8
         assert blue > 180
@@ -113,30 +113,30 @@ class TestConversion:
     @pytest.mark.parametrize("profile", [SRGB, None])
     def test_srgb_keeps_every_bit(self, profile: bytes | None, tmp_path: Path) -> None:
         path = write(tmp_path / "a.png", profile)
-        assert read_rgb(path, convert_profile=True).tobytes() == read_rgb(path).tobytes()
+        assert read_rgb(path, Reading(convert_profiles=True)).tobytes() == read_rgb(path).tobytes()
 
     def test_transparency_stays(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.png", SWAPPED, "RGBA", (200, 100, 50, 0))
-        assert read_rgb(path, convert_profile=True).getpixel((0, 0)) == (255, 255, 255)
+        assert read_rgb(path, Reading(convert_profiles=True)).getpixel((0, 0)) == (255, 255, 255)
 
     @pytest.mark.parametrize("mode", ["L", "P"])
     def test_grey_and_palettes(self, mode: str, tmp_path: Path) -> None:
         image = Image.new("RGB", (16, 12), (60, 60, 60)).convert(mode)
         image.save(tmp_path / "a.png", icc_profile=STEEP)
         # With a gamma of 1 the same number is a lighter grey.
-        assert min(pixel(read_rgb(tmp_path / "a.png", convert_profile=True))) > 110
+        assert min(pixel(read_rgb(tmp_path / "a.png", Reading(convert_profiles=True)))) > 110
 
     def test_a_profile_that_cannot_be_used_is_refused_with_its_name(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.png", b"broken" * 40)
         assert decode(path)[1].other_colours
         with pytest.raises(OSError, match=r"a\.png cannot be read as an image: its colour profile 'unknown'"):
-            decode(path, convert_profile=True)
+            decode(path, Reading(convert_profiles=True))
 
     def test_orientation_and_profile_together(self, tmp_path: Path) -> None:
         exif, file = Image.Exif(), BytesIO()
         exif[0x0112] = 6
         Image.new("RGB", (16, 12), (200, 100, 50)).save(file, "PNG", exif=exif, icc_profile=SWAPPED)
         (tmp_path / "a.png").write_bytes(file.getvalue())
-        picture, facts = decode(tmp_path / "a.png", convert_profile=True)
+        picture, facts = decode(tmp_path / "a.png", Reading(convert_profiles=True))
         assert picture.size == (facts.width, facts.height) == (12, 16)
         assert pixel(picture)[2] > 180

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mimicry.study import image_checks
 from mimicry.study.image_checks import bad_images, unreadable
-from mimicry.study.images import ImageFacts, ImageFolder, check_image
+from mimicry.study.images import ImageFacts, ImageFolder, Reading, check_image
 from tests.hostile_names import over_hostile_names
 
 
@@ -20,9 +20,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: list[str] = []
 
-    def check(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
+    def check(path: Path, reading: Reading) -> tuple[Image.Image, ImageFacts]:
         names.append(path.name)
-        return check_image(path, convert_profile=convert_profile)
+        return check_image(path, reading)
 
     monkeypatch.setattr(image_checks, "check_image", check)
     return names

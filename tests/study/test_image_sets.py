@@ -21,7 +21,7 @@ from mimicry.study.image_sets import (
     unusable,
 )
 from mimicry.study.image_sizes import stated_sizes
-from mimicry.study.images import ImageFolder
+from mimicry.study.images import AS_THEY_ARE, ImageFolder, Reading
 from mimicry.study.pairing import Pairing
 from tests.study.test_colour import STEEP
 from tests.study.test_comparison import painting, perturbed
@@ -72,11 +72,11 @@ def found_in(pairing: Pairing) -> dict[str, Examined]:
     return result.found[0]
 
 
-def texts(pairing: Pairing) -> list[str]:
+def texts(pairing: Pairing, reading: Reading = AS_THEY_ARE) -> list[str]:
     sizes = stated_sizes(pairing.images.path, pairing.images.names)
     assert pairing.original is not None
     original = stated_sizes(pairing.original.path, pairing.original.names)
-    return [finding.text for finding in geometry(pairing, sizes, original)]
+    return [finding.text for finding in geometry(pairing, sizes, original, reading)]
 
 
 class TestGeometry:
@@ -93,6 +93,38 @@ class TestGeometry:
         (text,) = texts(Pairing.of(images, original))
         assert text.startswith("another size than the originals: 6 of 6 images have ")
         assert f"{size[0]}x{size[1]} where the original has 160x120" in text
+
+    def test_another_size_that_is_evened_out(
+        self, original: ImageFolder, paintings: dict[str, Image.Image], tmp_path: Path
+    ) -> None:
+        images = write(tmp_path / "set", {stem: image.resize((80, 60)) for stem, image in paintings.items()})
+        pairing = Pairing.of(images, original)
+        (text,) = texts(pairing)
+        assert text.endswith("; --source-resolution 60 evens that out")
+        assert texts(pairing, Reading(source_resolution=60)) == []
+        (text,) = texts(pairing, Reading(source_resolution=61))
+        assert text.startswith(
+            "another size than the originals, and less than --source-resolution 61: 6 of 6"
+        )
+
+    def test_one_that_is_smaller_is_named(
+        self, original: ImageFolder, paintings: dict[str, Image.Image], tmp_path: Path
+    ) -> None:
+        sizes = {"00": (80, 60), "01": (40, 30)}
+        images = write(
+            tmp_path / "set",
+            {stem: image.resize(sizes.get(stem, image.size)) for stem, image in paintings.items()},
+        )
+        (text,) = texts(Pairing.of(images, original), Reading(source_resolution=60))
+        assert "1 of 6 images have 40x30 where the original has 160x120" in text
+
+    def test_another_shape_is_never_evened_out(
+        self, original: ImageFolder, paintings: dict[str, Image.Image], tmp_path: Path
+    ) -> None:
+        images = write(tmp_path / "set", paintings | {"03": paintings["03"].resize((120, 120))})
+        (text,) = texts(Pairing.of(images, original), Reading(source_resolution=60))
+        assert text.startswith("another shape than the originals")
+        assert "--source-resolution" not in text
 
     def test_another_shape_of_one_of_them(
         self, original: ImageFolder, paintings: dict[str, Image.Image], tmp_path: Path
@@ -121,7 +153,7 @@ class TestGeometry:
         )
         pairing = Pairing.of(images, original)
         sizes = stated_sizes(images.path, images.names)
-        findings = geometry(pairing, sizes, stated_sizes(original.path, original.names))
+        findings = geometry(pairing, sizes, stated_sizes(original.path, original.names), AS_THEY_ARE)
         (line,) = [finding.line("LIST") for finding in findings if len(finding.items) > 3]
         assert "4 of 6 images: '02.png' has 82x60" in line
         assert " and 1 more; " in line
@@ -241,16 +273,31 @@ class TestExamined:
         assert remembered(pairing) == {}
         found = found_in(pairing)
         assert remembered(pairing) == found
-        assert remembered(pairing, convert_profiles=True) == {}
+        for reading in (Reading(convert_profiles=True), Reading(source_resolution=60)):
+            assert remembered(pairing, reading) == {}
         perturbed(paintings["05"], 3).save(original.paths[5])
         assert remembered(Pairing.of(pairing.images, original)) == {}
+
+    def test_what_is_compared_is_what_is_trained_on(
+        self, original: ImageFolder, paintings: dict[str, Image.Image], tmp_path: Path
+    ) -> None:
+        small = {stem: image.resize((80, 60), Image.Resampling.LANCZOS) for stem, image in paintings.items()}
+        pairing = Pairing.of(write(tmp_path / "set", small), original)
+        records, _ = described_images(pairing, None, Reading(source_resolution=60))
+        for record in records:
+            # The file's own size, and the dose of what is left of both.
+            assert (record["width"], record["height"]) == (80, 60)
+            assert (record["psnr"], record["linf"], record["original_fit"]) == (None, 0, "as it is")
+        assert {record["original_fit"] for record in described_images(pairing, None, AS_THEY_ARE)[0]} == {
+            "scaled"
+        }
 
     def test_the_record(
         self, original: ImageFolder, paintings: dict[str, Image.Image], tmp_path: Path
     ) -> None:
         named = {f"50_noise_{stem}": perturbed(image, 8) for stem, image in paintings.items() if stem != "05"}
         pairing = Pairing.of(write(tmp_path / "set", named), original)
-        records, unpaired = described_images(pairing, None, convert_profiles=False)
+        records, unpaired = described_images(pairing, None, AS_THEY_ARE)
         assert unpaired == ["lacks '05' of original_art"]
         first = records[0]
         assert (first["name"], first["stem"], first["original"]) == ("50_noise_00.png", "00", "00.png")
@@ -258,6 +305,6 @@ class TestExamined:
         assert (first["width"], first["height"], first["mode"], first["format"]) == (160, 120, "RGB", "PNG")
         assert first["linf"] == 8
         assert 25 < first["psnr"] < 32
-        alone, none = described_images(Pairing(original), None, convert_profiles=False)
+        alone, none = described_images(Pairing(original), None, AS_THEY_ARE)
         assert none == []
         assert (alone[0]["original"], alone[0]["psnr"], alone[0]["width"]) == (None, None, 160)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mimicry.study import images
 from mimicry.study.image_checks import bad_images
-from mimicry.study.images import IMAGE_SUFFIXES, ImageFolder, read_rgb, stem_of
+from mimicry.study.images import IMAGE_SUFFIXES, ImageFolder, Reading, check_image, decode, read_rgb, stem_of
 from tests.hostile_names import over_hostile_names
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
@@ -220,3 +220,35 @@ def test_a_folder_that_cannot_be_listed_says_so(tmp_path: Path, monkeypatch: pyt
 
     assert folder.names == ()
     assert folder.problem() == f"{tmp_path} cannot be listed: Permission denied"
+
+
+class TestSourceResolution:
+    @pytest.mark.parametrize(
+        ("size", "side", "reduced"),
+        [
+            ((160, 120), 60, (80, 60)),
+            ((120, 160), 60, (60, 80)),
+            ((160, 120), 120, (160, 120)),
+            ((160, 120), 500, (160, 120)),
+            ((161, 120), 60, (80, 60)),
+            ((3000, 16), 16, (3000, 16)),
+        ],
+    )
+    def test_the_shorter_side_is_reduced_and_none_is_enlarged(
+        self, size: tuple[int, int], side: int, reduced: tuple[int, int], tmp_path: Path
+    ) -> None:
+        Image.new("RGB", size, "red").save(tmp_path / "a.png")
+        picture, facts = decode(tmp_path / "a.png", Reading(source_resolution=side))
+        assert picture.size == reduced
+        assert (facts.width, facts.height) == size
+
+    def test_the_file_itself_has_to_be_large_enough(self, tmp_path: Path) -> None:
+        Image.new("RGB", (160, 7), "red").save(tmp_path / "a.png")
+        with pytest.raises(OSError, match="160x7 pixels; each side needs at least 8"):
+            check_image(tmp_path / "a.png", Reading(source_resolution=16))
+
+    def test_it_is_turned_first(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (160, 120), "red").save(tmp_path / "a.jpg", exif=exif)
+        assert read_rgb(tmp_path / "a.jpg", Reading(source_resolution=60)).size == (60, 80)

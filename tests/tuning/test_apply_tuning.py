@@ -76,7 +76,8 @@ def test_a_dry_run_writes_nothing_and_needs_no_token(quick_studio: QuickStudio) 
     ended = quick_studio.tune("--dry-run", "--push-to-hub", "--overwrite")
 
     assert ended.code == 0
-    assert [line.split()[0] for line in ended.out.splitlines()] == ["artist", *map(str, EVERYBODY), "4"]
+    first_words = [line.split()[0] for line in ended.out.splitlines()]
+    assert first_words == ["artist", *map(str, EVERYBODY), "evaluation", "4"]
     assert ended.err.startswith("warning: the training would be refused: HF_TOKEN is not set")
     assert listing(quick_studio.folder) == before
 
@@ -184,6 +185,11 @@ def test_json_goes_with_a_dry_run_only(quick_studio: QuickStudio) -> None:
         (["--stall-minutes=0"], ["--stall-minutes"]),
         (["--min-samples-per-artist=0"], ["--min-samples-per-artist"]),
         (["--train-script=gone.py"], ["gone.py"]),
+        (
+            ["--train-script=lab.py", "--hold-out=1", "--source-resolution=64"],
+            ["--hold-out 1: lab.py cannot be told so", "--source-resolution 64: lab.py cannot be told so"],
+        ),
+        (["--hold-out=-1", "--source-resolution=8"], ["--hold-out is -1", "--source-resolution is 8"]),
         (["--artits=Anna_Berg"], ["No such option", "--artist"]),
         (["Anna_Berg"], ["Anna_Berg"]),
     ],

@@ -14,7 +14,7 @@ from mimicry.common.errors import UsageError
 from mimicry.common.files import read_json, sha256_file
 from mimicry.common.text import first_few
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS, METRICS, AdapterFolder
-from mimicry.tuning.adapters.recipe import recipe_differences
+from mimicry.tuning.adapters.recipe import complete_options, recipe_differences
 from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE
 
 ADAPTER = "adapter.safetensors"
@@ -83,7 +83,7 @@ class CheckpointFacts:
         recorded = self.facts["recipe"]
         words = recipe_differences(recorded, recipe)
         # A new option counts as its default. One that is gone may have meant anything.
-        gone = recorded["options"].keys() - recipe["options"].keys()
+        gone = recorded["options"].keys() - (complete_options(recipe) or {}).keys()
         if gone:
             words.append(f"options of another version: {first_few(sorted(gone))}")
         words += data_differences

@@ -35,8 +35,13 @@ def recipe(config: TuningConfig, base_model: Mapping[str, Any] | None, trainer: 
         trainer: see `trainer_identity`.
     """
     values = asdict(config)
+    used = [
+        option
+        for option in OPTIONS
+        if option.facts.in_recipe and not (option.facts.added_later and values[option.name] == option.default)
+    ]
     return {
-        "options": {option.name: values[option.name] for option in OPTIONS if option.facts.in_recipe},
+        "options": {option.name: values[option.name] for option in used},
         "base_model": base_model or {"name": config.pretrained_model_name_or_path},
         "trainer": trainer,
     }
@@ -63,13 +68,13 @@ def option_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) ->
 
     An option that did not exist yet when the recipe was recorded counts as its default: what was done.
     """
-    new = asked["options"]
+    new = complete_options(asked) or {}
     known = complete_options(recorded) or {}
     return {name: (known.get(name), new[name]) for name in new if known.get(name) != new[name]}
 
 
 def complete_options(recorded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the options of a recorded recipe, with the defaults of those that did not exist yet.
+    """Return the options of a recorded recipe, with the defaults of those that it does not have.
 
     None when the record has no options that can be read.
     """

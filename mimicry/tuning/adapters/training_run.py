@@ -77,6 +77,12 @@ class TrainingRun:
         return (self.options or {}).get("rank")
 
     @property
+    def hold_out(self) -> int:
+        """How many of the artist's paintings were held out of training."""
+        count = (self.options or {}).get("hold_out")
+        return count if isinstance(count, int) else 0
+
+    @property
     def recipe(self) -> Mapping[str, Any] | None:
         """What defines the adapter beside its images; see `mimicry.tuning.adapters.recipe`."""
         return self._object("recipe")

@@ -54,8 +54,8 @@ class UnrecordedTraining:
         except AdapterBroken as error:
             folder.set_aside(State.BROKEN)
             raise TrainingFailed(str(error)) from error
-        convert = target.request.config.convert_profiles
-        described, marks = described_images(target.pairing, self.captions, convert_profiles=convert)
+        reading = target.request.config.reading
+        described, marks = described_images(target.pairing, self.captions, reading)
         record: dict[str, Any] = {
             "schema": 1,
             "stack": target.request.stack.name,

@@ -35,7 +35,7 @@ class ArtistJob:
     @property
     def step_count(self) -> int:
         """The optimizer steps of the training."""
-        return self.config.step_count(len(self.inputs.read_images().names))
+        return self.config.step_count(len(self.inputs.read_images(self.config.hold_out).names))
 
     def environment(self) -> tuple[dict[str, str], str]:
         """Return the script's environment, and a line that says what of ours it lacks; empty for nothing."""

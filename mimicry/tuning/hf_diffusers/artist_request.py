@@ -26,6 +26,10 @@ def parse_request(parameters: dict[str, Any]) -> tuple[ArtistJob, UploadJob | No
     problems = Problems()
     with problems:
         config = take_config(parameters)
+        config.refuse_train_script(parameters["train_script"])
+        problem = inputs.hold_out_problem(config.hold_out)
+        if problem is not None:
+            raise UsageError(problem)
     with problems:
         script = _script(parameters["train_script"], inputs.leave_out)
     with problems:
@@ -34,8 +38,8 @@ def parse_request(parameters: dict[str, Any]) -> tuple[ArtistJob, UploadJob | No
         names = {"--hub-model-id": parameters["hub_model_id"], "--hub-namespace": parameters["hub_namespace"]}
         refuse_names(names, parameters["base_model_id"])
     for option, images in (
-        ("--input-dir", inputs.read_images()),
-        ("--eval-data-dir", inputs.read_eval_images()),
+        ("--input-dir", inputs.read_images(0)),
+        ("--eval-data-dir", inputs.read_eval_images(0)),
         ("--caption-data-dir", inputs.read_caption_images()),
     ):
         with problems:
@@ -87,12 +91,12 @@ def usable_data(job: ArtistJob) -> tuple[ImageFolder, Captions | None]:
     Raises:
         MimicryError: some cannot be used; all of these at once.
     """
-    images = job.inputs.read_images()
+    images = job.inputs.read_images(job.config.hold_out)
     captions = None
     if job.config.captions:
         prompt, template = job.config.instance_prompt, job.config.caption_template
-        captions = job.inputs.read_captions().checked(prompt, template)
-    bad = bad_images([images], convert_profiles=job.config.convert_profiles)
+        captions = job.inputs.read_captions(job.config.hold_out).checked(prompt, template)
+    bad = bad_images([images], reading=job.config.reading)
     problems = [*unreadable(bad), *(captions.problems if captions else ())]
     if problems:
         raise MimicryError(*problems)

@@ -39,7 +39,7 @@ def _train(job: ArtistJob, claim: Claim | None) -> None:
     others = [] if job.script.is_own else job.folder.checkpoint_names()
     set_aside(job.inputs.output_dir, [FOREIGN_OUTPUT, *others], "unfinished")
     started_at, former_record = utc_now(), record_bytes(job)
-    images = [] if job.script.is_own else job.inputs.read_images().records()
+    images = [] if job.script.is_own else job.inputs.read_images(job.config.hold_out).records()
     try:
         code = run_script(job, {} if claim is None else claim.variable())
         if not job.script.is_own:

@@ -23,7 +23,7 @@ def publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord]) 
     saved = job.trainer_output_dir / WEIGHTS
     if not saved.exists():
         return
-    refuse_changed_images(job.inputs.read_images(), images)
+    refuse_changed_images(job.inputs.read_images(job.config.hold_out), images)
     record = describe_run(
         job.config,
         BaseModel.resolve(job.config),
@@ -36,7 +36,7 @@ def publish_foreign(job: ArtistJob, started_at: str, images: list[ImageRecord]) 
         "output_dir": str(job.inputs.output_dir),
     }
     described, marks = described_images(
-        job.inputs.read_pairing(), None, convert_profiles=job.config.convert_profiles
+        job.inputs.read_pairing(job.config.hold_out), None, job.config.reading
     )
     record |= {
         "images": described,

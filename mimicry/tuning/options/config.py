@@ -6,9 +6,11 @@ recipe in training_run.json and the table in the README all come from the fields
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from mimicry.common.errors import UsageError
 from mimicry.study.captions import CAPTION_FIELD
+from mimicry.study.images import Reading
 from mimicry.tuning.options.declarations import declare, declared_options
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
@@ -135,6 +137,24 @@ class TuningConfig:
     random_flip: bool = declare(False, "Mirror each sample with probability one half.")
     convert_profiles: bool = declare(
         False, "Bring images to sRGB by their embedded colour profiles, which are ignored otherwise."
+    )
+    source_resolution: int | None = declare(
+        None,
+        "First reduce each image of every condition until its shorter side has so many pixels, so that all "
+        "carry the same detail; none is enlarged. By default images stay as they are.",
+        minimum=16,
+        maximum=16_384,
+        added_later=True,
+        own_trainer=True,
+    )
+    hold_out: int = declare(
+        0,
+        "Paintings of each artist that are left out of training in every condition and for every seed; the "
+        "evaluation loss is measured on them.",
+        minimum=0,
+        maximum=10_000,
+        added_later=True,
+        own_trainer=True,
     )
     max_sequence_length: int = declare(
         77, "Tokens of the prompt that T5 reads; draw with the same number.", minimum=1, maximum=256
@@ -360,6 +380,30 @@ class TuningConfig:
     def samples_per_step(self) -> int:
         """The samples of one optimizer step, over all processes, class samples not counted."""
         return self.num_processes * self.gradient_accumulation_steps * self.train_batch_size
+
+    @property
+    def reading(self) -> Reading:
+        """How the images of a training are read, those of its evaluation and class images included."""
+        return Reading(self.convert_profiles, self.source_resolution)
+
+    def refuse_train_script(self, script: Path | None) -> None:
+        """Refuse values that the script of --train-script cannot be told; None stands for our own trainer.
+
+        Raises:
+            UsageError: there are some.
+        """
+        problems = (
+            []
+            if script is None
+            else [
+                f"{option.flag} {getattr(self, option.name)}: {script.name} cannot be told so, and takes all "
+                f"images as they are; leave {option.flag} out, or train without --train-script"
+                for option in OPTIONS
+                if option.facts.own_trainer and getattr(self, option.name) != option.default
+            ]
+        )
+        if problems:
+            raise UsageError(*problems)
 
     def _prior_problems(self) -> list[str]:
         """Return which options of prior preservation are missing, or are there for nothing."""

@@ -15,9 +15,12 @@ class Facts:
     `choices` may be spelt in any case. `takes_word` is for booleans that the diffusers example declares with
     a value: the trainer's flag takes true or false, and has the option's own default.
     `in_recipe` says whether the value defines the adapter: two adapters of one recipe differ in their
-    images only. `for_launcher` marks options of the launcher instead of the trainer, which finds them in
-    its environment. `rationale` is the README's reason for the default; only the main options have one.
-    `option` is what apply_tuning and the wrapper call it, where that is not the name of the field.
+    images only. `added_later` is for what came after studies were trained: at its default a recipe does not
+    have it, so that theirs keep their hash. `for_launcher` marks options of the launcher instead of the
+    trainer, which finds them in its environment. `own_trainer` marks what is refused with another
+    --train-script, which takes all images as they are. `rationale` is the README's reason for the default;
+    only the main options have one. `option` is what apply_tuning and the wrapper call it, where that is not
+    the name of the field.
     """
 
     help: str
@@ -28,6 +31,8 @@ class Facts:
     takes_word: bool = False
     in_recipe: bool = True
     for_launcher: bool = False
+    added_later: bool = False
+    own_trainer: bool = False
     rationale: str = ""
     option: str = ""
 

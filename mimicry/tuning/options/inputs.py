@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from mimicry.study.captions import Captions
+from mimicry.study.hold_out import held_out, hold_out_problem, training_set
 from mimicry.study.images import ImageFolder
 from mimicry.study.pairing import Pairing
 
@@ -136,26 +137,47 @@ class TrainingInputs:
         }
         return {name: None if path is None else str(path.absolute()) for name, path in paths.items()}
 
-    def read_pairing(self) -> Pairing:
-        """List the images to train on, paired with their originals where a folder of these was given."""
-        original = None if self.pair_with_dir is None else ImageFolder.read(self.pair_with_dir)
-        return Pairing.of(ImageFolder.read(self.input_dir), original).without(self.leave_out)
+    def held_out(self, hold_out: int) -> tuple[str, ...]:
+        """Return the stems of the `hold_out` originals that are held out of training in every condition.
 
-    def read_images(self) -> ImageFolder:
+        Images that are paired with no folder of originals are the original art themselves.
+        """
+        originals = self._originals().without(self.leave_out)
+        return held_out(originals.stems, hold_out)
+
+    def hold_out_problem(self, hold_out: int) -> str | None:
+        """Return why so many paintings cannot be held out; None if they can."""
+        originals = self._originals().without(self.leave_out)
+        return hold_out_problem(originals, self.read_images(hold_out), hold_out)
+
+    def _originals(self) -> ImageFolder:
+        folder = self.input_dir if self.pair_with_dir is None else self.pair_with_dir
+        return ImageFolder.read(folder)
+
+    def read_pairing(self, hold_out: int) -> Pairing:
+        """List the images to train on, paired with their originals where a folder of these was given.
+
+        Args:
+            hold_out: how many of the originals are held out of training.
+        """
+        return training_set(ImageFolder.read(self.input_dir), self._originals(), self.leave_out, hold_out)
+
+    def read_images(self, hold_out: int) -> ImageFolder:
         """List the images to train on."""
-        return self.read_pairing().images
+        return self.read_pairing(hold_out).images
 
-    def read_eval_images(self) -> ImageFolder | None:
-        """List the images to measure the loss on; None when no folder was given."""
-        return self._read(self.eval_data_dir)
+    def read_eval_images(self, hold_out: int) -> ImageFolder | None:
+        """List the images to measure the loss on, those held out if any are; None when there is no folder."""
+        images = self._read(self.eval_data_dir)
+        return images if images is None or not hold_out else images.only(self.held_out(hold_out))
 
     def read_caption_images(self) -> ImageFolder | None:
         """List the original art, whose captions may be used; None when no folder was given."""
         return self._read(self.caption_data_dir)
 
-    def read_captions(self) -> Captions:
+    def read_captions(self, hold_out: int) -> Captions:
         """Read the captions of the images to train on."""
-        return Captions.read(self.read_images(), self.read_caption_images())
+        return Captions.read(self.read_images(hold_out), self.read_caption_images())
 
     def _read(self, folder: Path | None) -> ImageFolder | None:
         return None if folder is None else ImageFolder.read(folder).without(self.leave_out)

@@ -83,7 +83,7 @@ STUDY_KEYS = _by_name(
     _key("base_model_id", str, "Hub name to publish for a base model in a local folder."),
     _key("stack", str, "Way of training: a name, or a folder with a runner_config.json."),
 )
-STUDY_KEYS |= {name: HYPER_PARAMETERS[name] for name in ALSO_IN_STUDY if name in HYPER_PARAMETERS}
+STUDY_KEYS |= {name: HYPER_PARAMETERS[name] for name in ALSO_IN_STUDY}
 SAMPLE_KEYS = _by_name(
     _key("prompts", str, "What to draw.", is_list=True),
     _key(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mimicry.study import Captions, ImageFolder, Pairing
+from mimicry.study import Captions, ImageFolder
 from mimicry.study.image_sets import SHOWN, Finding, crop_loss, geometry, ignored
 from mimicry.study.image_sizes import Size, stated_sizes
 from mimicry.tuning.planning.request import Request
@@ -29,19 +29,23 @@ def caption_faults(captions: Captions | None) -> list[Finding]:
     return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
 
 
-def with_findings(target: Target, captions: Captions | None) -> Target:
-    """Return a target that is to be trained, with the sizes that its images state and all findings."""
+def with_findings(target: Target, captions: Captions | None, whole: ImageFolder) -> Target:
+    """Return a target that is to be trained, with the sizes that its images state and all findings.
+
+    Args:
+        whole: its images, with those that are held out.
+    """
     sizes = stated_sizes(target.images.path, target.images.names)
-    findings = (*_findings(target, captions), *_shape_findings(target.pairing, sizes))
+    findings = (*_findings(target, captions, whole), *_shape_findings(target, sizes))
     return replace(target, sizes=sizes, findings=findings)
 
 
-def _findings(target: Target, captions: Captions | None) -> list[Finding]:
+def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> list[Finding]:
     """Return what the names of files tell about the images of a target."""
-    images, pairing = target.images, target.pairing
+    pairing = target.pairing
     lines = []
-    if len(images.names) < USUAL_IMAGE_COUNT:
-        lines.append(f"{len(images.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
+    if len(whole.names) < USUAL_IMAGE_COUNT:
+        lines.append(f"{len(whole.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
     lines += [f"unpaired: {mark}" for mark in target.marks]
     if pairing.note:
         lines.append(pairing.note)
@@ -49,13 +53,15 @@ def _findings(target: Target, captions: Captions | None) -> list[Finding]:
         lines += captions.warnings
     if target.left_out:
         lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
-    return [*map(Finding, lines), *ignored(images, captions=captions is not None)]
+    return [*map(Finding, lines), *ignored(whole, captions=captions is not None)]
 
 
-def _shape_findings(pairing: Pairing, sizes: Mapping[str, Size]) -> list[Finding]:
+def _shape_findings(target: Target, sizes: Mapping[str, Size]) -> list[Finding]:
     """Return what the sizes of the images tell, beside those of their originals."""
+    pairing = target.pairing
     original_sizes: Mapping[str, Size] = {}
     if pairing.original is not None:
         partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
         original_sizes = stated_sizes(pairing.original.path, partners)
-    return [*geometry(pairing, sizes, original_sizes), *crop_loss(pairing.images, sizes)]
+    differing = geometry(pairing, sizes, original_sizes, target.request.config.reading)
+    return [*differing, *crop_loss(pairing.images, sizes)]

@@ -1,7 +1,7 @@
 """The images of a plan, decoded and compared with their originals; what forbids a training blocks it."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mimicry.study.image_sets import (
     unlike,
     unusable,
 )
+from mimicry.study.images import Reading
 from mimicry.study.quarantine import leave_out
 from mimicry.study.tree import NONE
 from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, Plan
@@ -35,23 +36,38 @@ def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
     Args:
         with_files: say of lists that are too long for a line which file they are in: see `write_image_lists`.
     """
-    groups: dict[bool, dict[Path, list[Target]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[Reading, int], list[Target]] = defaultdict(list)
     for target in plan.of(State.PENDING, State.CLAIMED):
-        groups[target.request.config.convert_profiles][target.images.path].append(target)
+        groups[target.request.config.reading, target.request.hold_out].append(target)
     checked: dict[AdapterId, Target] = {}
-    for convert, by_folder in groups.items():
-        pairings = [targets[0].pairing for targets in by_folder.values()]
+    for (reading, _), targets in groups.items():
+        sets = {path: pairing for target in targets for path, pairing in _read_for(target).items()}
         with checking_bar() as progress:
-            result = examine(pairings, progress, convert_profiles=convert)
-        bad: dict[Path, list[BadImage]] = defaultdict(list)
-        for image in result.bad:
-            bad[image.path.parent].append(image)
-        for (path, targets), found in zip(by_folder.items(), result.found, strict=True):
-            for target in targets:
-                if with_files:
-                    target = replace(target, lists_at=_lists_at(target))
-                checked[target.adapter] = _checked(target, found, bad[path])
+            result = examine(list(sets.values()), progress, reading=reading)
+        found = dict(zip(sets, result.found, strict=True))
+        for target in targets:
+            known = found[target.images.path]
+            own = {name: known[name] for name in target.images.names if name in known}
+            if with_files:
+                target = replace(target, lists_at=_lists_at(target))
+            checked[target.adapter] = _checked(target, own, _bad_of(target, result.bad))
     return replace(plan, targets=tuple(checked.get(target.adapter, target) for target in plan.targets))
+
+
+def _read_for(target: Target) -> dict[Path, Pairing]:
+    """Return the sets of images that a training reads, by folder: its own, and that of the evaluation."""
+    sets = {target.images.path: target.pairing}
+    if target.held_out and target.original is not None:
+        # The whole folder, which is remembered as a whole.
+        sets[target.original.path] = Pairing(target.original)
+    return sets
+
+
+def _bad_of(target: Target, bad: Iterable[BadImage]) -> list[BadImage]:
+    """Return the images among `bad` that a target is trained on, or evaluated on as held out."""
+    evaluated = target.original.only(target.held_out).paths if target.original is not None else []
+    read = {*target.images.paths, *evaluated}
+    return [image for image in bad if image.path in read]
 
 
 def recall_images(plan: Plan) -> Plan:
@@ -59,7 +75,7 @@ def recall_images(plan: Plan) -> Plan:
     targets = []
     for target in plan.targets:
         if target.state in (State.PENDING, State.CLAIMED):
-            found = remembered(target.pairing, convert_profiles=target.request.config.convert_profiles)
+            found = remembered(target.pairing, target.request.config.reading)
             if len(found) == len(target.images.names):
                 target = _checked(target, found, [])
         targets.append(target)
@@ -123,8 +139,8 @@ def _not_countered(target: Target) -> bool:
     condition, tree = target.request.condition, target.request.tree
     if NONE in (condition.protection, condition.countermeasure):
         return False
-    protected = ImageFolder.read(tree.images_of(tree.protected_art / condition.protection, target.artist))
-    before = Pairing.of(protected, target.pairing.original).without(target.left_out).images
+    protected = tree.images_of(tree.protected_art / condition.protection, target.artist)
+    before = _as_paired(tree, target, protected).without(target.held_out)
     files = dict(zip(before.stems, before.paths, strict=True))
     images = target.images
     return all(
@@ -157,9 +173,13 @@ def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
     folders = {
         tree.images_of(root, target.artist): target for root in tree.image_roots() for target in plan.targets
     }
-    sets = [_as_paired(tree, target, path) for path, target in folders.items()]
+    sets = [
+        # Of what is held out, the originals alone are read.
+        _as_paired(tree, target, path).without(() if tree.original_art in path.parents else target.held_out)
+        for path, target in folders.items()
+    ]
     with checking_bar() as progress:
-        bad = bad_images(sets, progress, convert_profiles=plan.requests[0].config.convert_profiles)
+        bad = bad_images(sets, progress, reading=plan.requests[0].config.reading)
     found = [(folders[image.path.parent].artist, image) for image in bad if image.lasting]
     if found:
         leave_out(tree, found)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import Problems, UsageError, nearest
-from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
+from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree, training_set
 from mimicry.study.captions import image_records, record_differences
 from mimicry.study.conditions import condition_order
 from mimicry.study.quarantine import left_out
@@ -151,14 +151,22 @@ class OwnImages:
 
     tree: StudyTree
 
-    def of(self, adapter: AdapterId) -> ImageFolder | None:
-        """Return the images of an adapter; None when its condition has none on this machine."""
+    def of(self, adapter: AdapterId, hold_out: int) -> ImageFolder | None:
+        """Return the images of an adapter; None when its condition has none on this machine.
+
+        Args:
+            hold_out: how many paintings were held out of its training.
+        """
         try:
             root = self.tree.source(adapter.condition).root
         except UsageError:
             return None
-        images = ImageFolder.read(self.tree.images_of(root, adapter.artist))
-        return images.without(self._left_out.get(str(adapter.artist), ())) if images.names else None
+        images, original = (
+            ImageFolder.read(self.tree.images_of(folder, adapter.artist))
+            for folder in (root, self.tree.original_art)
+        )
+        left_out = self._left_out.get(str(adapter.artist), ())
+        return training_set(images, original, left_out, hold_out).images if images.names else None
 
     def problem(self, adapter: AdapterId, run: TrainingRun) -> str:
         """Say why an adapter is not what its folder says; empty when it is, as far as can be told.
@@ -166,7 +174,7 @@ class OwnImages:
         Names and sizes of images are compared, and contents where the record is of another place.
         """
         elsewhere = recorded_elsewhere(self.tree.adapter_dir(adapter), run)
-        images = self.of(adapter)
+        images = self.of(adapter, run.hold_out)
         if images is None or run.images is None:
             return elsewhere
         try:

@@ -16,6 +16,8 @@ from mimicry.study import (
     Pairing,
     Source,
     State,
+    held_out,
+    hold_out_problem,
 )
 from mimicry.study.quarantine import left_out
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
@@ -54,7 +56,8 @@ def make_plan(
     """
     planner = _Planner(requests[0], bookmarks, full)
     sources = [(request, request.source) for request in requests]
-    chosen = planner.choose(source for _, source in sources)
+    least = requests[0].min_samples_per_artist + max(request.hold_out for request in requests)
+    chosen = planner.choose((source for _, source in sources), least)
     if requests[0].overwrite:
         folders = ((one.adapter(artist), one.folder(artist)) for one in requests for artist in chosen)
         planner.overwrite = Overwrite.find(folders, bookmarks)
@@ -88,14 +91,16 @@ class _Planner:
         self._left_out = left_out(call.tree)
         self.overwrite: Overwrite | None = None
 
-    def choose(self, sources: Iterable[Source]) -> list[Artist]:
-        """Return the artists that are meant, of those with a folder in any condition."""
+    def choose(self, sources: Iterable[Source], least: int) -> list[Artist]:
+        """Return the artists that are meant, of those with a folder in any condition.
+
+        Args:
+            least: the number of originals that a pilot needs.
+        """
         call = self._call
         roots = dict.fromkeys([call.tree.original_art, *(source.root for source in sources)])
         known = {artist for root in roots for artist in call.tree.artists(root)}
-        return call.selection.choose(
-            sorted(known), lambda artist: len(self._original(artist).names) >= call.min_samples_per_artist
-        )
+        return call.selection.choose(sorted(known), lambda artist: len(self._original(artist).names) >= least)
 
     def _original(self, artist: Artist) -> ImageFolder:
         tree = self._call.tree
@@ -106,10 +111,17 @@ class _Planner:
         """Return what is to be done for an artist in a condition, whose images lie below `source`."""
         stems = self._left_out.get(str(artist), frozenset[str]())
         original = self._original(artist)
-        pairing = self._pairing(artist, source, stems)
+        whole = self._pairing(artist, source, stems)
+        held = held_out(original.stems, request.hold_out)
+        pairing = whole.without(held)
         images = pairing.images
         captions = captions_of(request, images, original)
-        state, reason, existing = State.BLOCKED, _why_blocked(request, pairing), State.PENDING
+        state, existing = State.BLOCKED, State.PENDING
+        reason = (
+            whole.images.problem()
+            or hold_out_problem(original, images, request.hold_out)
+            or _why_blocked(request, pairing)
+        )
         if reason and not request.needs_images and not images.path.is_dir():
             state = State.NO_DATA
         faults = caption_faults(captions) if not reason else []
@@ -137,10 +149,11 @@ class _Planner:
             weights=folder.weights_identity(),
             original=original if original.problem() is None else None,
             left_out=tuple(sorted(stems)),
+            held_out=held,
         )
         if state is not State.PENDING:
             return target
-        return with_findings(target, captions)
+        return with_findings(target, captions, whole.images)
 
     def _pairing(self, artist: Artist, source: Source, stems: Set[str]) -> Pairing:
         tree = self._call.tree
@@ -210,13 +223,10 @@ def _wanted(
 
 
 def _why_blocked(request: Request, pairing: Pairing) -> str:
-    images = pairing.images
-    problem = images.problem()
-    if problem is not None:
-        return problem
-    if len(images.names) < request.min_samples_per_artist:
-        least = request.min_samples_per_artist
-        return f"{len(images.names)} images where --min-samples-per-artist asks for {least}"
+    count, least = len(pairing.images.names), request.min_samples_per_artist
+    if count < least:
+        held = f" to train on, without those of --hold-out {request.hold_out}," if request.hold_out else ""
+        return f"{count} images{held} where --min-samples-per-artist asks for {least}"
     if pairing.problem and not request.allow_unpaired:
         return f"unpaired: {pairing.problem}; complete the set, or type {ALLOW_UNPAIRED}"
     return ""

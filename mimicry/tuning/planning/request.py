@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from mimicry.study import AdapterId, Artist, Condition, Source, StudyTree
+from mimicry.study import AdapterId, Artist, Condition, EvaluatedOn, Source, StudyTree
 from mimicry.study.selection import Selection
 from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
+from mimicry.tuning.adapters.recipe import OWN_TRAINER
 from mimicry.tuning.hub import HubOptions
 from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stacks import Stack
@@ -52,6 +53,19 @@ class Request(Call):
     def stack_config(self) -> TuningConfig | None:
         """The hyper-parameters, as far as the stack takes any."""
         return self.config if self.stack.takes_options else None
+
+    @property
+    def hold_out(self) -> int:
+        """How many paintings of each artist are held out of training."""
+        return self.config.hold_out if self.stack.takes_options else 0
+
+    @property
+    def evaluation(self) -> str | None:
+        """What the evaluation loss of our own trainer is measured on; None where there is none."""
+        recipe = self.spec.recipe
+        if recipe is None or recipe["trainer"] != OWN_TRAINER or self.config.eval_timesteps == 0:
+            return None
+        return EvaluatedOn.HELD_OUT if self.hold_out else EvaluatedOn.IN_SAMPLE
 
     @cached_property
     def spec(self) -> AdapterSpec:

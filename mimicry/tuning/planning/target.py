@@ -24,7 +24,8 @@ class Target:
     `state` is how the adapter is: PENDING for one that the call trains. `existing` is what lay there when it
     was planned, and `weights` tells that file of weights from any other. `original` is the artist's original
     art, where there is some: what every condition is measured on, and whose captions hold for every
-    condition. `left_out` are the stems in quarantine; `pairing` is without them. `sizes` are those that the
+    condition. `left_out` are the stems in quarantine, and `held_out` those that --hold-out keeps for the
+    evaluation; `pairing` is without both. `sizes` are those that the
     image files state, in pixels, and `examined` is what was found of decoded images; both by name.
     `findings` is what is odd about the images, and `lists_at` where people find a list that is too long for
     a line. `marks` say in what the images do not pair with the originals; --allow-unpaired lets it pass.
@@ -47,6 +48,7 @@ class Target:
     weights: FileIdentity = None
     original: ImageFolder | None = None
     left_out: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
 
     @property
     def images(self) -> ImageFolder:

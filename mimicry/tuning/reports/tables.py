@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mimicry.common.text import printable, shell_line, text_table
-from mimicry.study import Condition, State
+from mimicry.study import Condition, EvaluatedOn, State
 from mimicry.study.image_sets import Finding, image_facts
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
@@ -40,13 +40,28 @@ def plan_table(plan: Plan) -> str:
     header = [*_place_header(plan), "artist", "images", *(["dose"] if any(doses) else []), "source"]
     rows = []
     for target, dose in zip(plan.targets, doses, strict=True):
-        row = [*_place(plan, target), str(target.artist), str(len(target.images.names))]
+        row = [*_place(plan, target), str(target.artist), _images(target)]
         if any(doses):
             row.append("" if dose is None else str(dose))
         reasons = "; ".join(filter(None, (target.reason, *target.warnings)))
         rows.append([*row, _shown_source(plan, target), plan_word(target), reasons])
     counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
-    return "\n".join((text_table([*header, "state", "reason"], rows), *_remarks(plan), counts))
+    lines = (*_remarks(plan), *_evaluation(plan), counts)
+    return "\n".join((text_table([*header, "state", "reason"], rows), *lines))
+
+
+def _images(target: Target) -> str:
+    """Return how many images are trained on, and how many are held out of it."""
+    held = f" + {len(target.held_out)} held out" if target.held_out else ""
+    return f"{len(target.images.names)}{held}"
+
+
+def _evaluation(plan: Plan) -> list[str]:
+    """Return that the evaluation loss would be measured on paintings that are trained on."""
+    evaluations = {target.request.evaluation for target in plan.of(State.PENDING, State.CLAIMED)}
+    if EvaluatedOn.IN_SAMPLE not in evaluations:
+        return []
+    return ["evaluation loss: in-sample, on paintings that are trained on; --hold-out N keeps some for it"]
 
 
 def _place_header(plan: Plan) -> list[str]:
@@ -108,6 +123,8 @@ def _target_json(target: Target) -> dict[str, Any]:
         "style": target.artist.style,
         "artist": target.artist.name,
         "images": len(target.images.names),
+        "held_out": list(target.held_out),
+        "evaluation": target.request.evaluation,
         "input_dir": str(target.images.path),
         "output_dir": str(target.folder),
         "state": plan_word(target),

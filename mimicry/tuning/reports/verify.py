@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, Pairing, State, StudyTree
+from mimicry.study import AdapterId, Artist, Captions, Condition, ImageFolder, State, StudyTree, training_set
 from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import BadImage, bad_images
 from mimicry.study.image_sets import Finding, unusable
@@ -58,8 +58,9 @@ def verify_adapters(tree: StudyTree, adapters: Sequence[AdapterId], form: Adapte
             for root in (sources[adapter.condition], tree.original_art)
         )
         left = stems.get(str(adapter.artist), frozenset[str]())
-        images, original = Pairing.of(images, original).without(left).images, original.without(left)
-        found = _judge(AdapterFolder(tree.adapter_dir(adapter), form), images, original)
+        folder = AdapterFolder(tree.adapter_dir(adapter), form)
+        images = training_set(images, original, left, folder.readable_run.hold_out).images
+        found = _judge(folder, images, original.without(left))
         if found.state is State.PENDING:
             return None
         return Verdict(adapter=adapter, state=found.state, reason=found.reason)

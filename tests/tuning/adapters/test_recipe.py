@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import mimicry
-from mimicry.common.files import sha256_file
+from mimicry.common.files import canonical_json, sha256_file, sha256_text
 from mimicry.common.versions import versions
 from mimicry.tuning.adapters.recipe import (
     OWN_TRAINER,
@@ -73,6 +73,8 @@ def another(option: Any) -> Any:
         return "something else"
     if option.name == "precondition_outputs":
         return 0
+    if option.name == "source_resolution":
+        return 512
     default = option.default or 0
     return default + 1 if option.type is int else default * 0.5 + 0.01
 
@@ -86,6 +88,18 @@ def test_what_the_hash_covers(option: Any) -> None:
         plain = {"captions": True}
     changed = with_companions(**{option.name: value})
     assert (hash_of(**changed) == hash_of(**plain)) == (option.name in NOT_IN_RECIPE)
+
+
+def test_what_was_added_later_leaves_the_hash_of_a_study_without_it() -> None:
+    added = {option.name for option in OPTIONS if option.facts.added_later}
+    options = recipe(TuningConfig(), MODEL.identity(), OWN_TRAINER)["options"]
+    assert added == {"source_resolution", "hold_out"}
+    assert added.isdisjoint(options)
+    assert set(options) | added == {option.name for option in OPTIONS if option.facts.in_recipe}
+    # Golden: of the options as they were before.
+    assert sha256_text(canonical_json(options)) == (
+        "c6642da3ea718a9c7ba9f465d35a5f2998304c5e113f15b91b83c400007cddac"
+    )
 
 
 def test_the_hash_covers_model_and_trainer() -> None:
@@ -180,6 +194,14 @@ def test_a_hub_model_is_told_by_name_and_commit() -> None:
 
 
 class TestDifferences:
+    def test_what_was_added_later_differs_both_ways(self) -> None:
+        without = recipe(TuningConfig(), MODEL.identity(), OWN_TRAINER)
+        held = recipe(TuningConfig(hold_out=4, source_resolution=512), MODEL.identity(), OWN_TRAINER)
+
+        assert recipe_differences(without, held) == ["source_resolution None -> 512", "hold_out 0 -> 4"]
+        assert recipe_differences(held, without) == ["source_resolution 512 -> None", "hold_out 4 -> 0"]
+        assert recipe_differences(held, held) == []
+
     asked = recipe(TuningConfig(rank=32, learning_rate=5e-5), MODEL.identity(), OWN_TRAINER)
 
     def test_none(self) -> None:

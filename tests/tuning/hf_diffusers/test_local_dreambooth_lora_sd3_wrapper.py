@@ -230,6 +230,25 @@ class TestRefusal:
         ):
             assert sum(words in error for error in errors) == 1, words
 
+    def test_what_another_script_cannot_be_told_is_refused(self, studio: Studio, tmp_path: Path) -> None:
+        script = write_stand_in(tmp_path)
+        errors = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir=out", f"--train-script={script}"),
+            *("--no-push-to-hub", "--hold-out=1", "--source-resolution=64"),
+        )
+        assert len(errors) == 2
+        for flag in ("--hold-out 1", "--source-resolution 64"):
+            assert sum(f"{flag}: {script.name} cannot be told so" in error for error in errors) == 1, flag
+
+    def test_holding_out_every_image_is_refused(self, studio: Studio, tmp_path: Path) -> None:
+        (error,) = self.refused(
+            tmp_path,
+            *("--input-dir", studio.images, "--output-dir=out", "--no-push-to-hub", "--hold-out=4"),
+        )
+        assert f"--hold-out 4 leaves no image to train on, of 4 in {studio.images}" in error
+        assert not (tmp_path / "out").exists()
+
     def test_a_hub_that_refuses_is_a_fault_before_training(self, studio: Studio, tmp_path: Path) -> None:
         with FakeHub() as hub:
             hub.account["auth"]["accessToken"]["role"] = "read"

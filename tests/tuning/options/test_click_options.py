@@ -125,6 +125,7 @@ def test_every_option_is_explicit_towards_the_wrapper() -> None:
     given = {word.split("=")[0] for word in option_words(TuningConfig())}
     left_out = {"--revision", "--model-variant", "--cache-dir", "--prompt-cache-dir"}
     left_out |= {
+        "--source-resolution",
         "--prodigy-beta3",
         "--lora-layers",
         "--lora-blocks",

@@ -230,7 +230,6 @@ class TestComplaints:
                 StudyFile.read(path)
 
 
-@pytest.mark.skipif("hold_out" not in HYPER_PARAMETERS, reason="there is no such hyper-parameter")
 class TestHoldOut:
     def test_it_may_stand_in_either_table(self, read: Reads) -> None:
         for text in (

@@ -13,7 +13,7 @@ from mimicry.cli import program
 from mimicry.common.files import read_json
 from mimicry.common.programs import run_command
 from mimicry.study import image_checks
-from mimicry.study.images import ImageFacts, check_image
+from mimicry.study.images import ImageFacts, Reading, check_image
 from mimicry.study.tree import Artist, Condition
 from mimicry.tuning.adapters.folder import AdapterFolder
 from tests.small_study import (
@@ -74,9 +74,9 @@ class TestBlocked:
     ) -> None:
         decoded: list[Path] = []
 
-        def check(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
+        def check(path: Path, reading: Reading) -> tuple[Image.Image, ImageFacts]:
             decoded.append(path)
-            return check_image(path, convert_profile=convert_profile)
+            return check_image(path, reading)
 
         monkeypatch.setattr(image_checks, "check_image", check)
         quick_studio.tune("--artist=Anna_Berg")
@@ -205,10 +205,10 @@ class TestQuarantine:
     def test_what_cannot_be_read_for_now_is_not_left_out(
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: Path, *, convert_profile: bool) -> tuple[Image.Image, ImageFacts]:
+        def refuse(path: Path, reading: Reading) -> tuple[Image.Image, ImageFacts]:
             if path.name == "02_boat.png":
                 raise PermissionError(13, f"{path} cannot be read as an image: Permission denied")
-            return check_image(path, convert_profile=convert_profile)
+            return check_image(path, reading)
 
         monkeypatch.setattr(image_checks, "check_image", refuse)
 

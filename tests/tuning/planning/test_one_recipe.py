@@ -84,6 +84,20 @@ class TestRefusal:
         words = shlex.split(line.partition(": ")[2])
         assert words == "apply_tuning --protection mist --rank 4 --max-train-steps 500".split()
 
+    def test_paintings_held_out_and_evened_sizes_are_part_of_it(self, study: StudyTree) -> None:
+        held = replace(CONFIG, hold_out=1, source_resolution=512)
+        plan = plan_of(study, MIST, config=held)
+        said = lines_of(plan)
+        assert "source_resolution  none in the study, 512 in this call" in said
+        assert "hold_out           0 in the study, 1 in this call" in said
+
+        write_adapter(output_dir(study, ORIGINAL, ANNA), study.images_of(study.original_art, ANNA), held)
+        write_adapter(
+            output_dir(study, MIST, ANNA), study.images_of(study.protected_art / "mist", ANNA), held
+        )
+        plan = plan_of(study, MIST, artists=(BORIS.name,))
+        assert "hold_out           1 in the study, 0 in this call" in lines_of(plan)
+
     def test_every_way_on_is_named(self, study: StudyTree) -> None:
         said = problem_of(plan_of(study, MIST, asked=asked_for(rank=8)))
         for way in ("--variant NAME", "--retrain-stale", "--allow-mixed-recipes"):

@@ -51,7 +51,7 @@ def result(target: Target, state: State, **fields: Any) -> Result:
 
 
 def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> None:
-    header, dora, anna, boris, clara, counts = plan_table(plan).split("\n")
+    header, dora, anna, boris, clara, evaluation, counts = plan_table(plan).split("\n")
 
     assert header.split() == ["artist", "images", "source", "state", "reason"]
     assert dora.split(maxsplit=4) == [
@@ -64,6 +64,7 @@ def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> Non
     ]
     assert clara.split(maxsplit=4)[1:4] == ["0", "protected_art/mist", "blocked"]
     assert "there is no image" in clara
+    assert evaluation.startswith("evaluation loss: in-sample")
     assert counts == "1 train, 1 complete, 1 stale, 1 blocked"
 
 
@@ -92,6 +93,8 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "style": "cubism",
         "artist": "Dora_Eik",
         "images": 3,
+        "held_out": [],
+        "evaluation": "in-sample",
         "input_dir": str(tree.protected_art / "mist" / str(DORA)),
         "output_dir": str(tree.data_root / "models/lora/hf_diffusers/mist__none" / str(DORA)),
         "state": "train",

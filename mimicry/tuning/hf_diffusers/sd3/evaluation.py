@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.study import ImageFolder
+from mimicry.study import EvaluatedOn, ImageFolder
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, BatchSource
@@ -44,9 +44,13 @@ _SEED = 42
 # in 16 bits (benchmarks/step_counts.py). Four take 112, and the least that sd3/memory.py counts for
 # training, with every block checkpointed, is 113.
 _GPU_BATCH_SIZE = 4
-IN_SAMPLE, UNKNOWN = "in-sample", "unknown"
 # An image, its stem, and the row of the sigma table that it is evaluated at.
 _Point = tuple[Path, str, int]
+_WORDS_ON = {
+    EvaluatedOn.HELD_OUT: ", which are held out of training",
+    EvaluatedOn.IN_SAMPLE: ", which is in-sample: it is on paintings that are trained on",
+    EvaluatedOn.UNKNOWN: "",
+}
 
 
 def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
@@ -76,7 +80,7 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if job.config.eval_timesteps == 0:
         _skip(record, "--eval_timesteps is 0")
         return None
-    folder = job.inputs.read_eval_images()
+    folder = job.inputs.read_eval_images(0)
     if folder is None:
         _skip(record, "no --eval_data_dir was given")
         return None
@@ -84,14 +88,16 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if problem is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)
         return None
-    chosen = replace(folder, names=folder.names[:_MOST_IMAGES])
-    left_out = len(folder.names) - len(chosen.names)
-    # An image of another name may show a painting that is trained on, or not.
-    trained = set(job.inputs.read_images().stems)
-    on = UNKNOWN if trained.isdisjoint(chosen.stems) else IN_SAMPLE
+    hold_out = job.config.hold_out
+    held_out = job.inputs.read_eval_images(hold_out) if hold_out else None
+    if held_out is not None and len(held_out.names) < hold_out:
+        _skip(record, "the folder of --eval_data_dir lacks paintings that --hold_out holds out")
+        return None
+    chosen = held_out or replace(folder, names=folder.names[:_MOST_IMAGES])
+    on = _on(job, chosen)
+    left_out = 0 if held_out else len(folder.names) - len(chosen.names)
     say(
-        f"encoding {len(chosen.names)} images for the evaluation"
-        + (", which is in-sample: it is on paintings that are trained on" if on == IN_SAMPLE else "")
+        f"encoding {len(chosen.names)} images for the evaluation{_WORDS_ON[on]}"
         + (f", the first by name; {left_out} more are left out" if left_out else "")
     )
     try:
@@ -102,6 +108,14 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
         return None
     record.eval_facts = {"on": on}
     return chosen
+
+
+def _on(job: Job, evaluated: ImageFolder) -> EvaluatedOn:
+    if job.config.hold_out:
+        return EvaluatedOn.HELD_OUT
+    # An image of another name may show a painting that is trained on, or not.
+    trained = set(job.inputs.read_images(0).stems)
+    return EvaluatedOn.UNKNOWN if trained.isdisjoint(evaluated.stems) else EvaluatedOn.IN_SAMPLE
 
 
 def _skip(record: RunRecord, reason: str, problem: str = "") -> None:

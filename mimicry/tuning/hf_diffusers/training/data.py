@@ -99,7 +99,10 @@ def usable_images(job: Job) -> ImageFolder:
     Raises:
         TrainingFailed: they cannot be used.
     """
-    images = job.inputs.read_images()
+    images = job.inputs.read_images(job.config.hold_out)
+    problem = job.inputs.hold_out_problem(job.config.hold_out)
+    if problem is not None:
+        raise TrainingFailed(problem)
     problem = images.problem()
     if problem is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")

@@ -54,7 +54,7 @@ class LatentSource:
         self._images = {"": images, rng.CLASS: class_images}
         self._resolution = config.resolution
         self._seed = config.seed
-        self._convert_profiles = config.convert_profiles
+        self._reading = config.reading
         self._cache: dict[tuple[str, rng.Crop], Posterior] = {}
         self._vae: AutoencoderKL | None = vae
         self._shift, self._scale = shift_and_scale(vae)
@@ -105,7 +105,7 @@ class LatentSource:
         if self._vae is None:
             raise KeyError(f"image {image} was not among the samples that were cached")
         try:
-            picture = read_rgb(image, convert_profile=self._convert_profiles)
+            picture = read_rgb(image, self._reading)
         except OSError as error:
             raise TrainingFailed(str(error)) from error
         pixels_1IHW = to_pixels(apply_crop(picture, crop, self._resolution))

@@ -20,8 +20,9 @@ def describe_training(job: Job, model: BaseModel, data: TrainingData, runtime: R
     """Return the part of training_run.json that is known before training."""
     facts = describe_run(job.config, model, trainer=OWN_TRAINER, command=job.command, notes=job.inputs.notes)
     facts["paths"] |= job.inputs.recorded_paths()
+    facts["held_out"] = list(job.inputs.held_out(job.config.hold_out))
     facts["images"], facts["unpaired"] = described_images(
-        job.inputs.read_pairing(), data.captions, convert_profiles=job.config.convert_profiles
+        job.inputs.read_pairing(job.config.hold_out), data.captions, job.config.reading
     )
     # Class images that are still to be generated are added once they are there.
     if data.class_images is not None and not data.class_images.missing():

@@ -55,7 +55,7 @@ def test_what_is_left_out_goes_by_the_name_of_the_original(
     flags = (f"--pair_with_dir={studio.images}", f"--leave_out={stem}")
     job = make_job(studio, tmp_path / "out", *flags, images=renamed)
 
-    images = job.inputs.read_images()
+    images = job.inputs.read_images(0)
 
     assert len(images.names) == len(list(renamed.iterdir())) - 1
     assert stem not in images.stems

@@ -223,6 +223,23 @@ class TestLatentSource:
             plain, other = (source.latents(Sample(0, image, "same stem", CENTRE)) for image in (0, 1))
             assert torch.equal(plain, other) != converts
 
+    def test_sizes_are_evened_out_where_that_is_asked_for(
+        self, tmp_path: Path, make_source: MakeSource
+    ) -> None:
+        picture = smooth(120, 90)
+        picture.save(tmp_path / "large.png")
+        picture.resize((60, 45), Image.Resampling.LANCZOS).save(tmp_path / "small.png")
+        paths = [tmp_path / "large.png", tmp_path / "small.png"]
+        found = {}
+        for side in (None, 45, 400):
+            source = make_source(paths, source_resolution=side)
+            found[side] = [source.latents(Sample(0, image, "same stem", CENTRE)) for image in (0, 1)]
+        assert torch.equal(*found[45])
+        # None is enlarged, so a limit that is never reached changes no bit.
+        assert not torch.equal(*found[None])
+        for with_limit, without in zip(found[400], found[None], strict=True):
+            assert torch.equal(with_limit, without)
+
     @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
     def test_images_of_every_mode_are_read(self, mode: str, tmp_path: Path, make_source: MakeSource) -> None:
         smooth(40, 40).convert(mode).save(tmp_path / "image.tiff")
