@@ -4,10 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := data/demo
 STUDY := --data-root $(DEMO)/style_mimicry
-TUNE := $(BIN)/apply_tuning --pilot $(STUDY) --pretrained-model-name-or-path $(DEMO)/tiny_sd3 \
-	--resolution 64 --learning-rate 3e-3 --max-train-steps 120 \
-	--train-batch-size 4 --gradient-accumulation-steps 1 --max-sequence-length 24 \
-	--hold-out 4 --mixed-precision no --no-gradient-checkpointing --no-push-to-hub
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 # What trains, paints or kills: minutes, where the rest takes one.
 SLOW := $(addprefix --ignore=tests/,tuning/hf_diffusers tuning/test_end_to_end.py demo tools chaos)
@@ -24,15 +20,10 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/mimicry demo $(DEMO)
-	@echo "== Original art"
-	$(TUNE)
-	@echo "== Protected by mist, in miniature"
-	$(TUNE) --protection mist
-	@echo "== Protected by mist, then countered by noisy upscaling, in miniature"
-	$(TUNE) --protection mist --countermeasure noisy_upscaling
+	@echo "== Train what its study.toml says: original art, protected by mist, and countered by noisy upscaling"
+	$(BIN)/apply_tuning $(STUDY)
 	@echo "== What the adapters paint, and what the base model paints"
-	$(BIN)/mimicry samples --pilot $(STUDY) --seed 3 --steps 15 --guidance 3 \
-		--contact-sheet $(DEMO)/contact_sheet.png
+	$(BIN)/mimicry samples $(STUDY) --contact-sheet $(DEMO)/contact_sheet.png
 
 test: check
 	$(PYTEST)
