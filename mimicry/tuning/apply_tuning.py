@@ -264,6 +264,12 @@ def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
             "--quarantine-unpaired goes with training, and not with --dry-run: it records in "
             "progress/quarantine.json which images are left out; type mimicry verify to see which are bad"
         )
+    study_file = study_file_of(context)
+    if study_file.recipe and not stack.takes_options:
+        problems.append(
+            f"{study_file.path}: stack {stack.name} takes no options, so [recipe] would have no "
+            f"effect; remove it"
+        )
     if given and not stack.takes_options:
         them = "it" if len(given) == 1 else "them"
         problems.append(

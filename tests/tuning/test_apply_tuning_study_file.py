@@ -97,6 +97,21 @@ def test_a_contradiction_is_refused_and_nothing_is_written(quick_studio: QuickSt
     assert quick_studio.tune("--rank=2", "--variant=beside", "--dry-run").code == 0
 
 
+def test_a_file_that_was_changed_is_what_continues_the_study(quick_studio: QuickStudio) -> None:
+    write_file(quick_studio, "")
+    words = [f"--data-root={quick_studio.tree.data_root}"]
+    quick_studio.tune_bare(*words, "--artist=Anna_Berg")
+    file = quick_studio.tree.study_file
+    file.write_text(file.read_text().replace("rank = 1", "rank = 2"))
+
+    said = quick_studio.tune_bare(*words).err
+
+    assert f"after writing these values into {file}: --rank 1" in said
+    (command,) = [line for line in said.splitlines() if "to continue the study: " in line]
+    assert "--rank" not in command
+    assert "[variants.NAME]" in said
+
+
 def test_other_commands_take_what_they_know_of_the_file(quick_studio: QuickStudio) -> None:
     write_file(quick_studio, "")
     words = [f"--data-root={quick_studio.tree.data_root}"]

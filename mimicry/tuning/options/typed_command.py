@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,14 +11,19 @@ from click.core import ParameterSource
 
 from mimicry.common.text import shell_line
 from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.options.study_defaults import study_file_of
 
 
 @dataclass(frozen=True)
 class TypedCommand:
-    """A program and the options that were typed, as words by the name of the parameter."""
+    """A program and the options that were typed, as words by the name of the parameter.
+
+    `study_file` is the file that other options were taken from.
+    """
 
     program: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
+    study_file: Path | None = None
 
     @classmethod
     def of(cls, context: click.Context) -> "TypedCommand":
@@ -30,7 +36,7 @@ class TypedCommand:
         }
         path = context.command_path
         program = ("python", sys.argv[0]) if path.endswith(".py") else tuple(path.split())
-        return cls(program, typed)
+        return cls(program, typed, study_file_of(context).path)
 
     def line(self, *, without: Collection[str] = (), more: Sequence[str] = ()) -> str:
         """Return the command for a shell, without the options of some parameters and with `more` words."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mimicry.common.errors import BatchFault
-from mimicry.common.text import first_few
+from mimicry.common.text import first_few, shell_line
 from mimicry.study import State
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, option_differences, other_base_model, other_trainer
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
@@ -98,6 +98,8 @@ def _ways_on(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> li
     """Return what the user may type instead."""
     command, notes = _command_for(recipes.groups[0], request, typed)
     beside = "for a study beside it, with the recipe of this call, add --variant NAME"
+    if typed.study_file is not None:
+        beside = "for a study beside it, write the recipe of this call below [variants.NAME] there"
     if recipes.is_mixed:
         own = bool(recipes.groups[0].differences(request.spec))
         return [
@@ -133,6 +135,9 @@ def _command_for(group: RecipeGroup, request: Request, typed: TypedCommand) -> t
             notes = [f"and --train-script with the file {recorded.get('trainer')}"]
     if "other class images" in group.differences(request.spec):
         notes.append(f"and --class-data-dir {(group.run.paths or {}).get('class_data_dir')}, as it was")
+    if typed.study_file is not None and words:
+        notes.insert(0, f"after writing these values into {typed.study_file}: {shell_line(words)}")
+        words = []
     return typed.line(without=dropped, more=words), notes
 
 
