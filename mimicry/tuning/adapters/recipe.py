@@ -47,6 +47,16 @@ def recipe(config: TuningConfig, base_model: Mapping[str, Any] | None, trainer: 
     }
 
 
+def recorded_step_count(options: Mapping[str, Any] | None, image_count: int) -> int | None:
+    """Return the optimizer steps that a training with recorded options takes; None when they do not tell."""
+    names = {option.name for option in OPTIONS}
+    try:
+        config = TuningConfig(**{name: value for name, value in (options or {}).items() if name in names})
+        return config.step_count(image_count) if options else None
+    except (UsageError, TypeError):  # of another version, or not ours
+        return None
+
+
 def recipe_hash(value: Mapping[str, Any]) -> str:
     """Return the sha256 of a recipe; equal for equal recipes."""
     return sha256_text(canonical_json(value))
