@@ -1,19 +1,36 @@
 """This step's bookmarks in the progress tracker: what stands in them, and how they are made from adapters."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.errors import MimicryError
 from mimicry.study import AdapterId, State, StudyTree
+from mimicry.study.cells import keys_with_images
 from mimicry.study.tracker import Bookmarks, ProgressTracker
 from mimicry.tuning.adapters import AdapterFolder
 
 STEP = "step_3_fine_tune_sd35"
+# Is the key of nothing, so that a step of which it is expected is not complete.
+_UNKNOWN = ""
 
 
 def open_tracker(tree: StudyTree) -> ProgressTracker:
     """Return the study's tracker, for this step."""
+
+    def expected() -> Collection[str]:
+        # What a training has made is recorded, even if the images cannot be listed just now.
+        try:
+            return keys_with_images(tree)
+        except MimicryError:
+            return (_UNKNOWN,)
+
     return ProgressTracker(
-        tree.tracker, step=STEP, data_root=tree.data_root, rebuild=lambda: rebuilt_bookmarks(tree)
+        tree.tracker,
+        step=STEP,
+        data_root=tree.data_root,
+        rebuild=lambda: rebuilt_bookmarks(tree),
+        expected=expected,
     )
 
 

@@ -1,0 +1,92 @@
+"""The cells of a study, one for each condition and artist, and the images of each."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from mimicry.common.errors import UsageError
+from mimicry.study.conditions import ChosenConditions, in_order
+from mimicry.study.images import ImageFolder
+from mimicry.study.pairing import Pairing
+from mimicry.study.quarantine import left_out
+from mimicry.study.tree import AdapterId, Artist, Condition, Source, StudyTree, folders_in
+
+
+class CellImages:
+    """The images of cells, as they are when they are first asked for. Each folder is listed once."""
+
+    def __init__(self, tree: StudyTree) -> None:
+        self.tree = tree
+        self._sources: dict[Condition, Source | None] = {}
+        self._pairings: dict[tuple[Condition, Artist], Pairing | None] = {}
+        self._originals: dict[Artist, ImageFolder] = {}
+
+    def source(self, condition: Condition) -> Source | None:
+        """Return where the images of a condition lie; None when there is no such folder."""
+        if condition not in self._sources:
+            try:
+                self._sources[condition] = self.tree.source(condition)
+            except UsageError:
+                self._sources[condition] = None
+        return self._sources[condition]
+
+    def of(self, condition: Condition, artist: Artist) -> Pairing | None:
+        """Return an artist's images in a condition, without those in quarantine; None when there are none.
+
+        A folder that cannot be listed is returned: that it has no images is not known.
+        """
+        cell = (condition, artist)
+        if cell not in self._pairings:
+            self._pairings[cell] = self._read(condition, artist)
+        return self._pairings[cell]
+
+    def artists(self, conditions: Iterable[Condition]) -> set[Artist]:
+        """Return those who have a folder in one of the conditions, or in the original art."""
+        roots = {source.root for each in conditions if (source := self.source(each)) is not None}
+        return {artist for root in roots | {self.tree.original_art} for artist in self.tree.artists(root)}
+
+    def _read(self, condition: Condition, artist: Artist) -> Pairing | None:
+        source = self.source(condition)
+        if source is None:
+            return None
+        original = self._original(artist)
+        path = self.tree.images_of(source.root, artist)
+        images = original if path == original.path else ImageFolder.read(path)
+        if not images.names and not images.fault:
+            return None
+        return Pairing.of(images, original).without(self._left_out.get(str(artist), frozenset[str]()))
+
+    def _original(self, artist: Artist) -> ImageFolder:
+        if artist not in self._originals:
+            folder = self.tree.images_of(self.tree.original_art, artist)
+            self._originals[artist] = ImageFolder.read(folder)
+        return self._originals[artist]
+
+    @cached_property
+    def _left_out(self) -> dict[str, frozenset[str]]:
+        return left_out(self.tree)
+
+
+def conditions_of_adapters(tree: StudyTree, series: str) -> set[Condition]:
+    """Return the conditions that have a folder of adapters in a series."""
+    found = map(Condition.parse, folders_in(tree.lora / series))
+    return {condition for condition in found if condition is not None}
+
+
+def keys_with_images(tree: StudyTree) -> set[str]:
+    """Return the keys of all cells that have images, in every series that has a folder of adapters.
+
+    Raises:
+        BatchFault: a folder cannot be listed, or the file of the quarantine cannot be read.
+    """
+    images = CellImages(tree)
+    present = ChosenConditions.choose(tree, needed=False).present
+    found: set[str] = set()
+    for series in folders_in(tree.lora):
+        conditions = in_order({*present, *conditions_of_adapters(tree, series)})
+        found |= {
+            AdapterId.in_series(series, condition, artist).key
+            for artist in images.artists(conditions)
+            for condition in conditions
+            if images.of(condition, artist) is not None
+        }
+    return found

@@ -1,0 +1,116 @@
+"""The images of a study's cells, and which cells have some."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mimicry.study.cells import CellImages, conditions_of_adapters, keys_with_images
+from mimicry.study.tree import Condition, StudyTree
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    COUNTERED,
+    MIST,
+    ORIGINAL,
+    original,
+    output_dir,
+    share_samples,
+    write_images,
+    write_study,
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    return write_study(tmp_path / "study", [ANNA, BORIS])
+
+
+def begin(tree: StudyTree, series: str = "hf_diffusers", condition: Condition = ORIGINAL) -> None:
+    output_dir(tree, condition, stack=series).mkdir(parents=True)
+
+
+def keys(tree: StudyTree) -> set[str]:
+    """Return the keys that have images, without the artists' split and style."""
+    return {key.replace("historical/baroque/", "") for key in keys_with_images(tree)}
+
+
+class TestImages:
+    def test_each_is_paired_with_the_original_and_without_the_quarantine(self, tree: StudyTree) -> None:
+        folder = tree.images_of(tree.protected_art / "mist", ANNA)
+        for path in list(folder.iterdir()):
+            path.rename(folder / f"50_noise_{path.name}")
+        tree.quarantine.parent.mkdir()
+        tree.quarantine.write_text(json.dumps({"images": {str(ANNA): {"02_boat": {}}}}))
+
+        found = CellImages(tree).of(MIST, ANNA)
+
+        assert found is not None
+        assert found.images.names == ("50_noise_01_tree.png", "50_noise_03_hills.png")
+        assert found.images.stems == ["01_tree", "03_hills"]
+        assert found.problem == ""
+
+    def test_there_are_none_without_files_or_without_a_folder(self, tree: StudyTree) -> None:
+        shutil.rmtree(original(tree, BORIS))
+        images = CellImages(tree)
+
+        assert images.of(ORIGINAL, BORIS) is None
+        assert images.of(Condition("glaze"), ANNA) is None
+        assert images.source(Condition("glaze")) is None
+        assert images.of(MIST, BORIS) is not None
+
+    def test_artists_are_those_of_the_original_art_and_of_the_sources(self, tree: StudyTree) -> None:
+        shutil.rmtree(original(tree, BORIS))
+
+        assert CellImages(tree).artists([ORIGINAL]) == {ANNA}
+        assert CellImages(tree).artists([MIST, Condition("glaze")]) == {ANNA, BORIS}
+
+
+def test_conditions_of_adapters_are_folders_with_the_name_of_one(tree: StudyTree) -> None:
+    begin(tree, condition=COUNTERED)
+    tree.base_samples("hf_diffusers").mkdir()
+
+    assert conditions_of_adapters(tree, "hf_diffusers") == {COUNTERED}
+    assert conditions_of_adapters(tree, "other") == set()
+
+
+class TestKeys:
+    def test_a_study_that_was_not_begun_has_none(self, tree: StudyTree) -> None:
+        assert keys(tree) == set()
+
+    def test_every_series_has_all_cells_with_images(self, tree: StudyTree) -> None:
+        shutil.rmtree(tree.images_of(tree.protected_art / "mist", BORIS))
+        begin(tree)
+        begin(tree, "hf_diffusers@seed-43")
+
+        cells = {
+            f"{condition}/{name}"
+            for condition in ("none/none", "mist/none", "mist/noisy_upscaling")
+            for name in ("Anna_Berg", "Boris_Cole")
+        } - {"mist/none/Boris_Cole"}
+        assert keys(tree) == {
+            f"{series}/{cell}" for series in ("hf_diffusers", "hf_diffusers@seed-43") for cell in cells
+        }
+
+    def test_samples_that_two_protections_share_count_where_they_were_trained_on(
+        self, tree: StudyTree
+    ) -> None:
+        share_samples(tree)
+        begin(tree)
+        assert not any("noisy_upscaling" in key for key in keys(tree))
+        begin(tree, condition=COUNTERED)
+
+        assert {key for key in keys(tree) if "noisy_upscaling" in key} == {
+            "hf_diffusers/mist/noisy_upscaling/Anna_Berg",
+            "hf_diffusers/mist/noisy_upscaling/Boris_Cole",
+        }
+
+    def test_a_folder_of_other_files_has_no_images(self, tree: StudyTree) -> None:
+        begin(tree)
+        for path in original(tree).iterdir():
+            path.rename(path.with_suffix(".heic"))
+
+        assert "hf_diffusers/none/none/Anna_Berg" not in keys(tree)
+        write_images(original(tree))
+        assert "hf_diffusers/none/none/Anna_Berg" in keys(tree)
