@@ -1,0 +1,118 @@
+"""`mimicry status`: how far the study is, and what to type next."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import click
+
+from mimicry.common.children import Interrupted
+from mimicry.common.errors import UsageError
+from mimicry.study import StudyTree
+from mimicry.study.cells import CellImages
+from mimicry.study.conditions import ALL
+from mimicry.tuning.execution import open_tracker
+from mimicry.tuning.options import (
+    CALL,
+    STUDY_VARIANT,
+    condition_filters,
+    option,
+    program,
+    selection_of,
+    selection_options,
+    tree_options,
+)
+from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.reports.next_command import next_command
+from mimicry.tuning.reports.status import StudyStatus, choose_cells, series_of, study_status
+from mimicry.tuning.reports.status_text import status_json, status_text
+from mimicry.tuning.stacks import Stack
+
+_WATCH_SECONDS = 10.0
+# A line of a file, where there is no terminal.
+_PLAIN_WIDTH = 120
+_CLEAR_SCREEN = "\x1b[2J\x1b[H"
+
+
+@program("status")
+@tree_options
+@condition_filters
+@selection_options
+@option("--by-artist", topic=CALL, is_flag=True, help="A column for each artist, and not for each style.")
+@option("-v", "--verbose", topic=CALL, is_flag=True, help="Show the lists whole.")
+@option("--json", "as_json", topic=CALL, is_flag=True, help="The state of each cell as JSON.")
+@option(
+    "--watch",
+    topic=CALL,
+    is_flag=False,
+    flag_value=_WATCH_SECONDS,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="[SECONDS]",
+    help=f"Show it again and again, every {_WATCH_SECONDS:g} seconds if no number is given; Ctrl-C ends it.",
+)
+@click.pass_context
+def status(context: click.Context, /, **parameters: Any) -> int:
+    """Show how far the study is, and what to type next.
+
+    A cell of the study is an adapter that it is to have: of one condition and artist, and of the usual recipe
+    or a variant. All cells are meant that have images, adapters or an entry in the tracker, unless filters
+    name some. Headers, names and sizes are read; `mimicry verify` reads everything. Nothing is written.
+
+    The exit code is 0 when all cells that have images are complete, 1 when some are broken, failed or
+    blocked, and 3 otherwise: some are waiting, running, interrupted or stale.
+    """
+    if parameters["as_json"] and parameters["watch"] is not None:
+        raise UsageError("--json is for programs and is printed once; leave --watch or --json out")
+    typed = TypedCommand.of(context)
+
+    def show() -> int:
+        found = _read(parameters)
+        if parameters["as_json"]:
+            print(json.dumps(status_json(found), indent=2), flush=True)
+        else:
+            print(_text(found, parameters, typed), flush=True)
+        return found.exit_code
+
+    return show() if parameters["watch"] is None else _watch(show, parameters["watch"])
+
+
+def _read(parameters: dict[str, Any]) -> StudyStatus:
+    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
+    images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
+    meant = choose_cells(
+        images,
+        bookmarks,
+        series=series_of(tree, stack.name, parameters[STUDY_VARIANT]),
+        protections=parameters["protections"] or (ALL,),
+        countermeasures=parameters["countermeasures"] or (ALL,),
+        selection=selection_of(parameters),
+    )
+    return study_status(images, stack.traits.adapter_format, meant, bookmarks)
+
+
+def _text(found: StudyStatus, parameters: dict[str, Any], typed: TypedCommand) -> str:
+    text = status_text(
+        found,
+        by_artist=parameters["by_artist"],
+        verbose=parameters["verbose"],
+        width=shutil.get_terminal_size((_PLAIN_WIDTH, 0)).columns,
+        now=datetime.now().astimezone(),
+    )
+    return f"study: {found.tree.data_root}\n\n{text}\n\nnext: {next_command(found, typed)}"
+
+
+def _watch(show: Callable[[], int], seconds: float) -> int:
+    """Show it until a stop signal comes; return the exit code of that."""
+    try:
+        while True:
+            if sys.stdout.isatty():
+                print(_CLEAR_SCREEN, end="")
+            show()
+            print(f"updated at {datetime.now():%H:%M:%S}, again in {seconds:g} s; Ctrl-C ends it", flush=True)
+            time.sleep(seconds)
+    except Interrupted as stop:
+        return stop.exit_code
