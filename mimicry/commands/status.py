@@ -69,15 +69,17 @@ def status(context: click.Context, /, **parameters: Any) -> int:
         raise UsageError("--json is for programs and is printed once; leave --watch or --json out")
     typed = TypedCommand.of(context)
 
-    def show() -> int:
+    def look() -> tuple[str, int]:
         found = _read(parameters)
         if parameters["as_json"]:
-            print(json.dumps(status_json(found), indent=2), flush=True)
-        else:
-            print(_text(found, parameters, typed), flush=True)
-        return found.exit_code
+            return json.dumps(status_json(found), indent=2), found.exit_code
+        return _text(found, parameters, typed), found.exit_code
 
-    return show() if parameters["watch"] is None else _watch(show, parameters["watch"])
+    if parameters["watch"] is not None:
+        return _watch(look, parameters["watch"])
+    text, code = look()
+    print(text)
+    return code
 
 
 def _read(parameters: dict[str, Any]) -> StudyStatus:
@@ -105,14 +107,14 @@ def _text(found: StudyStatus, parameters: dict[str, Any], typed: TypedCommand) -
     return f"study: {found.tree.data_root}\n\n{text}\n\nnext: {next_command(found, typed)}"
 
 
-def _watch(show: Callable[[], int], seconds: float) -> int:
-    """Show it until a stop signal comes; return the exit code of that."""
+def _watch(look: Callable[[], tuple[str, int]], seconds: float) -> int:
+    """Show what `look` returns until a stop signal comes; return the exit code of that."""
+    begin = _CLEAR_SCREEN if sys.stdout.isatty() else ""
     try:
         while True:
-            if sys.stdout.isatty():
-                print(_CLEAR_SCREEN, end="")
-            show()
-            print(f"updated at {datetime.now():%H:%M:%S}, again in {seconds:g} s; Ctrl-C ends it", flush=True)
+            text, _ = look()
+            updated = f"updated at {datetime.now():%H:%M:%S}, again in {seconds:g} s; Ctrl-C ends it"
+            print(f"{begin}{text}\n{updated}", flush=True)
             time.sleep(seconds)
     except Interrupted as stop:
         return stop.exit_code

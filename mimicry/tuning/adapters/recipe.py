@@ -49,10 +49,11 @@ def recipe(config: TuningConfig, base_model: Mapping[str, Any] | None, trainer: 
 
 def recorded_step_count(options: Mapping[str, Any] | None, image_count: int) -> int | None:
     """Return the optimizer steps that a training with recorded options takes; None when they do not tell."""
-    names = {option.name for option in OPTIONS}
+    # Paths of the machine are recorded as None.
+    known = {option.name: (options or {}).get(option.name) for option in OPTIONS}
+    given = {name: value for name, value in known.items() if value is not None}
     try:
-        config = TuningConfig(**{name: value for name, value in (options or {}).items() if name in names})
-        return config.step_count(image_count) if options else None
+        return TuningConfig(**given).step_count(image_count) if given else None
     except (UsageError, TypeError):  # of another version, or not ours
         return None
 

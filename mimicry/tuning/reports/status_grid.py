@@ -58,7 +58,8 @@ def status_grid(cells: Sequence[Cell], *, by_artist: bool, width: int) -> str:
         title = names[cell.adapter.artist]
         for place in _places(cell.adapter.condition, title):
             places.setdefault(place, []).append(cell)
-    rows = _rows({cell.adapter.condition for cell in cells if cell.has_data})
+    shown = {cell.adapter.condition for cell in cells if cell.has_data}
+    rows = _rows(shown)
     titles = list(dict.fromkeys(names.values()))
     columns = [
         _Column(
@@ -72,7 +73,12 @@ def status_grid(cells: Sequence[Cell], *, by_artist: bool, width: int) -> str:
     ]
     labels = _Column("condition", [printable(label) for label, _ in rows])
     lines = [line for part in _parts(labels, columns, width) for line in [*part, ""]]
-    return "\n".join([*lines[:-1], *_legend(cells, by_artist=by_artist)])
+    return "\n".join(
+        [
+            *lines[:-1],
+            *_legend({cell.state for cell in cells if cell.adapter.condition in shown}, by_artist=by_artist),
+        ]
+    )
 
 
 def _places(condition: Condition, title: str) -> Iterator[tuple[Condition | None, str]]:
@@ -164,9 +170,8 @@ def _joined(texts: Sequence[str], widths: Sequence[int]) -> str:
     return _GAP.join(text.ljust(width) for text, width in zip(texts, widths, strict=False)).rstrip()
 
 
-def _legend(cells: Sequence[Cell], *, by_artist: bool) -> list[str]:
-    """Return a line that says what the marks mean that stand in the table."""
-    states = {cell.state for cell in cells}
+def _legend(states: Collection[State], *, by_artist: bool) -> list[str]:
+    """Return a line that says what the marks of these states mean; none where they have no marks."""
     marks = _ALONE if by_artist else _MARKS
     words = [f"{mark} {state_word(state)}" for state, mark in marks.items() if state in states]
     return [", ".join(words)] if words else []

@@ -297,6 +297,7 @@ def test_the_path_of_a_checkpoint_is_no_option_to_publish(value: str, shown: str
     [
         ({"max_train_steps": 60}, 60),
         ({"num_train_epochs": 3, "gradient_accumulation_steps": 2, "of another version": 1}, 15),
+        ({"max_train_steps": 60, "logging_dir": None}, 60),
         ({"max_train_steps": "many"}, None),
         ({"max_train_steps": -1}, None),
         ({}, None),
