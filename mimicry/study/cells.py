@@ -1,9 +1,12 @@
 """The cells of a study, one for each condition and artist, and the images of each."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
+from typing import Any
 
 from mimicry.common.errors import UsageError
+from mimicry.study.captions import image_records
 from mimicry.study.conditions import ChosenConditions, in_order
 from mimicry.study.images import ImageFolder
 from mimicry.study.pairing import Pairing
@@ -18,6 +21,7 @@ class CellImages:
         self.tree = tree
         self._sources: dict[Condition, Source | None] = {}
         self._pairings: dict[tuple[Condition, Artist], Pairing | None] = {}
+        self._listed: dict[tuple[Condition, Artist], list[dict[str, Any]] | None] = {}
         self._originals: dict[Artist, ImageFolder] = {}
 
     def source(self, condition: Condition) -> Source | None:
@@ -38,6 +42,20 @@ class CellImages:
         if cell not in self._pairings:
             self._pairings[cell] = self._read(condition, artist)
         return self._pairings[cell]
+
+    def listed(self, condition: Condition, artist: Artist) -> list[dict[str, Any]] | None:
+        """Return name, size in bytes and stem of each image; None without images, or when one is gone.
+
+        Several adapters may be compared with them: those of a study with replicates are.
+        """
+        cell = (condition, artist)
+        if cell not in self._listed:
+            pairing = self.of(condition, artist)
+            self._listed[cell] = None
+            if pairing is not None:
+                with suppress(OSError):
+                    self._listed[cell] = image_records(pairing.images, None, hashed=False)
+        return self._listed[cell]
 
     def artists(self, conditions: Iterable[Condition]) -> set[Artist]:
         """Return those who have a folder in one of the conditions, or in the original art."""

@@ -60,6 +60,25 @@ class TestImages:
         assert images.source(Condition("glaze")) is None
         assert images.of(MIST, BORIS) is not None
 
+    def test_they_are_listed_once(self, tree: StudyTree) -> None:
+        images = CellImages(tree)
+        sizes = [path.stat().st_size for path in sorted(original(tree).iterdir())]
+        names = ["01_tree", "02_boat", "03_hills"]
+        expected = [
+            {"name": f"{name}.png", "size": size, "stem": name}
+            for name, size in zip(names, sizes, strict=True)
+        ]
+
+        assert images.listed(ORIGINAL, ANNA) == expected
+        shutil.rmtree(original(tree))
+        assert images.listed(ORIGINAL, ANNA) == expected
+        assert images.listed(Condition("glaze"), ANNA) is None
+
+    def test_one_that_is_gone_is_not_listed(self, tree: StudyTree) -> None:
+        (original(tree) / "04_dangling.png").symlink_to("nowhere.png")
+
+        assert CellImages(tree).listed(ORIGINAL, ANNA) is None
+
     def test_artists_are_those_of_the_original_art_and_of_the_sources(self, tree: StudyTree) -> None:
         shutil.rmtree(original(tree, BORIS))
 

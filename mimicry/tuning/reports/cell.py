@@ -141,7 +141,7 @@ class CellReader:
         is_running: bool,
     ) -> AdapterState:
         if WEIGHTS in names:
-            return self._judged(folder, pairing, run)
+            return self._judged(adapter, folder, pairing, run)
         if is_running:
             return AdapterState(State.RUNNING)
         if pairing is None:
@@ -163,10 +163,13 @@ class CellReader:
             )
         return AdapterState(State.PENDING, str(bookmark.get("note") or ""))
 
-    def _judged(self, folder: AdapterFolder, pairing: Pairing | None, run: TrainingRun) -> AdapterState:
+    def _judged(
+        self, adapter: AdapterId, folder: AdapterFolder, pairing: Pairing | None, run: TrainingRun
+    ) -> AdapterState:
         """Judge an adapter by its own record."""
         images = ImageFolder(folder.path, ()) if pairing is None else pairing.images
-        found = judge_adapter(folder, AdapterSpec(), images, full=False)
+        listed = self.images.listed(adapter.condition, adapter.artist)
+        found = judge_adapter(folder, AdapterSpec(), images, full=False, listed=listed)
         if found.state is State.BROKEN:
             return found
         words = [found.reason]

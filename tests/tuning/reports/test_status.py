@@ -159,6 +159,13 @@ class TestTrained:
         )
         assert status.exit_code == 3
 
+    def test_an_image_that_is_gone_is_another_one(self, tree: StudyTree) -> None:
+        put_adapter(tree)
+        (original(tree) / "02_boat.png").unlink()
+        (original(tree) / "02_boat.png").symlink_to("nowhere.png")
+
+        assert (read_cell(tree).state, read_cell(tree).reason) == (State.STALE, "other images")
+
     def test_a_copied_adapter_is_stale(self, tree: StudyTree) -> None:
         put_all(tree, ORIGINAL, artists=(ANNA,))
         shutil.copytree(output_dir(tree), output_dir(tree, MIST))
