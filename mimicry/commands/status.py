@@ -12,25 +12,22 @@ import click
 
 from mimicry.common.children import Interrupted
 from mimicry.common.errors import UsageError
-from mimicry.study import StudyTree
-from mimicry.study.cells import CellImages
-from mimicry.study.conditions import ALL
-from mimicry.tuning.execution import open_tracker
+from mimicry.common.text import printable
 from mimicry.tuning.options import (
     CALL,
-    STUDY_VARIANT,
     condition_filters,
     option,
     program,
-    selection_of,
     selection_options,
+    study_file_of,
     tree_options,
 )
+from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.reports.next_command import next_command
-from mimicry.tuning.reports.status import StudyStatus, choose_cells, series_of, study_status
+from mimicry.tuning.reports.read_status import read_status
+from mimicry.tuning.reports.status import StudyStatus
 from mimicry.tuning.reports.status_text import status_json, status_text
-from mimicry.tuning.stacks import Stack
 
 _WATCH_SECONDS = 10.0
 # A line of a file, where there is no terminal.
@@ -60,7 +57,8 @@ def status(context: click.Context, /, **parameters: Any) -> int:
 
     A cell of the study is an adapter that it is to have: of one condition and artist, and of the usual recipe
     or a variant. All cells are meant that have images, adapters or an entry in the tracker, unless filters
-    name some. Headers, names and sizes are read; `mimicry verify` reads everything. Nothing is written.
+    or the study's file name some. Headers, names and sizes are read; `mimicry verify` reads everything.
+    Nothing is written.
 
     The exit code is 0 when all cells that have images are complete, 1 when some are broken, failed or
     blocked, and 3 otherwise: some are waiting, running, interrupted or stale.
@@ -69,11 +67,13 @@ def status(context: click.Context, /, **parameters: Any) -> int:
         raise UsageError("--json is for programs and is printed once; leave --watch or --json out")
     typed = TypedCommand.of(context)
 
+    study_file = study_file_of(context)
+
     def look() -> tuple[str, int]:
-        found = _read(parameters)
+        found = read_status(parameters, study_file)
         if parameters["as_json"]:
             return json.dumps(status_json(found), indent=2), found.exit_code
-        return _text(found, parameters, typed), found.exit_code
+        return _text(found, parameters, typed, study_file), found.exit_code
 
     if parameters["watch"] is not None:
         return _watch(look, parameters["watch"])
@@ -82,21 +82,7 @@ def status(context: click.Context, /, **parameters: Any) -> int:
     return code
 
 
-def _read(parameters: dict[str, Any]) -> StudyStatus:
-    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
-    images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
-    meant = choose_cells(
-        images,
-        bookmarks,
-        series=series_of(tree, stack.name, parameters[STUDY_VARIANT]),
-        protections=parameters["protections"] or (ALL,),
-        countermeasures=parameters["countermeasures"] or (ALL,),
-        selection=selection_of(parameters),
-    )
-    return study_status(images, stack.traits.adapter_format, meant, bookmarks)
-
-
-def _text(found: StudyStatus, parameters: dict[str, Any], typed: TypedCommand) -> str:
+def _text(found: StudyStatus, parameters: dict[str, Any], typed: TypedCommand, study_file: StudyFile) -> str:
     text = status_text(
         found,
         by_artist=parameters["by_artist"],
@@ -104,7 +90,9 @@ def _text(found: StudyStatus, parameters: dict[str, Any], typed: TypedCommand) -
         width=shutil.get_terminal_size((_PLAIN_WIDTH, 0)).columns,
         now=datetime.now().astimezone(),
     )
-    return f"study: {found.tree.data_root}\n\n{text}\n\nnext: {next_command(found, typed)}"
+    written = "" if study_file.path is None else f", as {study_file.path} says"
+    head = printable(f"study: {found.tree.data_root}{written}")
+    return f"{head}\n\n{text}\n\nnext: {next_command(found, typed, study_file)}"
 
 
 def _watch(look: Callable[[], tuple[str, int]], seconds: float) -> int:

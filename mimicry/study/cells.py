@@ -1,6 +1,6 @@
 """The cells of a study, one for each condition and artist, and the images of each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,8 @@ from mimicry.study.conditions import ChosenConditions, in_order
 from mimicry.study.images import ImageFolder
 from mimicry.study.pairing import Pairing
 from mimicry.study.quarantine import left_out
-from mimicry.study.tree import AdapterId, Artist, Condition, Source, StudyTree, folders_in
+from mimicry.study.selection import Selection
+from mimicry.study.tree import ALL, AdapterId, Artist, Condition, Source, StudyTree, folders_in
 
 
 class CellImages:
@@ -90,21 +91,44 @@ def conditions_of_adapters(tree: StudyTree, series: str) -> set[Condition]:
     return {condition for condition in found if condition is not None}
 
 
-def keys_with_images(tree: StudyTree) -> set[str]:
-    """Return the keys of all cells that have images, in every series that has a folder of adapters.
+def keys_with_images(
+    tree: StudyTree,
+    series: Iterable[str],
+    *,
+    protections: Sequence[str] = (ALL,),
+    countermeasures: Sequence[str] = (ALL,),
+    selection: Selection | None = None,
+) -> set[str]:
+    """Return the keys of all cells of these series that have images.
 
     Raises:
+        UsageError: names that match nothing.
         BatchFault: a folder cannot be listed, or the file of the quarantine cannot be read.
     """
     images = CellImages(tree)
-    present = ChosenConditions.choose(tree, needed=False).present
+    present = ChosenConditions.choose(tree, protections, countermeasures, needed=False).present
     found: set[str] = set()
-    for series in folders_in(tree.lora):
-        conditions = in_order({*present, *conditions_of_adapters(tree, series)})
+    for name in series:
+        trained = {
+            condition
+            for condition in conditions_of_adapters(tree, name)
+            if is_named(condition, protections, countermeasures)
+        }
+        conditions = in_order({*present, *trained})
+        artists = (selection or Selection()).choose(
+            sorted(images.artists(conditions)), lambda artist: images.of(Condition(), artist) is not None
+        )
         found |= {
-            AdapterId.in_series(series, condition, artist).key
-            for artist in images.artists(conditions)
+            AdapterId.in_series(name, condition, artist).key
+            for artist in artists
             for condition in conditions
             if images.of(condition, artist) is not None
         }
     return found
+
+
+def is_named(condition: Condition, protections: Sequence[str], countermeasures: Sequence[str]) -> bool:
+    """Return whether the names mean a condition; `all` means every one."""
+    return (ALL in protections or condition.protection in protections) and (
+        ALL in countermeasures or condition.countermeasure in countermeasures
+    )

@@ -220,6 +220,59 @@ class TestWhatIsShown:
         assert "shown by -v" not in show("-v").out
 
 
+STUDY_FILE = """\
+[study]
+protections = ["none", "mist"]
+countermeasures = ["none"]
+replicates = 2
+
+[recipe]
+rank = 4
+"""
+
+
+class TestStudyFile:
+    @pytest.fixture(autouse=True)
+    def file(self, tree: StudyTree) -> Path:
+        tree.study_file.write_text(STUDY_FILE)
+        return tree.study_file
+
+    def test_the_cells_are_those_that_the_file_names(self, tree: StudyTree, show: Show) -> None:
+        put_all(tree, ORIGINAL, MIST, artists=EVERYBODY)
+        put_adapter(tree, COUNTERED)
+
+        done = show()
+
+        assert done.out.splitlines()[0] == f"study: {tree.data_root}, as {tree.study_file} says"
+        assert "8 complete, 8 waiting" in done.out.splitlines()
+        assert [line for line in done.out.splitlines() if line.startswith(PLAIN)] == [
+            PLAIN,
+            f"{PLAIN}@seed-43",
+        ]
+        assert (show("--variant=none").code, done.code) == (0, 3)
+
+    def test_what_it_says_need_not_be_typed(self, tree: StudyTree, show: Show) -> None:
+        put_all(tree, ORIGINAL, artists=EVERYBODY)
+
+        assert show().next == [*("apply_tuning", *base(tree), "--pretrained-model-name-or-path", "lab/tiny")]
+        assert show("--variant=seed-43").next[3:] == ["--variant", "seed-43"]
+        assert "--study" in show("--study=none").next
+
+    def test_another_file_may_be_named(self, tree: StudyTree, show: Show, tmp_path: Path) -> None:
+        other = tmp_path / "other.toml"
+        other.write_text('[study]\nprotections = ["mist"]\n')
+
+        done = show(f"--study={other}")
+
+        assert "8 waiting" in done.out.splitlines()
+        assert done.next[:5] == ["apply_tuning", *base(tree), "--study", str(other)]
+
+    def test_a_broken_file_is_refused(self, file: Path, show: Show) -> None:
+        file.write_text("[study]\nprotection = 1\n")
+
+        assert show().code == 2
+
+
 class TestNextCommand:
     def test_what_is_waiting_is_trained_with_the_recipe_of_the_study(
         self, tree: StudyTree, show: Show
@@ -229,7 +282,7 @@ class TestNextCommand:
         assert show("--artist=Anna_Berg", "--artist=Boris_Cole").next == [
             *("apply_tuning", *base(tree), "--artist", "Anna_Berg", "--artist", "Boris_Cole"),
             *("--protection", "all", "--countermeasure", "all"),
-            *("--pretrained-model-name-or-path", "lab/tiny", "--rank", "4"),
+            *("--rank", "4", "--pretrained-model-name-or-path", "lab/tiny"),
         ]
 
     def test_one_condition_is_named(self, tree: StudyTree, show: Show) -> None:

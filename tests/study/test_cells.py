@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.cells import CellImages, conditions_of_adapters, keys_with_images
-from mimicry.study.tree import Condition, StudyTree
+from mimicry.study.selection import Selection
+from mimicry.study.tree import Condition, StudyTree, folders_in
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -33,7 +34,8 @@ def begin(tree: StudyTree, series: str = "hf_diffusers", condition: Condition = 
 
 def keys(tree: StudyTree) -> set[str]:
     """Return the keys that have images, without the artists' split and style."""
-    return {key.replace("historical/baroque/", "") for key in keys_with_images(tree)}
+    found = keys_with_images(tree, folders_in(tree.lora))
+    return {key.replace("historical/baroque/", "") for key in found}
 
 
 class TestImages:
@@ -133,3 +135,15 @@ class TestKeys:
         assert "hf_diffusers/none/none/Anna_Berg" not in keys(tree)
         write_images(original(tree))
         assert "hf_diffusers/none/none/Anna_Berg" in keys(tree)
+
+    def test_names_choose(self, tree: StudyTree) -> None:
+        begin(tree)
+        begin(tree, condition=COUNTERED)
+
+        assert keys_with_images(
+            tree,
+            ["hf_diffusers"],
+            protections=["none", "mist"],
+            countermeasures=["none"],
+            selection=Selection(artists=("Anna_Berg",)),
+        ) == {f"hf_diffusers/{names}/none/{ANNA}" for names in ("none", "mist")}

@@ -29,6 +29,7 @@ from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeEr
 from mimicry.tuning.adapters.place import recorded_elsewhere
 from mimicry.tuning.adapters.recipe import recipe_hash, recorded_step_count
 from mimicry.tuning.adapters.state import other_class_images
+from mimicry.tuning.adapters.training_run import Evaluated
 from mimicry.tuning.reports.verify import recorded_spec
 
 # How a training ended that left no adapter, by its record or its bookmark.
@@ -67,11 +68,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a record says of the recipe of an adapter that counts in its series."""
+    """What a record says of an adapter that counts in its series: its recipe, and how it was evaluated."""
 
     adapter: AdapterId
     recipe: Mapping[str, Any]
     class_images: str | None
+    evaluated: Evaluated | None
 
 
 @dataclass
@@ -195,7 +197,7 @@ class CellReader:
     def _note_recipe(self, adapter: AdapterId, run: TrainingRun, *, has_weights: bool) -> None:
         # Weights without their sha256 are those of another training than the record is about.
         if run.recipe and not (has_weights and run.weights_sha256 is None):
-            self.recorded.append(Recorded(adapter, run.recipe, _listing(run)))
+            self.recorded.append(Recorded(adapter, run.recipe, _listing(run), run.evaluated))
 
 
 def _without_weights(run: TrainingRun) -> AdapterState:

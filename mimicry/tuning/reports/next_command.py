@@ -1,89 +1,117 @@
 """What to type next in a study, as its status shows it."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
-from mimicry.study import State
-from mimicry.study.conditions import ALL
-from mimicry.study.tree import NONE
+from mimicry.study import Condition, State
+from mimicry.study.tree import ALL, NONE
 from mimicry.tuning.adapters.recipe import complete_options
-from mimicry.tuning.options import OPTIONS
+from mimicry.tuning.options import OPTIONS, STUDY_VARIANT, TuningConfig
+from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.cell import Cell
 from mimicry.tuning.reports.status import TO_TRAIN, StudyStatus
 
+_SEED = "seed"
 _MODEL = "pretrained_model_name_or_path"
 # Options that say which study and artists are meant, which all programs take.
-_SHARED = ("data_root", "stack", "splits", "styles", "artists", "pilot")
+_SHARED = ("data_root", "study", "stack", "splits", "styles", "artists", "pilot")
 
 
-def next_command(status: StudyStatus, typed: TypedCommand) -> str:
-    """Return the command that brings the study on, and what it is for.
+def next_command(status: StudyStatus, typed: TypedCommand, study_file: StudyFile) -> str:
+    """Return the command that brings the study on.
 
     Args:
         typed: the command line of the status, whose filters hold for the next command too.
+        study_file: what need not be typed, as it says so.
     """
-    todo, owed = status.of(*TO_TRAIN), [cell for cell in status.cells if cell.owed]
-    blocked, stale = status.of(State.BLOCKED), status.of(State.STALE)
-    if todo:
-        return _training(status, typed, todo)
-    if blocked:
-        return _training(status, typed, blocked, "--dry-run")
-    if stale:
-        return _training(status, typed, stale, "--retrain-stale")
-    if owed:
-        return _line(typed, ("mimicry", "upload"), _variant_words(owed[0]))
-    if status.of(State.RUNNING):
-        return _line(typed, ("mimicry", "status"), ["--watch"])
-    return _line(typed, ("mimicry", "samples"), _variant_words(status.cells[0]))
+    return _Words(status, typed, study_file).command()
 
 
-def _training(status: StudyStatus, typed: TypedCommand, cells: Sequence[Cell], *more: str) -> str:
-    """Return the call of apply_tuning for cells; of several series, for the first one."""
-    series = cells[0].adapter.series
-    own = [cell for cell in cells if cell.adapter.series == series]
-    words = [
-        *_condition_words(own, typed),
-        *_variant_words(own[0]),
-        *_recipe_words(status.recipes.get(series, StudyRecipes())),
-        *more,
-    ]
-    return _line(typed, ("apply_tuning",), words)
+@dataclass(frozen=True)
+class _Words:
+    status: StudyStatus
+    typed: TypedCommand
+    study_file: StudyFile
 
+    def command(self) -> str:
+        status = self.status
+        owed = [cell for cell in status.cells if cell.owed]
+        if todo := status.of(*TO_TRAIN):
+            return self._training(todo)
+        if blocked := status.of(State.BLOCKED):
+            return self._training(blocked, "--dry-run")
+        if stale := status.of(State.STALE):
+            return self._training(stale, "--retrain-stale")
+        if owed:
+            return self._line("mimicry", "upload", words=self._typed_variants())
+        if status.of(State.RUNNING):
+            return self._line("mimicry", "status", words=[*self._typed_variants(), "--watch"])
+        return self._line("mimicry", "samples", words=self._typed_variants())
 
-def _line(typed: TypedCommand, program: tuple[str, ...], words: Sequence[str]) -> str:
-    shared = {name: given for name, given in typed.options.items() if name in _SHARED}
-    return replace(typed, program=program, options=shared).line(more=words)
+    def _training(self, cells: Sequence[Cell], *more: str) -> str:
+        """Return the call of apply_tuning for cells; of several series that it does not know, for one."""
+        series = cells[0].adapter.series
+        own = [cell for cell in cells if cell.adapter.series == series]
+        words = [
+            *self._conditions({cell.adapter.condition for cell in own}),
+            *self._variant(own[0].adapter.variant),
+            *self._recipe(self.status.recipes.get(series, StudyRecipes())),
+            *more,
+        ]
+        return self._line("apply_tuning", words=words)
 
+    def _line(self, *program: str, words: Sequence[str]) -> str:
+        shared = {name: given for name, given in self.typed.options.items() if name in _SHARED}
+        return replace(self.typed, program=program, options=shared).line(more=words)
 
-def _variant_words(cell: Cell) -> list[str]:
-    return [] if cell.adapter.variant is None else ["--variant", cell.adapter.variant]
+    def _typed_variants(self) -> Sequence[str]:
+        return self.typed.options.get(STUDY_VARIANT, ())
 
+    def _variant(self, variant: str | None) -> list[str]:
+        planned = [series.variant for series in all_series(TuningConfig(), (), self.study_file)]
+        if variant in planned and not self._typed_variants():
+            return []
+        return ["--variant", variant or NONE]
 
-def _condition_words(cells: Sequence[Cell], typed: TypedCommand) -> list[str]:
-    """Return the options for the conditions of cells; where they are several, as the status was asked."""
-    conditions = {cell.adapter.condition for cell in cells}
-    if len(conditions) > 1:
-        protections = typed.options.get("protections", ("--protection", ALL))
-        return [*protections, *typed.options.get("countermeasures", ("--countermeasure", ALL))]
-    (condition,) = conditions
-    named = (("--protection", condition.protection), ("--countermeasure", condition.countermeasure))
-    return [word for flag, name in named if name != NONE for word in (flag, name)]
+    def _conditions(self, conditions: Collection[Condition]) -> list[str]:
+        """Return the options for conditions, unless the study's file has them; for several, all there are."""
+        words: list[str] = []
+        for name, flag, values in (
+            ("protections", "--protection", {each.protection for each in conditions}),
+            ("countermeasures", "--countermeasure", {each.countermeasure for each in conditions}),
+        ):
+            if name in self.typed.options:
+                words += self.typed.options[name]
+            elif name not in self.study_file.study:
+                value = next(iter(values)) if len(conditions) == 1 else ALL
+                words += [] if value == NONE else [flag, value]
+        return words
 
+    def _recipe(self, recipes: StudyRecipes) -> list[str]:
+        """Return the options of the recipe that most adapters have, which neither file nor default say."""
+        if not recipes.groups:
+            return []
+        group = recipes.groups[0]
+        model = group.recipe.get("base_model")
+        # A base model in a folder has no name.
+        name = (model.get("name") if isinstance(model, dict) else None) or (group.run.paths or {}).get(_MODEL)
+        values = {_MODEL: name, **(complete_options(group.recipe) or {})}
+        return hyper_parameter_words(
+            {
+                option.name: values[option.name]
+                for option in OPTIONS
+                if option.name in values
+                and values[option.name] != option.default
+                and option.name not in self._written()
+            }
+        )
 
-def _recipe_words(recipes: StudyRecipes) -> list[str]:
-    """Return the options of the recipe that most adapters have, as far as they are not the defaults."""
-    if not recipes.groups:
-        return []
-    run = recipes.groups[0].run
-    known = complete_options(recipes.groups[0].recipe) or {}
-    model = recipes.groups[0].recipe.get("base_model")
-    name = model.get("name") if isinstance(model, dict) else None
-    # A base model in a folder has no name.
-    values: dict[str, Any] = {_MODEL: name or (run.paths or {}).get(_MODEL), **known}
-    defaults = {option.name: option.default for option in OPTIONS}
-    return hyper_parameter_words(
-        {name: value for name, value in values.items() if value != defaults.get(name)}
-    )
+    def _written(self) -> set[str]:
+        """Return the hyper-parameters that the study's file says, for all series or for some."""
+        if self.study_file.path is None:
+            return set()
+        variants = self.study_file.variants.values()
+        return {_SEED, *self.study_file.recipe, *(name for each in variants for name in each.values)}

@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mimicry.common.errors import Problems, UsageError, nearest
+from mimicry.common.errors import Problems, UsageError
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import AdapterId, Artist, ChosenConditions, Condition, State, StudyTree, in_order
-from mimicry.study.cells import CellImages
-from mimicry.study.conditions import ALL
+from mimicry.study.cells import CellImages, is_named
 from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks
-from mimicry.study.tree import NONE, series_name
+from mimicry.study.tree import ALL, NONE
 from mimicry.tuning.adapters import AdapterFormat
+from mimicry.tuning.adapters.training_run import Evaluated
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
 from mimicry.tuning.reports.cell import Cell, CellReader, Recorded
 
@@ -56,22 +56,6 @@ class StudyCells:
                     yield AdapterId.in_series(series, condition, artist)
 
 
-def series_of(tree: StudyTree, stack: str, variant: str | None = None) -> list[str]:
-    """Return the series of one variant of a stack; without one, the usual series and those of all variants.
-
-    Raises:
-        UsageError: there are no adapters of the variant.
-    """
-    known = tree.variants(stack)
-    if variant is None:
-        return [series_name(stack, each) for each in (None, *known)]
-    if variant not in known:
-        raise UsageError(
-            f"--variant {variant}: there are no adapters of it in {tree.lora}; {nearest(variant, known)}"
-        )
-    return [series_name(stack, variant)]
-
-
 def choose_cells(
     images: CellImages,
     bookmarks: Bookmarks,
@@ -95,8 +79,7 @@ def choose_cells(
         trained = {
             condition
             for condition in {each.condition for each in begun}
-            if _matches(protections, condition.protection)
-            and _matches(countermeasures, condition.countermeasure)
+            if is_named(condition, protections, countermeasures)
         }
         chosen = ChosenConditions.choose(
             tree,
@@ -184,10 +167,6 @@ def _marked(bookmarks: Bookmarks, series: Sequence[str]) -> Iterator[AdapterId]:
             yield AdapterId.in_series(name, Condition(protection, countermeasure), Artist(*artist))
 
 
-def _matches(names: Sequence[str], name: str) -> bool:
-    return ALL in names or name in names
-
-
 def _without_adapters_alone(tree: StudyTree, names: Sequence[str], trained: set[Condition]) -> list[str]:
     """Return the names without those that only adapters have: their images are gone.
 
@@ -215,10 +194,14 @@ def _recipes(tree: StudyTree, recorded: Sequence[Recorded]) -> StudyRecipes:
             alike.append([each])
     first = {others[0].adapter: others for others in alike}
     found = StudyRecipes.read(tree, first)
+    evaluations: dict[Evaluated, list[AdapterId]] = {}
+    for each in recorded:
+        if each.evaluated is not None:
+            evaluations.setdefault(each.evaluated, []).append(each.adapter)
     for group in found.groups:
         group.adapters = [each.adapter for adapter in group.adapters for each in first[adapter]]
     groups = sorted(found.groups, key=lambda group: -len(group.adapters))
-    return replace(found, groups=tuple(groups))
+    return replace(found, groups=tuple(groups), evaluations=evaluations)
 
 
 def _of_another_recipe(cell: Cell, most: RecipeGroup, own: RecipeGroup) -> Cell:

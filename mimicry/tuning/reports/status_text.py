@@ -8,7 +8,7 @@ from typing import Any
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.tuning.adapters.recipe import recipe_hash
-from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
+from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes, evaluation_remarks
 from mimicry.tuning.reports.cell import Cell
 from mimicry.tuning.reports.status import BAD, StudyStatus, count_states, state_word
 from mimicry.tuning.reports.status_grid import status_grid
@@ -170,8 +170,9 @@ def _counts(status: StudyStatus) -> Iterator[str]:
 
 
 def _recipe_lines(status: StudyStatus) -> Iterator[str]:
-    """Yield the recipes of each series that has several."""
+    """Yield the recipes of each series that has several, and that its evaluations cannot be compared."""
     for series, recipes in status.recipes.items():
+        yield from (printable(f"{series}: {remark}") for remark in evaluation_remarks(recipes))
         if not recipes.is_mixed:
             continue
         yield f"{series} has {len(recipes.groups)} recipes:"

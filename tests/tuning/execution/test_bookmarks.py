@@ -169,3 +169,20 @@ def test_what_is_recorded_is_not_lost_while_nothing_can_be_said_of_the_images(tr
 
     assert step_status(tree) == "in_progress"
     assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "complete"
+
+
+def test_the_file_of_the_study_says_which_cells_the_step_has(tree: StudyTree) -> None:
+    tree.study_file.write_text(
+        '[study]\nprotections = ["none"]\ncountermeasures = ["none"]\n'
+        'artists = ["Anna_Berg"]\nreplicates = 2\n'
+    )
+    output_dir(tree).mkdir(parents=True)
+    tracker = open_tracker(tree)
+
+    tracker.record(AdapterId("hf_diffusers", ORIGINAL, ANNA).key, status=State.COMPLETE)
+    assert step_status(tree) == "in_progress"
+    tracker.record(AdapterId("hf_diffusers", ORIGINAL, ANNA, "seed-43").key, status=State.COMPLETE)
+    assert step_status(tree) == "complete"
+    tree.study_file.write_text("[")
+    tracker.record(AdapterId("hf_diffusers", ORIGINAL, ANNA).key, status=State.COMPLETE)
+    assert step_status(tree) == "in_progress"

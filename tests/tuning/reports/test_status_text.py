@@ -105,6 +105,18 @@ def test_several_recipes_are_told(several: StudyTree) -> None:
     ]
 
 
+def test_evaluations_that_must_not_be_compared_are_told(tree: StudyTree) -> None:
+    for artist, timesteps in ((ANNA, [500.0]), (BORIS, [500.0]), (CLARA, [250.0, 750.0])):
+        loss = {"start": 1.0, "end": 0.5, "on": "in-sample", "timesteps": timesteps}
+        put_adapter(tree, artist=artist, eval_loss=loss)
+
+    text = text_of(status_of(tree))
+
+    (line,) = (line for line in text.splitlines() if "must not be compared" in line)
+    assert line.startswith(f"{PLAIN}: ")
+    assert "none__none 2" in line and "none__none 1" in line
+
+
 def test_long_lists_are_cut_without_verbose(tree: StudyTree) -> None:
     for number, artist in enumerate(EVERYBODY):
         put_record(output_dir(tree, ORIGINAL, artist), status="failed", error="it burned")
