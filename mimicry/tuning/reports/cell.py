@@ -172,7 +172,8 @@ class CellReader:
         images = ImageFolder(folder.path, ()) if pairing is None else pairing.images
         listed = self.images.listed(adapter.condition, adapter.artist)
         found = judge_adapter(folder, AdapterSpec(), images, full=False, listed=listed)
-        if found.state is State.BROKEN:
+        # Weights that another call has just set aside are PENDING.
+        if found.state in (State.BROKEN, State.PENDING):
             return found
         words = [found.reason]
         if pairing is None:
