@@ -24,6 +24,7 @@ _SUBCOMMANDS = {
     "tune": _Subcommand(
         "mimicry.tuning.apply_tuning", "apply_tuning", "Train one adapter for each artist (as apply_tuning)."
     ),
+    "status": _Subcommand("mimicry.commands.status", "status", "Show how far the study is."),
     "verify": _Subcommand("mimicry.commands.verify", "verify", "Check all adapters and images in full."),
     "upload": _Subcommand(
         "mimicry.commands.upload", "upload", "Upload adapters that are not on the Hub yet."

@@ -55,6 +55,16 @@ class Lease:
     def token(self) -> str:
         return str(self.content.get("token"))
 
+    @property
+    def host(self) -> str:
+        """The name of the machine on which the holders are."""
+        return str(self.content.get("host")).partition(" ")[0]
+
+    @property
+    def since(self) -> str:
+        """When the claim was taken."""
+        return str(self.content.get("since"))
+
     def live_holders(self) -> list[dict[str, Any]]:
         """Return the holders that live, as far as can be seen from here."""
         holders = self.content.get("holders", [])
@@ -69,8 +79,7 @@ class Lease:
     def description(self) -> str:
         """Return who holds the claim, in words."""
         holders = ", ".join(f"pid {holder['pid']}" for holder in self.live_holders()[:1])
-        host = str(self.content.get("host")).partition(" ")[0]
-        return f"in use by {holders or 'nobody'} on {host} since {self.content.get('since')}"
+        return f"in use by {holders or 'nobody'} on {self.host} since {self.since}"
 
 
 class Claim:

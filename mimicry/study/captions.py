@@ -133,7 +133,12 @@ def image_records(
     if hashed:
         records = [{**record} for record in images.records()]
     else:
-        records = [{"name": path.name, "size": path.stat().st_size} for path in images.paths]
+        folder = os.fspath(images.path)
+        # Ten thousands of images: a Path for each takes longer than the system does.
+        records = [
+            {"name": name, "size": os.stat(os.path.join(folder, name)).st_size}  # noqa: PTH116, PTH118
+            for name in images.names
+        ]
     for record in records:
         record["stem"] = images.stem(record["name"])
     if captions is not None:

@@ -18,7 +18,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,10 +43,19 @@ class ProgressTracker:
 
     `rebuild` returns this step's bookmarks as read from the files on disk. It is called if the tracker cannot
     be parsed, or if something is to be recorded and the tracker is gone; never while the lock is held.
+
+    `expected` returns the keys that must be complete before the step is. It is called once each time that
+    something is recorded, before the lock is taken. Nothing stands for all that have bookmarks.
     """
 
     def __init__(
-        self, path: Path, *, step: str, data_root: Path, rebuild: Callable[[], Bookmarks] | None = None
+        self,
+        path: Path,
+        *,
+        step: str,
+        data_root: Path,
+        rebuild: Callable[[], Bookmarks] | None = None,
+        expected: Callable[[], Collection[str]] | None = None,
     ) -> None:
         # Renaming onto a link would replace the link, and the other steps would write another file.
         self.path = path.resolve()
@@ -54,6 +63,7 @@ class ProgressTracker:
         self._step = step
         self._data_root = data_root
         self._rebuild: Callable[[], Bookmarks] = rebuild or dict
+        self._expected: Callable[[], Collection[str]] = expected or tuple
 
     def bookmarks(self) -> Bookmarks:
         """Return this step's bookmarks by key; a missing tracker has none. Writes nothing.
@@ -81,7 +91,7 @@ class ProgressTracker:
         """Merge fields into several bookmarks with one write; a field given as None is removed.
 
         A new bookmark is pending unless its status is given; `updated_at` is set. The step is "complete" if
-        all of its bookmarks are, whether named here or not, else "in_progress".
+        all that is expected of it is, "not_started" if nothing was begun, else "in_progress".
 
         A tracker that cannot be parsed is set aside as {name}.unreadable-{time}.json, with a warning on
         standard error, and a new one is written, even if there is nothing to record.
@@ -96,11 +106,17 @@ class ProgressTracker:
                 State(fields["status"])
         if not fields_by_key and not self._read()[1]:
             return
+        expected = self._expected()
         rebuilt: Bookmarks | None = None
-        while not self._recorded(fields_by_key, rebuilt):
+        while not self._recorded(fields_by_key, rebuilt, expected):
             rebuilt = self._rebuild()
 
-    def _recorded(self, fields_by_key: Mapping[str, Mapping[str, Any]], rebuilt: Bookmarks | None) -> bool:
+    def _recorded(
+        self,
+        fields_by_key: Mapping[str, Mapping[str, Any]],
+        rebuilt: Bookmarks | None,
+        expected: Collection[str],
+    ) -> bool:
         """Record under the lock; do nothing and return False if bookmarks must be rebuilt first."""
         try:
             with self._locked():
@@ -110,6 +126,8 @@ class ProgressTracker:
                         return False
                     document = self._restored(document, rebuilt)
                 self._merge(document, fields_by_key)
+                bookmarks = document["bookmarks"][self._step]
+                document.setdefault("step_status", {})[self._step] = _step_status(bookmarks, expected)
                 self._write(document, fault)
                 return True
         except OSError as error:
@@ -197,8 +215,6 @@ class ProgressTracker:
         metadata = document.setdefault("metadata", {})
         metadata["last_updated_at"] = now
         metadata.setdefault("data_root", str(self._data_root.absolute()))
-        complete = all(bookmark.get("status") == State.COMPLETE for bookmark in ours.values())
-        document.setdefault("step_status", {})[self._step] = "complete" if complete else "in_progress"
 
     def _write(self, document: dict[str, Any], fault: str | None) -> None:
         # A rename ignores the permissions of the file itself, so respect somebody's `chmod a-w` here.
@@ -222,6 +238,15 @@ class ProgressTracker:
         print(
             f"warning: {self.path} cannot be used as progress tracker: {problem}", file=sys.stderr, flush=True
         )
+
+
+def _step_status(bookmarks: Bookmarks, expected: Collection[str]) -> str:
+    """Return how the step stands; of what cannot be trained nothing was begun."""
+    keys = expected or bookmarks
+    if keys and all(bookmarks.get(key, {}).get("status") == State.COMPLETE for key in keys):
+        return "complete"
+    begun = any(bookmark.get("status") != State.BLOCKED for bookmark in bookmarks.values())
+    return "in_progress" if begun else "not_started"
 
 
 def _valid_parts(document: Any, step: str) -> tuple[dict[str, Any], str | None]:

@@ -182,6 +182,10 @@ class StudyTree:
             for artist in self.artists(self.lora / name / folder)
         ]
 
+    def stacks(self) -> list[str]:
+        """Return the stacks that have a folder of adapters, of a variant at least, sorted."""
+        return sorted({name.partition(_VARIANT_MARK)[0] for name in folders_in(self.lora)})
+
     def variants(self, stack: str) -> list[str]:
         """Return the variants of a stack that have a folder of adapters, sorted."""
         series = (name.partition(_VARIANT_MARK) for name in folders_in(self.lora))

@@ -1,7 +1,9 @@
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from mimicry.common import files
 from mimicry.study import tracker
 from mimicry.study.states import State
+from mimicry.study.tracker import ProgressTracker
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
 from tests.study.tracker_files import FOREIGN, KEY, STEP, document, tracker_at, write
 
@@ -79,6 +82,38 @@ class TestRecord:
         assert document(path)["step_status"] == {STEP: "complete"}
         ours.record("c", status=other)
         assert document(path)["step_status"] == {STEP: "in_progress"}
+
+    def test_the_step_is_complete_when_all_that_is_expected_is(self, path: Path) -> None:
+        asked: list[None] = []
+
+        def expected() -> set[str]:
+            asked.append(None)
+            if ours.lock_path.exists():
+                with ours.lock_path.open("r") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held
+            return {"a", "b"}
+
+        ours = ProgressTracker(path, step=STEP, data_root=Path("data"), expected=expected)
+        ours.record_many({"a": {"status": "complete"}, "without images": {"status": "blocked"}})
+        assert document(path)["step_status"] == {STEP: "in_progress"}
+        ours.record("b", status="complete")
+        assert document(path)["step_status"] == {STEP: "complete"}
+        assert len(asked) == 2
+
+    @pytest.mark.parametrize("expected", [None, lambda: {"a"}])
+    def test_the_step_is_not_started_while_all_is_blocked(
+        self, path: Path, expected: Callable[[], set[str]] | None
+    ) -> None:
+        ours = ProgressTracker(path, step=STEP, data_root=Path("data"), expected=expected)
+        ours.record_many({"a": {"status": "blocked"}, "b": {"status": "blocked"}})
+        assert document(path)["step_status"] == {STEP: "not_started"}
+        ours.record("a", status="pending")
+        assert document(path)["step_status"] == {STEP: "in_progress"}
+
+    def test_where_nothing_is_expected_all_bookmarks_count(self, path: Path) -> None:
+        ours = ProgressTracker(path, step=STEP, data_root=Path("data"), expected=set)
+        ours.record("a", status="complete")
+        assert document(path)["step_status"] == {STEP: "complete"}
 
     def test_many_bookmarks_take_one_write(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writes: list[Path] = []

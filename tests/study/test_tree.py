@@ -393,6 +393,7 @@ class TestVariants:
             (tree.lora / name).mkdir(parents=True)
         assert tree.variants("s") == ["a", "big"]
         assert tree.variants("t") == []
+        assert tree.stacks() == ["other", "s", "ss"]
 
     @pytest.mark.parametrize("name", ["rank-32", "seed_43", "a", "x.y", "A" * 40])
     def test_names(self, name: str) -> None:

@@ -4,6 +4,7 @@ An adapter is complete when its weights lie under their final name and hold what
 are written last, so that their name is the sign of completion.
 """
 
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,8 @@ SAMPLES = "samples"
 # Within a checkpoint of our own trainer.
 CHECKPOINT_FACTS = "checkpoint.json"
 _OF_ONE_RUN = (WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, SAMPLES)
+# So much of metrics.jsonl holds its last line.
+_TAIL_BYTES = 4096
 _CHECKPOINT = re.compile(r"^checkpoint-([1-9][0-9]*)$")
 # Files and folders that are being written or removed: leftovers, once no process works in the folder.
 _TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
@@ -208,6 +211,16 @@ class AdapterFolder:
             return []
         steps = sorted((int(match[1]) for match in matches if match is not None), reverse=True)
         return [f"checkpoint-{step}" for step in steps]
+
+    def last_step(self) -> int:
+        """Return the optimizer step of the last line of metrics.jsonl; 0 when there is none."""
+        try:
+            with self.metrics.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = file.read().rpartition(b"\n")[0].splitlines()
+            return int(json.loads(lines[-1])["step"]) if lines else 0
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0
 
     def leftovers(self) -> list[str]:
         """Return the names of what killed processes were writing."""

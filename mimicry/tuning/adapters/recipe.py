@@ -47,6 +47,17 @@ def recipe(config: TuningConfig, base_model: Mapping[str, Any] | None, trainer: 
     }
 
 
+def recorded_step_count(options: Mapping[str, Any] | None, image_count: int) -> int | None:
+    """Return the optimizer steps that a training with recorded options takes; None when they do not tell."""
+    # Paths of the machine are recorded as None.
+    known = {option.name: (options or {}).get(option.name) for option in OPTIONS}
+    given = {name: value for name, value in known.items() if value is not None}
+    try:
+        return TuningConfig(**given).step_count(image_count) if given else None
+    except (UsageError, TypeError):  # of another version, or not ours
+        return None
+
+
 def recipe_hash(value: Mapping[str, Any]) -> str:
     """Return the sha256 of a recipe; equal for equal recipes."""
     return sha256_text(canonical_json(value))

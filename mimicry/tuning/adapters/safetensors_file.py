@@ -5,6 +5,7 @@ at as the bits that they are made of.
 """
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import atomic_path, canonical_json
 
 _METADATA = "__metadata__"
+# A file begins with the length of its header.
+_LENGTH_BYTES = 8
 # For each type: bytes of a value, and the mask of its exponent, whose bits are all set in inf and NaN.
 _FLOATS = {
     "F64": (8, 0x7FF0000000000000),
@@ -103,6 +106,22 @@ class TensorBits:
         return np.frombuffer(self.data, dtype=f"<u{_FLOATS[self.dtype][0]}")
 
 
+def header_and_size(path: Path) -> tuple[bytes, int] | None:
+    """Return the header of a safetensors file as bytes, and the bytes of the whole file.
+
+    Two files of which these are equal differ in the values of their tensors alone. None where the file cannot
+    be read or is too short.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            count = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = file.read(min(count, size))
+    except OSError:
+        return None
+    return (header, size) if len(header) == count > 0 else None
+
+
 def write_canonically(source: Path, destination: Path) -> None:
     """Copy the safetensors file `source` to `destination`, atomically and in a canonical order.
 
@@ -131,7 +150,7 @@ def write_canonically(source: Path, destination: Path) -> None:
 
 def _read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
         return header
 
 

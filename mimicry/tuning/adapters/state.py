@@ -4,7 +4,7 @@ Reading every value of an adapter takes a moment, and there are hundreds of them
 remembered by the identities of its weights and of their record.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def judge_adapter(
     captions: Captions | None = None,
     full: bool,
     anew: bool = False,
+    listed: Sequence[Mapping[str, Any]] | None = None,
 ) -> AdapterState:
     """Compare what lies in `folder` with what is asked for.
 
@@ -61,6 +62,7 @@ def judge_adapter(
         full: read every value of the weights as well, unless it is remembered that they are good; otherwise
             header, sizes and record only.
         anew: with `full`, read them even if it is remembered that they are good.
+        listed: names and sizes of `images`, where they are known already, as `image_records` returns them.
     """
     if not folder.has_weights:
         return AdapterState(State.PENDING)
@@ -76,7 +78,9 @@ def judge_adapter(
         return AdapterState(State.BROKEN, str(error))
     if run is None:
         return AdapterState(State.COMPLETE, "made by another tool")
-    differences = _differences(folder, run, spec, images, captions, full=full)
+    if full or captions is not None:
+        listed = None
+    differences = _differences(folder, run, spec, images, captions, full=full, listed=listed)
     words = [", ".join(differences), *(f"unpaired: {mark}" for mark in run.unpaired)]
     return AdapterState(State.STALE if differences else State.COMPLETE, "; ".join(filter(None, words)))
 
@@ -111,6 +115,7 @@ def _differences(
     captions: Captions | None,
     *,
     full: bool,
+    listed: Sequence[Mapping[str, Any]] | None,
 ) -> list[str]:
     words = []
     elsewhere = recorded_elsewhere(folder.path, run)
@@ -118,8 +123,9 @@ def _differences(
         words += recipe_differences(run.recipe, spec.recipe)
     if run.images is not None:
         try:
-            hashed = full or bool(elsewhere)
-            others = record_differences(run.images, image_records(images, captions, hashed=hashed))
+            if listed is None or elsewhere:
+                listed = image_records(images, captions, hashed=full or bool(elsewhere))
+            others = record_differences(run.images, listed)
         except OSError:
             others = ["other images"]
         # Where the images are the same, somebody has given the folder another name.

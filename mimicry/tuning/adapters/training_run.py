@@ -152,6 +152,11 @@ class TrainingRun:
         return step if isinstance(step, int) else None
 
     @property
+    def finished_at(self) -> str | None:
+        """When the last attempt ended."""
+        return self._text("finished_at")
+
+    @property
     def hub(self) -> Mapping[str, Any]:
         """Where the adapter was uploaded to, or what upload is pending and why."""
         return self._object("hub") or {}

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import sha256_file
 from mimicry.tuning.adapters.format import AdapterFormat
-from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
+from mimicry.tuning.adapters.safetensors_file import SafetensorsFile, header_and_size
 
 # Where diffusers puts the arguments of LoraConfig into the header of weights, each with its component.
 _LORA_ARGUMENTS = "lora_adapter_metadata"
@@ -57,6 +57,12 @@ class Adapter:
         return {"sha256": self.sha256, "bytes": self.byte_count, "modules": len(self.modules)}
 
 
+# Adapters of one recipe have the same header, byte by byte. Each has hundreds of tensors, and there are
+# hundreds of adapters, so a header that was found good is remembered while the program runs.
+_good_headers: dict[tuple[tuple[bytes, int] | None, AdapterFormat, int | None], LoraHeader] = {}
+_MOST_HEADERS = 16
+
+
 def check_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeader:
     """Check names and shapes in the header of the weights at `path`: cheap, no value is read.
 
@@ -66,6 +72,20 @@ def check_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeade
     Raises:
         AdapterBroken: it is not a safetensors file, or not an adapter of this format and rank.
     """
+    begin = header_and_size(path)
+    known = _good_headers.get((begin, form, rank))
+    if known is not None:
+        return replace(known, file=replace(known.file, path=path))
+    header = _checked_header(path, form, rank)
+    # One that was replaced meanwhile is not remembered.
+    if begin is not None and header_and_size(path) == begin:
+        if len(_good_headers) >= _MOST_HEADERS:
+            _good_headers.clear()
+        _good_headers[begin, form, rank] = header
+    return header
+
+
+def _checked_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeader:
     file = SafetensorsFile.open(path)
     ranks: dict[tuple[str, str], dict[bool, int]] = {}
     for key, shape in file.shapes.items():

@@ -1,20 +1,65 @@
 """This step's bookmarks in the progress tracker: what stands in them, and how they are made from adapters."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.errors import MimicryError
 from mimicry.study import AdapterId, State, StudyTree
+from mimicry.study.cells import keys_with_images
+from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks, ProgressTracker
+from mimicry.study.tree import ALL, series_name
 from mimicry.tuning.adapters import AdapterFolder
+from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options.study_file import StudyFile
 
 STEP = "step_3_fine_tune_sd35"
+# Is the key of nothing, so that a step of which it is expected is not complete.
+_UNKNOWN = ""
 
 
 def open_tracker(tree: StudyTree) -> ProgressTracker:
     """Return the study's tracker, for this step."""
     return ProgressTracker(
-        tree.tracker, step=STEP, data_root=tree.data_root, rebuild=lambda: rebuilt_bookmarks(tree)
+        tree.tracker,
+        step=STEP,
+        data_root=tree.data_root,
+        rebuild=lambda: rebuilt_bookmarks(tree),
+        expected=lambda: _expected_keys(tree),
     )
+
+
+def _expected_keys(tree: StudyTree) -> Collection[str]:
+    """Return the keys of all cells that have images, of those that the study.toml in the tree names.
+
+    Of each stack that has adapters, the plain series is meant, and the variants that have a folder or stand
+    in the file.
+    """
+    # What a training has made is recorded, even if nothing can be said of the images just now.
+    try:
+        study_file = StudyFile.read(tree.study_file) if tree.study_file.exists() else StudyFile()
+        planned = [series.variant for series in all_series(TuningConfig(), (), study_file)]
+        study = study_file.study
+        return keys_with_images(
+            tree,
+            {
+                series_name(stack, each)
+                for stack in tree.stacks()
+                for each in (*planned, *tree.variants(stack))
+            },
+            protections=study.get("protections", (ALL,)),
+            countermeasures=study.get("countermeasures", (ALL,)),
+            selection=Selection(
+                splits=study.get("splits", ()),
+                styles=study.get("styles", ()),
+                artists=study.get("artists", ()),
+                pilot=study.get("pilot", False),
+            ),
+        )
+    except MimicryError:
+        return (_UNKNOWN,)
 
 
 def log_path(tree: StudyTree, folder: AdapterFolder) -> str:

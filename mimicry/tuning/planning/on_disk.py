@@ -1,6 +1,6 @@
 """The adapters that are there already, as commands that train nothing choose them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,15 +95,18 @@ class AdapterFilter:
         everybody = sorted(known | set(tree.artists(tree.original_art)))
         return self.selection.choose(everybody, has_images) if everybody else []
 
-    def series(self, tree: StudyTree, stack: str) -> list[str]:
+    def series(self, tree: StudyTree, stack: str, planned: Iterable[str | None] = ()) -> list[str]:
         """Return the folders of the series that are meant: by default all there are, the plain one first.
 
         A variant stands for its replicates, too.
 
+        Args:
+            planned: variants that need not have adapters yet.
+
         Raises:
             UsageError: variants that have no adapters, all of them.
         """
-        present = tree.variants(stack)
+        present = list(dict.fromkeys([*filter(None, planned), *tree.variants(stack)]))
         meant = [
             variant
             for variant in (None, *present)

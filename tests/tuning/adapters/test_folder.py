@@ -16,6 +16,7 @@ from mimicry.common.files import sha256_file, write_json
 from mimicry.tuning.adapters import folder as adapter_module
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.peft_config import lora_arguments, peft_config
+from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
@@ -82,6 +83,52 @@ class TestCheckHeader:
     def test_reads_no_value(self, tmp_path: Path) -> None:
         path = save(tmp_path / "f", lora_tensors() | {A: torch.full((4, 6), float("nan"))})
         assert check_header(path, ADAPTER_FORMAT, 4).rank == 4
+
+    def test_equal_headers_are_parsed_once_and_tell_their_own_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parsed: list[Path] = []
+
+        def counted(path: Path) -> SafetensorsFile:
+            parsed.append(path)
+            return whole(path)
+
+        whole = SafetensorsFile.open
+        monkeypatch.setattr(SafetensorsFile, "open", counted)
+        first = save_lora(tmp_path / "1", rank=7)
+        second = save_lora(tmp_path / "2", rank=7, seed=1)
+
+        headers = [check_header(path, ADAPTER_FORMAT, 7) for path in (first, second)]
+
+        assert first.read_bytes() != second.read_bytes()
+        assert [header.file.path for header in headers] == [first, second]
+        assert headers[0].modules == headers[1].modules
+        assert parsed == [first]
+        with pytest.raises(AdapterBroken, match="rank 7 where 8"):
+            check_header(second, ADAPTER_FORMAT, 8)
+        second.write_bytes(second.read_bytes()[:-1])
+        with pytest.raises(AdapterBroken, match="not a readable safetensors file"):
+            check_header(second, ADAPTER_FORMAT, 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        ('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n', 2),
+        ('{"step": 1, "loss": 1.0}\n{"step": 2, "lo', 1),
+        ("".join(f'{{"step": {step}, "loss": 0.123456}}\n' for step in range(1, 1001)), 1000),
+        ('{"step": 1}\nnot JSON\n', 0),
+        ('{"loss": 1.0}\n', 0),
+        ("", 0),
+        (None, 0),
+    ],
+)
+def test_the_last_step_of_the_metrics(content: str | None, step: int, tmp_path: Path) -> None:
+    folder = AdapterFolder(tmp_path)
+    if content is not None:
+        folder.metrics.write_text(content)
+
+    assert folder.last_step() == step
 
 
 class TestCheckWeights:

@@ -18,6 +18,7 @@ from mimicry.tuning.adapters.recipe import (
     recipe,
     recipe_differences,
     recipe_hash,
+    recorded_step_count,
     trainer_identity,
 )
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
@@ -289,3 +290,19 @@ def test_the_path_of_a_checkpoint_is_no_option_to_publish(value: str, shown: str
     config = TuningConfig(resume_from_checkpoint=value)
     run = describe_run(config, MODEL, trainer=OWN_TRAINER, command=[], notes=[])
     assert run["options"]["resume_from_checkpoint"] == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_train_steps": 60}, 60),
+        ({"num_train_epochs": 3, "gradient_accumulation_steps": 2, "of another version": 1}, 15),
+        ({"max_train_steps": 60, "logging_dir": None}, 60),
+        ({"max_train_steps": "many"}, None),
+        ({"max_train_steps": -1}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_steps_of_recorded_options(options: dict[str, Any] | None, steps: int | None) -> None:
+    assert recorded_step_count(options, 10) == steps

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.states import State
-from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path, open_tracker, rebuilt_bookmarks
@@ -16,6 +16,7 @@ from tests.small_study import (
     BORIS,
     COUNTERED,
     MIST,
+    ORIGINAL,
     bookmarks_in,
     output_dir,
     write_adapter,
@@ -138,3 +139,50 @@ def test_hostile_names_come_back_as_they_were(hostile_name: str, tree: StudyTree
     assert log_path(tree, AdapterFolder(folder)) == f"models/lora/hf_diffusers/mist__none/{artist}/train.log"
     hidden = hostile_name.startswith(".")
     assert rebuilt_bookmarks(tree).keys() == (set() if hidden else {f"hf_diffusers/mist/none/{artist}"})
+
+
+def step_status(tree: StudyTree) -> str:
+    return str(json.loads(tree.tracker.read_text())["step_status"]["step_3_fine_tune_sd35"])
+
+
+def test_the_step_is_complete_when_every_cell_that_has_images_is(tree: StudyTree) -> None:
+    cells = [(condition, artist) for condition in (ORIGINAL, MIST, COUNTERED) for artist in (ANNA, BORIS)]
+    tracker = open_tracker(tree)
+    output_dir(tree).mkdir(parents=True)
+    for condition, artist in cells[:-1]:
+        tracker.record(AdapterId("hf_diffusers", condition, artist).key, status=State.COMPLETE)
+        assert step_status(tree) == "in_progress"
+
+    tracker.record(AdapterId("hf_diffusers", *cells[-1]).key, status=State.COMPLETE)
+    # It cannot be trained, and has no images either.
+    tracker.record(AdapterId("hf_diffusers", Condition("glaze"), ANNA).key, status=State.BLOCKED)
+
+    assert step_status(tree) == "complete"
+
+
+def test_what_is_recorded_is_not_lost_while_nothing_can_be_said_of_the_images(tree: StudyTree) -> None:
+    adapter(tree)
+    tree.quarantine.parent.mkdir()
+    tree.quarantine.write_text("{")
+
+    open_tracker(tree).record(AdapterId("hf_diffusers", MIST, ANNA).key, status=State.COMPLETE)
+
+    assert step_status(tree) == "in_progress"
+    assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "complete"
+
+
+def test_the_file_of_the_study_says_which_cells_the_step_has(tree: StudyTree) -> None:
+    tree.study_file.write_text(
+        '[study]\nprotections = ["none"]\ncountermeasures = ["none"]\n'
+        'artists = ["Anna_Berg"]\nreplicates = 2\n'
+    )
+    output_dir(tree).mkdir(parents=True)
+    tracker = open_tracker(tree)
+
+    tracker.record(AdapterId("hf_diffusers", ORIGINAL, ANNA).key, status=State.COMPLETE)
+    assert step_status(tree) == "in_progress"
+    tracker.record(AdapterId("hf_diffusers", ORIGINAL, ANNA, "seed-43").key, status=State.COMPLETE)
+    assert step_status(tree) == "complete"
+    tree.study_file.write_text("[")
+    tracker.record(AdapterId("hf_diffusers", ORIGINAL, ANNA).key, status=State.COMPLETE)
+    assert step_status(tree) == "in_progress"

@@ -8,7 +8,8 @@ import pytest
 from mimicry.common.errors import UsageError
 from mimicry.study.selection import Selection
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
-from mimicry.tuning.planning.on_disk import AdapterFilter
+from mimicry.tuning.adapters import TrainingRun
+from mimicry.tuning.planning.on_disk import AdapterFilter, OwnImages
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -166,3 +167,18 @@ class TestVariants:
             AdapterFilter(variants=("bigg", "seed-44", "big")).choose(several, STACK)
         assert len(caught.value.problems) == 2
         assert "did you mean 'big'" in caught.value.problems[0]
+
+
+def test_images_with_the_names_of_a_tool_are_those_of_the_record(tree: StudyTree) -> None:
+    folder = tree.images_of(tree.protected_art / "mist", ANNA)
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"50_noise_{path.name}")
+    records = [
+        {"name": path.name, "size": path.stat().st_size, "stem": path.stem.removeprefix("50_noise_")}
+        for path in sorted(folder.iterdir())
+    ]
+    adapter = AdapterId(STACK, MIST, ANNA)
+
+    assert OwnImages(tree).problem(adapter, TrainingRun({"images": records})) == ""
+    other = [{**record, "stem": "another"} for record in records]
+    assert OwnImages(tree).problem(adapter, TrainingRun({"images": other})) == "paired with other originals"

@@ -1,0 +1,38 @@
+"""The status that a command line asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mimicry.study import StudyTree
+from mimicry.study.cells import CellImages
+from mimicry.study.tree import ALL
+from mimicry.tuning.execution import open_tracker
+from mimicry.tuning.options import TuningConfig, selection_of
+from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status
+from mimicry.tuning.stacks import Stack
+
+
+def read_status(parameters: Mapping[str, Any], study_file: StudyFile) -> StudyStatus:
+    """Return the status of the cells that a command with the options of tree, conditions and artists means.
+
+    Args:
+        study_file: what the study is to have; without a file, what has images, adapters or bookmarks.
+
+    Raises:
+        UsageError: names that match nothing.
+    """
+    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
+    images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
+    planned = [series.variant for series in all_series(TuningConfig(), (), study_file)]
+    meant = choose_cells(
+        images,
+        bookmarks,
+        series=AdapterFilter.of(parameters).series(tree, stack.name, planned),
+        protections=parameters["protections"] or study_file.study.get("protections", (ALL,)),
+        countermeasures=parameters["countermeasures"] or study_file.study.get("countermeasures", (ALL,)),
+        selection=selection_of(parameters),
+    )
+    return study_status(images, stack.traits.adapter_format, meant, bookmarks)

@@ -1,0 +1,212 @@
+"""A status in words, and as JSON."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from mimicry.common.text import printable
+from mimicry.study import State
+from mimicry.tuning.adapters.recipe import recipe_hash
+from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes, evaluation_remarks
+from mimicry.tuning.reports.cell import Cell
+from mimicry.tuning.reports.status import BAD, StudyStatus, count_states, state_word
+from mimicry.tuning.reports.status_grid import status_grid
+from mimicry.tuning.reports.time_left import time_left
+
+# Without -v, so many items of a list are shown, and so many cells that have the same reason.
+_SHOWN = 5
+_SHOWN_ALIKE = 3
+_DAY_SECONDS = 86400
+
+
+def status_text(status: StudyStatus, *, by_artist: bool, verbose: bool, width: int, now: datetime) -> str:
+    """Return a status for people.
+
+    Args:
+        by_artist: the tables have a column for each artist, and not for each style.
+        verbose: show the lists whole.
+        width: characters of a line of the terminal.
+        now: the present time, with its time zone.
+    """
+    lines: list[str] = []
+    series = status.meant.series
+    for name in series:
+        if len(series) > 1:
+            lines += [name]
+        cells = [cell for cell in status.cells if cell.adapter.series == name]
+        lines += [status_grid(cells, by_artist=by_artist, width=width), ""]
+    shown = None if verbose else _SHOWN
+    lines += _counts(status)
+    lines += _listed(
+        "at work", [_work(cell, series) for cell in status.cells if cell.worker is not None], shown
+    )
+    lines += _recipe_lines(status)
+    lines += _listed(
+        "uploads owed", [f"{_name(cell, series)}: {cell.owed}" for cell in status.cells if cell.owed], shown
+    )
+    waiting = [cell for cell in status.cells if cell.checkpoint is not None]
+    lines += _listed("waiting checkpoints", [_checkpoint(cell, series) for cell in waiting], shown)
+    lines += _time_line(status, now)
+    for state in (*BAD, State.STALE, State.INTERRUPTED):
+        lines += _reasons(status, state, verbose=verbose)
+    return "\n".join(lines)
+
+
+def status_json(status: StudyStatus) -> dict[str, Any]:
+    """Return a status for programs."""
+    return {
+        "data_root": str(status.tree.data_root),
+        "cells": [_cell_json(cell) for cell in status.cells],
+        "counts": {state_word(state): count for state, count in status.counts.items()},
+        "recipes": {series: _recipes_json(recipes) for series, recipes in status.recipes.items()},
+    }
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    adapter = cell.adapter
+    return {
+        "variant": adapter.variant,
+        "protection": adapter.condition.protection,
+        "countermeasure": adapter.condition.countermeasure,
+        "split": adapter.artist.split,
+        "style": adapter.artist.style,
+        "artist": adapter.artist.name,
+        "state": state_word(cell.state),
+        "reason": cell.reason,
+        "steps": cell.steps,
+        "recipe_hash": cell.recipe_hash,
+        "seed": cell.seed,
+        "eval_loss": cell.eval_loss,
+        "finished_at": cell.finished_at,
+        "seconds": cell.seconds,
+        "host": None if cell.worker is None else cell.worker.host,
+        "since": None if cell.worker is None else cell.worker.since,
+        "checkpoint": cell.checkpoint,
+        "upload_owed": cell.owed or None,
+        "log": cell.log,
+    }
+
+
+def _recipes_json(recipes: StudyRecipes) -> list[dict[str, Any]]:
+    return [
+        {
+            "recipe_hash": recipe_hash(group.recipe),
+            "adapters": len(group.adapters),
+            "conditions": dict(Counter(str(adapter.condition) for adapter in group.adapters)),
+            "differs_in": recipes.groups[0].changes_to(group),
+        }
+        for group in recipes.groups
+    ]
+
+
+def _listed(title: str, items: Sequence[str], shown: int | None) -> Iterator[str]:
+    if items:
+        yield f"{title} ({len(items)}):"
+        yield from _first(items, shown, indent=2)
+
+
+def _first(items: Sequence[str], shown: int | None, *, indent: int) -> Iterator[str]:
+    """Yield the first items, each on a line, and how many more there are."""
+    yield from (" " * indent + printable(item) for item in items[:shown])
+    if shown is not None and len(items) > shown:
+        yield " " * indent + f"and {len(items) - shown} more, shown by -v"
+
+
+def _name(cell: Cell, series: Sequence[str]) -> str:
+    """Return what a cell is called in a list; its series only where there are several."""
+    name = f"{cell.adapter.condition}/{cell.adapter.artist}"
+    return f"{cell.adapter.series}/{name}" if len(series) > 1 else name
+
+
+def _work(cell: Cell, series: Sequence[str]) -> str:
+    assert cell.worker is not None
+    words = [_name(cell, series), f"on {cell.worker.host}", f"since {cell.worker.since}"]
+    if cell.state is not State.RUNNING:
+        words.append(f"({state_word(cell.state)})")
+    elif cell.steps:
+        words.append(f"at {_step(cell.steps, cell)}")
+    return " ".join(words)
+
+
+def _checkpoint(cell: Cell, series: Sequence[str]) -> str:
+    assert cell.checkpoint is not None
+    return f"{_name(cell, series)}: resumes at {_step(cell.checkpoint, cell)}"
+
+
+def _step(step: int, cell: Cell) -> str:
+    return f"step {step} of {cell.step_count}" if cell.step_count else f"step {step}"
+
+
+def _reasons(status: StudyStatus, state: State, *, verbose: bool) -> Iterator[str]:
+    """Yield why cells are in a state: each reason with its cells, and with the log of the first."""
+    alike: dict[str, list[Cell]] = {}
+    for cell in status.of(state):
+        folder = status.tree.adapter_dir(cell.adapter)
+        reason = cell.reason.split("\n")[0].replace(f"{folder}/", "") or "no reason was recorded"
+        alike.setdefault(reason, []).append(cell)
+    if not alike:
+        return
+    yield f"{state_word(state)} ({sum(map(len, alike.values()))}):"
+    for reason, cells in list(alike.items())[: None if verbose else _SHOWN]:
+        yield printable(f"  {reason}")
+        names = [_name(cell, status.meant.series) for cell in cells]
+        yield from _first(names, None if verbose else _SHOWN_ALIKE, indent=4)
+        log = next((cell.log for cell in cells if cell.log is not None), None)
+        if state in BAD and log is not None:
+            yield printable(f"    log: {status.tree.data_root / log}")
+    if not verbose and len(alike) > _SHOWN:
+        yield f"  and {len(alike) - _SHOWN} other reasons, shown by -v"
+
+
+def _counts(status: StudyStatus) -> Iterator[str]:
+    """Yield how many cells are in each state, and the conditions that have no images of anybody."""
+    present = {cell.adapter.condition for cell in status.cells if cell.has_data}
+    counts = count_states(cell for cell in status.cells if cell.adapter.condition in present)
+    yield ", ".join(f"{count} {state_word(state)}" for state, count in counts.items())
+    without = [str(condition) for condition in status.meant.conditions if condition not in present]
+    if without:
+        yield printable(f"no images of anybody: {', '.join(without)}")
+
+
+def _recipe_lines(status: StudyStatus) -> Iterator[str]:
+    """Yield the recipes of each series that has several, and that its evaluations cannot be compared."""
+    for series, recipes in status.recipes.items():
+        yield from (printable(f"{series}: {remark}") for remark in evaluation_remarks(recipes))
+        if not recipes.is_mixed:
+            continue
+        yield f"{series} has {len(recipes.groups)} recipes:"
+        for group in recipes.groups:
+            yield printable(f"  {_recipe(group, recipes.groups[0])}")
+
+
+def _recipe(group: RecipeGroup, most: RecipeGroup) -> str:
+    count = len({adapter.condition for adapter in group.adapters})
+    where = group.places() if count <= _SHOWN_ALIKE else f"in {count} conditions"
+    words = f"{len(group.adapters)} adapters ({where}), {recipe_hash(group.recipe)[:12]}"
+    return words if group is most else f"{words}: {', '.join(most.changes_to(group))}"
+
+
+def _time_line(status: StudyStatus, now: datetime) -> Iterator[str]:
+    left = time_left(status.cells, now)
+    if left is None:
+        return
+    workers = f"{left.workers} at a time, as now" if left.workers else "one at a time (none runs now)"
+    each = _long_time(left.each_seconds)
+    took = (
+        f"the last one took {each}" if left.count == 1 else f"the median of the last {left.count} is {each}"
+    )
+    yield f"time left: about {_long_time(left.seconds)} with {workers}; {took}"
+
+
+def _long_time(seconds: float) -> str:
+    """Return seconds in the two largest units that people use for so long a time."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if seconds < _DAY_SECONDS:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,78 @@
+"""Reading the status of a small study, and bringing its adapters into every state."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mimicry.study.cells import CellImages
+from mimicry.study.states import State
+from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, PARTS, SCHEMA, STATE
+from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.reports.cell import Cell
+from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status
+from tests.small_study import ANNA, ORIGINAL, asked_for, output_dir, put_adapter
+
+PLAIN = "hf_diffusers"
+
+
+def status_of(tree: StudyTree, *, series: tuple[str, ...] = (PLAIN,), **meant: Any) -> StudyStatus:
+    """Read the status of a study, as the program does."""
+    images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
+    cells = choose_cells(images, bookmarks, series=series, **meant)
+    return study_status(images, ADAPTER_FORMAT, cells, bookmarks)
+
+
+def cell_of(
+    status: StudyStatus, condition: Condition = ORIGINAL, artist: Artist = ANNA, series: str = PLAIN
+) -> Cell:
+    (cell,) = (
+        cell
+        for cell in status.cells
+        if (cell.adapter.series, cell.adapter.condition, cell.adapter.artist) == (series, condition, artist)
+    )
+    return cell
+
+
+def read_cell(tree: StudyTree, condition: Condition = ORIGINAL, artist: Artist = ANNA) -> Cell:
+    """Return a cell of the plain series as it is now."""
+    return cell_of(status_of(tree), condition, artist)
+
+
+def put_record(folder: Path, **fields: Any) -> Path:
+    """Write the record of a training that left no adapter, with a log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training_run.json").write_text(json.dumps(fields))
+    (folder / "train.log").write_text("it began\n")
+    return folder
+
+
+def put_checkpoint(folder: Path, step: int) -> Path:
+    """Write a checkpoint of our own trainer, as far as a glance can tell."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    for name in PARTS:
+        (checkpoint / name).write_bytes(b"x")
+    assert {ADAPTER, STATE} < {*PARTS}
+    facts = {"schema": SCHEMA, "step": step, "sha256": dict.fromkeys(PARTS, "0" * 64)}
+    facts["recipe"] = asked_for().recipe
+    (checkpoint / "checkpoint.json").write_text(json.dumps(facts))
+    return checkpoint
+
+
+def put_bookmark(tree: StudyTree, condition: Condition, artist: Artist, **fields: Any) -> None:
+    key = f"{PLAIN}/{condition.protection}/{condition.countermeasure}/{artist}"
+    open_tracker(tree).record(key, **fields)
+
+
+def put_all(tree: StudyTree, *conditions: Condition, artists: tuple[Artist, ...]) -> None:
+    """Write a complete adapter for each condition and artist, with the path that its training had."""
+    for condition in conditions:
+        for artist in artists:
+            path = str(output_dir(tree, condition, artist))
+            put_adapter(tree, condition, artist, paths={"output_dir": path})
+
+
+def states_of(status: StudyStatus) -> set[State]:
+    return {cell.state for cell in status.cells}
