@@ -8,6 +8,7 @@ from typing import Any
 from mimicry.common.errors import UsageError
 from mimicry.study.captions import image_records
 from mimicry.study.conditions import ChosenConditions, in_order
+from mimicry.study.hold_out import training_set
 from mimicry.study.images import ImageFolder
 from mimicry.study.pairing import Pairing
 from mimicry.study.quarantine import left_out
@@ -21,8 +22,8 @@ class CellImages:
     def __init__(self, tree: StudyTree) -> None:
         self.tree = tree
         self._sources: dict[Condition, Source | None] = {}
-        self._pairings: dict[tuple[Condition, Artist], Pairing | None] = {}
-        self._listed: dict[tuple[Condition, Artist], list[dict[str, Any]] | None] = {}
+        self._pairings: dict[tuple[Condition, Artist, int], Pairing | None] = {}
+        self._listed: dict[tuple[Condition, Artist, int], list[dict[str, Any]] | None] = {}
         self._originals: dict[Artist, ImageFolder] = {}
 
     def source(self, condition: Condition) -> Source | None:
@@ -34,24 +35,28 @@ class CellImages:
                 self._sources[condition] = None
         return self._sources[condition]
 
-    def of(self, condition: Condition, artist: Artist) -> Pairing | None:
+    def of(self, condition: Condition, artist: Artist, hold_out: int = 0) -> Pairing | None:
         """Return an artist's images in a condition, without those in quarantine; None when there are none.
 
         A folder that cannot be listed is returned: that it has no images is not known.
+
+        Args:
+            hold_out: how many paintings are held out of training, and not returned.
         """
-        cell = (condition, artist)
+        cell = (condition, artist, hold_out)
         if cell not in self._pairings:
-            self._pairings[cell] = self._read(condition, artist)
+            self._pairings[cell] = self._read(*cell)
         return self._pairings[cell]
 
-    def listed(self, condition: Condition, artist: Artist) -> list[dict[str, Any]] | None:
+    def listed(self, condition: Condition, artist: Artist, hold_out: int = 0) -> list[dict[str, Any]] | None:
         """Return name, size in bytes and stem of each image; None without images, or when one is gone.
 
-        Several adapters may be compared with them: those of a study with replicates are.
+        Several adapters may be compared with them: those of a study with replicates are. For `hold_out` see
+        `of`.
         """
-        cell = (condition, artist)
+        cell = (condition, artist, hold_out)
         if cell not in self._listed:
-            pairing = self.of(condition, artist)
+            pairing = self.of(*cell)
             self._listed[cell] = None
             if pairing is not None:
                 with suppress(OSError):
@@ -63,7 +68,7 @@ class CellImages:
         roots = {source.root for each in conditions if (source := self.source(each)) is not None}
         return {artist for root in roots | {self.tree.original_art} for artist in self.tree.artists(root)}
 
-    def _read(self, condition: Condition, artist: Artist) -> Pairing | None:
+    def _read(self, condition: Condition, artist: Artist, hold_out: int) -> Pairing | None:
         source = self.source(condition)
         if source is None:
             return None
@@ -72,7 +77,8 @@ class CellImages:
         images = original if path == original.path else ImageFolder.read(path)
         if not images.names and not images.fault:
             return None
-        return Pairing.of(images, original).without(self._left_out.get(str(artist), frozenset[str]()))
+        left = self._left_out.get(str(artist), frozenset[str]())
+        return training_set(images, original, left, hold_out)
 
     def _original(self, artist: Artist) -> ImageFolder:
         if artist not in self._originals:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.cells import CellImages, conditions_of_adapters, keys_with_images
+from mimicry.study.hold_out import held_out
 from mimicry.study.selection import Selection
 from mimicry.study.tree import Condition, StudyTree, folders_in
 from tests.small_study import (
@@ -15,6 +16,7 @@ from tests.small_study import (
     COUNTERED,
     MIST,
     ORIGINAL,
+    STEMS,
     original,
     output_dir,
     share_samples,
@@ -80,6 +82,15 @@ class TestImages:
         (original(tree) / "04_dangling.png").symlink_to("nowhere.png")
 
         assert CellImages(tree).listed(ORIGINAL, ANNA) is None
+
+    def test_held_out_paintings_are_not_among_them(self, tree: StudyTree) -> None:
+        images = CellImages(tree)
+        (held,) = held_out(STEMS, 1)
+        found = images.of(MIST, ANNA, 1)
+        assert found is not None
+        assert set(found.images.stems) == set(STEMS) - {held}
+        assert [image["stem"] for image in images.listed(MIST, ANNA, 1) or []] == found.images.stems
+        assert len(images.listed(MIST, ANNA) or []) == len(STEMS)
 
     def test_artists_are_those_of_the_original_art_and_of_the_sources(self, tree: StudyTree) -> None:
         shutil.rmtree(original(tree, BORIS))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import Problems, UsageError, nearest
-from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree, training_set
+from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
 from mimicry.study.captions import image_records, record_differences
+from mimicry.study.cells import CellImages
 from mimicry.study.conditions import condition_order
-from mimicry.study.quarantine import left_out
 from mimicry.study.selection import Selection
 from mimicry.study.tree import ALL, NONE, folders_in, series_name
 from mimicry.tuning.adapters import TrainingRun
@@ -160,16 +160,8 @@ class OwnImages:
         Args:
             hold_out: how many paintings were held out of its training.
         """
-        try:
-            root = self.tree.source(adapter.condition).root
-        except UsageError:
-            return None
-        images, original = (
-            ImageFolder.read(self.tree.images_of(folder, adapter.artist))
-            for folder in (root, self.tree.original_art)
-        )
-        left_out = self._left_out.get(str(adapter.artist), ())
-        return training_set(images, original, left_out, hold_out).images if images.names else None
+        pairing = self._images.of(adapter.condition, adapter.artist, hold_out)
+        return None if pairing is None or pairing.images.fault else pairing.images
 
     def problem(self, adapter: AdapterId, run: TrainingRun) -> str:
         """Say why an adapter is not what its folder says; empty when it is, as far as can be told.
@@ -188,5 +180,5 @@ class OwnImages:
         return ", ".join(filter(None, (elsewhere, *words))) if words else ""
 
     @cached_property
-    def _left_out(self) -> dict[str, frozenset[str]]:
-        return left_out(self.tree)
+    def _images(self) -> CellImages:
+        return CellImages(self.tree)

@@ -112,8 +112,10 @@ class CellReader:
             )
         lease = read_lease(folder.path) if CLAIM in names else None
         worker = lease if lease is not None and lease.live_holders() else None
-        pairing = None if adapter.condition in self.absent else self._pairing(adapter)
         run = folder.readable_run if TRAINING_RUN in names else TrainingRun({})
+        pairing = None
+        if adapter.condition not in self.absent:
+            pairing = self.images.of(adapter.condition, adapter.artist, run.hold_out)
         found = self._state(adapter, folder, names, pairing, run, is_running=worker is not None)
         if WEIGHTS in names or worker is not None:
             self._note_recipe(adapter, run, has_weights=WEIGHTS in names)
@@ -128,9 +130,6 @@ class CellReader:
         folder = AdapterFolder(self.images.tree.adapter_dir(adapter), self.form)
         if folder.has_weights or claimed_by(folder.path):
             self._note_recipe(adapter, folder.readable_run, has_weights=folder.has_weights)
-
-    def _pairing(self, adapter: AdapterId) -> Pairing | None:
-        return self.images.of(adapter.condition, adapter.artist)
 
     def _state(
         self,
@@ -170,7 +169,7 @@ class CellReader:
     ) -> AdapterState:
         """Judge an adapter by its own record."""
         images = ImageFolder(folder.path, ()) if pairing is None else pairing.images
-        listed = self.images.listed(adapter.condition, adapter.artist)
+        listed = self.images.listed(adapter.condition, adapter.artist, run.hold_out)
         found = judge_adapter(folder, AdapterSpec(), images, full=False, listed=listed)
         # Weights that another call has just set aside are PENDING.
         if found.state in (State.BROKEN, State.PENDING):
