@@ -11,6 +11,7 @@ import pytest
 
 from mimicry.common.claims import CLAIM, Claim, this_host
 from mimicry.common.errors import UsageError
+from mimicry.study.hold_out import held_out
 from mimicry.study.selection import Selection
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Condition, StudyTree
@@ -189,6 +190,17 @@ class TestTrained:
         assert read_cell(tree).state is State.STALE
         tree.quarantine.parent.mkdir(exist_ok=True)
         tree.quarantine.write_text(json.dumps({"images": {str(ANNA): {"02_boat": {}}}}))
+
+        assert read_cell(tree).state is State.COMPLETE
+
+    def test_what_was_held_out_is_not_missed(self, tree: StudyTree) -> None:
+        held = held_out(["01_tree", "02_boat", "03_hills"], 1)
+        records = [
+            {"name": path.name, "size": path.stat().st_size, "stem": path.stem}
+            for path in sorted(original(tree).iterdir())
+            if path.stem not in held
+        ]
+        put_adapter(tree, images=records, options={"rank": CONFIG.rank, "hold_out": 1})
 
         assert read_cell(tree).state is State.COMPLETE
 
