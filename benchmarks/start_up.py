@@ -1,5 +1,5 @@
 """Measure how long apply_tuning takes before it trains: --help, and --dry-run over many artists, of
-original and of protected art.
+original and of protected art, and over the conditions of a whole study.
 
     .venv/bin/python -m benchmarks.start_up [--artists 1000] [--images 20] [--output FILE]
 
@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mimicry.study.tree import Artist, StudyTree
+from mimicry.study.tree import COUNTERMEASURES, PROTECTIONS, Artist, StudyTree
 from tools.results_file import add_output_option, report
 
 _STYLES = 10
@@ -51,11 +52,44 @@ def main() -> None:
             figures[f"{name} [s]"] = seconds
             figures[f"{name}, of which computing [s]"] = cpu_seconds
             figures[f"{name}, peak memory [MB]"] = peak_bytes / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        data_root = Path(folder) / "style_mimicry"
+        _make_matrix(StudyTree(data_root), options.images)
+        words = ["--dry-run", "--data-root", str(data_root), "--no-push-to-hub", "--replicates", "3"]
+        words += ["--protection", "all", "--countermeasure", "all"]
+        seconds, cpu_seconds, _ = _measure(words, options.runs)
+        name = f"apply_tuning --dry-run, 546 cells of {options.images} images with 3 replicates"
+        figures |= {f"{name} [s]": seconds, f"{name}, of which computing [s]": cpu_seconds}
     report("start_up", figures, options.output, runs=options.runs, load_average_before=load)
+
+
+def _make_matrix(tree: StudyTree, images: int) -> None:
+    """Write 26 artists in 21 conditions; images of one condition are a byte longer than those of another."""
+    roots = [tree.original_art, *(tree.protected_art / name for name in PROTECTIONS)]
+    roots += [tree.robust_samples / name / other for name in COUNTERMEASURES for other in PROTECTIONS]
+    for number in range(26):
+        artist = Artist("historical", f"style_{number % _STYLES}", f"artist_{number:05}")
+        for mark, root in enumerate(roots):
+            folder = tree.images_of(root, artist)
+            folder.mkdir(parents=True)
+            for image in range(images):
+                (folder / f"{image:02}.png").write_bytes(_contents()[".png"] + bytes(mark))
 
 
 def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
     """Write originals as JPEG with EXIF data, and protected images as PNG; all are the same picture."""
+    contents = _contents()
+    for number in range(artists):
+        artist = Artist("historical", f"style_{number % _STYLES}", f"artist_{number:05}")
+        for root, suffix in ((tree.original_art, ".jpg"), (tree.protected_art / "mist", ".png")):
+            folder = tree.images_of(root, artist)
+            folder.mkdir(parents=True)
+            for image in range(images):
+                (folder / f"{image:02}{suffix}").write_bytes(contents[suffix])
+
+
+@cache
+def _contents() -> dict[str, bytes]:
     picture, exif = Image.new("RGB", (96, 72), "teal"), Image.Exif()
     exif[0x010E] = "a painting"
     contents: dict[str, bytes] = {}
@@ -64,13 +98,7 @@ def _make_tree(tree: StudyTree, artists: int, images: int) -> None:
         file = BytesIO()
         picture.save(file, Image.registered_extensions()[suffix], **settings)
         contents[suffix] = file.getvalue()
-    for number in range(artists):
-        artist = Artist("historical", f"style_{number % _STYLES}", f"artist_{number:05}")
-        for root, suffix in ((tree.original_art, ".jpg"), (tree.protected_art / "mist", ".png")):
-            folder = tree.images_of(root, artist)
-            folder.mkdir(parents=True)
-            for image in range(images):
-                (folder / f"{image:02}{suffix}").write_bytes(contents[suffix])
+    return contents
 
 
 def _measure(words: list[str], runs: int) -> tuple[float, float, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 from mimicry.study import Captions, ImageFolder
 from mimicry.study.image_sets import SHOWN, Finding, crop_loss, geometry, ignored
@@ -29,15 +30,31 @@ def caption_faults(captions: Captions | None) -> list[Finding]:
     return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
 
 
-def with_findings(target: Target, captions: Captions | None, whole: ImageFolder) -> Target:
-    """Return a target that is to be trained, with the sizes that its images state and all findings.
+class Findings:
+    """Finds what is odd about targets; the headers of an image are read once for all of them."""
 
-    Args:
-        whole: its images, with those that are held out.
-    """
-    sizes = stated_sizes(target.images.path, target.images.names)
-    findings = (*_findings(target, captions, whole), *_shape_findings(target, sizes))
-    return replace(target, sizes=sizes, findings=findings)
+    def __init__(self) -> None:
+        self._sizes = cache(stated_sizes)
+
+    def added_to(self, target: Target, captions: Captions | None, whole: ImageFolder) -> Target:
+        """Return a target that is to be trained, with the sizes that its images state and all findings.
+
+        Args:
+            whole: its images, with those that are held out.
+        """
+        sizes = self._sizes(target.images.path, target.images.names)
+        findings = (*_findings(target, captions, whole), *self._of_shapes(target, sizes))
+        return replace(target, sizes=sizes, findings=findings)
+
+    def _of_shapes(self, target: Target, sizes: Mapping[str, Size]) -> list[Finding]:
+        """Return what the sizes of the images tell, beside those of their originals."""
+        pairing = target.pairing
+        original_sizes: Mapping[str, Size] = {}
+        if pairing.original is not None:
+            partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
+            original_sizes = self._sizes(pairing.original.path, tuple(partners))
+        differing = geometry(pairing, sizes, original_sizes, target.request.config.reading)
+        return [*differing, *crop_loss(pairing.images, sizes)]
 
 
 def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> list[Finding]:
@@ -54,14 +71,3 @@ def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> 
     if target.left_out:
         lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
     return [*map(Finding, lines), *ignored(whole, captions=captions is not None)]
-
-
-def _shape_findings(target: Target, sizes: Mapping[str, Size]) -> list[Finding]:
-    """Return what the sizes of the images tell, beside those of their originals."""
-    pairing = target.pairing
-    original_sizes: Mapping[str, Size] = {}
-    if pairing.original is not None:
-        partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
-        original_sizes = stated_sizes(pairing.original.path, partners)
-    differing = geometry(pairing, sizes, original_sizes, target.request.config.reading)
-    return [*differing, *crop_loss(pairing.images, sizes)]

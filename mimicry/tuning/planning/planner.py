@@ -21,7 +21,7 @@ from mimicry.study import (
 )
 from mimicry.study.quarantine import left_out
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
-from mimicry.tuning.planning.findings import caption_faults, captions_of, with_findings
+from mimicry.tuning.planning.findings import Findings, caption_faults, captions_of
 from mimicry.tuning.planning.overwriting import Overwrite
 from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, OVERWRITTEN, RETRAINED, Plan, with_recipes
 from mimicry.tuning.planning.request import Call, Request
@@ -89,6 +89,7 @@ class _Planner:
         self._full = full
         self._read = cache(ImageFolder.read)
         self._left_out = left_out(call.tree)
+        self._findings = Findings()
         self.overwrite: Overwrite | None = None
 
     def choose(self, sources: Iterable[Source], least: int) -> list[Artist]:
@@ -153,7 +154,7 @@ class _Planner:
         )
         if state is not State.PENDING:
             return target
-        return with_findings(target, captions, whole.images)
+        return self._findings.added_to(target, captions, whole.images)
 
     def _pairing(self, artist: Artist, source: Source, stems: Set[str]) -> Pairing:
         tree = self._call.tree

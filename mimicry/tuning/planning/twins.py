@@ -1,9 +1,10 @@
 """Two conditions of an artist with the very same images: one of them is not what its folder says."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ def block_twins(targets: Sequence[Target]) -> tuple[Target, ...]:
     The first one in the order of training is left: which of the two is wrong, nobody can tell but the user.
     """
     found: dict[Artist, dict[tuple[int, ...], list[ImageFolder]]] = defaultdict(lambda: defaultdict(list))
+    sizes, contents = cache(_sizes), cache(_contents)
     checked = []
     for target in targets:
         if target.state in (State.PENDING, State.COMPLETE, State.STALE):
             # Sizes first: reading every byte is for the rare case that they are all equal.
-            others = found[target.artist][_sizes(target.images)]
-            twin = _twin(target.images, others)
+            others = found[target.artist][sizes(target.images)]
+            twin = _twin(target.images, others, contents)
             if twin is not None and target.state is State.PENDING:
                 reason = f"its images in {target.images.path} are those of {twin.path}, byte by byte"
                 target = replace(target, state=State.BLOCKED, reason=reason)
@@ -34,12 +36,15 @@ def block_twins(targets: Sequence[Target]) -> tuple[Target, ...]:
     return tuple(checked)
 
 
-def _twin(images: ImageFolder, others: Sequence[ImageFolder]) -> ImageFolder | None:
+def _twin(
+    images: ImageFolder,
+    others: Sequence[ImageFolder],
+    contents: Callable[[ImageFolder], list[str] | None],
+) -> ImageFolder | None:
     different = [other for other in others if other.path != images.path]
-    if not different:
+    if not different or (own := contents(images)) is None:
         return None
-    own = _contents(images)
-    return None if own is None else next((other for other in different if _contents(other) == own), None)
+    return next((other for other in different if contents(other) == own), None)
 
 
 def _sizes(images: ImageFolder) -> tuple[int, ...]:
