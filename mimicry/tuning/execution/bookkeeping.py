@@ -28,6 +28,7 @@ _OF_ONE_RUN = (
     "eval_loss",
     "other_numerics",
     "unpaired",
+    "recipe_hash",
     "resumed_from",
     "hub",
     "error",
