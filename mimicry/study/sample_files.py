@@ -22,15 +22,19 @@ def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> 
         image.save(temporary, format="PNG", pnginfo=metadata)
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
+def read_settings(path: Path, *, whole: bool = True) -> dict[str, Any] | None:
     """Return the settings in the PNG at `path`; None if it has none or is not a complete PNG.
+
+    Args:
+        whole: decode the picture as well, and so find one that is damaged behind its header.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     try:
         with Image.open(path) as image:
-            image.load()
+            if whole:
+                image.load()
             settings = json.loads(image.info[_ENTRY])
     except FileNotFoundError:
         raise
