@@ -156,17 +156,23 @@ def _effect(group: Group, series: Series, row: AdapterRow, baseline: AdapterRow 
     )
 
 
-def own_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
-    """Say why an adapter cannot be compared with any other; nothing where it can."""
+def adapter_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
+    """Say why what an adapter does cannot be compared with what others do; nothing where it can."""
     if row.state is not State.COMPLETE:
         return [": ".join(filter(None, (row.state_word, row.reason)))]
     words = [f"unpaired: {mark}" for mark in row.run.unpaired]
     other_recipe = group.other_recipe(row)
     words += [f"another recipe: {other_recipe}"] if other_recipe else []
     words += filter(None, [group.other_seed(series, row)])
-    if row.eval_loss is None:
+    return words
+
+
+def own_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
+    """Say why an adapter cannot be compared, or its evaluation loss cannot; nothing where both can."""
+    words = adapter_obstacles(group, series, row)
+    if row.state is State.COMPLETE and row.eval_loss is None:
         words.append("no evaluation loss")
-    elif row.eval_loss.on == UNKNOWN_PAINTINGS:
+    elif row.eval_loss is not None and row.eval_loss.on == UNKNOWN_PAINTINGS:
         words.append("evaluated on paintings of which nobody knows whether they were trained on")
     return words
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.report.content import condition_title
-from mimicry.report.effects import own_obstacles
+from mimicry.report.effects import adapter_obstacles, own_obstacles
 from mimicry.report.groups import Group, Series
 from mimicry.report.images import ConditionImages
 from mimicry.report.pictures import GAIN, Shot
@@ -48,10 +48,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a grid: the base model's, or that of a condition, with the marks of its adapter."""
+    """A column of a grid: the base model's, or that of a condition, with the marks of its adapter.
+
+    `is_comparable` says whether what its adapter draws may be compared with what others draw.
+    """
 
     title: str
     marks: tuple[str, ...] = ()
+    is_comparable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,11 @@ class GridMaker:
         marks = own_obstacles(self._group, self._series, row)
         if row.eval_loss is not None and row.eval_loss.on == IN_SAMPLE:
             marks.append(IN_SAMPLE)
-        return Column(title=condition_title(row.adapter.condition), marks=tuple(marks))
+        return Column(
+            title=condition_title(row.adapter.condition),
+            marks=tuple(marks),
+            is_comparable=not adapter_obstacles(self._group, self._series, row),
+        )
 
     def _painting_rows(self, artist: Artist, conditions: Sequence[Condition]) -> list[Row]:
         sets = [self._images.pairing(condition, artist) for condition in conditions]

@@ -30,6 +30,24 @@ class EffectRow:
     dose: float | None
 
 
+def environment() -> Environment:
+    """Return what renders the templates: everything that is put in is escaped, and must be there."""
+    made = Environment(
+        loader=PackageLoader("mimicry.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "thousandths": thousandths,
+        "condition": condition_title,
+        "printable": printable,
+        "probability": _probability,
+    }
+    return made
+
+
 def page(content: Content, grids: Sequence[Grid], copies: Mapping[Shot, Copy], *, title: str) -> str:
     """Return the page.
 
@@ -38,36 +56,27 @@ def page(content: Content, grids: Sequence[Grid], copies: Mapping[Shot, Copy], *
         copies: of the pictures in `grids`; one that is not among them could not be read.
     """
     main = content.main
-    environment = Environment(
-        loader=PackageLoader("mimicry.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "thousandths": thousandths,
-        "condition": condition_title,
-        "printable": printable,
-        "probability": _probability,
-    }
-    return environment.get_template("page.html").render(
-        title=title,
-        content=content,
-        version=mimicry.__version__,
-        groups=[_group(found, main) for found in content.groups],
-        facts=facts(main),
-        reasons=reasons(main),
-        matrix=matrix(main),
-        recipe=_recipe(main),
-        artists=[
-            {"grid": grid, "charts": charts.loss_charts(content.tree, main.group.series[0], grid.artist)}
-            for grid in grids
-        ],
-        # Where something was drawn; the others are a click away.
-        opened=next((grid for grid in grids if grid.has_samples), grids[0] if grids else None),
-        copies=copies,
-        sizes=charts,
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            content=content,
+            version=mimicry.__version__,
+            groups=[_group(found, main) for found in content.groups],
+            facts=facts(main),
+            reasons=reasons(main),
+            matrix=matrix(main),
+            recipe=_recipe(main),
+            artists=[
+                {"grid": grid, "charts": charts.loss_charts(content.tree, main.group.series[0], grid.artist)}
+                for grid in grids
+            ],
+            # Where something was drawn; the others are a click away.
+            opened=next((grid for grid in grids if grid.has_samples), grids[0] if grids else None),
+            copies=copies,
+            sizes=charts,
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """The page in a real browser, opened from disk."""
 
+import csv
 import os
 import time
 from collections.abc import Iterator
@@ -210,3 +211,54 @@ def test_marks_stand_in_their_cells(driver: Any, page: Path) -> None:
     assert "unpaired: lacks '01_tree' of original_art" in text
     assert "Other recipes" in text
     assert "rank 4 -> 8" in text
+
+
+def test_a_rating_pack_is_answered_and_scored(
+    page: Path, tmp_path: Path, driver: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    tree = page.parent.parent / "a study & more"
+    words = [f"--data-root={tree}", f"--rating-pack={tmp_path / 'pack for me'}"]
+    assert run_command(report, words) == 0
+    folder = tmp_path / "pack for me"
+    key = list(csv.DictReader((folder / "key.csv").read_text("utf-8").splitlines()))
+    driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+
+    open_page(driver, folder / "pack" / "index.html", PHONE)
+    assert faults(driver) == []
+    driver.find_element(By.ID, "rater").send_keys('me, "R2"', Keys.ENTER)
+    for number, row in enumerate(key):
+        if number == 1:
+            # What was answered is remembered, and the page may be closed.
+            driver.refresh()
+            driver.find_element(By.ID, "rater").send_keys(Keys.ENTER)
+            assert driver.find_element(By.ID, "number").text == f"Pair 2 of {len(key)}"
+            driver.find_element(By.ID, "back").click()
+            chosen = driver.find_element(By.CSS_SELECTOR, "input[name=quality]:checked")
+            assert chosen.get_attribute("value") == key[0]["other"]
+            driver.find_element(By.CSS_SELECTOR, "#questions [type=submit]").click()
+        if number == 0:
+            assert faults(driver) == []
+        for question, side in (("quality", row["other"]), ("style", row["original"])):
+            driver.find_element(By.CSS_SELECTOR, f"input[name={question}][value={side}]").click()
+        load_everything(driver)
+        driver.find_element(By.CSS_SELECTOR, "#questions [type=submit]").click()
+    driver.find_element(By.CSS_SELECTOR, "#end .save").click()
+    assert errors(driver) == []
+
+    saved = tmp_path / "answers-me_R2_.csv"
+    for _ in range(100):
+        if saved.exists():
+            break
+        time.sleep(0.1)
+    (*_, last) = csv.DictReader(saved.read_text("utf-8").splitlines())
+    assert last["rater"] == 'me, "R2"'
+    assert run_command(report, [*words, f"--rating-answers={saved}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:5] for line in lines if line.startswith("mist ") and "quality" in line] == [
+        [str(len(key)), "1", "100%"]
+    ]
