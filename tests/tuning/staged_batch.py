@@ -95,6 +95,12 @@ class StagedChild:
 
         return self.ending(self.target, on_step)
 
+    def ask_to_stop(self, number: int, grace_seconds: float) -> None:
+        """There is nothing to stop."""
+
+    def has_stopped(self) -> bool:
+        return True
+
     def stop(self, number: int, grace_seconds: float) -> None:
         """There is nothing to stop."""
 

@@ -126,14 +126,15 @@ class Bookkeeper:
             return None
         return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
 
-    def say_begun(self, target: Target, label: str) -> None:
-        """Say that a training begins, where its log is, and how long all of them will take."""
+    def say_begun(self, one: Training, where: str = "") -> None:
+        """Say that a training begins, where it runs and has its log, and how long all of them will take."""
         words = [
-            f"training on {len(target.images.names)} images",
+            f"training on {len(one.target.images.names)} images",
+            where,
             self.display.time_left(),
-            f"log: {log_path(self.plan.call.tree, target.folder)}",
+            f"log: {log_path(self.plan.call.tree, one.target.folder)}",
         ]
-        self.display.say(printable(f"{label}: {'; '.join(filter(None, words))}"))
+        self.display.say(printable(f"{one.label}: {'; '.join(filter(None, words))}"))
 
     def ended(self, one: Training, end: JobEnd) -> None:
         """Record and say how a training ended."""

@@ -33,6 +33,9 @@ class JobEnd:
 class Watcher(Protocol):
     """Is told how a training goes."""
 
+    def begun(self, where: str) -> None:
+        """Take that the training begins, and where, in words; empty where there is one place only."""
+
     def phase(self, text: str) -> None:
         """Take the last line that was logged before the first step."""
 
@@ -48,8 +51,15 @@ class Job(Protocol):
     def poll(self) -> JobEnd | None:
         """Tell the watcher what is new; return how the job ended, or None while it runs. Does not wait."""
 
+    def ask_to_stop(self, number: int) -> None:
+        """Send the job this signal, and return at once. Asked again, it hurries."""
+
     def cancel(self, number: int) -> None:
-        """Stop the job with this signal, and wait until nothing of it is left."""
+        """Stop the job with this signal, unless it was asked to, and wait until nothing of it is left.
+
+        Raises:
+            Interrupted: a stop signal came meanwhile; nothing of the job is left all the same.
+        """
 
 
 class Executor(Protocol):
@@ -57,7 +67,17 @@ class Executor(Protocol):
 
     @property
     def capacity(self) -> int:
-        """How many jobs it runs at a time."""
+        """How many jobs it runs at a time, at most."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it runs so many jobs already."""
+
+    def obstacle(self, target: Target) -> str:
+        """Return why `target` has to wait although the executor is not full; empty when it need not.
+
+        It never has to while no job runs.
+        """
 
     def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> Job:
         """Begin to train `target`, unless another call has done so since it was planned.

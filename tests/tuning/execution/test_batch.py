@@ -15,7 +15,7 @@ from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.local import LocalJob
+from mimicry.tuning.execution.local_job import LocalJob
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
