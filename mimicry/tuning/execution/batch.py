@@ -174,7 +174,16 @@ class Batch:
         self._display.end(one.job.target.adapter.key, well=well)
         if end is not None:
             self.books.ended(one.training, end)
+            self._leave_bad_place(end.where)
         return True
+
+    def _leave_bad_place(self, where: str) -> None:
+        """Use a place no more where trainings fail alike, if there are others: it would fail all targets."""
+        if where and self.books.fails_always(where) and self._executor.leave(where):
+            self.books.forget_failures(where)
+            self._display.say(
+                f"{where}: {SAME_FAILURES} trainings in a row failed alike; nothing more is trained there"
+            )
 
     def _cancel(self, running: list[_Running], stop: Interrupted) -> Interrupted:
         """Stop all running jobs side by side, and mark them as interrupted; return the last signal."""

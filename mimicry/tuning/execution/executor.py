@@ -16,7 +16,8 @@ Recheck = Callable[[Target], AdapterState | None]
 class JobEnd:
     """How a job ended.
 
-    `state` is how the adapter is, `error` why it is not complete. `steps` are those that the training took,
+    `state` is how the adapter is, `error` why it is not complete. `where` is the place that it was trained
+    in, as the watcher was told. `steps` are those that the training took,
     `code` is its exit code, `log_lines` are the last lines of what it printed, `warnings` are those that its
     record tells of. With `elsewhere` there was nothing to do: another call has done it.
     """
@@ -24,6 +25,7 @@ class JobEnd:
     state: State
     error: str = ""
     elsewhere: bool = False
+    where: str = ""
     steps: int = 0
     code: int = 0
     log_lines: tuple[str, ...] = ()
@@ -78,6 +80,9 @@ class Executor(Protocol):
 
         It never has to while no job runs.
         """
+
+    def leave(self, where: str) -> bool:
+        """Begin no more jobs in this place; False, and nothing changes, where there is no other."""
 
     def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> Job:
         """Begin to train `target`, unless another call has done so since it was planned.

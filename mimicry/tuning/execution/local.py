@@ -41,7 +41,7 @@ class LocalExecutor:
 
     @property
     def is_full(self) -> bool:
-        return len(self._running_now()) >= self.capacity
+        return not self._free_places()
 
     def obstacle(self, target: Target) -> str:
         """Return why `target` has to wait: the first of a recipe begins alone, or host memory is short."""
@@ -57,17 +57,24 @@ class LocalExecutor:
             )
         return ""
 
+    def leave(self, where: str) -> bool:
+        """Begin no more trainings in this place; False, and nothing changes, where there is no other."""
+        others = [place for place in self.places if str(place) != where]
+        if others:
+            self.places = others
+        return bool(others)
+
     def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> LocalJob:
         """Begin to train `target`, unless another call has done so since it was planned.
 
         Raises:
             ClaimedElsewhere: another call works on it.
         """
-        taken = [place for place, _ in self._running_now()]
-        place = min(self.places, key=taken.count)
-        job = LocalJob(target, Claim.take_anew(target.folder.path), watcher)
+        place = self._free_places()[0]
+        where = str(place) if self.capacity > 1 else ""
+        job = LocalJob(target, Claim.take_anew(target.folder.path), watcher, where)
         try:
-            job.begin(recheck, self.start, place, str(place) if self.capacity > 1 else "")
+            job.begin(recheck, self.start, place)
         except BaseException:
             job.release()
             raise
@@ -78,6 +85,13 @@ class LocalExecutor:
         if first is None or (first.has_ended and not first.has_stepped):
             self._first[recipe] = job
         return job
+
+    def _free_places(self) -> list[Place]:
+        free = list(self.places)
+        for place, _ in self._running_now():
+            if place in free:
+                free.remove(place)
+        return free
 
     def _running_now(self) -> list[tuple[Place, LocalJob]]:
         self._running = [(place, job) for place, job in self._running if not job.has_ended]

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from typing import IO
 
 from mimicry.common.children import Child
@@ -29,10 +30,14 @@ _OF_LAUNCH = "--- "
 
 
 class LocalJob:
-    """A target in training by a child process; it holds the claim that it was given until it has ended."""
+    """A target in training by a child process; it holds the claim that it was given until it has ended.
 
-    def __init__(self, target: Target, claim: Claim, watcher: Watcher) -> None:
+    `where` names its place for people.
+    """
+
+    def __init__(self, target: Target, claim: Claim, watcher: Watcher, where: str = "") -> None:
         self.target = target
+        self._where = where
         self._claim = claim
         self._watcher = watcher
         self._steps = 0
@@ -61,18 +66,14 @@ class LocalJob:
         recheck: Recheck,
         start: Start,
         place: Place,
-        where: str = "",
     ) -> None:
-        """Start the child in `place`, unless there is nothing to do; what forbids it becomes the job's end.
-
-        `where` names the place for people.
-        """
+        """Start the child in `place`, unless nothing is to be done; what forbids it becomes the job's end."""
         target, folder = self.target, self.target.folder
         found = recheck(target)
         if found is not None:
             self._finish(JobEnd(state=found.state, error=found.reason, elsewhere=True))
             return
-        self._watcher.begun(where)
+        self._watcher.begun(self._where)
         try:
             self._attempt = Attempt.begin(folder)
             self._unrecorded = UnrecordedTraining.begin(target)
@@ -220,5 +221,5 @@ class LocalJob:
             self._running.close()
         finally:
             self.release()
-        self._end = end
-        return end
+        self._end = replace(end, where=self._where)
+        return self._end
