@@ -190,10 +190,17 @@ class Batch:
         self._ask_to_stop(running, stop)
         for number, one in enumerate(running, start=1):
             try:
-                one.job.cancel(stop.number)
-            except Interrupted as hurry:  # a second Ctrl-C: nothing of the job is left all the same
+                self._end_cancelled(one, stop)
+            except Interrupted as hurry:  # a second Ctrl-C: the others hurry as well
                 stop = hurry
                 self._ask_to_stop(running[number:], stop)
+        return stop
+
+    def _end_cancelled(self, one: _Running, stop: Interrupted) -> None:
+        """Wait until nothing of a job is left that was asked to stop, and mark it as interrupted."""
+        try:
+            one.job.cancel(stop.number)
+        finally:
             one.steps.close()
             end = one.job.poll() or JobEnd(state=State.INTERRUPTED)
             try:
@@ -201,7 +208,6 @@ class Batch:
                 self.books.not_complete(one.training, interrupted)
             except MimicryError as error:  # the stop signal comes first
                 report(error)
-        return stop
 
     def _ask_to_stop(self, running: Sequence[_Running], stop: Interrupted) -> None:
         for one in running:
