@@ -20,6 +20,7 @@ from mimicry.common.programs import run_command
 from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
+from mimicry.tuning.execution import choose_places
 from mimicry.tuning.hub import HubOptions, refuse_names
 from mimicry.tuning.options import (
     CALL,
@@ -130,6 +131,20 @@ _call_options = options(
         help="At the end, wait for artists that other calls are training, and train those that they leave.",
     ),
     option(
+        "--gpus",
+        topic=CALL,
+        metavar="all|0,2|none",
+        help="Train on these GPUs side by side, each training on its own, or on so many as --num-processes "
+        "says. By default on all.",
+    ),
+    option(
+        "--parallel",
+        topic=CALL,
+        type=click.IntRange(1, 64),
+        default=1,
+        help="Trainings at a time on each GPU, or on the processors of a machine without one.",
+    ),
+    option(
         "--min-samples-per-artist",
         topic=CALL,
         from_file=True,
@@ -171,6 +186,9 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     problems = Problems()
     with problems:
         series = series_of_call(context, take_config(parameters))
+        with problems:
+            processes = max(one.config.num_processes for one in series)
+            places = choose_places(parameters["gpus"], parameters["parallel"], processes)
         for one in series:
             one.config.refuse_train_script(parameters["train_script"])
     with problems:
@@ -189,6 +207,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
+        places=places,
     )
     verbose, full = parameters["verbose"], parameters["full"]
     if parameters["as_json"]:

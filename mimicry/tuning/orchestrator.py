@@ -13,6 +13,7 @@ from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
     Batch,
     LocalExecutor,
+    Place,
     Result,
     open_tracker,
     upload_owed,
@@ -43,6 +44,7 @@ class Orchestrator:
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
+    places: tuple[Place, ...] = (Place(),)
 
     def show(self, *, verbose: bool, full: bool = False) -> int:
         """Print the plan, and what would forbid it; write nothing into the study.
@@ -91,9 +93,11 @@ class Orchestrator:
 
     def _carry_out(self, plan: Plan) -> int:
         todo = plan.of(State.PENDING)
-        display = BatchDisplay([target.step_count for target in todo], plan.known_seconds())
+        counts = [target.step_count for target in todo]
+        executor = LocalExecutor(places=self.places)
+        display = BatchDisplay(counts, plan.known_seconds(), executor.capacity)
         tracker = open_tracker(plan.call.tree)
-        batch = Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
+        batch = Batch(plan, executor, tracker, display, wait=self.wait)
         results: list[Result] = []
         try:
             if plan.call.uploads:

@@ -15,14 +15,17 @@ from mimicry.tuning.execution.pending_uploads import (
     upload_owed,
     upload_pending,
 )
+from mimicry.tuning.execution.places import Place, choose_places
 from mimicry.tuning.execution.result import Result
 
 __all__ = [
     "Batch",
     "LocalExecutor",
     "PendingUpload",
+    "Place",
     "Result",
     "UploadEnd",
+    "choose_places",
     "due_repositories",
     "open_tracker",
     "pending_of_plan",
