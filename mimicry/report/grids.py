@@ -130,7 +130,9 @@ class GridMaker:
         )
 
     def _painting_rows(self, artist: Artist, conditions: Sequence[Condition]) -> list[Row]:
-        sets = [self._images.pairing(condition, artist) for condition in conditions]
+        # What is shown is what was trained on.
+        hold_out = 0 if self._group.usual is None else self._group.usual.run.hold_out
+        sets = [self._images.pairing(condition, artist, hold_out) for condition in conditions]
         original = None if sets[0] is None else sets[0].images
         rows = []
         for name in () if original is None else original.names[: self._paintings]:

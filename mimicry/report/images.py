@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mimicry.common.errors import UsageError
-from mimicry.study import Artist, Condition, ImageFolder, Pairing, StudyTree
+from mimicry.study import Artist, Condition, ImageFolder, Pairing, StudyTree, training_set
 from mimicry.study.quarantine import left_out
 
 
@@ -15,15 +15,19 @@ class ConditionImages:
         self._left_out = left_out(tree)
         self._roots: dict[Condition, Path | None] = {}
 
-    def pairing(self, condition: Condition, artist: Artist) -> Pairing | None:
-        """Return an artist's images under a condition; None where there are none."""
+    def pairing(self, condition: Condition, artist: Artist, hold_out: int) -> Pairing | None:
+        """Return an artist's images under a condition; None where there are none.
+
+        Args:
+            hold_out: how many paintings are held out of training.
+        """
         root = self._root(condition)
         if root is None:
             return None
         original = ImageFolder.read(self._tree.images_of(self._tree.original_art, artist))
         images = ImageFolder.read(self._tree.images_of(root, artist))
         left = self._left_out.get(str(artist), frozenset[str]())
-        return Pairing.of(images, original).without(left) if images.names else None
+        return training_set(images, original, left, hold_out) if images.names else None
 
     def _root(self, condition: Condition) -> Path | None:
         if condition not in self._roots:

@@ -95,10 +95,11 @@ def score_table(scores: Sequence[Score]) -> str:
             str(score.answers),
             str(score.raters),
             f"{score.preferred / score.answers:.0%}",
-            "" if (span := score.by_artist.interval) is None else f"{span.low:.0%} to {span.high:.0%}",
+            "" if (span := score.by_artist.bootstrap) is None else f"{span.low:.0%} to {span.high:.0%}",
         )
         for score in scores
     ]
+    # Student's t would go below 0% and above 100%, so few artists have no interval.
     header = ("condition", "question", "answers", "raters", "preferred", "95% interval over artists")
     return f"{text_table(header, lines)}\n50% means: as good as what was learnt from the original art"
 

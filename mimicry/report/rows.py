@@ -169,10 +169,10 @@ class _Reader:
         self._images = ConditionImages(tree)
 
     def row(self, adapter: AdapterId) -> AdapterRow:
-        pairing = self._images.pairing(adapter.condition, adapter.artist)
-        images = ImageFolder(self._tree.data_root, ()) if pairing is None else pairing.images
         folder = AdapterFolder(self._tree.adapter_dir(adapter), self._form)
         run = folder.readable_run
+        pairing = self._images.pairing(adapter.condition, adapter.artist, run.hold_out)
+        images = ImageFolder(self._tree.data_root, ()) if pairing is None else pairing.images
         holder = claimed_by(folder.path)
         if holder:
             return AdapterRow(adapter=adapter, state=State.CLAIMED, reason=holder, run=run)

@@ -6,8 +6,10 @@ import shutil
 import pytest
 
 from mimicry.common.errors import UsageError
+from mimicry.report.grids import GridMaker
 from mimicry.report.rows import AdapterRow
-from mimicry.study import State
+from mimicry.study import ImageFolder, State
+from mimicry.study.hold_out import held_out
 from mimicry.study.selection import Selection
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import TRAINING_RUN, WEIGHTS
@@ -141,3 +143,19 @@ def test_filters_choose_and_the_original_stays(tree: StudyTree) -> None:
 def test_a_study_without_adapters_is_refused(tree: StudyTree) -> None:
     with pytest.raises(UsageError, match="apply_tuning"):
         content_of(tree)
+
+
+def test_paintings_that_were_held_out_make_no_adapter_stale(tree: StudyTree) -> None:
+    held = held_out(ImageFolder.read(tree.original_art / str(ANNA)).stems, 1)
+    for condition in (ORIGINAL, MIST):
+        images = ImageFolder.read(tree.images_of(tree.source(condition).root, ANNA)).without(held)
+        put(tree, condition, ANNA, 0.3, options={"hold_out": 1}, images=images.records(), held_out=list(held))
+
+    row = row_of(tree, MIST)
+
+    assert (row.state, row.reason) == (State.COMPLETE, "")
+    group = content_of(tree).main.group
+    grid = GridMaker(tree, group, paintings=9, samples=0).grid(ANNA)
+    shown = [row.title for row in grid.rows if row.kind == "painting"]
+    assert len(shown) == 2
+    assert not any(name.startswith(tuple(held)) for name in shown)
