@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mimicry.report.groups import Group, Series
-from mimicry.report.rows import BASELINE, IN_SAMPLE, AdapterRow
+from mimicry.report.rows import BASELINE, AdapterRow
 from mimicry.report.statistics import Spread, Summary, holm, pooled_spread, summarize
-from mimicry.study import Artist, Condition, State
+from mimicry.study import Artist, Condition, EvaluatedOn, State
 from mimicry.study.tree import NONE
 from mimicry.tuning.adapters import numerics_differences
 
 # All adapters of an artist start from one model and one set of paintings. Rounding differs between devices.
 _SAME_START = 1e-3
-UNKNOWN_PAINTINGS = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,7 @@ def own_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
     words = adapter_obstacles(group, series, row)
     if row.state is State.COMPLETE and row.eval_loss is None:
         words.append("no evaluation loss")
-    elif row.eval_loss is not None and row.eval_loss.on == UNKNOWN_PAINTINGS:
+    elif row.eval_loss is not None and row.eval_loss.on == EvaluatedOn.UNKNOWN:
         words.append("evaluated on paintings of which nobody knows whether they were trained on")
     return words
 
@@ -196,7 +195,8 @@ def _other_evaluation(row: AdapterRow, baseline: AdapterRow) -> list[str]:
 
 
 def _notes(row: AdapterRow, baseline: AdapterRow) -> list[str]:
-    notes = [IN_SAMPLE] if row.eval_loss is not None and row.eval_loss.on == IN_SAMPLE else []
+    is_in_sample = row.eval_loss is not None and row.eval_loss.on == EvaluatedOn.IN_SAMPLE
+    notes: list[str] = [EvaluatedOn.IN_SAMPLE] if is_in_sample else []
     changed = numerics_differences(baseline.run.numerics or {}, row.run.numerics or {})
     return [*notes, f"other numerics than {BASELINE}: {', '.join(changed)}"] if changed else notes
 

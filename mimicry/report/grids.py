@@ -15,10 +15,10 @@ from typing import Any
 from mimicry.report.content import condition_title
 from mimicry.report.effects import adapter_obstacles, own_obstacles
 from mimicry.report.groups import Group, Series
-from mimicry.report.images import ConditionImages
 from mimicry.report.pictures import GAIN, Shot
-from mimicry.report.rows import BASELINE, IN_SAMPLE, AdapterRow
-from mimicry.study import Artist, Condition, Pairing, StudyTree
+from mimicry.report.rows import BASELINE, AdapterRow
+from mimicry.study import Artist, Condition, EvaluatedOn, Pairing, StudyTree
+from mimicry.study.cells import CellImages
 from mimicry.study.sample_files import read_settings
 
 # What of a sample's settings is its own; all else should be equal in a row.
@@ -107,7 +107,7 @@ class GridMaker:
         self._paintings, self._samples = paintings, samples
         self._series: Series = group.series[0]
         self._base = _samples_in(tree.samples_of_base(self._series.name))
-        self._images = ConditionImages(tree)
+        self._images = CellImages(tree)
 
     def grid(self, artist: Artist) -> Grid:
         conditions = self._group.conditions
@@ -121,8 +121,8 @@ class GridMaker:
 
     def _column(self, row: AdapterRow) -> Column:
         marks = own_obstacles(self._group, self._series, row)
-        if row.eval_loss is not None and row.eval_loss.on == IN_SAMPLE:
-            marks.append(IN_SAMPLE)
+        if row.eval_loss is not None and row.eval_loss.on == EvaluatedOn.IN_SAMPLE:
+            marks.append(EvaluatedOn.IN_SAMPLE)
         return Column(
             title=condition_title(row.adapter.condition),
             marks=tuple(marks),
@@ -132,7 +132,7 @@ class GridMaker:
     def _painting_rows(self, artist: Artist, conditions: Sequence[Condition]) -> list[Row]:
         # What is shown is what was trained on.
         hold_out = 0 if self._group.usual is None else self._group.usual.run.hold_out
-        sets = [self._images.pairing(condition, artist, hold_out) for condition in conditions]
+        sets = [self._images.of(condition, artist, hold_out) for condition in conditions]
         original = None if sets[0] is None else sets[0].images
         rows = []
         for name in () if original is None else original.names[: self._paintings]:
@@ -142,7 +142,7 @@ class GridMaker:
             paintings = [
                 Cell(shot=Shot(file), caption=title)
                 if file
-                else Cell(word="missing" if pairing else "no data")
+                else Cell(word="missing" if pairing and not pairing.images.fault else "no data")
                 for file, title, pairing in zip(files, titles, sets, strict=True)
             ]
             changed = [

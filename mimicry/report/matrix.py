@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from mimicry.report.content import condition_title
 from mimicry.report.effects import ArtistEffect, Effect, GroupEffects
-from mimicry.report.rows import BASELINE, IN_SAMPLE
-from mimicry.study import Artist, State
+from mimicry.report.rows import BASELINE
+from mimicry.study import Artist, EvaluatedOn, State
 
 # The words of a cell, by how an obstacle begins; the first that fits is shown, the others are in the reasons.
 _WORDS = (
@@ -77,15 +77,16 @@ def matrix(found: GroupEffects) -> Matrix:
 
 
 def _cell(one: ArtistEffect, largest: float) -> MatrixCell:
-    marks = [IN_SAMPLE] if any(IN_SAMPLE in effect.notes for effect in one.effects) else []
-    if any(note != IN_SAMPLE for effect in one.effects for note in effect.notes):
+    notes = {note for effect in one.effects for note in effect.notes}
+    marks: list[str] = [EvaluatedOn.IN_SAMPLE] if EvaluatedOn.IN_SAMPLE in notes else []
+    if notes - {EvaluatedOn.IN_SAMPLE}:
         marks.append("other numerics")
     several = len(one.effects) > 1
     reasons = tuple(
         f"{f'{effect.series.name}: ' if several else ''}{word}"
         for effect in one.effects
         for word in (*effect.obstacles, *effect.notes)
-        if word != IN_SAMPLE
+        if word != EvaluatedOn.IN_SAMPLE
     )
     if one.value is None:
         words = dict.fromkeys(_word(effect) for effect in one.effects)

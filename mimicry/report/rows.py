@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from mimicry.common.claims import claimed_by
-from mimicry.report.images import ConditionImages
 from mimicry.study import AdapterId, Artist, Condition, ImageFolder, State, StudyTree
+from mimicry.study.cells import CellImages
 from mimicry.tuning.adapters import AdapterFolder, AdapterFormat, AdapterSpec, TrainingRun, judge_adapter
 from mimicry.tuning.adapters.recipe import complete_options
 
 BASELINE = Condition()
-IN_SAMPLE = "in-sample"
 _THREADS = 8
 
 
@@ -166,12 +165,12 @@ class _Reader:
 
     def __init__(self, tree: StudyTree, form: AdapterFormat) -> None:
         self._tree, self._form = tree, form
-        self._images = ConditionImages(tree)
+        self._images = CellImages(tree)
 
     def row(self, adapter: AdapterId) -> AdapterRow:
         folder = AdapterFolder(self._tree.adapter_dir(adapter), self._form)
         run = folder.readable_run
-        pairing = self._images.pairing(adapter.condition, adapter.artist, run.hold_out)
+        pairing = self._images.of(adapter.condition, adapter.artist, run.hold_out)
         images = ImageFolder(self._tree.data_root, ()) if pairing is None else pairing.images
         holder = claimed_by(folder.path)
         if holder:

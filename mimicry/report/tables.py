@@ -8,7 +8,7 @@ from typing import Any
 from mimicry.common.text import printable
 from mimicry.report.columns import Column, Row
 from mimicry.report.effects import ConditionEffect, GroupEffects
-from mimicry.report.rows import IN_SAMPLE
+from mimicry.study import EvaluatedOn
 
 
 def records(columns: Sequence[Column[Row]], rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def _tex_notes(group: GroupEffects) -> list[str]:
     notes = [f"Series: {group.group.name}. Interval: bootstrap over artists, Student's t below 5 artists."]
     if group.noise is None:
         notes.append("One seed: the noise floor is not known.")
-    if any(IN_SAMPLE in effect.notes for effect in group.effects):
+    if any(EvaluatedOn.IN_SAMPLE in effect.notes for effect in group.effects):
         notes.append("In-sample: the evaluation is on paintings that none__none was trained on.")
     return notes
 

@@ -8,10 +8,10 @@ from math import fsum
 from mimicry.report.columns import detectable_effect
 from mimicry.report.content import condition_title
 from mimicry.report.effects import ConditionEffect, GroupEffects, own_obstacles
-from mimicry.report.rows import BASELINE, IN_SAMPLE, AdapterRow
+from mimicry.report.rows import BASELINE, AdapterRow
 from mimicry.report.statistics import Interval, Summary
 from mimicry.report.student_t import detectable_effect_size
-from mimicry.study import State
+from mimicry.study import EvaluatedOn, State
 
 # What a sentence says: shown, shown to be the other way, not shown, or that nothing can be said.
 SHOWN, REVERSED, UNCLEAR, UNKNOWN = "shown", "reversed", "unclear", "unknown"
@@ -183,13 +183,13 @@ def _evaluation(found: GroupEffects) -> list[Fact]:
     number = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
     parts = ", ".join(f"{count} {on}" for on, count in counted.most_common())
     text = f"On {number} paintings of each artist: {parts}."
-    if counted[IN_SAMPLE]:
+    if counted[EvaluatedOn.IN_SAMPLE]:
         text += (
             f" In-sample means that {BASELINE} was trained on these paintings, and the other conditions on "
             f"altered ones: a part of the effect may be remembered paintings, and not style."
         )
     return [
-        Fact(title="Evaluation", kind=GOOD if set(counted) == {"held-out"} else WARNING, text=text),
+        Fact(title="Evaluation", kind=GOOD if set(counted) == {EvaluatedOn.HELD_OUT} else WARNING, text=text),
     ]
 
 
@@ -242,7 +242,7 @@ def _numerics(found: GroupEffects) -> Fact:
 
 
 def _is_drift(note: str) -> bool:
-    return note != IN_SAMPLE
+    return note != EvaluatedOn.IN_SAMPLE
 
 
 def _of(row: AdapterRow) -> str:
