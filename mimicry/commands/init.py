@@ -11,12 +11,12 @@ from mimicry.common.errors import UsageError
 from mimicry.common.files import write_bytes
 from mimicry.common.text import printable, shell_line
 from mimicry.study import ChosenConditions, Condition, StudyTree
+from mimicry.study.sample_files import default_prompts
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, folders_in
-from mimicry.tuning.options import CALL, OPTIONS, data_root_option, option, program
+from mimicry.tuning.options import CALL, OPTIONS, TuningConfig, data_root_option, option, program
 
 # Hyper-parameters that the file shows beside the main ones.
 _ALSO_SHOWN = ("pretrained_model_name_or_path", "hold_out")
-_SUBJECTS = ("a boat", "a house", "a tree")
 _WIDTH = 100
 
 
@@ -177,8 +177,7 @@ def study_text(artists: int, protections: Sequence[_Name], countermeasures: Sequ
         "[samples]",
         *_comment("What mimicry samples draws with each adapter."),
         "prompts = [",
-        '    "a painting in the style of sks",',
-        *(f"    {_toml(f'a painting of {subject} in the style of sks')}," for subject in _SUBJECTS),
+        *(f"    {_toml(prompt)}," for prompt in default_prompts(TuningConfig().instance_prompt)),
         "]",
         "seeds = [0]",
     ]

@@ -13,7 +13,7 @@ from typing import Any
 from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, read_settings
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, default_prompts, read_settings
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
@@ -22,9 +22,6 @@ from mimicry.tuning.planning.on_disk import OwnImages
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.stacks import Stack
 
-# What an adapter is asked to paint, beside its instance prompt, when no prompt is given.
-SUBJECTS = ("a boat", "a house", "a tree")
-_STYLE = " in the style of "
 _LONGEST_NAME = 120
 _FROM_RECORD = ("revision", "variant", "resolution", "mixed_precision", "max_sequence_length")
 _MODEL = "pretrained_model_name_or_path"
@@ -161,16 +158,6 @@ def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
 def conditions_of(sets: Iterable[SampleSet]) -> list[Condition]:
     """Return the conditions of `sets`, each once: unprotected first, each before its countered ones."""
     return in_order(found.condition for found in sets if found.condition is not None)
-
-
-def default_prompts(instance_prompt: str) -> list[str]:
-    """Return the prompt that an adapter was trained with, and the same with subjects."""
-    head, style, tail = instance_prompt.partition(_STYLE)
-    with_subjects = [
-        f"{head} of {subject}{style}{tail}" if style else f"{subject}, {instance_prompt}"
-        for subject in SUBJECTS
-    ]
-    return [instance_prompt, *with_subjects]
 
 
 def file_name(prompt: str, seed: int) -> str:

@@ -13,6 +13,19 @@ from mimicry.common.files import atomic_path
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 4.5
 # The name of the text in a PNG that holds them.
 SETTINGS_ENTRY = "mimicry"
+# What is asked for beside the instance prompt, when no prompt is given.
+_SUBJECTS = ("a boat", "a house", "a tree")
+_STYLE = " in the style of "
+
+
+def default_prompts(instance_prompt: str) -> list[str]:
+    """Return the prompt that an adapter was trained with, and the same with subjects."""
+    head, style, tail = instance_prompt.partition(_STYLE)
+    with_subjects = [
+        f"{head} of {subject}{style}{tail}" if style else f"{subject}, {instance_prompt}"
+        for subject in _SUBJECTS
+    ]
+    return [instance_prompt, *with_subjects]
 
 
 def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> None:

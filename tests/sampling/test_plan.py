@@ -13,12 +13,11 @@ from mimicry.sampling.plan import (
     SampleRequest,
     SampleSet,
     conditions_of,
-    default_prompts,
     file_name,
     pairs_for_sheet,
     plan_samples,
 )
-from mimicry.study.sample_files import save_sample
+from mimicry.study.sample_files import default_prompts, save_sample
 from mimicry.study.selection import Selection
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
