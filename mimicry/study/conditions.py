@@ -50,17 +50,20 @@ class ChosenConditions:
         problems = Problems()
         present: list[Condition] = []
         absent: list[tuple[Condition, str]] = []
+        typed: set[Condition] = set()
         pairs = product(
             _spelled_out(protections, folders_in(tree.protected_art)),
             _spelled_out(countermeasures, folders_in(tree.robust_samples)),
         )
         for pair in in_order(Condition(*names) for names in pairs):
             named = pair.protection in protections
+            if needed and named and pair.countermeasure in countermeasures:
+                typed.add(pair)
             try:
                 reason = _ambiguity(tree, tree.source(pair), pair, named=named)
             except UsageError as error:
                 reason = str(error)
-                if needed and named and pair.countermeasure in countermeasures:
+                if pair in typed:
                     with problems:
                         raise UsageError(reason + _advice(protections, countermeasures)) from error
             if reason:
@@ -70,11 +73,6 @@ class ChosenConditions:
         problems.raise_any()
         if needed:
             _refuse_names_without_images(protections, countermeasures, present, absent)
-        typed = [
-            pair
-            for pair in present
-            if needed and pair.protection in protections and pair.countermeasure in countermeasures
-        ]
         return cls(tuple(present), tuple(absent), frozenset(typed))
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from mimicry.common.text import first_few
@@ -57,7 +58,10 @@ class Plan:
     @property
     def recipe_requests(self) -> list[Request]:
         """One request of each series: what they ask for beside the images is the same for all conditions."""
-        return list({request.series: request for request in reversed(self.requests)}.values())[::-1]
+        found: dict[str, Request] = {}
+        for request in self.requests:
+            found.setdefault(request.series, request)
+        return list(found.values())
 
     def study_recipes(self, request: Request) -> StudyRecipes:
         """Return the recipes of the series of `request`."""
@@ -75,11 +79,11 @@ class Plan:
             remarks += [f"{series}{said}" for said in study_remarks(request, self.study_recipes(request))]
         return tuple(remarks)
 
-    @property
+    @cached_property
     def has_several_conditions(self) -> bool:
         return len({request.condition for request in self.requests}) > 1
 
-    @property
+    @cached_property
     def has_several_series(self) -> bool:
         return len({request.series for request in self.requests}) > 1
 

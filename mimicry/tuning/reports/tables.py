@@ -97,17 +97,16 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "data_root": str(plan.call.tree.data_root),
         "stack": plan.call.stack.name,
         **({} if plan.has_several_series else {"variant": first.variant}),
-        **({} if plan.has_several_conditions else _only_condition(plan)),
+        **(
+            {}
+            if plan.has_several_conditions
+            else {**_condition_json(first.condition), "source": str(first.source.root)}
+        ),
         "absent": [{**_condition_json(condition), "reason": reason} for condition, reason in plan.absent],
         "counts": plan.counts(),
         "remarks": list(plan.remarks),
         "targets": targets,
     }
-
-
-def _only_condition(plan: Plan) -> dict[str, str]:
-    (condition, source), *_ = {request.condition: request.source.root for request in plan.requests}.items()
-    return {**_condition_json(condition), "source": str(source)}
 
 
 def _condition_json(condition: Condition) -> dict[str, str]:
