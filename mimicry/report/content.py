@@ -1,6 +1,5 @@
 """What a report is about: the series, conditions and artists of a study, and their effects."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mimicry.common.errors import UsageError
@@ -8,7 +7,7 @@ from mimicry.common.files import utc_now
 from mimicry.report.effects import GroupEffects, group_effects
 from mimicry.report.groups import group_rows
 from mimicry.report.rows import BASELINE, AdapterRow, read_rows
-from mimicry.study import Artist, ChosenConditions, Condition, ImageFolder, StudyTree, in_order
+from mimicry.study import ChosenConditions, Condition, StudyTree, in_order
 from mimicry.study.tree import NONE
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.stacks import Stack
@@ -45,12 +44,12 @@ def read_content(tree: StudyTree, stack: Stack, chosen: AdapterFilter) -> Conten
             f"there is no adapter of these artists and conditions in {tree.lora / series[0]}; train one with "
             f"apply_tuning"
         )
-    artists = _artists(tree, chosen, [adapter.artist for adapter in adapters])
+    artists = chosen.artists(tree, {adapter.artist for adapter in adapters})
     on_disk = ChosenConditions.choose(tree, needed=False).present
     conditions = [
         condition
         for condition in in_order([BASELINE, *on_disk, *(adapter.condition for adapter in adapters)])
-        if condition == BASELINE or _is_meant(chosen, condition)
+        if condition == BASELINE or chosen.means(condition)
     ]
     rows = read_rows(tree, series, conditions, artists, stack.traits.adapter_format)
     groups = tuple(group_effects(group) for group in group_rows(rows))
@@ -61,17 +60,3 @@ def condition_title(condition: Condition) -> str:
     """Return a condition as people call it."""
     names = [name for name in (condition.protection, condition.countermeasure) if name != NONE]
     return " + ".join(names) or "original"
-
-
-def _artists(tree: StudyTree, chosen: AdapterFilter, trained: Sequence[Artist]) -> list[Artist]:
-    """Return the artists that are meant, with or without adapters."""
-    known = sorted({*tree.artists(tree.original_art), *trained})
-    return chosen.selection.choose(
-        known, lambda artist: bool(ImageFolder.read(tree.images_of(tree.original_art, artist)).names)
-    )
-
-
-def _is_meant(chosen: AdapterFilter, condition: Condition) -> bool:
-    return (not chosen.protections or condition.protection in chosen.protections) and (
-        not chosen.countermeasures or condition.countermeasure in chosen.countermeasures
-    )

@@ -11,8 +11,7 @@ from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks, ProgressTracker
 from mimicry.study.tree import ALL, series_name
 from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.options import TuningConfig
-from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
 
 STEP = "step_3_fine_tune_sd35"
@@ -39,8 +38,8 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
     """
     # What a training has made is recorded, even if nothing can be said of the images just now.
     try:
-        study_file = StudyFile.read(tree.study_file) if tree.study_file.exists() else StudyFile()
-        planned = [series.variant for series in all_series(TuningConfig(), (), study_file)]
+        study_file = StudyFile.of(tree)
+        planned = planned_variants(study_file)
         study = study_file.study
         return keys_with_images(
             tree,

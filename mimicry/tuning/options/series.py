@@ -84,13 +84,28 @@ def chosen_series(
         raise UsageError(
             *(f"--variant {name}: there is no such variant; {nearest(name, known)}" for name in wrong)
         )
-    chosen = [one for one in series if not names or ALL in names or _is_meant(one, names)]
+    chosen = [one for one in series if is_meant(one.variant, names)]
     return (*chosen, *(Series(name, beside) for name in unknown if beside is not None))
 
 
-def _is_meant(series: Series, names: Collection[str]) -> bool:
-    variant, _ = variant_and_seed(series.variant)
-    return series.name in names or (variant is not None and variant in names)
+def names_of(variant: str | None) -> set[str]:
+    """Return the names that --variant takes for a series: its own, and that of the one it replicates."""
+    own, replicated = variant or NONE, variant_and_seed(variant)[0]
+    return {own, replicated or own}
+
+
+def is_meant(variant: str | None, names: Collection[str]) -> bool:
+    """Return whether --variant with these names means a series; without names it means all."""
+    return not names or ALL in names or not names_of(variant).isdisjoint(names)
+
+
+def planned_variants(study_file: StudyFile) -> list[str | None]:
+    """Return the variants that a file names, the plain series first, each with its replicates.
+
+    Raises:
+        UsageError: what is wrong with the recipes or names, of all series.
+    """
+    return [series.variant for series in all_series(TuningConfig(), (), study_file)]
 
 
 def variant_and_seed(name: str | None) -> tuple[str | None, int | None]:

@@ -76,9 +76,7 @@ def _find(data_root: str | Path, study: str | None) -> StudyFile:
         return StudyFile()
     if study is not None:
         return StudyFile.read(Path(study))
-    path = StudyTree(Path(data_root)).study_file
-    # A link that leads nowhere is there, and cannot be read.
-    return StudyFile.read(path) if path.exists() or path.is_symlink() else StudyFile()
+    return StudyFile.of(StudyTree(Path(data_root)))
 
 
 def refuse_contradictions(context: click.Context) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import UsageError, nearest
-from mimicry.study.tree import ALL, variant_problem
+from mimicry.study.tree import ALL, StudyTree, variant_problem
 from mimicry.tuning.options.config import OPTIONS
 from mimicry.tuning.options.declarations import Facts, Option
 
@@ -131,6 +131,17 @@ class StudyFile:
             UsageError: it cannot be read, or something in it is wrong: all of that.
         """
         return _Reader(path).read(_tables(path))
+
+    @classmethod
+    def of(cls, tree: StudyTree) -> "StudyFile":
+        """Return what the study.toml of a tree says; nothing where it has none.
+
+        Raises:
+            UsageError: it cannot be read, or something in it is wrong: all of that.
+        """
+        path = tree.study_file
+        # A link that leads nowhere is there, and cannot be read.
+        return cls.read(path) if path.exists() or path.is_symlink() else cls()
 
     @property
     def replicates(self) -> int:

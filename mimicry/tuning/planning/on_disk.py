@@ -10,14 +10,14 @@ from typing import Any
 from mimicry.common.errors import Problems, UsageError, nearest
 from mimicry.study import AdapterId, Artist, Condition, ImageFolder, StudyTree
 from mimicry.study.captions import image_records, record_differences
-from mimicry.study.cells import CellImages
+from mimicry.study.cells import CellImages, is_named
 from mimicry.study.conditions import condition_order
 from mimicry.study.selection import Selection
 from mimicry.study.tree import ALL, NONE, folders_in, series_name
 from mimicry.tuning.adapters import TrainingRun
 from mimicry.tuning.adapters.place import recorded_elsewhere
 from mimicry.tuning.options import STUDY_VARIANT, selection_of
-from mimicry.tuning.options.series import variant_and_seed
+from mimicry.tuning.options.series import is_meant, names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,10 @@ class AdapterFilter:
         with problems:
             self._refuse_unknown(tree, {adapter.condition for adapter in adapters})
         with problems:
-            artists = set(self._chosen(tree, {adapter.artist for adapter in adapters}))
+            artists = set(self.artists(tree, {adapter.artist for adapter in adapters}))
         problems.raise_any()
         chosen = [
-            adapter
-            for adapter in adapters
-            if adapter.artist in artists
-            and (not self.protections or adapter.condition.protection in self.protections)
-            and (not self.countermeasures or adapter.condition.countermeasure in self.countermeasures)
+            adapter for adapter in adapters if adapter.artist in artists and self.means(adapter.condition)
         ]
         return sorted(
             chosen,
@@ -72,7 +68,7 @@ class AdapterFilter:
         """Return the folders of images, of conditions and artists that are meant, that are there."""
         roots = self._image_roots(tree)
         known = {artist for root in roots for artist in tree.artists(root)}
-        folders = [tree.images_of(root, artist) for root in roots for artist in self._chosen(tree, known)]
+        folders = [tree.images_of(root, artist) for root in roots for artist in self.artists(tree, known)]
         return [folder for folder in folders if folder.is_dir()]
 
     def _image_roots(self, tree: StudyTree) -> list[Path]:
@@ -86,8 +82,17 @@ class AdapterFilter:
                     roots.append(tree.source(Condition(protection, countermeasure)).root)
         return list(dict.fromkeys(roots))
 
-    def _chosen(self, tree: StudyTree, known: set[Artist]) -> list[Artist]:
-        """Return the artists that are meant; a pilot is picked by original art, as apply_tuning does."""
+    def means(self, condition: Condition) -> bool:
+        return is_named(condition, self.protections or (ALL,), self.countermeasures or (ALL,))
+
+    def artists(self, tree: StudyTree, known: set[Artist]) -> list[Artist]:
+        """Return the artists that are meant, of `known` and of those with original art, sorted.
+
+        A pilot is picked by original art, as apply_tuning does.
+
+        Raises:
+            UsageError: names that match nothing.
+        """
 
         def has_images(artist: Artist) -> bool:
             return bool(ImageFolder.read(tree.images_of(tree.original_art, artist)).names)
@@ -107,12 +112,8 @@ class AdapterFilter:
             UsageError: variants that have no adapters, all of them.
         """
         present = list(dict.fromkeys([*filter(None, planned), *tree.variants(stack)]))
-        meant = [
-            variant
-            for variant in (None, *present)
-            if not self.variants or ALL in self.variants or not self._names(variant).isdisjoint(self.variants)
-        ]
-        known = {NONE, ALL}.union(*map(self._names, present))
+        meant = [variant for variant in (None, *present) if is_meant(variant, self.variants)]
+        known = {NONE, ALL}.union(*map(names_of, present))
         problems = [
             f"--variant {name}: there are no adapters of it in {tree.lora}; {nearest(name, sorted(known))}"
             for name in self.variants
@@ -121,12 +122,6 @@ class AdapterFilter:
         if problems:
             raise UsageError(*problems)
         return [series_name(stack, variant) for variant in meant]
-
-    @staticmethod
-    def _names(variant: str | None) -> set[str]:
-        """Return the names that --variant takes for a series: its own, and that of the one it replicates."""
-        names = {variant or NONE, variant_and_seed(variant)[0] or ""}
-        return names - {""}
 
     def _refuse_unknown(self, tree: StudyTree, conditions: set[Condition]) -> None:
         protections = {NONE, *folders_in(tree.protected_art), *(one.protection for one in conditions)}

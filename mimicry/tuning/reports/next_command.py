@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from mimicry.study import Condition, State
 from mimicry.study.tree import ALL, NONE
 from mimicry.tuning.adapters.recipe import complete_options
-from mimicry.tuning.options import OPTIONS, STUDY_VARIANT, TuningConfig
-from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options import OPTIONS, STUDY_VARIANT
+from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
 from mimicry.tuning.planning.recipes import StudyRecipes
@@ -71,8 +71,7 @@ class _Words:
         return self.typed.options.get(STUDY_VARIANT, ())
 
     def _variant(self, variant: str | None) -> list[str]:
-        planned = [series.variant for series in all_series(TuningConfig(), (), self.study_file)]
-        if variant in planned and not self._typed_variants():
+        if variant in planned_variants(self.study_file) and not self._typed_variants():
             return []
         return ["--variant", variant or NONE]
 

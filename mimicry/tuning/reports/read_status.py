@@ -7,8 +7,8 @@ from mimicry.study import StudyTree
 from mimicry.study.cells import CellImages
 from mimicry.study.tree import ALL
 from mimicry.tuning.execution import open_tracker
-from mimicry.tuning.options import TuningConfig, selection_of
-from mimicry.tuning.options.series import all_series
+from mimicry.tuning.options import selection_of
+from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status
@@ -26,7 +26,7 @@ def read_status(parameters: Mapping[str, Any], study_file: StudyFile) -> StudySt
     """
     tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
     images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
-    planned = [series.variant for series in all_series(TuningConfig(), (), study_file)]
+    planned = planned_variants(study_file)
     meant = choose_cells(
         images,
         bookmarks,
