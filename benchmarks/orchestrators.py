@@ -19,7 +19,7 @@ from mimicry.common.files import read_json
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG
 from mimicry.tuning.execution.bookmarks import STEP
-from tests.chaos.tiny_pilot import TinyPilot, start_pilot
+from tests.chaos.tiny_pilot import TinyPilot, add_demo_option, start_pilot
 from tools.results_file import add_output_option, report
 
 _DEADLINE_SECONDS = 3600.0
@@ -29,9 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
-    )
+    add_demo_option(parser)
     parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--artists", type=int, default=24)
     add_output_option(parser)

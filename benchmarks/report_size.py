@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
 
+from benchmarks.full_study import CONDITIONS, image_root
 from mimicry.common.programs import run_command
 from mimicry.report.make_report import report as report_command
 from mimicry.study.images import ImageFolder
 from mimicry.study.sample_files import save_sample
-from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS, AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import NONE, AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash
 from mimicry.tuning.options.click_options import DEFAULT_STACK
@@ -68,12 +69,12 @@ class Inventor:
         spots = self.generator.integers(0, 255, size=(6, 6, 3), dtype=np.uint8)
         return np.asarray(Image.fromarray(spots).resize((side, side), Image.Resampling.BICUBIC))
 
-    def images(self, artist: Artist, conditions: list[Condition]) -> None:
+    def images(self, artist: Artist) -> None:
         """Write the images of an artist in all conditions."""
         for stem in _STEMS:
             original = self.picture(192)
-            for condition in conditions:
-                folder = self.tree.images_of(self.source(condition), artist)
+            for condition in CONDITIONS:
+                folder = self.tree.images_of(image_root(self.tree, condition), artist)
                 folder.mkdir(parents=True, exist_ok=True)
                 changed = original.astype(np.int16)
                 if condition != Condition():
@@ -82,19 +83,15 @@ class Inventor:
                     folder / f"{stem}.jpg", quality=90
                 )
 
-    def source(self, condition: Condition) -> Path:
-        tree = self.tree
-        if condition.countermeasure != NONE:
-            return tree.robust_samples / condition.countermeasure / condition.protection
-        return tree.original_art if condition == Condition() else tree.protected_art / condition.protection
-
     def adapter(self, adapter: AdapterId, seed: int, end: float) -> None:
         """Write one adapter with its record and its losses; a few are spoilt, as in any study."""
         fate = self.generator.integers(0, 120)
         if fate == 0:
             return
         config = TuningConfig(rank=4 if fate != 1 else 8, seed=seed)
-        images = ImageFolder.read(self.tree.images_of(self.source(adapter.condition), adapter.artist))
+        images = ImageFolder.read(
+            self.tree.images_of(image_root(self.tree, adapter.condition), adapter.artist)
+        )
         made = recipe(config, {"name": "made up", "revision": "0" * 40}, OWN_TRAINER)
         record: dict[str, Any] = {
             "schema": 1,
@@ -152,16 +149,12 @@ def write_study(data_root: Path, artist_count: int, seed_count: int, side: int) 
     tree = StudyTree(data_root)
     data_root.mkdir(parents=True)
     inventor = Inventor(tree, side)
-    conditions = [
-        Condition(),
-        *(Condition(one, other) for one in PROTECTIONS for other in (NONE, *COUNTERMEASURES)),
-    ]
     inventor.samples(tree.samples_of_base(DEFAULT_STACK), {"adapter": None})
     for number in range(artist_count):
         artist = Artist("made_up", _STYLES[number % len(_STYLES)], f"Invented_{number + 1:02d}")
-        inventor.images(artist, conditions)
+        inventor.images(artist)
         base = 0.3 + 0.03 * inventor.generator.normal()
-        for condition in conditions:
+        for condition in CONDITIONS:
             effect = _EFFECTS.get(condition.protection, 0.0) + _BETWEEN_ARTISTS * inventor.generator.normal()
             effect = 0.0 if condition == Condition() else effect * _LEFT[condition.countermeasure]
             for seed in range(42, 42 + seed_count):

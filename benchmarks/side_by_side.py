@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mimicry.common.files import read_json
 from mimicry.tuning.execution.bookmarks import STEP
-from tests.chaos.tiny_pilot import TinyPilot, faults_of, start_pilot
+from tests.chaos.tiny_pilot import TinyPilot, add_demo_option, faults_of, start_pilot
 from tools.results_file import add_output_option, report
 
 _DEADLINE_SECONDS = 3600.0
@@ -27,9 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
-    )
+    add_demo_option(parser)
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="Runs of each kind, in turn.")
     parser.add_argument("--matrix", action="store_true", help="Twelve trainings instead of three.")

@@ -11,19 +11,18 @@ Reports the median of several runs in seconds, after one that is not counted.
 import argparse
 import json
 import os
-import statistics
 import struct
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.full_study import CONDITIONS, image_root, made_up_artists
+from benchmarks.timed_run import median_times
 from mimicry.common.files import sha256_file
 from mimicry.study.images import ImageFolder
-from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS, AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash
 from mimicry.tuning.options.config import TuningConfig
@@ -31,7 +30,6 @@ from tools.results_file import add_output_option, report
 
 _ARTISTS = 26
 _IMAGES = 20
-_STYLES = 10
 _STACK = "hf_diffusers"
 _SEEDS = {None: 42, "seed-43": 43, "seed-44": 44}
 # The modules of SD3.5 Large that get a LoRA.
@@ -60,27 +58,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             tree = StudyTree(Path(folder) / "style_mimicry")
             count = _write_study(tree, artists, variants)
-            seconds, cpu_seconds = _measure(tree, options.runs)
-        figures[f"mimicry status, {count} cells [s]"] = seconds
-        figures[f"mimicry status, {count} cells, of which computing [s]"] = cpu_seconds
+            words = ["status", "--data-root", str(tree.data_root)]
+            figures |= median_times(
+                f"mimicry status, {count} cells", [sys.executable, "-m", "mimicry.cli", *words], options.runs
+            )
     report("status_time", figures, options.output, runs=options.runs, load_average_before=load)
 
 
 def _write_study(tree: StudyTree, artist_count: int, variants: tuple[str | None, ...]) -> int:
     """Write images and complete adapters of all conditions; return how many adapters there are."""
-    conditions = [
-        Condition(protection, countermeasure)
-        for protection in (NONE, *PROTECTIONS)
-        for countermeasure in (NONE, *COUNTERMEASURES)
-        if protection != NONE or countermeasure == NONE
-    ]
-    artists = [
-        Artist("historical", f"style_{number % _STYLES}", f"artist_{number:04}")
-        for number in range(artist_count)
-    ]
+    artists = made_up_artists(artist_count)
     weights = _weights()
-    for condition in conditions:
-        root = _source(tree, condition)
+    for condition in CONDITIONS:
+        root = image_root(tree, condition)
         for artist in artists:
             images = tree.images_of(root, artist)
             images.mkdir(parents=True)
@@ -96,14 +86,7 @@ def _write_study(tree: StudyTree, artist_count: int, variants: tuple[str | None,
                 folder.log.write_text("trained\n")
                 folder.config.write_text("{}")
                 folder.metrics.write_text('{"step": 500, "loss": 0.5}\n')
-    return len(conditions) * len(artists) * len(variants)
-
-
-def _source(tree: StudyTree, condition: Condition) -> Path:
-    """Return where the images of a condition are to be written."""
-    if condition.countermeasure != NONE:
-        return tree.robust_samples / condition.countermeasure / condition.protection
-    return tree.original_art if condition.protection == NONE else tree.protected_art / condition.protection
+    return len(CONDITIONS) * len(artists) * len(variants)
 
 
 def _weights() -> bytes:
@@ -165,27 +148,6 @@ def _record(folder: AdapterFolder, variant: str | None, images: list[dict[str, A
         "paths": {"output_dir": str(folder.path)},
         "weights": {"sha256": sha256_file(folder.weights)},
     }
-
-
-def _measure(tree: StudyTree, runs: int) -> tuple[float, float]:
-    """Return the medians of wall seconds and CPU seconds."""
-    times, cpu_times = [], []
-    for run in range(runs + 1):
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mimicry.cli", "status", "--data-root", str(tree.data_root)],
-            stdout=subprocess.DEVNULL,
-        )
-        # Unlike wait(), this returns the resources that the process used.
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise SystemExit(f"exit code {process.returncode}: not all adapters are complete")
-        if run:
-            times.append(seconds)
-            cpu_times.append(usage.ru_utime + usage.ru_stime)
-    return statistics.median(times), statistics.median(cpu_times)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Runs one training as the wrapper does, and notes when each line was printed."""
+"""Runs a command, such as a training as the wrapper starts it, and notes what it took and when it printed."""
 
 import os
+import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -76,3 +77,25 @@ def timed_command(command: Sequence[str], variables: Mapping[str, str]) -> Timed
     return TimedRun(
         process.returncode, lines, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     )
+
+
+def median_times(what: str, command: Sequence[str], runs: int) -> dict[str, float]:
+    """Run `command` once without counting it, then `runs` times.
+
+    Returns:
+        The medians of wall seconds and of the processor's, and the peak host memory of all runs in MB, by
+        what each of them is.
+
+    Raises:
+        SystemExit: a run failed; the message is its output.
+    """
+    done = [timed_command(command, {}) for _ in range(runs + 1)]
+    for run in done:
+        if run.code != 0:
+            raise SystemExit(run.output)
+    counted = done[1:]
+    return {
+        f"{what} [s]": statistics.median(run.seconds for run in counted),
+        f"{what}, of which computing [s]": statistics.median(run.cpu_seconds for run in counted),
+        f"{what}, peak memory [MB]": max(run.peak_bytes for run in counted) / 1e6,
+    }

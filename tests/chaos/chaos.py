@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mimicry.common.claims import SILENT_SECONDS
 from tests.chaos.disturbances import break_a_file, draw_kill, kill_when_due
-from tests.chaos.tiny_pilot import TinyPilot, faults_of, start_pilot
+from tests.chaos.tiny_pilot import TinyPilot, add_demo_option, faults_of, start_pilot
 from tools.results_file import add_output_option, report
 
 # An undisturbed run must complete what is left; it may take another one to repair the damage.
@@ -34,9 +34,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
-    )
+    add_demo_option(parser)
     parser.add_argument(
         "--matrix", action="store_true", help="Two artists in three conditions with two seeds, not a pilot."
     )

@@ -1,5 +1,6 @@
 """What the chaos program disturbs: a pilot of three artists on the tiny model, or a matrix, both short."""
 
+import argparse
 import json
 import os
 import shutil
@@ -33,6 +34,12 @@ _FOREIGN: dict[str, Any] = {
 }
 _LEFT = {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, TRAIN_LOG, "set_aside"}
 _TRACKER_LEFT = {"progress_tracker.json", ".progress_tracker.json.lock"}
+
+
+def add_demo_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--demo", type=Path, default=Path("data/demo"), help="The folder that `make demo` made."
+    )
 
 
 @dataclass
