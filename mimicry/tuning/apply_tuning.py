@@ -41,6 +41,7 @@ from mimicry.tuning.options import (
     take_config,
     tree_options,
 )
+from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, slurm_options
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
@@ -127,7 +128,8 @@ _call_options = options(
         "--wait/--no-wait",
         topic=CALL,
         default=True,
-        help="At the end, wait for artists that other calls are training, and train those that they leave.",
+        help="At the end, wait for artists that other calls are training, and train those that they leave; "
+        "with --engine slurm, wait for the jobs.",
     ),
     option(
         "--min-samples-per-artist",
@@ -159,6 +161,7 @@ _call_options = options(
 @_condition_options
 @selection_options
 @_call_options
+@slurm_options
 @handed_on_options
 @hyper_parameter_options
 @click.pass_context
@@ -180,6 +183,9 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
         conditions = _conditions(context)
+    slurm = None
+    with problems:
+        slurm = _slurm(context)
     problems.raise_any()
     orchestrator = Orchestrator(
         requests=_requests(series, stack, conditions, parameters),
@@ -189,6 +195,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
+        slurm=slurm,
     )
     verbose, full = parameters["verbose"], parameters["full"]
     if parameters["as_json"]:
@@ -198,6 +205,28 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     if not parameters["dry_run"]:
         return orchestrator.train(verbose=verbose)
     return orchestrator.show(verbose=verbose, full=full)
+
+
+def _slurm(context: click.Context) -> SlurmSettings | None:
+    """Return what jobs of the cluster ask for; None where the trainings run on this machine.
+
+    Raises:
+        UsageError: options of the cluster that it cannot take, or that have no effect.
+    """
+    if context.params["engine"] == SLURM:
+        return SlurmSettings.of(context.params)
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if (parameter.name or "").startswith("slurm_")
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} would have no effect without --engine slurm; type that too, or leave "
+            f"{'it' if len(given) == 1 else 'them'} out"
+        )
+    return None
 
 
 def _conditions(context: click.Context) -> ChosenConditions:

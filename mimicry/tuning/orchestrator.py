@@ -10,14 +10,20 @@ from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import Condition, State
+from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.execution import (
     Batch,
     LocalExecutor,
     Result,
+    SlurmBatch,
+    SlurmSubmitter,
+    live_jobs,
     open_tracker,
     upload_owed,
+    with_queue,
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
+from mimicry.tuning.options.slurm_options import SlurmSettings
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
 from mimicry.tuning.planning.image_check import (
@@ -31,10 +37,16 @@ from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
 
+# Nothing failed, and the adapter is not there as the call asks for it.
+_NOT_AS_ASKED = {State.STALE, State.CLAIMED, State.QUEUED}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Orchestrator:
-    """The requests of a call, and how they are carried out; see `make_plan`."""
+    """The requests of a call, and how they are carried out; see `make_plan`.
+
+    With `slurm`, trainings are jobs of a cluster.
+    """
 
     requests: tuple[Request, ...]
     absent: tuple[tuple[Condition, str], ...] = ()
@@ -43,6 +55,7 @@ class Orchestrator:
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
+    slurm: SlurmSettings | None = None
 
     def show(self, *, verbose: bool, full: bool = False) -> int:
         """Print the plan, and what would forbid it; write nothing into the study.
@@ -54,6 +67,8 @@ class Orchestrator:
         if verbose:
             print(image_lists(plan), end="")
             print(tables.commands(plan))
+        if self.slurm is not None and plan.of(State.PENDING):
+            print(SlurmSubmitter(plan.call.tree, self.slurm).script(plan.of(State.PENDING)), end="")
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
@@ -93,7 +108,7 @@ class Orchestrator:
         todo = plan.of(State.PENDING)
         display = BatchDisplay([target.step_count for target in todo], plan.known_seconds())
         tracker = open_tracker(plan.call.tree)
-        batch = Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
+        batch = self._batch(plan, tracker, display)
         results: list[Result] = []
         try:
             if plan.call.uploads:
@@ -108,18 +123,26 @@ class Orchestrator:
             print(tables.summary(plan, results), flush=True)
         return _exit_code(plan, results)
 
+    def _batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay) -> Batch | SlurmBatch:
+        if self.slurm is None:
+            return Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
+        submitter = SlurmSubmitter(plan.call.tree, self.slurm)
+        return SlurmBatch(plan, submitter, tracker, display, wait=self.wait)
+
     def _looked_at(self, *, full: bool) -> Plan:
         plan = self._plan(full=full)
         return check_images(plan) if full else recall_images(plan)
 
     def _plan(self, *, full: bool) -> Plan:
-        return make_plan(
+        tree = self.requests[0].tree
+        plan = make_plan(
             self.requests,
-            open_tracker(self.requests[0].tree).bookmarks(),
+            open_tracker(tree).bookmarks(),
             absent=self.absent,
             by_condition=self.by_condition,
             full=full,
         )
+        return plan if self.slurm is None else with_queue(plan, live_jobs(tree))
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
@@ -162,8 +185,7 @@ def _exit_code(plan: Plan, results: Sequence[Result]) -> int:
     """Return 1 when something is wrong, else 3 when something is not as this call asks for, else 0."""
     ended = {result.target.adapter: result.state for result in results}
     states = {ended.get(target.adapter, target.state) for target in plan.targets}
-    if states - {State.COMPLETE, State.STALE, State.CLAIMED, State.NO_DATA} or any(
-        result.owed for result in results
-    ):
+    as_asked = {State.COMPLETE, State.NO_DATA}
+    if states - as_asked - _NOT_AS_ASKED or any(result.owed for result in results):
         return 1
-    return NOT_AS_ASKED if states & {State.STALE, State.CLAIMED} else 0
+    return NOT_AS_ASKED if states & _NOT_AS_ASKED else 0

@@ -16,17 +16,24 @@ from mimicry.tuning.execution.pending_uploads import (
     upload_pending,
 )
 from mimicry.tuning.execution.result import Result
+from mimicry.tuning.execution.slurm import SlurmSubmitter
+from mimicry.tuning.execution.slurm_batch import SlurmBatch
+from mimicry.tuning.execution.slurm_queue import live_jobs, with_queue
 
 __all__ = [
     "Batch",
     "LocalExecutor",
     "PendingUpload",
     "Result",
+    "SlurmBatch",
+    "SlurmSubmitter",
     "UploadEnd",
     "due_repositories",
+    "live_jobs",
     "open_tracker",
     "pending_of_plan",
     "pending_upload",
     "upload_owed",
     "upload_pending",
+    "with_queue",
 ]
