@@ -20,6 +20,7 @@ from mimicry.common.programs import run_command
 from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
+from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine
 from mimicry.tuning.hub import HubOptions, refuse_names
 from mimicry.tuning.options import (
     CALL,
@@ -27,8 +28,10 @@ from mimicry.tuning.options import (
     MOST_REPLICATES,
     OPTIONS,
     ORDERS,
+    SLURM,
     STUDY,
     Series,
+    SlurmSettings,
     handed_on_options,
     hyper_parameter_options,
     option,
@@ -37,11 +40,11 @@ from mimicry.tuning.options import (
     selection_of,
     selection_options,
     series_of_call,
+    slurm_options,
     study_file_of,
     take_config,
     tree_options,
 )
-from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, slurm_options
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
@@ -183,9 +186,8 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
         conditions = _conditions(context)
-    slurm = None
     with problems:
-        slurm = _slurm(context)
+        engine = _engine(context)
     problems.raise_any()
     orchestrator = Orchestrator(
         requests=_requests(series, stack, conditions, parameters),
@@ -195,7 +197,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         typed=TypedCommand.of(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
-        slurm=slurm,
+        engine=engine,
     )
     verbose, full = parameters["verbose"], parameters["full"]
     if parameters["as_json"]:
@@ -207,14 +209,14 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     return orchestrator.show(verbose=verbose, full=full)
 
 
-def _slurm(context: click.Context) -> SlurmSettings | None:
-    """Return what jobs of the cluster ask for; None where the trainings run on this machine.
+def _engine(context: click.Context) -> Engine:
+    """Return what carries the plan out.
 
     Raises:
         UsageError: options of the cluster that it cannot take, or that have no effect.
     """
     if context.params["engine"] == SLURM:
-        return SlurmSettings.of(context.params)
+        return SlurmEngine(SlurmSettings.of(context.params))
     given = [
         max(parameter.opts, key=len)
         for parameter in context.command.params
@@ -226,7 +228,7 @@ def _slurm(context: click.Context) -> SlurmSettings | None:
             f"{', '.join(given)} would have no effect without --engine slurm; type that too, or leave "
             f"{'it' if len(given) == 1 else 'them'} out"
         )
-    return None
+    return LocalEngine()
 
 
 def _conditions(context: click.Context) -> ChosenConditions:

@@ -10,20 +10,14 @@ from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import Condition, State
-from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.execution import (
-    Batch,
-    LocalExecutor,
+    Engine,
+    LocalEngine,
     Result,
-    SlurmBatch,
-    SlurmSubmitter,
-    live_jobs,
     open_tracker,
     upload_owed,
-    with_queue,
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
-from mimicry.tuning.options.slurm_options import SlurmSettings
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
 from mimicry.tuning.planning.image_check import (
@@ -43,10 +37,7 @@ _NOT_AS_ASKED = {State.STALE, State.CLAIMED, State.QUEUED}
 
 @dataclass(frozen=True, kw_only=True)
 class Orchestrator:
-    """The requests of a call, and how they are carried out; see `make_plan`.
-
-    With `slurm`, trainings are jobs of a cluster.
-    """
+    """The requests of a call, and how they are carried out; see `make_plan`."""
 
     requests: tuple[Request, ...]
     absent: tuple[tuple[Condition, str], ...] = ()
@@ -55,7 +46,7 @@ class Orchestrator:
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
-    slurm: SlurmSettings | None = None
+    engine: Engine = field(default_factory=LocalEngine)
 
     def show(self, *, verbose: bool, full: bool = False) -> int:
         """Print the plan, and what would forbid it; write nothing into the study.
@@ -67,8 +58,7 @@ class Orchestrator:
         if verbose:
             print(image_lists(plan), end="")
             print(tables.commands(plan))
-        if self.slurm is not None and plan.of(State.PENDING):
-            print(SlurmSubmitter(plan.call.tree, self.slurm).script(plan.of(State.PENDING)), end="")
+        print(self.engine.script(plan), end="")
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
@@ -108,7 +98,7 @@ class Orchestrator:
         todo = plan.of(State.PENDING)
         display = BatchDisplay([target.step_count for target in todo], plan.known_seconds())
         tracker = open_tracker(plan.call.tree)
-        batch = self._batch(plan, tracker, display)
+        batch = self.engine.batch(plan, tracker, display, wait=self.wait)
         results: list[Result] = []
         try:
             if plan.call.uploads:
@@ -123,26 +113,19 @@ class Orchestrator:
             print(tables.summary(plan, results), flush=True)
         return _exit_code(plan, results)
 
-    def _batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay) -> Batch | SlurmBatch:
-        if self.slurm is None:
-            return Batch(plan, LocalExecutor(), tracker, display, wait=self.wait)
-        submitter = SlurmSubmitter(plan.call.tree, self.slurm)
-        return SlurmBatch(plan, submitter, tracker, display, wait=self.wait)
-
     def _looked_at(self, *, full: bool) -> Plan:
         plan = self._plan(full=full)
         return check_images(plan) if full else recall_images(plan)
 
     def _plan(self, *, full: bool) -> Plan:
-        tree = self.requests[0].tree
         plan = make_plan(
             self.requests,
-            open_tracker(tree).bookmarks(),
+            open_tracker(self.requests[0].tree).bookmarks(),
             absent=self.absent,
             by_condition=self.by_condition,
             full=full,
         )
-        return plan if self.slurm is None else with_queue(plan, live_jobs(tree))
+        return self.engine.with_queue(plan)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""

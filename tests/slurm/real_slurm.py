@@ -105,13 +105,12 @@ class RealSlurm:
     def kill_node(self, node: str) -> None:
         """End all processes of a node at once, as a power cut does, and tell the controller."""
         daemon = self._processes.pop(node)
-        victims = [psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True)]
-        victims += self._processes_of(node)
-        for process in victims:
-            try:
+        own = list(self._processes_of(node))
+        # What watches over the processes goes first, or it would still report how they ended.
+        steps = {parent for one in own for parent in one.parents() if parent.name() == "slurmstepd"}
+        for process in (psutil.Process(daemon.pid), *steps, *own):
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         daemon.wait()
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
 

@@ -32,6 +32,17 @@ def statuses(tree: StudyTree) -> Counter[str]:
     return Counter(str(mark["status"]) for mark in open_tracker(tree).bookmarks().values())
 
 
+def with_checkpoint(tree: StudyTree) -> set[str]:
+    """Return the cells that would go on from a checkpoint."""
+    return {"/".join(path.parts[-5:-1]) for path in tree.lora.rglob("checkpoint-*")}
+
+
+def checkpoint_of_new_training(slurm: RealSlurm, tree: StudyTree, stack: SlowStack, begun: int) -> bool:
+    """Return whether a training on n1 that began after the first `begun` ones has written a checkpoint."""
+    new = {str(line["cell"]) for line in stack.begun()[begun:] if line["node"] == "n1" and not line["first"]}
+    return bool(new & with_checkpoint(tree)) and bool(slurm.running_on("n1"))
+
+
 def cells(lines: list[dict[str, object]]) -> Counter[str]:
     return Counter(str(line["cell"]) for line in lines)
 
@@ -53,14 +64,15 @@ def test_whatever_ends_jobs_each_of_twelve_cells_is_trained_once(
     killed.process.wait()
     again = ClusterCall.start(slurm, tmp_path / "again.log", words)
     slurm.await_true(lambda: "12 queued" in again.said())
-    slurm.await_true(lambda: bool(slurm.running_on("n1")) and bool(slurm.running_on("n2")))
+    slurm.await_true(lambda: len(with_checkpoint(study)) == 4)
 
     (limited, *_) = slurm.running_on("n2")
     slurm.call("scontrol", "update", f"jobid={limited}", "timelimit=1")
     slurm.kill_node("n1")
-    slurm.await_true(lambda: "RUNNING" not in [slurm.states()[job] for job in slurm.running_on("n1")])
+    slurm.await_true(lambda: not slurm.running_on("n1"))
     slurm.start_node("n1")
-    slurm.await_true(lambda: bool(slurm.running_on("n1")))
+    begun = len(stack.begun())
+    slurm.await_true(lambda: checkpoint_of_new_training(slurm, study, stack, begun))
     slurm.call("sbatch", "-p", "urgent", "-w", "n1", "--exclusive", "--mem=100", "--wrap=sleep 2")
 
     assert again.end() == 0, again.said()

@@ -24,6 +24,7 @@ from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.grouped_help import option, program
 from mimicry.tuning.options.inputs import TrainingInputs, input_options
 from mimicry.tuning.options.series import Series, all_series, chosen_series
+from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, slurm_options
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT, series_of_call, study_file_of
 from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, StudyFile
 
@@ -33,9 +34,11 @@ __all__ = [
     "MOST_REPLICATES",
     "OPTIONS",
     "ORDERS",
+    "SLURM",
     "STUDY",
     "STUDY_VARIANT",
     "Series",
+    "SlurmSettings",
     "StudyFile",
     "TrainingInputs",
     "TuningConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "selection_of",
     "selection_options",
     "series_of_call",
+    "slurm_options",
     "study_file_of",
     "take_config",
     "tree_options",
