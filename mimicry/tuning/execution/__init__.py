@@ -17,6 +17,7 @@ from mimicry.tuning.execution.pending_uploads import (
     upload_pending,
 )
 from mimicry.tuning.execution.result import Result
+from mimicry.tuning.execution.slurm_queue import QueuedJob, QueueUnknown, live_jobs
 
 __all__ = [
     "Batch",
@@ -24,10 +25,13 @@ __all__ = [
     "LocalEngine",
     "LocalExecutor",
     "PendingUpload",
+    "QueueUnknown",
+    "QueuedJob",
     "Result",
     "SlurmEngine",
     "UploadEnd",
     "due_repositories",
+    "live_jobs",
     "open_tracker",
     "pending_of_plan",
     "pending_upload",

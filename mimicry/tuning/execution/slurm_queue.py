@@ -166,8 +166,7 @@ def _squeue(names: Sequence[str]) -> list[tuple[QueuedJob, int]]:
         )
     except FileNotFoundError as error:
         raise QueueUnknown(
-            "--engine slurm: there is no squeue on this machine; type the command on a login node of the "
-            "cluster, or leave --engine slurm out to train here"
+            "there is no squeue on this machine; type the command on a login node of the cluster"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise QueueUnknown(f"squeue has not answered within {_SQUEUE_SECONDS} s") from error

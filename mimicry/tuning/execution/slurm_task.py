@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 # The orchestrator gives the training twenty seconds, of which the wrapper takes fifteen.
 _GRACE_SECONDS = 100.0
 # After a signal that ended the training, Slurm's own end of the job, or SIGUSR2, comes within this time.
-_END_SECONDS = 60.0
+END_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-_CLAIM_POLL_SECONDS = 5.0
+CLAIM_POLL_SECONDS = 5.0
 # So many allocations in a row that took no step: the next ones would take none either.
 _MOST_IDLE = 5
 # A program that is started this way ignores SIGUSR2, and so do its children.
@@ -48,10 +48,10 @@ class SlurmTask:
             replaces: the training whose adapter is to be replaced, as `training_of` tells it; None for none.
             idle: how many allocations in a row have taken no step.
         """
-        self._words = list(words)
-        self._folder = folder
-        self._replaces = None if replaces is None else list(replaces)
-        self._idle = idle
+        self.words = list(words)
+        self.folder = folder
+        self.replaces = None if replaces is None else list(replaces)
+        self.idle = idle
         self._child: Child | None = None
         self._first_checkpoint = ""
 
@@ -61,15 +61,15 @@ class SlurmTask:
         while True:
             code = self._run()
             # The claim of a node that died lasts for some minutes.
-            holder = claimed_by(self._folder)
+            holder = claimed_by(self.folder)
             if code != NOT_AS_ASKED or not holder or time.monotonic() > deadline:
                 break
             print(f"waiting: {holder}", flush=True)
-            while claimed_by(self._folder) and time.monotonic() < deadline:
-                time.sleep(_CLAIM_POLL_SECONDS)
+            while claimed_by(self.folder) and time.monotonic() < deadline:
+                time.sleep(CLAIM_POLL_SECONDS)
         if code < 0 or code > 128:
             print(f"the training was ended by a signal, exit code {code}", flush=True)
-            _sleep(_END_SECONDS)
+            _sleep(END_SECONDS)
         if code != 0:
             sys.exit(code if code > 0 else 128 - code)
         return code
@@ -80,7 +80,7 @@ class SlurmTask:
 
         if self._child is not None:
             self._child.stop(signal.SIGTERM, _GRACE_SECONDS)
-        idle = self._idle + 1 if self._newest_checkpoint() == self._first_checkpoint else 0
+        idle = self.idle + 1 if self._newest_checkpoint() == self._first_checkpoint else 0
         if idle >= _MOST_IDLE:
             print(
                 f"error: the last {idle} allocations took no step; --slurm-time may be too short for this "
@@ -88,11 +88,11 @@ class SlurmTask:
                 flush=True,
             )
             return None
-        return DelayedSubmission(SlurmTask(self._words, self._folder, self._replaces, idle))
+        return DelayedSubmission(SlurmTask(self.words, self.folder, self.replaces, idle))
 
     def _run(self) -> int:
-        words = [*_IGNORING, *self._words]
-        if self._replaces is not None and training_of(AdapterFolder(self._folder)) == self._replaces:
+        words = [*_IGNORING, *self.words]
+        if self.replaces is not None and training_of(AdapterFolder(self.folder)) == self.replaces:
             words.append("--overwrite")
         self._first_checkpoint = self._newest_checkpoint()
         with running_child(words, output=None, environment=os.environ, grace_seconds=_GRACE_SECONDS) as child:
@@ -107,7 +107,7 @@ class SlurmTask:
                 time.sleep(_POLL_SECONDS)
 
     def _newest_checkpoint(self) -> str:
-        return next(iter(AdapterFolder(self._folder).checkpoint_names()), "")
+        return next(iter(AdapterFolder(self.folder).checkpoint_names()), "")
 
 
 @contextmanager
