@@ -1,9 +1,10 @@
-"""A real Slurm on this machine, without root's own: munge, a controller, and two nodes with two GPUs each.
+"""A real Slurm on this machine: munge, a controller, and two virtual nodes with two GPUs each.
 
 The GPUs are links to /dev/null. There is no accounting, no cgroup and no systemd. Two partitions share the
 nodes, and jobs of `urgent` preempt those of `main`.
 """
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import psutil
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _CONF = """\
 ClusterName=mimicry
 SlurmctldHost={host}(127.0.0.1)
@@ -71,6 +72,8 @@ def why_not() -> str:
     missing = [name for name in _PROGRAMS if shutil.which(name, path=paths) is None]
     if missing:
         return f"no {', '.join(missing)} here; apt-get install slurm-wlm munge"
+    if importlib.util.find_spec("submitit") is None:
+        return "no submitit here; pip install submitit"
     return "" if os.geteuid() == 0 else "the daemons of Slurm need root"
 
 
