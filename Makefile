@@ -24,6 +24,8 @@ demo: .venv/.installed
 	$(BIN)/apply_tuning $(STUDY)
 	@echo "== What the adapters paint, and what the base model paints"
 	$(BIN)/mimicry samples $(STUDY) --contact-sheet $(DEMO)/contact_sheet.png
+	@echo "== What the study says: open this page"
+	$(BIN)/mimicry report $(STUDY) --output $(DEMO)/report --title "Demo study, a miniature"
 
 test: check
 	$(PYTEST)

@@ -32,6 +32,9 @@ _SUBCOMMANDS = {
     "samples": _Subcommand(
         "mimicry.sampling.draw_samples", "draw_samples", "Draw pictures with the adapters."
     ),
+    "report": _Subcommand(
+        "mimicry.report.make_report", "report", "Report on the study: a page, tables, statistics."
+    ),
     "demo": _Subcommand("mimicry.demo.draw_demo", "demo", "Draw a small study to try all this on."),
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from mimicry.demo.draw_demo import draw_demo
 from mimicry.study.tree import StudyTree
+from tests.fake_gpus import FakeGpus
 from tests.random_sd3 import write_random_sd3
 from tests.small_study import share_samples, write_study
 
@@ -74,6 +75,24 @@ def demo_dir(true_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(true_demo / "style_mimicry", folder / "style_mimicry")
     write_random_sd3(folder / "tiny_sd3")
     return folder
+
+
+@pytest.fixture
+def fake_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
+    """A stand-in for nvidia-smi, first in PATH; no variable of this machine chooses GPUs or a device."""
+    folder = tmp_path / "fake nvidia-smi"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "ACCELERATE_TORCH_DEVICE",
+        "ACCELERATE_USE_CPU",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    fake = FakeGpus(folder)
+    fake.listing("", code=9)
+    return fake
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import mimicry
 from mimicry.cli import program
 from mimicry.common.programs import run_command
 
-SUBCOMMANDS = ("init", "tune", "status", "verify", "upload", "samples", "demo")
+SUBCOMMANDS = ("init", "tune", "status", "verify", "upload", "samples", "report", "demo")
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,12 @@ from safetensors.torch import load_file
 import mimicry
 from mimicry.cli import program
 from mimicry.common.programs import run_command
+from mimicry.report.columns import (
+    ADAPTER_COLUMNS,
+    CONDITION_COLUMNS,
+    EFFECT_COLUMNS,
+    columns_document,
+)
 from mimicry.study.states import State
 from mimicry.tuning.adapters import (
     ADAPTER_CONFIG,
@@ -72,6 +78,7 @@ OUTPUTS = {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, TRAIN_LOG}
 ELSEWHERE = {
     *("metadata.jsonl", "quarantine.json", "progress/progress_tracker.json", ".claim.json", "stack.py"),
     *("study.toml", "sd15/runner_config.json", "sd15/train.py", "sd15/stack.py"),
+    "report.json",
 }
 FOLDERS = ("mimicry", "tests", "benchmarks", "tools", "docs", "data")
 # The tables that are written from the code.
@@ -79,6 +86,9 @@ GENERATED: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "from mimicry/tuning/options/config.py"): readme_table,
     ("docs/options.md", "from mimicry/tuning/options,"): lambda: f"{options_document()}\n",
     ("docs/study_file.md", "from mimicry/tuning/options/study_file.py"): study_file_table,
+    ("docs/report.md", "columns of adapters.csv"): lambda: columns_document(ADAPTER_COLUMNS),
+    ("docs/report.md", "columns of effects.csv"): lambda: columns_document(EFFECT_COLUMNS),
+    ("docs/report.md", "columns of conditions.csv"): lambda: columns_document(CONDITION_COLUMNS),
 }
 TINY_MODEL = ROOT / "mimicry" / "demo" / "weights" / "tiny_sd3"
 
@@ -383,10 +393,11 @@ def write_generated_tables() -> None:
     for (document, title), make in GENERATED.items():
         text = read(document)
         old = marked(document, title)
-        begin = text.index(old, text.index(f"<!-- {title}")) if old else text.index("<!-- end -->")
+        begin = text.index(old or "<!-- end -->", text.index(f"<!-- {title}"))
         (ROOT / document).write_text(f"{text[:begin]}{make()}\n{text[begin + len(old) :]}", "utf-8")
 
 
 if __name__ == "__main__":
     write_generated_tables()
-    print(f"written: {', '.join(document for document, _ in GENERATED)} of mimicry {mimicry.__version__}")
+    documents = dict.fromkeys(document for document, _ in GENERATED)
+    print(f"written: {', '.join(documents)} of mimicry {mimicry.__version__}")

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mimicry.tuning.planning",),
     ("mimicry.tuning.execution",),
     ("mimicry.tuning.reports",),
+    ("mimicry.report",),
     ("mimicry.tuning.orchestrator",),
     ("mimicry.tuning.apply_tuning", "mimicry.commands"),
     # What the orchestrator asks of the stack, without torch. It loads this by name, from the stack's folder.
@@ -73,6 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 STRANGERS = (
     (STACK, "mimicry.tuning.orchestrator"),
     (STACK, "mimicry.tuning.reports.tables"),
+    ("mimicry.report", STACK),
     ("mimicry.demo", "mimicry.tuning"),
     ("mimicry.demo", "mimicry.sampling"),
 )

@@ -149,6 +149,8 @@ class Child:
         importlib.import_module("psutil")
         errors = output if output in (None, subprocess.PIPE) else subprocess.STDOUT
         self.diagnostics = b""
+        # By when a child that was asked to stop has to have ended.
+        self._stopped_by: float | None = None
         self._process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
@@ -211,24 +213,44 @@ class Child:
         # Its pipes are closed a moment before it has an exit code.
         self.wait(_KILL_SECONDS)
 
+    def ask_to_stop(self, number: int, grace_seconds: float) -> None:
+        """Send the signal to the child's whole group, and return at once; see `has_stopped` and `stop`.
+
+        What still runs after `grace_seconds` is killed by `stop`. Asked again, the child is told to hurry.
+        """
+        now = time.monotonic()
+        if self._stopped_by is None:
+            self._stopped_by = now + grace_seconds
+        else:
+            hurry = _HURRY_SECONDS_BELOW if has_parent() else _HURRY_SECONDS
+            self._stopped_by = min(self._stopped_by, now + hurry)
+        self._signal_group(number)
+
+    def has_stopped(self) -> bool:
+        """Return whether `stop` need not wait: nothing of the child is left, or its time is over."""
+        over = self._stopped_by is not None and time.monotonic() >= self._stopped_by
+        return over or (self._process.poll() is not None and not self._group_lives())
+
     def stop(self, number: int, grace_seconds: float) -> None:
         """Send the signal to the child's whole group, and SIGKILL to what still runs after `grace_seconds`.
 
-        A child that has ended may have left processes of its group behind: they get the same time. Without
-        any they are killed at once.
+        A child that was asked to stop has the time that it was given then, and gets no second signal. One
+        that has ended may have left processes of its group behind: they get the same time. Without any they
+        are killed at once.
 
         Raises:
             Interrupted: a stop signal came meanwhile; nothing of the child is left all the same.
         """
         try:
             if grace_seconds > 0:
-                self._signal_group(number)
+                if self._stopped_by is None:
+                    self.ask_to_stop(number, grace_seconds)
                 # The launcher dies of the signal at once, while the trainer writes its records.
-                self._wait_for_group(grace_seconds)
+                self._wait_until_stopped()
         except Interrupted as hurry:
-            self._signal_group(hurry.number)
+            self.ask_to_stop(hurry.number, grace_seconds)
             with contextlib.suppress(Interrupted):
-                self._wait_for_group(_HURRY_SECONDS_BELOW if has_parent() else _HURRY_SECONDS)
+                self._wait_until_stopped()
             raise
         finally:
             self._end()
@@ -237,7 +259,8 @@ class Child:
         self._signal_group(signal.SIGKILL)
         self._process.wait()
         # The caller may need the memory that a killed process still holds for a moment.
-        self._wait_for_group(_KILL_SECONDS)
+        self._stopped_by = time.monotonic() + _KILL_SECONDS
+        self._wait_until_stopped()
         self._guard.kill()
         self._guard.wait()
         pipes = (self._process.stdin, self._process.stdout, self._process.stderr, self._guard.stdin)
@@ -253,9 +276,8 @@ class Child:
             return False
         return True
 
-    def _wait_for_group(self, timeout_seconds: float) -> None:
-        deadline = time.monotonic() + timeout_seconds
-        while (self._process.poll() is None or self._group_lives()) and time.monotonic() < deadline:
+    def _wait_until_stopped(self) -> None:
+        while not self.has_stopped():
             time.sleep(_POLL_SECONDS)
 
     def _group_lives(self) -> bool:

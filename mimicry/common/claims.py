@@ -166,14 +166,10 @@ class Claim:
             with contextlib.suppress(OSError):
                 os.utime(self.path)
 
-    def wait_for_others(self, seconds: float) -> None:
-        """Wait until no other process holds this claim, but no longer than `seconds`."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            lease = read_lease(self.folder)
-            if lease is None or not lease.other_holders():
-                return
-            time.sleep(_POLL_SECONDS)
+    def has_others(self) -> bool:
+        """Return whether another process holds this claim too."""
+        lease = read_lease(self.folder)
+        return lease is not None and bool(lease.other_holders())
 
     def release(self) -> None:
         """Give up our share; the claim stays with its other holders.

@@ -8,6 +8,10 @@ from pathlib import Path
 from mimicry.common.errors import UsageError
 from mimicry.common.text import printable
 
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+# Threads of the libraries that compute on the processors, and what idle ones do.
+THREADS = "OMP_NUM_THREADS"
+IDLE_THREADS = "OMP_WAIT_POLICY"
 # What torchrun, accelerate, MPI or a cluster's prologue tell the processes that they start. A program that
 # finds these takes itself for one of several that train together, and waits for the others.
 _LAUNCHER_VARIABLES = frozenset(
@@ -90,9 +94,22 @@ def processor_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def typed_device() -> str:
+    """Return the variable, with its value, that tells accelerate which device to use; empty: none does."""
+    named = {name: os.environ.get(name, "") for name in ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_CPU")}
+    off = ("", "0", "false", "no")
+    return next((f"{name}={value}" for name, value in named.items() if value.lower() not in off), "")
+
+
+def typed_threads(environment: Mapping[str, str]) -> int | None:
+    """Return OMP_NUM_THREADS; None where it is not set, or is not a number from 1 on."""
+    asked = environment.get(THREADS, "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else None
+
+
 def sees_gpu() -> bool:
     """Return whether this process may find a GPU, told by device files: torch takes seconds to ask."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+    if os.environ.get(VISIBLE_GPUS, "all").strip() in ("", "-1"):
         return False
     # Of NVIDIA, of AMD, and of either under Windows.
     return any(Path("/dev").glob("nvidia[0-9]*")) or any(map(os.path.exists, ("/dev/kfd", "/dev/dxg")))

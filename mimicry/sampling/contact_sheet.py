@@ -1,83 +1,174 @@
 """The contact sheet: a row for each artist, and in it what was painted, and what was drawn, side by side."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import click
+from PIL import Image, ImageDraw
 
-from mimicry.common.errors import BatchFault
-from mimicry.common.files import atomic_path
+from mimicry.sampling.lettering import Lettering
 from mimicry.sampling.plan import SampleSet, artists_of, conditions_of, pairs_for_sheet
+from mimicry.sampling.sheet_files import refuse_other_formats, save_sheet
 from mimicry.study import Artist, Condition, ImageFolder, State, StudyTree
 from mimicry.study.images import read_rgb
 from mimicry.study.tree import NONE
+from mimicry.tuning.options import option, options
 
-_ACROSS = 2
-_SHOWN = _ACROSS * _ACROSS
-TILE = 96
-GAP = 2
-MARGIN = 12
-TEXT_HEIGHT = 16
+GAP = 4
+MARGIN = 14
+TEXT_HEIGHT = 18
+_TEXT_SIZE, _LABEL_SIZE = 14, 12
+DEFAULT_TILE, DEFAULT_PICTURES = 128, 4
+_TOPIC = "Contact sheet"
 _MIXED = "MIXED RECIPES: these adapters differ in more than their images; do not compare them across recipes."
 _UNPAIRED = "UNPAIRED: the images of adapters so marked do not pair with the originals; do not compare them."
 _WARNING = (190, 30, 30)
-_PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (225, 225, 225)
-CELL = _ACROSS * TILE + (_ACROSS - 1) * GAP
+_PAPER, _INK, _LABEL, _MISSING = (255, 255, 255), (40, 40, 40), (90, 90, 90), (225, 225, 225)
+# What of a picture's settings is its own.
+_OF_ONE_PICTURE = ("adapter", "condition", "artist", "prompt", "seed")
 
 
-def write_contact_sheet(path: Path, tree: StudyTree, sets: Sequence[SampleSet]) -> None:
-    """Write the sheet of `sets` as a PNG to `path`.
+def _checked_format(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        refuse_other_formats(path)
+    return path
+
+
+sheet_options = options(
+    option(
+        "--contact-sheet",
+        topic=_TOPIC,
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=_checked_format,
+        help="Write a picture with a row for each artist: training pictures, base model, conditions. Implies "
+        "--base. Its suffix says the format: .png, .jpg, .webp or .pdf.",
+    ),
+    option(
+        "--sheet-tile",
+        topic=_TOPIC,
+        type=click.IntRange(16, 2048),
+        default=DEFAULT_TILE,
+        help="Side of a picture on it, in pixels.",
+    ),
+    option(
+        "--sheet-pictures",
+        topic=_TOPIC,
+        type=click.IntRange(1, 100),
+        default=DEFAULT_PICTURES,
+        help="How many pictures of each artist and condition it shows at most.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a sheet, in pixels: the side of a picture, and how many a cell has at most."""
+
+    tile: int = DEFAULT_TILE
+    pictures: int = DEFAULT_PICTURES
+
+    @property
+    def across(self) -> int:
+        return math.ceil(math.sqrt(self.pictures))
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Width and height of a cell: its pictures, each with a label below."""
+        down = math.ceil(self.pictures / self.across)
+        return self.across * (self.tile + GAP) - GAP, down * (self.tile + TEXT_HEIGHT)
+
+    @property
+    def row_height(self) -> int:
+        """Of an artist: a line of text, and the cells."""
+        return TEXT_HEIGHT + self.cell[1] + MARGIN
+
+    def left(self, column: int) -> int:
+        return MARGIN + column * (self.cell[0] + MARGIN)
+
+    def top(self, row: int) -> int:
+        return MARGIN + TEXT_HEIGHT + row * self.row_height
+
+    def corner(self, row: int, column: int, place: int) -> tuple[int, int]:
+        """Return the upper left corner of a picture."""
+        down, across = divmod(place, self.across)
+        left = self.left(column) + across * (self.tile + GAP)
+        return left, self.top(row) + TEXT_HEIGHT + down * (self.tile + TEXT_HEIGHT)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place in a cell: the file, None where it is not there, and the label below it."""
+
+    file: Path | None
+    label: str
+
+
+def write_contact_sheet(
+    path: Path, tree: StudyTree, sets: Sequence[SampleSet], layout: Layout | None = None
+) -> None:
+    """Write the sheet of `sets` to `path`, in the format of its suffix.
 
     Columns are the artist's original pictures, the base model and each condition. Within a row all drawn
-    pictures in the same place have the same prompt and seed. What is not there, or is stale, stays grey.
-    Where adapters have several recipes, the sheet says so, and above each cell which one it is of; likewise
-    where adapters were trained on images that do not pair with the originals.
+    pictures in the same place have the same prompt and seed; below each stands its number, and the prompts
+    and seeds of the numbers at the foot. What is not there, or is stale, stays grey. Where adapters have
+    several recipes, the sheet says so, and above each cell which one it is of; likewise where adapters were
+    trained on images that do not pair with the originals.
 
     Raises:
         BatchFault: the file cannot be written.
     """
+    layout = layout or Layout()
     artists, conditions = artists_of(sets), conditions_of(sets)
     titles = ["training pictures", "base model", *map(_title, conditions)]
-    notes = [
-        *([_MIXED] if any(found.recipe for found in sets) else []),
-        *([_UNPAIRED] if any(found.unpaired for found in sets) else []),
-    ]
-    row_height = CELL + TEXT_HEIGHT + MARGIN
-    size = (
-        MARGIN + len(titles) * (CELL + MARGIN),
-        MARGIN + TEXT_HEIGHT + len(artists) * row_height + len(notes) * TEXT_HEIGHT,
-    )
+    pairs = {artist: pairs_for_sheet(sets, artist, layout.pictures) for artist in artists}
+    numbers = {pair: number for number, pair in enumerate(_once(pairs.values()), start=1)}
+    foot = [(f"{number}  {prompt}, seed {seed}", _INK) for (prompt, seed), number in numbers.items()]
+    foot += [(_MIXED, _WARNING)] if any(found.recipe for found in sets) else []
+    foot += [(_UNPAIRED, _WARNING)] if any(found.unpaired for found in sets) else []
+    size = (layout.left(len(titles)), layout.top(len(artists)) + len(foot) * TEXT_HEIGHT + MARGIN)
     sheet = Image.new("RGB", size, _PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    pen = ImageDraw.Draw(sheet)
+    text, label = Lettering(pen, _TEXT_SIZE), Lettering(pen, _LABEL_SIZE)
+    width = layout.cell[0]
     for column, title in enumerate(titles):
-        pen.text((_left(column), MARGIN // 2), title, fill=_INK, font=font)
+        text.write((layout.left(column), MARGIN // 2), title, _INK, width)
     for row, artist in enumerate(artists):
-        top = MARGIN + TEXT_HEIGHT + row * row_height
-        pen.text((_left(0), top), _printable(str(artist)), fill=_INK, font=font)
+        top = layout.top(row)
+        text.write((layout.left(0), top), str(artist), _INK, width)
         for column, condition in enumerate(conditions, start=2):
             warning = _warning_of(sets, artist, condition)
-            pen.text((_left(column), top), _fitting(pen, _printable(warning)), fill=_WARNING, font=font)
-        for column, files in enumerate(_cells(tree, sets, artist, conditions)):
-            for place, file in enumerate(files):
-                down, across = divmod(place, _ACROSS)
-                corner = (_left(column) + across * (TILE + GAP), top + TEXT_HEIGHT + down * (TILE + GAP))
-                sheet.paste(_tile(file), corner)
-    for place, note in enumerate(reversed(notes), start=1):
-        pen.text((MARGIN, size[1] - place * TEXT_HEIGHT), note, fill=_WARNING, font=font)
-    try:
-        with atomic_path(path) as temporary:
-            sheet.save(temporary, format="PNG", optimize=True)
-    except OSError as error:
-        raise BatchFault(f"--contact-sheet {path} cannot be written: {error.strerror}") from error
+            text.write((layout.left(column), top), warning, _WARNING, width)
+        for column, places in enumerate(
+            _cells(tree, sets, artist, conditions, pairs[artist], numbers, layout)
+        ):
+            for number, place in enumerate(places):
+                left, upper = layout.corner(row, column, number)
+                sheet.paste(_tile(place.file, layout.tile), (left, upper))
+                label.write((left, upper + layout.tile + 1), place.label, _LABEL, layout.tile)
+    for line, (words, colour) in enumerate(foot):
+        text.write((MARGIN, layout.top(len(artists)) + line * TEXT_HEIGHT), words, colour)
+    save_sheet(path, sheet, _settings(sets, numbers, layout))
+
+
+def _once(pairs: Any) -> list[tuple[str, int]]:
+    return list(dict.fromkeys(pair for own in pairs for pair in own))
 
 
 def _cells(
-    tree: StudyTree, sets: Sequence[SampleSet], artist: Artist, conditions: Sequence[Condition]
-) -> list[list[Path | None]]:
-    """Return the files of each cell in an artist's row; None for a picture that is not there."""
-    pairs = pairs_for_sheet(sets, artist, _SHOWN)
-    paintings = ImageFolder.read(tree.images_of(tree.original_art, artist)).paths
-    cells: list[list[Path | None]] = [list(paintings[:_SHOWN])]
+    tree: StudyTree,
+    sets: Sequence[SampleSet],
+    artist: Artist,
+    conditions: Sequence[Condition],
+    pairs: Sequence[tuple[str, int]],
+    numbers: Mapping[tuple[str, int], int],
+    layout: Layout,
+) -> list[list[_Place]]:
+    """Return what stands in each cell of an artist's row."""
+    paintings = ImageFolder.read(tree.images_of(tree.original_art, artist)).paths[: layout.pictures]
+    cells = [[_Place(path, path.stem) for path in paintings]]
     for condition in (None, *conditions):
         files = {
             (picture.prompt, picture.seed): picture.path
@@ -86,8 +177,28 @@ def _cells(
             for picture in found.pictures
             if picture.state is not State.STALE
         }
-        cells.append([files.get(pair) for pair in pairs])
+        cells.append([_Place(files.get(pair), str(numbers[pair])) for pair in pairs])
     return cells
+
+
+def _settings(
+    sets: Sequence[SampleSet], numbers: Mapping[tuple[str, int], int], layout: Layout
+) -> dict[str, Any]:
+    """Return what the file says of itself: its numbers, and the settings that all of its pictures share."""
+    found = [
+        {name: value for name, value in picture.settings.items() if name not in _OF_ONE_PICTURE}
+        for one in sets
+        for picture in one.pictures
+    ]
+    shared = {
+        name: value
+        for name, value in (found[0] if found else {}).items()
+        if all(other.get(name) == value for other in found)
+    }
+    pictures = [
+        {"number": number, "prompt": prompt, "seed": seed} for (prompt, seed), number in numbers.items()
+    ]
+    return {"tile": layout.tile, "pictures": pictures, "settings": shared}
 
 
 def _warning_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition) -> str:
@@ -104,39 +215,21 @@ def _warning_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition)
     return "; ".join(filter(None, ("unpaired" if found.unpaired else "", found.recipe)))
 
 
-def _fitting(pen: ImageDraw.ImageDraw, text: str) -> str:
-    """Return as much of `text` as fits above a cell."""
-    if pen.textlength(text) <= CELL:
-        return text
-    while text and pen.textlength(text + "...") > CELL:
-        text = text[:-1]
-    return text + "..."
-
-
-def _tile(file: Path | None) -> Image.Image:
+def _tile(file: Path | None, side: int) -> Image.Image:
     try:
         picture = None if file is None else read_rgb(file)
     except OSError:
         picture = None
     if picture is None:
-        return Image.new("RGB", (TILE, TILE), _MISSING)
-    side = min(picture.size)
-    left, upper = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, upper, left + side, upper + side)
-    return picture.resize((TILE, TILE), Image.Resampling.LANCZOS, box=box)
+        return Image.new("RGB", (side, side), _MISSING)
+    shorter = min(picture.size)
+    left, upper = (picture.width - shorter) // 2, (picture.height - shorter) // 2
+    box = (left, upper, left + shorter, upper + shorter)
+    return picture.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
 def _title(condition: Condition) -> str:
     if condition == Condition():
         return "original"
     names = [name for name in (condition.protection, condition.countermeasure) if name != NONE]
-    return _printable(" + ".join(names))
-
-
-def _printable(text: str) -> str:
-    # The font that is always there has no other letters.
-    return text.encode("latin-1", "replace").decode("latin-1")
-
-
-def _left(column: int) -> int:
-    return MARGIN + column * (CELL + MARGIN)
+    return " + ".join(names)

@@ -12,7 +12,7 @@ import click
 
 from mimicry.common.errors import UsageError
 from mimicry.common.text import text_table
-from mimicry.sampling.contact_sheet import write_contact_sheet
+from mimicry.sampling.contact_sheet import Layout, sheet_options, write_contact_sheet
 from mimicry.sampling.drawing import draw, usable_model
 from mimicry.sampling.plan import SampleRequest, SampleSet, of_first_series, plan_samples
 from mimicry.study import State, StudyTree
@@ -71,13 +71,7 @@ _picture_options = options(
         default=False,
         help="Draw with the base model alone, too.",
     ),
-    option(
-        "--contact-sheet",
-        topic=_PICTURES,
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Write a PNG with a row for each artist: training pictures, base model, conditions. "
-        "Implies --base.",
-    ),
+    sheet_options,
     option(
         "--steps",
         topic=_HOW,
@@ -143,7 +137,8 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
         print(f"error: {found.name}: {found.problem}", file=sys.stderr)
     if contact_sheet is not None:
         shown, series = of_first_series(sets)
-        write_contact_sheet(contact_sheet, request.tree, shown)
+        layout = Layout(parameters["sheet_tile"], parameters["sheet_pictures"])
+        write_contact_sheet(contact_sheet, request.tree, shown, layout)
         print(contact_sheet)
         if len(shown) < len(sets):
             print(f"the sheet shows {series}; type --variant NAME for the pictures of another one")

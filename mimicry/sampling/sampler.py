@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
+from mimicry.common.host_memory import host_memory_problem
 from mimicry.sampling.base_transformer import BaseTransformer
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
@@ -22,7 +23,6 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     sample_latents,
 )
 from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
-from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.kernels import attention
 from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
 from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae

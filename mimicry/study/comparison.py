@@ -109,9 +109,9 @@ class Pair:
     @classmethod
     def measure(cls, stem: str, image: "Image", original: "Image") -> "Pair":
         """Compare two RGB pictures."""
-        fitted, fit = _fitted(original, image)
-        psnr, linf = _distance(image, fitted)
-        return cls(stem, psnr, linf, fit, Reduced.of(image), Reduced.of(fitted), Reduced.of(original))
+        brought, fit = fitted(original, image)
+        psnr, linf = _distance(image, brought)
+        return cls(stem, psnr, linf, fit, Reduced.of(image), Reduced.of(brought), Reduced.of(original))
 
 
 def judged(pairs: Sequence[Pair]) -> list[Comparison]:
@@ -140,7 +140,7 @@ def _judged(pair: Pair, pairs: Sequence[Pair]) -> Comparison:
     return Comparison(psnr, pair.linf, round(own, 3), pair.fit, unlike)
 
 
-def _fitted(original: "Image", image: "Image") -> tuple["Image", str]:
+def fitted(original: "Image", image: "Image") -> tuple["Image", str]:
     """Return `original` at the size of `image`, and how it was brought there."""
     from PIL import Image, ImageOps
 

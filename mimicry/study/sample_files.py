@@ -11,27 +11,32 @@ from mimicry.common.files import atomic_path
 
 # Euler steps from noise to image, and guidance scale.
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 4.5
-_ENTRY = "mimicry"
+# The name of the text in a PNG that holds them.
+SETTINGS_ENTRY = "mimicry"
 
 
 def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
     """Write `image` to `path` as a PNG with `settings` in its metadata, atomically."""
     metadata = PngImagePlugin.PngInfo()
-    metadata.add_text(_ENTRY, json.dumps(settings, sort_keys=True))
+    metadata.add_text(SETTINGS_ENTRY, json.dumps(settings, sort_keys=True))
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
+def read_settings(path: Path, *, whole: bool = True) -> dict[str, Any] | None:
     """Return the settings in the PNG at `path`; None if it has none or is not a complete PNG.
+
+    Args:
+        whole: decode the picture as well, and so find one that is damaged behind its header.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     try:
         with Image.open(path) as image:
-            image.load()
-            settings = json.loads(image.info[_ENTRY])
+            if whole:
+                image.load()
+            settings = json.loads(image.info[SETTINGS_ENTRY])
     except FileNotFoundError:
         raise
     # Pillow's readers raise all kinds of errors on a damaged file.

@@ -5,7 +5,7 @@ python mimicry/tuning/apply_tuning.py --protection mist --pilot
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mimicry.common.programs import run_command
 from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
-from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine
+from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine, choose_places
 from mimicry.tuning.hub import HubOptions, refuse_names
 from mimicry.tuning.options import (
     CALL,
@@ -32,6 +32,7 @@ from mimicry.tuning.options import (
     STUDY,
     Series,
     SlurmSettings,
+    cluster_options,
     handed_on_options,
     hyper_parameter_options,
     option,
@@ -40,7 +41,6 @@ from mimicry.tuning.options import (
     selection_of,
     selection_options,
     series_of_call,
-    slurm_options,
     study_file_of,
     take_config,
     tree_options,
@@ -50,6 +50,7 @@ from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 
+_OF_THIS_MACHINE = ("gpus", "parallel")
 _CONDITION_PARAMETERS = ("protections", "countermeasures")
 # What reaches a stack through {options} only, by parameter.
 _HANDED_ON = {declared.name: declared.flag for declared in OPTIONS} | {
@@ -135,6 +136,20 @@ _call_options = options(
         "with --engine slurm, wait for the jobs.",
     ),
     option(
+        "--gpus",
+        topic=CALL,
+        metavar="all|0,2|none",
+        help="Train on these GPUs side by side, each training on its own, or on so many as --num-processes "
+        "says. By default on all.",
+    ),
+    option(
+        "--parallel",
+        topic=CALL,
+        type=click.IntRange(1, 64),
+        default=1,
+        help="Trainings at a time on each GPU, or on the processors of a machine without one.",
+    ),
+    option(
         "--min-samples-per-artist",
         topic=CALL,
         from_file=True,
@@ -164,7 +179,7 @@ _call_options = options(
 @_condition_options
 @selection_options
 @_call_options
-@slurm_options
+@cluster_options
 @handed_on_options
 @hyper_parameter_options
 @click.pass_context
@@ -177,6 +192,9 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     problems = Problems()
     with problems:
         series = series_of_call(context, take_config(parameters))
+        with problems:
+            processes = max(one.config.num_processes for one in series)
+            engine = _engine(context, processes)
         for one in series:
             one.config.refuse_train_script(parameters["train_script"])
     with problems:
@@ -186,8 +204,6 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     with problems:
         conditions = _conditions(context)
-    with problems:
-        engine = _engine(context)
     problems.raise_any()
     orchestrator = Orchestrator(
         requests=_requests(series, stack, conditions, parameters),
@@ -209,26 +225,39 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     return orchestrator.show(verbose=verbose, full=full)
 
 
-def _engine(context: click.Context) -> Engine:
+def _engine(context: click.Context, processes: int) -> Engine:
     """Return what carries the plan out.
+
+    Args:
+        processes: those that train an adapter together.
 
     Raises:
         UsageError: options of the cluster that it cannot take, or that have no effect.
     """
-    if context.params["engine"] == SLURM:
-        return SlurmEngine(SlurmSettings.of(context.params))
-    given = [
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if (parameter.name or "").startswith("slurm_")
-        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-    ]
-    if given:
+    parameters = context.params
+    if parameters["engine"] == SLURM:
+        if given := _typed(context, _OF_THIS_MACHINE):
+            raise UsageError(
+                f"{', '.join(given)} would have no effect with --engine slurm; type --slurm-gres for the GPUs "
+                f"of a job, and --slurm-max-parallel for the number of jobs at a time"
+            )
+        return SlurmEngine(SlurmSettings.of(parameters))
+    if given := _typed(context, [name for name in parameters if name.startswith("slurm_")]):
         raise UsageError(
             f"{', '.join(given)} would have no effect without --engine slurm; type that too, or leave "
             f"{'it' if len(given) == 1 else 'them'} out"
         )
-    return LocalEngine()
+    return LocalEngine(choose_places(parameters["gpus"], parameters["parallel"], processes))
+
+
+def _typed(context: click.Context, names: Collection[str]) -> list[str]:
+    """Return the flags of these parameters, as far as they were typed."""
+    return [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
 
 
 def _conditions(context: click.Context) -> ChosenConditions:

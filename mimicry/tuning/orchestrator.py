@@ -96,7 +96,8 @@ class Orchestrator:
 
     def _carry_out(self, plan: Plan) -> int:
         todo = plan.of(State.PENDING)
-        display = BatchDisplay([target.step_count for target in todo], plan.known_seconds())
+        counts = [target.step_count for target in todo]
+        display = BatchDisplay(counts, plan.known_seconds(), self.engine.workers)
         tracker = open_tracker(plan.call.tree)
         batch = self.engine.batch(plan, tracker, display, wait=self.wait)
         results: list[Result] = []

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
 from typing import Any
@@ -95,6 +96,30 @@ class StepDisplay:
             self.bar.close()
 
 
+@dataclass
+class _Course:
+    """How far a training is: its steps in all, those taken, when it began and took its first step."""
+
+    count: int
+    began: float
+    steps: int = 0
+    latest: float = 0.0
+    first: tuple[int, float] | None = None
+
+    def take(self, number: int, now: float) -> None:
+        """Note step `number`, counted from 1; 0 is before the first one."""
+        self.steps, self.latest = number, now
+        if number and self.first is None:
+            self.first = number, now
+
+    def expected_seconds(self) -> float | None:
+        """Return what one like it takes in all, from 0; None before its second step."""
+        if self.first is None or self.steps <= self.first[0]:
+            return None
+        number, at = self.first
+        return at - self.began + (self.latest - at) / (self.steps - number) * (self.count - 1)
+
+
 class BatchDisplay:
     """The trainings of a batch with the time that is left: a bar, or nothing where there is no terminal.
 
@@ -109,8 +134,7 @@ class BatchDisplay:
         self._finished: list[float] = []
         self._ended = 0
         self._ended_steps = 0
-        # By training: its steps in all, those taken, and when it began.
-        self._running: dict[str, tuple[int, int, float]] = {}
+        self._running: dict[str, _Course] = {}
         self.bar: tqdm[Any] | None = None
         if is_terminal() and self._counts:
             self.bar = tqdm(
@@ -130,22 +154,21 @@ class BatchDisplay:
 
     def begin(self, key: str, step_count: int) -> None:
         """Note that a training has begun; `key` tells it from others that run."""
-        self._running[key] = step_count, 0, time.monotonic()
+        self._running[key] = _Course(step_count, time.monotonic())
         self._show()
 
     def step(self, key: str, number: int) -> None:
         """Show that a training is at step `number`."""
-        count, _, began = self._running[key]
-        self._running[key] = count, number, began
+        self._running[key].take(number, time.monotonic())
         self._show()
 
     def end(self, key: str, *, well: bool) -> None:
         """Show that a training is over; how long one took that ended well tells what others will take."""
-        count, _, began = self._running.pop(key)
+        course = self._running.pop(key)
         if well:
-            self._finished.append(time.monotonic() - began)
+            self._finished.append(time.monotonic() - course.began)
         self._ended += 1
-        self._ended_steps += count
+        self._ended_steps += course.count
         self._show()
 
     def tick(self) -> None:
@@ -157,12 +180,13 @@ class BatchDisplay:
         """Return how long all that is left will take; None while nothing tells it."""
         now = time.monotonic()
         each = self._finished or self._known
-        expected = fmean(each) if each else self._by_steps(now)
+        expected = fmean(each) if each else self._by_steps()
         if expected is None:
             return None
-        begun = [min(now - began, expected) for _, _, began in self._running.values()]
+        begun = [max(0.0, expected - (now - course.began)) for course in self._running.values()]
         waiting = max(0, len(self._counts) - self._ended - len(begun))
-        return (expected * (waiting + len(begun)) - sum(begun)) / self._workers
+        # However many work, each training is the work of one.
+        return max([(expected * waiting + sum(begun)) / self._workers, *begun])
 
     def time_left(self) -> str:
         """Return `seconds_left` in words; empty while nothing tells it."""
@@ -173,19 +197,15 @@ class BatchDisplay:
         if self.bar is not None:
             self.bar.close()
 
-    def _by_steps(self, now: float) -> float | None:
+    def _by_steps(self) -> float | None:
         """Return the seconds of a training as the steps of the one that is furthest tell."""
-        rates = [
-            (steps / count, (now - began) * count / steps)
-            for count, steps, began in self._running.values()
-            if steps
-        ]
-        return max(rates)[1] if rates else None
+        furthest = max(self._running.values(), key=lambda course: course.steps / course.count, default=None)
+        return None if furthest is None else furthest.expected_seconds()
 
     def _show(self) -> None:
         if self.bar is None:
             return
-        taken = self._ended_steps + sum(steps for _, steps, _ in self._running.values())
+        taken = self._ended_steps + sum(course.steps for course in self._running.values())
         self.bar.set_description_str(f"trainings {self._ended}/{len(self._counts)}", refresh=False)
         left = self.time_left()
         self.bar.set_postfix_str(left, refresh=False)

@@ -67,3 +67,10 @@ class StackTraits:
     def disk_bytes(self, config: TuningConfig | None, adapter_count: int) -> int:
         """Return about how much so many adapters take on disk, with the checkpoints of one in training."""
         return adapter_count * LOG_BYTES
+
+    def host_bytes(self, config: TuningConfig | None) -> int:
+        """Return about how much host memory a training takes when it reads its model; 0: not known.
+
+        Where trainings run side by side, the next one begins when so much is free.
+        """
+        return 0

@@ -1,10 +1,11 @@
 """Kill and damage a tiny pilot at random moments, run it again until it is complete, and compare.
 
     .venv/bin/python -m tests.chaos.chaos --rounds 100 --seed 0 [--matrix]
-        [--demo data/demo] [--keep DIR] [--output OUT]
+        [--parallel 2] [--demo data/demo] [--keep DIR] [--output OUT]
 
 Round number n has the seed SEED + n, which decides what is done; the moments also depend on the machine.
-With --matrix, the study has several conditions and replicates. A round that fails is kept in --keep DIR, and
+With --matrix, the study has several conditions and replicates. With --parallel, the disturbed runs train side
+by side, and must end like the undisturbed one, which does not. A round that fails is kept in --keep DIR, and
 the exit code is 1. `--rounds 1 --seed N` repeats it.
 """
 
@@ -39,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--matrix", action="store_true", help="Two artists in three conditions with two seeds, not a pilot."
     )
+    parser.add_argument("--parallel", type=int, default=1, help="Trainings at a time in disturbed runs.")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep failed rounds here.")
@@ -50,6 +52,7 @@ def main(words: list[str] | None = None) -> int:
             signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         pilot = TinyPilot.prepare(options.demo, Path(folder), matrix=options.matrix)
+        pilot.words = (*pilot.words, f"--parallel={options.parallel}")
         print(f"undisturbed: {pilot.seconds:.1f} s", flush=True)
         failed_seeds, seconds = [], []
         for seed in range(options.seed, options.seed + options.rounds):

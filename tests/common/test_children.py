@@ -218,6 +218,47 @@ class TestStop:
             child.stop(signal.SIGTERM, DEADLINE_SECONDS)
         assert child.wait(0) == -signal.SIGTERM
 
+    def test_one_that_was_asked_gets_no_second_signal(
+        self, start: Callable[[str], Child], tmp_path: Path
+    ) -> None:
+        child = start(
+            """
+            def stop(number, frame):
+                tell("asked", number)
+            signal.signal(signal.SIGINT, stop)
+            tell("ready")
+            signal.pause()
+            time.sleep(0.3)
+            """
+        )
+        told(tmp_path / "ready")
+        child.ask_to_stop(signal.SIGINT, DEADLINE_SECONDS)
+        told(tmp_path / "asked")
+        assert not child.has_stopped()
+        (tmp_path / "asked").unlink()
+        child.stop(signal.SIGINT, DEADLINE_SECONDS)
+        assert child.has_stopped()
+        assert child.wait(0) == 0
+        assert not (tmp_path / "asked").exists()
+
+    def test_one_that_is_asked_again_hurries(self, start: Callable[[str], Child], tmp_path: Path) -> None:
+        child = start(
+            """
+            def stop(number, frame):
+                tell("asked", number)
+                time.sleep(600)
+            signal.signal(signal.SIGINT, stop)
+            tell("ready")
+            signal.pause()
+            """
+        )
+        told(tmp_path / "ready")
+        child.ask_to_stop(signal.SIGINT, 10_000)
+        told(tmp_path / "asked")
+        child.ask_to_stop(signal.SIGINT, 10_000)
+        child.stop(signal.SIGINT, 10_000)
+        assert child.wait(0) == -signal.SIGKILL
+
 
 class TestRunningChild:
     def test_nothing_is_left_after_an_error(self, tmp_path: Path) -> None:

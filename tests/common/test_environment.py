@@ -8,6 +8,8 @@ from mimicry.common.environment import (
     load_environment,
     processor_count,
     sees_gpu,
+    typed_device,
+    typed_threads,
     without_launcher,
 )
 from mimicry.common.errors import UsageError
@@ -105,3 +107,29 @@ def test_what_a_launcher_has_set_is_left_out_and_named() -> None:
 def test_hidden_gpus_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert not sees_gpu()
+
+
+@pytest.mark.parametrize(
+    ("typed", "threads"), [("3", 3), ("", None), ("0", None), ("-1", None), ("many", None)]
+)
+def test_a_number_of_threads_counts_from_one(typed: str, threads: int | None) -> None:
+    assert typed_threads({"OMP_NUM_THREADS": typed}) == threads
+    assert typed_threads({}) is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("ACCELERATE_TORCH_DEVICE", "cpu", "ACCELERATE_TORCH_DEVICE=cpu"),
+        ("ACCELERATE_TORCH_DEVICE", "", ""),
+        ("ACCELERATE_USE_CPU", "True", "ACCELERATE_USE_CPU=True"),
+        ("ACCELERATE_USE_CPU", "false", ""),
+    ],
+)
+def test_a_device_that_is_named(
+    variable: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    assert typed_device() == named

@@ -1,19 +1,25 @@
 """The contact sheet: every picture in its place, and grey where there is none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from mimicry.common.errors import BatchFault
-from mimicry.sampling.contact_sheet import CELL, GAP, MARGIN, TEXT_HEIGHT, TILE, write_contact_sheet
+from mimicry.common.programs import run_command
+from mimicry.sampling.contact_sheet import MARGIN, TEXT_HEIGHT, Layout, write_contact_sheet
+from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.plan import Picture, SampleSet
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from tests.small_study import ANNA, BORIS, CONFIG, MIST, ORIGINAL
 
 GREY, WHITE = (225, 225, 225), (255, 255, 255)
+LAYOUT = Layout()
+WIDTH = LAYOUT.cell[0]
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -38,11 +44,9 @@ def drawn(condition: Condition, artist: Artist, found: tuple[Picture, ...]) -> S
     return SampleSet(adapter=adapter, folder=Path("unused"), config=CONFIG, pictures=found)
 
 
-def at(sheet: Image.Image, row: int, column: int, place: int) -> object:
-    down, across = divmod(place, 2)
-    left = MARGIN + column * (CELL + MARGIN) + across * (TILE + GAP)
-    top = MARGIN + 2 * TEXT_HEIGHT + row * (CELL + TEXT_HEIGHT + MARGIN) + down * (TILE + GAP)
-    return sheet.getpixel((left + TILE // 2, top + TILE // 2))
+def at(sheet: Image.Image, row: int, column: int, place: int, layout: Layout = LAYOUT) -> object:
+    left, top = layout.corner(row, column, place)
+    return sheet.getpixel((left + layout.tile // 2, top + layout.tile // 2))
 
 
 def test_every_picture_is_in_its_place(tmp_path: Path) -> None:
@@ -92,8 +96,8 @@ def is_red(sheet: Image.Image, box: tuple[int, int, int, int]) -> bool:
 
 def above(column: int) -> tuple[int, int, int, int]:
     """Return the place of the warning above a cell of the first row."""
-    left, top = MARGIN + column * (CELL + MARGIN), MARGIN + TEXT_HEIGHT
-    return left, top, left + CELL, top + TEXT_HEIGHT
+    left, top = LAYOUT.left(column), LAYOUT.top(0)
+    return left, top, left + WIDTH, top + TEXT_HEIGHT
 
 
 class TestMarks:
@@ -158,3 +162,114 @@ class TestMarks:
         assert both.crop(above(2)).tobytes() == mixed.crop(above(2)).tobytes()
         # "unpaired" stands before the recipe.
         assert both.crop(above(3)).tobytes() != mixed.crop(above(3)).tobytes()
+
+
+def some_sets(folder: Path, count: int = 6) -> list[SampleSet]:
+    found = tuple(
+        Picture(
+            paint(folder / f"{index}.png", index),
+            f"prompt {index % 3}",
+            index // 3,
+            {"prompt": f"prompt {index % 3}", "seed": index // 3, "steps": 28, "adapter": str(index)},
+            State.COMPLETE,
+        )
+        for index in range(count)
+    )
+    return [drawn(MIST, ANNA, found)]
+
+
+def metadata(path: Path) -> Any:
+    """Return the settings that a sheet holds, wherever its format has them."""
+    if path.suffix == ".pdf":
+        content = path.read_bytes()
+        subject = content[content.index(b"/Subject") :]
+        text = (
+            subject[subject.index(b"(") + 1 : subject.index(b")\n")]
+            .replace(b"\\(", b"(")
+            .replace(b"\\)", b")")
+        )
+        return json.loads(text.decode("utf-16") if text.startswith(b"\xfe\xff") else text)
+    with Image.open(path) as sheet:
+        sheet.load()
+        return json.loads(sheet.info["mimicry"] if path.suffix == ".png" else sheet.getexif()[0x010E])
+
+
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [
+        ("s.png", b"\x89PNG"),
+        ("s.JPG", b"\xff\xd8"),
+        ("s.jpeg", b"\xff\xd8"),
+        ("s.webp", b"RIFF"),
+        ("s.pdf", b"%PDF"),
+    ],
+)
+def test_the_suffix_says_the_format_and_the_file_its_settings(
+    tmp_path: Path, name: str, begin: bytes
+) -> None:
+    path = tmp_path / name
+
+    write_contact_sheet(path, StudyTree(tmp_path / "study"), some_sets(tmp_path), Layout(tile=32, pictures=4))
+
+    assert path.read_bytes().startswith(begin)
+    assert metadata(path.rename(path.with_suffix(path.suffix.lower()))) == {
+        "tile": 32,
+        "pictures": [
+            {"number": 1, "prompt": "prompt 0", "seed": 0},
+            {"number": 2, "prompt": "prompt 1", "seed": 0},
+            {"number": 3, "prompt": "prompt 2", "seed": 0},
+            {"number": 4, "prompt": "prompt 0", "seed": 1},
+        ],
+        "settings": {"steps": 28},
+    }
+
+
+def test_another_suffix_is_refused_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(draw_samples, [f"--data-root={tmp_path}", f"--contact-sheet={tmp_path}/x.gif"]) == 2
+    assert f"{tmp_path}/x.png" in capsys.readouterr().err
+
+
+def test_a_sheet_too_large_for_its_format_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BatchFault, match="--sheet-tile"):
+        write_contact_sheet(
+            tmp_path / "s.webp",
+            StudyTree(tmp_path / "study"),
+            some_sets(tmp_path),
+            Layout(tile=2048, pictures=9),
+        )
+
+
+def test_tiles_and_their_number_are_chosen(tmp_path: Path) -> None:
+    tree = StudyTree(tmp_path / "study")
+    for index in range(9):
+        paint(tree.images_of(tree.original_art, ANNA) / f"{index}.png", index)
+    layout = Layout(tile=48, pictures=6)
+
+    write_contact_sheet(tmp_path / "sheet.png", tree, some_sets(tmp_path), layout)
+
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert layout.across == 3
+        for column in (0, 2):
+            shown = [at(sheet, 0, column, place, layout) for place in range(6)]
+            assert shown == [colour(number) for number in range(6)]
+
+
+def has_ink(sheet: Image.Image, box: tuple[int, int, int, int]) -> bool:
+    return any(low < 200 for low, _ in sheet.crop(box).convert("RGB").getextrema())  # type: ignore[misc]
+
+
+def test_every_picture_has_a_number_and_the_foot_says_of_what(tmp_path: Path) -> None:
+    write_contact_sheet(tmp_path / "sheet.png", StudyTree(tmp_path / "study"), some_sets(tmp_path, 3))
+
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        sheet.load()
+    for place in range(4):
+        left, top = LAYOUT.corner(0, 2, place)
+        label = (left, top + LAYOUT.tile + 1, left + 20, top + LAYOUT.tile + TEXT_HEIGHT)
+        assert has_ink(sheet, label) == (place < 3)
+    for line in range(3):
+        top = LAYOUT.top(1) + line * TEXT_HEIGHT
+        assert has_ink(sheet, (MARGIN, top, sheet.width, top + TEXT_HEIGHT))
+    assert sheet.height == LAYOUT.top(1) + 3 * TEXT_HEIGHT + MARGIN

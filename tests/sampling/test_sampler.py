@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from mimicry.common import host_memory
 from mimicry.common.errors import BatchFault
 from mimicry.sampling import base_transformer, sampler
 from mimicry.sampling.base_transformer import BaseTransformer
@@ -17,7 +18,6 @@ from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import REPLACED, CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.transformer import read_transformer
-from mimicry.tuning.hf_diffusers.training import host_memory
 from mimicry.tuning.hf_diffusers.training.vae import decode
 from mimicry.tuning.options.config import TuningConfig
 from tests.random_sd3 import write_random_sd3

@@ -21,7 +21,18 @@ from mimicry.tuning.apply_tuning import apply_tuning
 PROGRAM = Path(mimicry.__file__).parent / "tuning" / "apply_tuning.py"
 DEADLINE_SECONDS = 60
 
-_QUICK_SCRIPT = """\
+# The bytes of an adapter of rank 1.
+MAKE_WEIGHTS = """\
+entry = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
+header = json.dumps({
+    "transformer.x.lora_A.weight": entry,
+    "transformer.x.lora_B.weight": entry | {"shape": [2, 1], "data_offsets": [8, 16]},
+}).encode()
+header += b" " * (-len(header) % 8)
+weights = struct.pack("<Q", len(header)) + header + struct.pack("<4f", 1, 2, 3, 4)
+"""
+_QUICK_SCRIPT = (
+    """\
 import hashlib, json, os, struct, sys, time
 from pathlib import Path
 
@@ -35,27 +46,27 @@ if behaviour.startswith("fail: "):
 (output / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\\n')
 if behaviour == "hang":
     time.sleep(600)
-entry = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
-header = json.dumps({
-    "transformer.x.lora_A.weight": entry,
-    "transformer.x.lora_B.weight": entry | {"shape": [2, 1], "data_offsets": [8, 16]},
-}).encode()
-header += b" " * (-len(header) % 8)
-weights = struct.pack("<Q", len(header)) + header + struct.pack("<4f", 1, 2, 3, 4)
+"""
+    + MAKE_WEIGHTS
+    + """\
 if behaviour == "owe":
     run = {"hub": {"owed": "x", "error": "the Hub is away"}}
     run["weights"] = {"sha256": hashlib.sha256(weights).hexdigest()}
     (output / "training_run.json").write_text(json.dumps(run))
 (output / "pytorch_lora_weights.safetensors").write_bytes(weights)
 """
+)
 
 
-def write_quick_stack(folder: Path, *, options: bool = True) -> Path:
-    """Write a stack that makes an adapter of rank 1 at once; with options, its traits are those of ours."""
+def write_quick_stack(folder: Path, *, options: bool = True, script: str = _QUICK_SCRIPT) -> Path:
+    """Write a stack that makes an adapter of rank 1 at once; with options, its traits are those of ours.
+
+    `script` is another trainer than the quick one.
+    """
     folder.mkdir(parents=True)
     command = "{python} {stack_dir}/train.py {input_dir} {output_dir}" + (" {options}" if options else "")
     (folder / "runner_config.json").write_text(json.dumps({"command": command}))
-    (folder / "train.py").write_text(_QUICK_SCRIPT)
+    (folder / "train.py").write_text(script)
     if options:
         (folder / "stack.py").write_text("from mimicry.tuning.hf_diffusers.stack import TRAITS\n")
     change_behaviours(folder)

@@ -1,7 +1,7 @@
 """Batches whose trainings are staged by a fake executor."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,15 @@ from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.local import LocalExecutor
+from mimicry.tuning.execution.places import Place
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.progress import BatchDisplay
 from tests.small_study import ANNA, EVERYBODY, ORIGINAL, bookmarks_in, output_dir, write_adapter
 
 OnStep = Callable[[dict[str, Any]], None]
-Ending = Callable[[Target, OnStep], int]
+# Returns the exit code, or None as long as the training goes on.
+Ending = Callable[[Target, OnStep], int | None]
 
 
 def succeed(target: Target, on_step: OnStep) -> int:
@@ -64,12 +66,17 @@ def owe_upload(target: Target, on_step: OnStep) -> int:
 
 @dataclass
 class StagedExecutor(LocalExecutor):
-    """Ends each training as `endings` says by artist, else well; notes the order and the bookmarks before."""
+    """Ends each training as `endings` says by artist, else well.
+
+    It notes the order with the bookmarks before and the visible GPUs, and the stop signals.
+    """
 
     tree: StudyTree
     endings: dict[Artist, Ending] = field(default_factory=dict)
     trained: list[Artist] = field(default_factory=list)
     bookmarks_before: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    gpus: list[str | None] = field(default_factory=list)
+    signals: list[tuple[Artist, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.start = self._stage
@@ -77,33 +84,45 @@ class StagedExecutor(LocalExecutor):
     @contextmanager
     def _stage(self, target: Target, log: IO[bytes], environment: Mapping[str, str]) -> Iterator[Any]:
         self.trained.append(target.artist)
+        self.gpus.append(environment.get("CUDA_VISIBLE_DEVICES"))
         self.bookmarks_before.append(bookmarks_in(self.tree))
-        yield StagedChild(target, self.endings.get(target.artist, succeed))
+        yield StagedChild(target, self.endings.get(target.artist, succeed), self.signals)
 
 
 @dataclass
 class StagedChild:
-    """Stands in for a child process: its whole training takes place when it is first waited for."""
+    """Stands in for a child process: its training takes place when it is waited for, mostly at once."""
 
     target: Target
     ending: Ending
+    signals: list[tuple[Artist, int]] = field(default_factory=list)
 
-    def wait(self, timeout_seconds: float) -> int:
+    def wait(self, timeout_seconds: float) -> int | None:
         def on_step(line: dict[str, Any]) -> None:
             with self.target.folder.metrics.open("a") as metrics:
                 metrics.write(json.dumps(line) + "\n")
 
         return self.ending(self.target, on_step)
 
+    def ask_to_stop(self, number: int, grace_seconds: float) -> None:
+        self.signals.append((self.target.artist, number))
+
+    def has_stopped(self) -> bool:
+        return True
+
     def stop(self, number: int, grace_seconds: float) -> None:
         """There is nothing to stop."""
 
 
 def make_batch(
-    plan: Plan, endings: dict[Artist, Ending] | None = None, *, wait: bool = True
+    plan: Plan,
+    endings: dict[Artist, Ending] | None = None,
+    *,
+    wait: bool = True,
+    places: Sequence[Place] = (Place(),),
 ) -> tuple[Batch, StagedExecutor]:
     tree = plan.call.tree
-    executor = StagedExecutor(tree=tree, endings=endings or {})
+    executor = StagedExecutor(tree=tree, endings=endings or {}, places=places)
     batch = Batch(
         plan=plan,
         executor=executor,

@@ -40,6 +40,12 @@ def test_options_of_the_cluster_have_no_effect_here_and_are_refused(quick_studio
     assert "--slurm-partition, --slurm-setup would have no effect without --engine slurm" in ended.err
 
 
+def test_options_of_this_machine_have_no_effect_there_and_are_refused(quick_studio: QuickStudio) -> None:
+    ended = quick_studio.tune("--dry-run", "--engine=slurm", "--gpus=0", "--parallel=2")
+    assert ended.code == 2
+    assert "--gpus, --parallel would have no effect with --engine slurm" in ended.err
+
+
 def test_wrong_values_are_told_with_other_faults(quick_studio: QuickStudio) -> None:
     ended = quick_studio.tune("--engine=slurm", "--slurm-time=soon", "--slurm-mem=lots", "--protection=glas")
     assert ended.code == 2

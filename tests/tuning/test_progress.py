@@ -112,10 +112,28 @@ class TestTimeLeft:
     def test_the_steps_of_the_first_training_do(self, now: list[float]) -> None:
         batch = BatchDisplay([100] * 4)
         batch.begin("a", 100)
+        batch.step("a", 0)
         now[0] = 30
-        batch.step("a", 25)
-        # It will take 120 seconds, as the three others will.
-        assert batch.seconds_left() == 90 + 3 * 120
+        batch.step("a", 1)
+        assert batch.seconds_left() is None  # most of this was the start
+        now[0] = 50
+        batch.step("a", 21)
+        # It will take 30 seconds and 99 more, as the three others will.
+        assert batch.seconds_left() == 79 + 3 * 129
+
+    def test_several_share_what_is_left_but_not_the_last_one(self, now: list[float]) -> None:
+        batch = BatchDisplay([100] * 4, known=[100.0], workers=2)
+        batch.begin("a", 100)
+        batch.begin("b", 100)
+        now[0] = 40
+        assert batch.seconds_left() == (60 + 60 + 200) / 2
+        for key in ("c", "d"):
+            batch.end({"c": "a", "d": "b"}[key], well=False)
+            batch.begin(key, 100)
+        assert batch.seconds_left() == 100
+        batch.end("c", well=False)
+        now[0] = 50
+        assert batch.seconds_left() == 90
 
     def test_and_then_those_that_ended_well(self, now: list[float]) -> None:
         batch = BatchDisplay([100] * 4, known=[1000.0])

@@ -16,6 +16,7 @@ from mimicry.tuning.execution.pending_uploads import (
     upload_owed,
     upload_pending,
 )
+from mimicry.tuning.execution.places import Place, choose_places
 from mimicry.tuning.execution.result import Result
 from mimicry.tuning.execution.slurm_queue import QueuedJob, QueueUnknown, live_jobs
 
@@ -25,11 +26,13 @@ __all__ = [
     "LocalEngine",
     "LocalExecutor",
     "PendingUpload",
+    "Place",
     "QueueUnknown",
     "QueuedJob",
     "Result",
     "SlurmEngine",
     "UploadEnd",
+    "choose_places",
     "due_repositories",
     "live_jobs",
     "open_tracker",

@@ -3,7 +3,9 @@
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from mimicry.common.children import Interrupted, stop_signals_held
@@ -12,7 +14,6 @@ from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError, rep
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import AdapterState
 from mimicry.tuning.execution.bookkeeping import Bookkeeper, Training
 from mimicry.tuning.execution.executor import Executor, Job, JobEnd
 from mimicry.tuning.execution.result import SAME_FAILURES, Result
@@ -28,9 +29,17 @@ _POLL_SECONDS = 0.05
 class _Shown:
     """Shows how a training goes: its own display, and its part in that of the batch."""
 
-    key: str
+    training: Training
+    books: Bookkeeper
     display: BatchDisplay
     steps: StepDisplay
+
+    @property
+    def key(self) -> str:
+        return self.training.target.adapter.key
+
+    def begun(self, where: str) -> None:
+        self.books.say_begun(self.training, where)
 
     def phase(self, text: str) -> None:
         self.steps.phase(text)
@@ -42,11 +51,12 @@ class _Shown:
 
 @dataclass
 class _Running:
-    """A job, with its training as it is recorded, and its steps as they are shown."""
+    """A job, with its training as it is recorded, its steps as they are shown, and the line of its bar."""
 
     job: Job
     training: Training
     steps: StepDisplay
+    position: int
 
 
 class Batch:
@@ -66,6 +76,7 @@ class Batch:
         self._executor = executor
         self._display = display
         self._wait = wait
+        self._said: set[str] = set()
         self.books = Bookkeeper(plan, tracker, display)
 
     @property
@@ -100,13 +111,13 @@ class Batch:
         running: list[_Running] = []
         try:
             while running or (waiting and not self.books.gives_up):
-                while waiting and len(running) < self._executor.capacity and not self.books.gives_up:
+                while waiting and not self.books.gives_up and self._may_begin(waiting[0][0]):
                     target, label = waiting.popleft()
                     if not self._submit(target, label, running):
                         self._say_claimed(target)
                         elsewhere.append(target)
                 ended = [self._poll(one, running, elsewhere) for one in list(running)]
-                if ended and not any(ended):
+                if not any(ended):
                     time.sleep(_POLL_SECONDS)
         except Interrupted as stop:
             raise self._cancel(running, stop) from None
@@ -115,27 +126,34 @@ class Batch:
             raise
         return len(waiting)
 
+    def _may_begin(self, target: Target) -> bool:
+        """Return whether the executor takes `target` now; why it does not although it is not full is said."""
+        if self._executor.is_full:
+            return False
+        obstacle = self._executor.obstacle(target)
+        if obstacle and obstacle not in self._said:
+            self._said.add(obstacle)
+            self._display.say(obstacle)
+        return not obstacle
+
     def _submit(self, target: Target, label: str, running: list[_Running]) -> bool:
         """Hand a target to the executor; False, when another call works on it."""
-        steps = StepDisplay(self._plan.short_name_of(target), target.step_count, position=1)
-        shown = _Shown(target.adapter.key, self._display, steps)
-
-        def recheck(target: Target) -> AdapterState | None:
-            found = self.books.recheck(target)
-            if found is None:
-                self.books.say_begun(target, label)
-            return found
-
+        # Above the bars of trainings is that of the batch.
+        taken = {one.position for one in running}
+        position = next(line for line in count(1) if line not in taken)
+        steps = StepDisplay(self._plan.short_name_of(target), target.step_count, position)
+        training = Training(target, label)
+        shown = _Shown(training, self.books, self._display, steps)
         # A signal finds the job either not begun or among those that are running.
         with stop_signals_held():
             self._display.begin(shown.key, target.step_count)
             try:
-                job = self._executor.submit(target, shown, recheck)
+                job = self._executor.submit(target, shown, self.books.recheck)
             except (ClaimedElsewhere, ClaimLost):
                 steps.close()
                 self._display.end(shown.key, well=False)
                 return False
-            running.append(_Running(job, Training(target, label), steps))
+            running.append(_Running(job, training, steps, position))
         return True
 
     def _poll(self, one: _Running, running: list[_Running], elsewhere: list[Target]) -> bool:
@@ -156,15 +174,33 @@ class Batch:
         self._display.end(one.job.target.adapter.key, well=well)
         if end is not None:
             self.books.ended(one.training, end)
+            self._leave_bad_place(end.where)
         return True
 
+    def _leave_bad_place(self, where: str) -> None:
+        """Use a place no more where trainings fail alike, if there are others: it would fail all targets."""
+        if where and self.books.fails_always(where) and self._executor.leave(where):
+            self.books.forget_failures(where)
+            self._display.say(
+                f"{where}: {SAME_FAILURES} trainings in a row failed alike; nothing more is trained there"
+            )
+
     def _cancel(self, running: list[_Running], stop: Interrupted) -> Interrupted:
-        """Stop all running jobs, and mark them as interrupted; return the last signal that came."""
-        for one in running:
+        """Stop all running jobs side by side, and mark them as interrupted; return the last signal."""
+        self._ask_to_stop(running, stop)
+        for number, one in enumerate(running, start=1):
             try:
-                one.job.cancel(stop.number)
-            except Interrupted as hurry:  # a second Ctrl-C: nothing of the job is left all the same
+                self._end_cancelled(one, stop)
+            except Interrupted as hurry:  # a second Ctrl-C: the others hurry as well
                 stop = hurry
+                self._ask_to_stop(running[number:], stop)
+        return stop
+
+    def _end_cancelled(self, one: _Running, stop: Interrupted) -> None:
+        """Wait until nothing of a job is left that was asked to stop, and mark it as interrupted."""
+        try:
+            one.job.cancel(stop.number)
+        finally:
             one.steps.close()
             end = one.job.poll() or JobEnd(state=State.INTERRUPTED)
             try:
@@ -172,7 +208,10 @@ class Batch:
                 self.books.not_complete(one.training, interrupted)
             except MimicryError as error:  # the stop signal comes first
                 report(error)
-        return stop
+
+    def _ask_to_stop(self, running: Sequence[_Running], stop: Interrupted) -> None:
+        for one in running:
+            one.job.ask_to_stop(stop.number)
 
     def _look_again(self, elsewhere: list[Target]) -> None:
         """See what becomes of targets that others train, and train those that were left."""

@@ -1,6 +1,7 @@
 """Keeping book of a plan that is carried out: bookmarks in the tracker, results, and what is said of each."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ _OF_ONE_RUN = (
     "eval_loss",
     "other_numerics",
     "unpaired",
+    "recipe_hash",
     "resumed_from",
     "hub",
     "error",
@@ -55,14 +57,28 @@ class Bookkeeper:
     tracker: ProgressTracker
     display: BatchDisplay
     results: list[Result] = field(default_factory=list)
-    _failures: list[str] = field(default_factory=list)
+    # Of the trainings that ended last: the place and why, up to the last one that ended otherwise.
+    _failures: list[tuple[str, str]] = field(default_factory=list)
+    _failures_by_place: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     # The bookmarks as this call left them before its first training.
     _marked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def gives_up(self) -> bool:
-        """Whether so many trainings failed alike that the others would fail as well."""
-        return same_failure(self._failures)
+        """Whether so many trainings failed alike that the others would fail as well.
+
+        One that still runs may end well, which shows that they would not.
+        """
+        return same_failure([words for _, words in self._failures])
+
+    def fails_always(self, where: str) -> bool:
+        """Return whether so many trainings in a row failed alike in this place, whatever others did."""
+        return same_failure(self._failures_by_place[where])
+
+    def forget_failures(self, where: str) -> None:
+        """Count the failures of a place no longer: it is not used any more."""
+        self._failures = [failure for failure in self._failures if failure[0] != where]
+        self._failures_by_place.pop(where, None)
 
     def prepare(self) -> None:
         """Record the plan in the tracker, and repair what is complete.
@@ -126,19 +142,21 @@ class Bookkeeper:
             return None
         return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
 
-    def say_begun(self, target: Target, label: str) -> None:
-        """Say that a training begins, where its log is, and how long all of them will take."""
+    def say_begun(self, one: Training, where: str = "") -> None:
+        """Say that a training begins, where it runs and has its log, and how long all of them will take."""
         words = [
-            f"training on {len(target.images.names)} images",
+            f"training on {len(one.target.images.names)} images",
+            where,
             self.display.time_left(),
-            f"log: {log_path(self.plan.call.tree, target.folder)}",
+            f"log: {log_path(self.plan.call.tree, one.target.folder)}",
         ]
-        self.display.say(printable(f"{label}: {'; '.join(filter(None, words))}"))
+        self.display.say(printable(f"{one.label}: {'; '.join(filter(None, words))}"))
 
     def ended(self, one: Training, end: JobEnd) -> None:
         """Record and say how a training ended."""
         if end.state is not State.FAILED:
             self._failures.clear()
+            self._failures_by_place[end.where].clear()
         if end.elsewhere:
             self._done_elsewhere(one, end)
             return
@@ -159,7 +177,7 @@ class Bookkeeper:
         self.results.append(result)
         self.display.say(f"{one.label}: {result.word}, {end.error}")
         if end.state is State.FAILED:
-            self._failures.append(end.error)
+            self._note_failure(end.where, end.error)
         elif self.tracker.bookmarks().get(key, {}).get("status") != State.COMPLETE:
             self.tracker.record(key, **complete_bookmark(self.plan.call.tree, target.folder))
 
@@ -229,9 +247,13 @@ class Bookkeeper:
         self.results.append(result)
         self.tracker.record(result.target.adapter.key, **fields)
 
+    def _note_failure(self, where: str, words: str) -> None:
+        self._failures.append((where, words))
+        self._failures_by_place[where].append(words)
+
     def _show_failure(self, one: Training, end: JobEnd) -> None:
         folder = one.target.folder.path
-        self._failures.append(end.error.replace(str(folder), "").replace(folder.name, ""))
+        self._note_failure(end.where, end.error.replace(str(folder), "").replace(folder.name, ""))
         self.display.say(f"{one.label}: failed: {end.error}")
         for line in end.log_lines:
             self.display.say(f"    | {line}")

@@ -80,6 +80,7 @@ def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> dict[str, Any]:
         "eval_loss": run.content.get("eval_loss"),
         "other_numerics": run.other_numerics or None,
         "unpaired": run.unpaired or None,
+        "recipe_hash": run.content.get("recipe_hash"),
         "resumed_from": run.content.get("resumed_from"),
         "hub": run.content.get("hub"),
         "log": log_path(tree, folder) if folder.log.exists() else None,

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookkeeping import Bookkeeper
 from mimicry.tuning.execution.local import LocalExecutor
+from mimicry.tuning.execution.places import Place
 from mimicry.tuning.execution.result import Result
 from mimicry.tuning.execution.slurm import SlurmSubmitter
 from mimicry.tuning.execution.slurm_batch import SlurmBatch
@@ -31,6 +31,10 @@ class AnyBatch(Protocol):
 class Engine(Protocol):
     """What carries plans out."""
 
+    @property
+    def workers(self) -> int:
+        """How many trainings it runs at a time, for an estimate of the time left."""
+
     def with_queue(self, plan: Plan) -> Plan:
         """Return the plan with what is in the engine's queue already."""
 
@@ -43,7 +47,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """This machine."""
+    """This machine, and its places in which trainings run side by side."""
+
+    places: tuple[Place, ...] = (Place(),)
+
+    @property
+    def workers(self) -> int:
+        return len(self.places)
 
     def with_queue(self, plan: Plan) -> Plan:
         return plan
@@ -52,7 +62,7 @@ class LocalEngine:
         return ""
 
     def batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay, *, wait: bool) -> Batch:
-        return Batch(plan, LocalExecutor(), tracker, display, wait=wait)
+        return Batch(plan, LocalExecutor(places=self.places), tracker, display, wait=wait)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,11 @@ class SlurmEngine:
     """A Slurm cluster, with what each job asks it for."""
 
     settings: SlurmSettings
+
+    @property
+    def workers(self) -> int:
+        """How many jobs may run at a time; 1 where only the cluster knows."""
+        return self.settings.max_parallel or 1
 
     def with_queue(self, plan: Plan) -> Plan:
         """Return the plan with what is in the queue of the cluster.
@@ -75,8 +90,7 @@ class SlurmEngine:
         Raises:
             BatchFault: submitit is missing, or this machine has no Slurm.
         """
-        todo = plan.of(State.PENDING)
-        return SlurmSubmitter(plan.call.tree, self.settings).script(todo) if todo else ""
+        return SlurmSubmitter(plan.call.tree, self.settings).script(plan)
 
     def batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay, *, wait: bool) -> SlurmBatch:
         books = Bookkeeper(plan, tracker, display)

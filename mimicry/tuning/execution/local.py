@@ -1,27 +1,18 @@
-"""Training on this machine, in child processes whose output goes to train.log."""
+"""Training on this machine, in child processes side by side: one in each place."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from mimicry.common.children import Child, running_child
 from mimicry.common.claims import Claim
-from mimicry.common.environment import without_launcher
-from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
-from mimicry.study import State
-from mimicry.tuning.execution.attempt import Attempt
-from mimicry.tuning.execution.executor import JobEnd, Recheck, Watcher
-from mimicry.tuning.execution.records import UnrecordedTraining
-from mimicry.tuning.execution.supervision import MetricsReader, StallGuard
+from mimicry.common.host_memory import free_host_bytes
+from mimicry.tuning.execution.executor import Recheck, Watcher
+from mimicry.tuning.execution.local_job import GRACE_SECONDS, LocalJob, Start
+from mimicry.tuning.execution.places import Place
+from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.planning import Target
-
-# The wrapper gives its own child fifteen seconds.
-GRACE_SECONDS = 20.0
-_SHOWN_LOG_LINES = 12
-# How the line with the command begins.
-_OF_LAUNCH = "--- "
 
 
 @contextmanager
@@ -35,161 +26,73 @@ def start_child(target: Target, log: IO[bytes], environment: Mapping[str, str]) 
 
 @dataclass(kw_only=True)
 class LocalExecutor:
-    """Trains one target at a time, by the child that `start` starts."""
+    """Trains a target in each of its places, by the child that `start` starts."""
 
-    start: Callable[[Target, IO[bytes], Mapping[str, str]], AbstractContextManager[Child]] = start_child
-    capacity: int = 1
+    start: Start = start_child
+    places: Sequence[Place] = (Place(),)
+    free_host_bytes: Callable[[], int] = free_host_bytes
+    _running: list[tuple[Place, LocalJob]] = field(default_factory=list)
+    # By recipe, seeds aside: the first training, which fetches the base model and fills the prompt cache.
+    _first: dict[TuningConfig, LocalJob] = field(default_factory=dict)
 
-    def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> "LocalJob":
+    @property
+    def capacity(self) -> int:
+        return len(self.places)
+
+    @property
+    def is_full(self) -> bool:
+        return not self._free_places()
+
+    def obstacle(self, target: Target) -> str:
+        """Return why `target` has to wait: the first of a recipe begins alone, or host memory is short."""
+        begins = [job for _, job in self._running_now() if not job.has_stepped]
+        if any(job in begins for job in self._first.values()):
+            return "the first training of a recipe begins alone; others follow at its first step"
+        needed = target.request.stack.traits.host_bytes(target.request.stack_config)
+        # Those that have not stepped may still be about to read their model.
+        if self._running and self.free_host_bytes() < needed * (len(begins) + 1):
+            return (
+                f"the next training waits for free host memory: each reads {needed / 2**30:.1f} GiB before "
+                f"its first step"
+            )
+        return ""
+
+    def leave(self, where: str) -> bool:
+        """Begin no more trainings in this place; False, and nothing changes, where there is no other."""
+        others = [place for place in self.places if str(place) != where]
+        if others:
+            self.places = others
+        return bool(others)
+
+    def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> LocalJob:
         """Begin to train `target`, unless another call has done so since it was planned.
 
         Raises:
             ClaimedElsewhere: another call works on it.
         """
-        job = LocalJob(target, Claim.take_anew(target.folder.path), watcher)
+        place = self._free_places()[0]
+        where = str(place) if self.capacity > 1 else ""
+        job = LocalJob(target, Claim.take_anew(target.folder.path), watcher, where)
         try:
-            job.begin(recheck, self.start)
+            job.begin(recheck, self.start, place)
         except BaseException:
             job.release()
             raise
+        self._running.append((place, job))
+        recipe = replace(target.request.config, seed=0)
+        first = self._first.get(recipe)
+        # One that failed before its first step has prepared nothing.
+        if first is None or (first.has_ended and not first.has_stepped):
+            self._first[recipe] = job
         return job
 
+    def _free_places(self) -> list[Place]:
+        free = list(self.places)
+        for place, _ in self._running_now():
+            if place in free:
+                free.remove(place)
+        return free
 
-class LocalJob:
-    """A target in training by a child process; it holds the claim that it was given until it has ended."""
-
-    def __init__(self, target: Target, claim: Claim, watcher: Watcher) -> None:
-        self.target = target
-        self._claim = claim
-        self._watcher = watcher
-        self._steps = 0
-        self._running = ExitStack()
-        self._child: Child | None = None
-        self._attempt: Attempt | None = None
-        self._end: JobEnd | None = None
-
-    def begin(
-        self,
-        recheck: Recheck,
-        start: Callable[[Target, IO[bytes], Mapping[str, str]], AbstractContextManager[Child]],
-    ) -> None:
-        """Start the child, unless there is nothing to do; what forbids it becomes the job's end."""
-        target, folder = self.target, self.target.folder
-        found = recheck(target)
-        if found is not None:
-            self._finish(JobEnd(state=found.state, error=found.reason, elsewhere=True))
-            return
-        try:
-            self._attempt = Attempt.begin(folder)
-            self._unrecorded = UnrecordedTraining.begin(target)
-            self._metrics = MetricsReader(folder.metrics)
-            self._guard = StallGuard(folder.log, 60 * target.request.stall_minutes)
-            log = self._running.enter_context(folder.log.open("ab"))
-            around, removed = without_launcher(os.environ)
-            if removed:
-                log.write(f"{removed}\n".encode("utf-8", "replace"))
-                log.flush()
-            environment = around | {"PYTHONUNBUFFERED": "1"} | self._claim.variable()
-            self._child = self._running.enter_context(start(target, log, environment))
-        except (TrainingFailed, OSError) as error:
-            self._finish(self._failed(error))
-
-    def poll(self) -> JobEnd | None:
-        """Tell the watcher what is new; return how the job ended, or None while it runs.
-
-        Raises:
-            ClaimLost: another process has taken the folder over.
-        """
-        if self._end is not None or self._child is None:
-            return self._end
-        try:
-            code = self._child.wait(0.0)
-            stepped = self._pass_on_metrics()
-            if code is None:
-                self._guard.check(stepped=stepped)
-                self._pass_on_phase()
-                return None
-            self._running.close()
-            # A wrapper that was killed leaves a trainer that notices, and takes a moment to end.
-            self._claim.wait_for_others(GRACE_SECONDS)
-            self._claim.check()
-            end = self._ended(code)
-        except ClaimLost:
-            self.release()
-            raise
-        except (TrainingFailed, OSError) as error:
-            end = self._failed(error)
-        return self._finish(end)
-
-    def cancel(self, number: int) -> None:
-        """Stop the child with this signal, and wait until nothing of it is left."""
-        try:
-            if self._child is not None:
-                self._child.stop(number, GRACE_SECONDS)
-        finally:
-            with suppress(OSError, ValueError):  # the last lines are as the signal left them
-                self._pass_on_metrics()
-            self._finish(JobEnd(state=State.INTERRUPTED, steps=self._taken_steps()))
-
-    def release(self) -> None:
-        """Give the claim back."""
-        self._claim.release()
-
-    def _pass_on_metrics(self) -> bool:
-        """Tell new lines of metrics; return whether there were any."""
-        lines = self._metrics.new_lines()
-        for line in lines:
-            self._steps = int(line["step"])
-            self._watcher.step(line)
-        return bool(lines)
-
-    def _pass_on_phase(self) -> None:
-        """Tell what the training does before its first step, by the last line of its log."""
-        if self._steps or not self._guard.log_grew:
-            return
-        last = "".join(self._log(1))
-        if last and not last.startswith(_OF_LAUNCH):
-            self._watcher.phase(last)
-
-    def _taken_steps(self) -> int:
-        """Return the steps that were seen, or that the trainer's record tells of: it may know of more."""
-        return max(self._steps, 0 if self._attempt is None else self._attempt.steps())
-
-    def _ended(self, code: int) -> JobEnd:
-        attempt = self._attempt
-        assert attempt is not None
-        failure, steps = attempt.failure(code), self._taken_steps()
-        if failure is None:
-            self._unrecorded.record_if_missing(steps)
-            return JobEnd(state=State.COMPLETE, steps=steps, code=code, warnings=attempt.warnings())
-        state = State.FAILED
-        if attempt.blocked:
-            state = State.BLOCKED
-        elif attempt.stopped_by() is not None:
-            state = State.INTERRUPTED
-        return JobEnd(
-            state=state,
-            error=failure,
-            steps=steps,
-            code=code,
-            log_lines=self._log(),
-            warnings=attempt.warnings(),
-        )
-
-    def _failed(self, error: TrainingFailed | OSError) -> JobEnd:
-        self._running.close()  # what the trainer says when it is stopped belongs to the log
-        words = str(error)
-        if isinstance(error, OSError):
-            words = disk_fault(error) or f"{self.target.folder}: {error.strerror}"
-        return JobEnd(state=State.FAILED, error=words, steps=self._taken_steps(), log_lines=self._log())
-
-    def _log(self, count: int = _SHOWN_LOG_LINES) -> tuple[str, ...]:
-        return () if self._attempt is None else tuple(self._attempt.log_lines(count))
-
-    def _finish(self, end: JobEnd) -> JobEnd:
-        try:
-            self._running.close()
-        finally:
-            self.release()
-        self._end = end
-        return end
+    def _running_now(self) -> list[tuple[Place, LocalJob]]:
+        self._running = [(place, job) for place, job in self._running if not job.has_ended]
+        return self._running

@@ -16,7 +16,7 @@ from mimicry.tuning.execution.slurm_queue import JOB_NAME, forget_submission, ne
 from mimicry.tuning.execution.slurm_task import SlurmTask
 from mimicry.tuning.options import option_words
 from mimicry.tuning.options.slurm_options import LOCAL, SIGNAL_SECONDS, SlurmSettings
-from mimicry.tuning.planning import Target
+from mimicry.tuning.planning import Plan, Target
 from mimicry.tuning.planning.overwriting import training_of
 from mimicry.tuning.stacks import STACKS
 
@@ -96,12 +96,17 @@ class SlurmSubmitter:
             raise BatchFault(f"--engine slurm: {error}") from error
         return str(jobs[0].job_id).partition("_")[0]
 
-    def script(self, targets: Sequence[Target]) -> str:
-        """Return the script that sbatch would be given for the targets; write and submit nothing.
+    def script(self, plan: Plan) -> str:
+        """Return the script that sbatch would be given for what is to be trained; empty for nothing.
+
+        Nothing is written.
 
         Raises:
             BatchFault: submitit is missing, or this machine has no Slurm.
         """
+        targets = plan.of(State.PENDING)
+        if not targets:
+            return ""
         submitit = _submitit()
         name = f"{JOB_NAME}NAME"
         try:

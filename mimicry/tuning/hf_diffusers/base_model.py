@@ -23,6 +23,7 @@ COMPONENTS = (
     "transformer",
     "vae",
 )
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # T5 may be missing: the model then sees zeros in its place, as in diffusers' pipeline.
 _OPTIONAL = ("text_encoder_3", "tokenizer_3")
 _WHOLE_FILE_BYTES = 64 << 20
@@ -86,6 +87,16 @@ class BaseModel:
         """Return the config.json of a component."""
         config = json.loads((self.folder / component / "config.json").read_text("utf-8"))
         return config if isinstance(config, dict) else {}
+
+    def weight_bytes(self, component: str, variant: str | None) -> int:
+        """Return the size of a component's weights in their files: of those of `variant`, as `fp16`."""
+        files = (self.folder / component).glob("*.safetensors")
+        # diffusion_pytorch_model.fp16-00001-of-00002.safetensors
+        return sum(
+            path.stat().st_size
+            for path in files
+            if (f".{variant}" in path.stem if variant else "." not in path.stem)
+        )
 
     def problems(self, resolution: int) -> list[str]:
         """Return what is wrong with the model's files, or with training it at `resolution` pixels."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.common.environment import processor_count
+from mimicry.common.environment import processor_count, typed_threads
 from mimicry.common.errors import UsageError
 from mimicry.tuning.adapters.recipe import trainer_identity
 from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
@@ -115,10 +115,7 @@ def launch_words(script: TrainScript, script_words: Sequence[str], config: Tunin
 
 def cpu_threads(process_count: int = 1) -> int:
     """Return OMP_NUM_THREADS when it is set, else a process's share of the processors that we may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
-    return max(1, processor_count() // process_count)
+    return typed_threads(os.environ) or max(1, processor_count() // process_count)
 
 
 def _declared_flags(tree: ast.AST) -> list[str]:

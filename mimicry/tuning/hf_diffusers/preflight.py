@@ -6,7 +6,7 @@ from mimicry.common.environment import processor_count, sees_gpu
 from mimicry.common.files import existing_part
 from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.base_model import TEXT_ENCODERS, BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of, generation_settings
 from mimicry.tuning.hf_diffusers.download import missing_model_problems
 from mimicry.tuning.hf_diffusers.lora_modules import module_problems
@@ -71,6 +71,15 @@ def needed_bytes(config: TuningConfig, adapter_count: int) -> int:
     # Parameters and two moments of AdamW in fp32; a new checkpoint is there before the oldest one goes.
     checkpoints = (config.checkpoints_total_limit + 1) * 3 * 4 * count
     return logs + weights + checkpoints
+
+
+def host_bytes(config: TuningConfig) -> int:
+    """Return how many bytes of weights a training reads at once; 0 for a model that is not here yet."""
+    model = BaseModel.find(config)
+    if model is None:
+        return 0
+    most = max(model.weight_bytes(name, config.variant) for name in ("transformer", *TEXT_ENCODERS))
+    return config.num_processes * most
 
 
 def _parameter_count(model: BaseModel | None, config: TuningConfig) -> int:

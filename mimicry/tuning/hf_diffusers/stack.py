@@ -7,7 +7,7 @@ from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of
-from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings, needed_bytes
+from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings, host_bytes, needed_bytes
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 
@@ -40,6 +40,11 @@ class Traits(StackTraits):
         """Return about how much the adapters and the checkpoints of one of them take."""
         assert config is not None
         return needed_bytes(config, adapter_count)
+
+    def host_bytes(self, config: TuningConfig | None) -> int:
+        """Return the size of the largest part of the base model, for each process."""
+        assert config is not None
+        return host_bytes(config)
 
 
 TRAITS = Traits(hub_prefix="sd35-lora", adapter_format=ADAPTER_FORMAT)

@@ -49,7 +49,7 @@ class SlurmSettings:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "SlurmSettings":
-        """Return what a command with `slurm_options` was given.
+        """Return what a command with `cluster_options` was given.
 
         Raises:
             UsageError: values that Slurm cannot take, all of them.
@@ -118,7 +118,7 @@ def _slurm(name: str, parameter: str | None = None, **facts: Any) -> Any:
     return option(f"--slurm-{name}", f"{_PREFIX}{parameter or name}", topic=SLURM_TOPIC, **facts)
 
 
-slurm_options = options(
+cluster_options = options(
     option(
         "--engine",
         topic=SLURM_TOPIC,

@@ -15,7 +15,7 @@ from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.local import LocalJob
+from mimicry.tuning.execution.local_job import LocalJob
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
@@ -212,7 +212,7 @@ def test_three_like_failures_in_a_row_stop_the_batch(
 
 
 def test_failures_that_differ_in_the_artist_only_are_alike(tree: StudyTree) -> None:
-    def fail_in_own_folder(target: Target, on_step: OnStep) -> int:
+    def fail_in_own_folder(target: Target, on_step: OnStep) -> int | None:
         return fail(f"{target.folder}/x of {target.artist.name} cannot be written")(target, on_step)
 
     assert outcomes(run_with(tree, [fail_in_own_folder] * 4)) == ["failed"] * 3

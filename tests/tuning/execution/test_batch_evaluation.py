@@ -35,7 +35,7 @@ def test_a_training_that_fails_between_evaluations_forgets_the_loss_of_the_one_b
 ) -> None:
     make_batch(plan_of(tree), {ANNA: succeed_evaluated})[0].run()
 
-    def fail_evaluated(target: Target, on_step: OnStep) -> int:
+    def fail_evaluated(target: Target, on_step: OnStep) -> int | None:
         on_step({"step": 0, "eval_loss": 1.25})
         return fail("it burned")(target, on_step)
 

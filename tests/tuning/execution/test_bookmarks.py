@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mimicry.common.files import read_json, write_json
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
@@ -43,6 +44,8 @@ def adapter(
 def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
     folder = adapter(tree)
     (folder / TRAIN_LOG).write_text("trained")
+    run = read_json(folder / TRAINING_RUN)
+    write_json(folder / TRAINING_RUN, run | {"recipe_hash": "0a1b"})
 
     assert complete_bookmark(tree, AdapterFolder(folder)) == {
         "status": State.COMPLETE,
@@ -54,6 +57,7 @@ def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
         "eval_loss": EVALUATED,
         "other_numerics": None,
         "unpaired": None,
+        "recipe_hash": "0a1b",
         "resumed_from": None,
         "hub": HUB,
         "log": f"models/lora/hf_diffusers/mist__none/{ANNA}/train.log",

@@ -129,7 +129,7 @@ class TestSubmit:
     def test_a_script_is_shown_without_writing_anything(
         self, tree: StudyTree, fake_submitit: FakeSubmitit
     ) -> None:
-        script = submitter(tree).script(plan_of(tree).of(State.PENDING))
+        script = submitter(tree).script(plan_of(tree))
         assert f'"map_count": {len(EVERYBODY)}' in script
         assert not tree.slurm.exists()
 

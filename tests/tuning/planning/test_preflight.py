@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.hf_diffusers.preflight import needed_bytes
+from mimicry.tuning.hf_diffusers.preflight import host_bytes, needed_bytes
 from mimicry.tuning.hub import preflight as hub_preflight
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
@@ -194,6 +194,29 @@ class TestNeededBytes:
 
     def test_of_a_stack_without_options(self) -> None:
         assert StackTraits(hub_prefix="other").disk_bytes(None, 3) == 3 * self.logs
+
+
+class TestHostBytes:
+    def files(self, folder: Path, **sizes: int) -> None:
+        for name, size in sizes.items():
+            with (folder / f"{name.replace('__', '.')}.safetensors").open("wb") as file:
+                file.truncate(size)
+
+    def test_the_largest_part_counts_for_each_process(self, config: TuningConfig, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        for path in model.rglob("*.safetensors"):
+            path.unlink()
+        self.files(model / "transformer", shard_1=5000, shard_2=4000, model__fp16=3000)
+        self.files(model / "text_encoder", model=2000)
+        assert host_bytes(config) == 9000
+        assert host_bytes(replace(config, num_processes=2)) == 18_000
+        assert host_bytes(replace(config, variant="fp16")) == 3000
+
+    def test_of_a_model_that_is_not_here_nothing_is_known(self) -> None:
+        assert host_bytes(TuningConfig(pretrained_model_name_or_path="lab/not-here")) == 0
+
+    def test_of_another_stack_nothing_is_known(self) -> None:
+        assert StackTraits(hub_prefix="other").host_bytes(None) == 0
 
 
 class FakeHub(BaseHTTPRequestHandler):

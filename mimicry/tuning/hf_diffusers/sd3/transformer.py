@@ -9,6 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
+from mimicry.common.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
@@ -26,7 +27,6 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
 from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms
-from mimicry.tuning.hf_diffusers.training.host_memory import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments
 from mimicry.tuning.options.config import TuningConfig

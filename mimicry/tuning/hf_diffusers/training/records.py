@@ -18,7 +18,7 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, sha256_text, utc_now, write_bytes, write_json
 from mimicry.study import ImageRecord, State
-from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder
+from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder, complete_options
 from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.training.console import say
@@ -76,7 +76,7 @@ class RunRecord:
             set_aside(self.output_dir, [SAMPLES], "unfinished")
             self._folder.metrics.write_bytes(b"")
         if self._writes:
-            options = self.facts["recipe"]["options"]
+            options = complete_options(self.facts["recipe"]) or {}
             self.reports.begin(self.output_dir, options, run_id=self._report_id, steps=self.steps)
         self.write(State.RUNNING)
 

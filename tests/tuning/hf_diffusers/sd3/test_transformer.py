@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from mimicry.common import host_memory
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
@@ -16,7 +17,6 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_obstacle,
     read_transformer,
 )
-from mimicry.tuning.hf_diffusers.training import host_memory
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.tuning.hf_diffusers.training import host_memory
-from mimicry.tuning.hf_diffusers.training.host_memory import (
+from mimicry.common import host_memory
+from mimicry.common.host_memory import (
     free_host_bytes,
     group_free_bytes,
     host_memory_problem,

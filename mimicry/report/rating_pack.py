@@ -1,0 +1,176 @@
+"""A pack for people who compare pictures, and the score of what they answer.
+
+The protocol is that of Hönig, Rando, Carlini and Tramèr, "Adversarial Perturbations Cannot Reliably Protect
+Artists From Generative AI" (2024): a rater sees two pictures of one prompt and seed, one drawn after learning
+from the original art, the other after learning from what was protected, or countered. Two questions are
+asked: which is of better quality, and which is nearer to the style of paintings that are shown beside them.
+The share that prefers the second picture is the success of the mimicry: a half means that it is as good.
+
+What raters are given holds no name of an artist, of a condition or of a file. The key stays outside of it.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mimicry.common.errors import BatchFault, UsageError
+from mimicry.common.files import sha256_text, write_bytes
+from mimicry.report.grids import Grid
+from mimicry.report.page import environment
+from mimicry.report.rating_answers import KEY, LEFT, RIGHT, KeyRow, key_text
+from mimicry.study.images import read_rgb
+
+PACK = "pack"
+_LONGEST = 768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two samples of one prompt and seed, of the original art and of another condition of the same artist.
+
+    `references` are paintings of the artist.
+    """
+
+    artist: str
+    condition: str
+    place: str
+    original: Path
+    other: Path
+    references: tuple[Path, ...]
+
+
+def pairs_of(grids: Iterable[Grid]) -> list[Pair]:
+    """Return all pairs that may be compared: samples that are there and have no marks."""
+    return [pair for grid in grids for pair in _pairs_of(grid)]
+
+
+def _pairs_of(grid: Grid) -> Iterator[Pair]:
+    # The columns: base model, original art, and the others.
+    references = tuple(
+        cell.shot.file
+        for row in grid.rows
+        if row.kind == "painting" and (cell := row.cells[1]).shot is not None
+    )
+    for row in grid.rows:
+        original = row.cells[1]
+        if row.kind != "sample" or original.shot is None or original.marks:
+            continue
+        for column, cell in zip(grid.columns[2:], row.cells[2:], strict=True):
+            if (
+                cell.shot is None
+                or cell.marks
+                or not (column.is_comparable and grid.columns[1].is_comparable)
+            ):
+                continue
+            yield Pair(
+                artist=str(grid.artist),
+                condition=column.title,
+                place=row.title,
+                original=original.shot.file,
+                other=cell.shot.file,
+                references=references,
+            )
+
+
+def choose_pairs(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """Return up to `count` pairs in an order drawn by chance, as many of each condition as there are."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    shuffled = [pairs[place] for place in generator.permutation(len(pairs))]
+    by_condition = [
+        [pair for pair in shuffled if pair.condition == condition]
+        for condition in sorted({pair.condition for pair in pairs})
+    ]
+    in_turn = [pair for pair in chain.from_iterable(zip_longest(*by_condition)) if pair is not None]
+    chosen = in_turn[:count]
+    return [chosen[place] for place in generator.permutation(len(chosen))]
+
+
+def write_rating_pack(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
+    """Write the folder for raters, and the key beside it, into a new folder.
+
+    Args:
+        seed: of the sides that pictures stand on. It stands in the key alone.
+
+    Raises:
+        UsageError: there are no pairs, or the folder has files already.
+        BatchFault: a picture cannot be read, or a file cannot be written.
+    """
+    if not pairs:
+        raise UsageError(
+            "--rating-pack: there is no pair of samples to compare; draw the same prompts and seeds for the "
+            "original art and another condition with mimicry samples"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"--rating-pack {folder} is there already, and answers need the key that they were given for; "
+            f"name a new folder"
+        )
+    # Half of the pairs on each side, so that a rater who always says left tells nothing.
+    generator = np.random.Generator(np.random.Philox(seed + 1))
+    flips = generator.permutation(len(pairs)) % 2
+    sides = [(LEFT, RIGHT) if flip else (RIGHT, LEFT) for flip in flips]
+    # It tells the answers to this pack from those to others.
+    pack = sha256_text(repr((seed, sides, pairs)))[:12]
+    key = [
+        KeyRow(
+            pack=pack,
+            pair=str(number),
+            artist=pair.artist,
+            condition=pair.condition,
+            prompt_and_seed=pair.place,
+            original=own,
+            other=other,
+        )
+        for number, (pair, (own, other)) in enumerate(zip(pairs, sides, strict=True), start=1)
+    ]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            made = Path(temporary) / "made"
+            (made / PACK / "pictures").mkdir(parents=True)
+            shown = [_write_pair(made / PACK, *numbered) for numbered in _numbered(pairs, sides)]
+            write_bytes(made / KEY, key_text(key).encode("utf-8", "backslashreplace"))
+            page = environment().get_template("rating.html").render(pack=pack, pairs=shown)
+            write_bytes(made / PACK / "index.html", page.encode())
+            made.rename(folder)
+    except OSError as error:
+        raise BatchFault(f"--rating-pack {folder}: {error}") from error
+
+
+def _numbered(
+    pairs: Sequence[Pair], sides: Sequence[tuple[str, str]]
+) -> Iterator[tuple[int, Pair, str, dict[Path, str]]]:
+    """Yield each pair with its number, the side of the original art, and the names of paintings so far."""
+    paintings: dict[Path, str] = {}
+    for number, (pair, (own, _)) in enumerate(zip(pairs, sides, strict=True), start=1):
+        for path in pair.references:
+            paintings.setdefault(path, f"pictures/painting-{len(paintings) + 1}.png")
+        yield number, pair, own, paintings
+
+
+def _write_pair(
+    pack: Path, number: int, pair: Pair, own: str, paintings: dict[Path, str]
+) -> dict[str, object]:
+    """Write the pictures of a pair, and return what the page is told of it."""
+    files = {own: pair.original, LEFT if own == RIGHT else RIGHT: pair.other}
+    names = {side: f"pictures/pair-{number}-{side}.png" for side in (LEFT, RIGHT)}
+    for side, name in names.items():
+        _save(files[side], pack / name)
+    for path in pair.references:
+        if not (pack / paintings[path]).exists():
+            _save(path, pack / paintings[path])
+    return {"pair": str(number), "paintings": [paintings[path] for path in pair.references], **names}
+
+
+def _save(source: Path, path: Path) -> None:
+    """Write a picture without what its file says of itself."""
+    picture = read_rgb(source)
+    picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    bare = Image.new("RGB", picture.size)
+    bare.paste(picture)
+    bare.save(path, format="PNG")
