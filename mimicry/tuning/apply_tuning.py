@@ -238,8 +238,8 @@ def _engine(context: click.Context, processes: int) -> Engine:
     if parameters["engine"] == SLURM:
         if given := _typed(context, _OF_THIS_MACHINE):
             raise UsageError(
-                f"{', '.join(given)} would have no effect with --engine slurm; type --slurm-gres for the GPUs "
-                f"of a job, and --slurm-max-parallel for the number of jobs at a time"
+                f"{', '.join(given)} would have no effect with --engine slurm; type --slurm-gres for the "
+                f"GPUs of a job, and --slurm-max-parallel for the number of jobs at a time"
             )
         return SlurmEngine(SlurmSettings.of(parameters))
     if given := _typed(context, [name for name in parameters if name.startswith("slurm_")]):
