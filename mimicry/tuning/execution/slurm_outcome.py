@@ -81,8 +81,7 @@ class Outcomes:
             state, error = State.INTERRUPTED, f"{mark.get('error') or 'interrupted'}; {error}"
         if mark.get("status") not in _BAD:
             self.books.tracker.record(target.adapter.key, status=state, error=error)
-        error += self._printed(job)
-        self._say(one, f"{state}: {error}")
+        self._say(one, f"{state}: {error}{self._printed(job)}")
         return Result(target=target, state=state, error=error)
 
     def _mark(self, target: Target) -> dict[str, Any]:

@@ -224,6 +224,9 @@ def test_three_failures_alike_cancel_what_has_not_begun(cluster: Cluster) -> Non
         for key in KEYS[:3]:
             open_tracker(cluster.tree).record(key, status="failed", error="it burns")
         cluster.show("FAILED", "FAILED", "FAILED", "PENDING Priority")
+        (folder,) = cluster.tree.slurm.glob("mimicry-*")
+        for number in range(3):  # each has printed something, in a file of its own
+            (folder / f"1_{number}_0_log.out").touch()
 
     cluster.looks = [burn, lambda: cluster.show(*["CANCELLED"] * 4), *[lambda: None] * 4]
     cluster.batch(plan_of(cluster.tree)).run()
