@@ -6,14 +6,14 @@ DEMO := data/demo
 STUDY := --data-root $(DEMO)/style_mimicry
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 # What trains, paints or kills: minutes, where the rest takes one.
-SLOW := $(addprefix --ignore=tests/,tuning/hf_diffusers tuning/test_end_to_end.py demo tools chaos)
+SLOW := $(addprefix --ignore=tests/,tuning/hf_diffusers tuning/test_end_to_end.py demo tools chaos slurm)
 
 .PHONY: help demo test test-fast check clean
 
 help:
 	@echo "make demo       set up .venv, draw a small study, train its pilot in three conditions, draw with it"
 	@echo "make test       set up .venv, then lint, types and all tests that need no GPU"
-	@echo "make test-fast  the inner loop: all tests but those of the trainer and the demo, a minute and a half"
+	@echo "make test-fast  the inner loop: all tests but those of the trainer, the demo and Slurm, a minute and a half"
 	@echo "make check      lint and types only"
 	@echo "make clean      remove what the others made, the demo's trained adapters included"
 	@echo "Another Python: make demo PYTHON=python3.13"

@@ -84,6 +84,7 @@ LIBRARIES = {
         ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors.torch"),
         (STACK, "mimicry.sampling", "mimicry.demo"),
     ),
+    "submitit": ("mimicry.tuning.execution.slurm", "mimicry.tuning.execution.slurm_task"),
     "huggingface_hub": ("mimicry.tuning.hub", f"{STACK}.download"),
 }
 # Names on disk, and the only package that may write them out. Everybody else asks it for paths.

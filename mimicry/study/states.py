@@ -18,6 +18,8 @@ class State(StrEnum):
     RUNNING = "running"
     # Another call is working in its folder.
     CLAIMED = "claimed"
+    # A cluster has a job for it that has not ended.
+    QUEUED = "queued"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     # It cannot be trained; the plan says why.

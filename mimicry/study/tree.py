@@ -140,6 +140,11 @@ class StudyTree:
     def quarantine(self) -> Path:
         return self.data_root / "progress" / "quarantine.json"
 
+    @property
+    def slurm(self) -> Path:
+        """The folder of what was submitted to Slurm: which job is for which adapter, and what jobs print."""
+        return self.data_root / "progress" / "slurm"
+
     def image_lists(self, condition: Condition) -> Path:
         """Return the file with the lists that are too long for the plan of a condition."""
         return self.data_root / "progress" / f"images_{condition}.txt"

@@ -11,9 +11,8 @@ from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
-    Batch,
-    LocalExecutor,
-    Place,
+    Engine,
+    LocalEngine,
     Result,
     open_tracker,
     upload_owed,
@@ -32,6 +31,9 @@ from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
 
+# Nothing failed, and the adapter is not there as the call asks for it.
+_NOT_AS_ASKED = {State.STALE, State.CLAIMED, State.QUEUED}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Orchestrator:
@@ -44,7 +46,7 @@ class Orchestrator:
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
-    places: tuple[Place, ...] = (Place(),)
+    engine: Engine = field(default_factory=LocalEngine)
 
     def show(self, *, verbose: bool, full: bool = False) -> int:
         """Print the plan, and what would forbid it; write nothing into the study.
@@ -56,6 +58,7 @@ class Orchestrator:
         if verbose:
             print(image_lists(plan), end="")
             print(tables.commands(plan))
+        print(self.engine.script(plan), end="")
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
@@ -94,10 +97,9 @@ class Orchestrator:
     def _carry_out(self, plan: Plan) -> int:
         todo = plan.of(State.PENDING)
         counts = [target.step_count for target in todo]
-        executor = LocalExecutor(places=self.places)
-        display = BatchDisplay(counts, plan.known_seconds(), executor.capacity)
+        display = BatchDisplay(counts, plan.known_seconds(), self.engine.workers)
         tracker = open_tracker(plan.call.tree)
-        batch = Batch(plan, executor, tracker, display, wait=self.wait)
+        batch = self.engine.batch(plan, tracker, display, wait=self.wait)
         results: list[Result] = []
         try:
             if plan.call.uploads:
@@ -117,13 +119,14 @@ class Orchestrator:
         return check_images(plan) if full else recall_images(plan)
 
     def _plan(self, *, full: bool) -> Plan:
-        return make_plan(
+        plan = make_plan(
             self.requests,
             open_tracker(self.requests[0].tree).bookmarks(),
             absent=self.absent,
             by_condition=self.by_condition,
             full=full,
         )
+        return self.engine.with_queue(plan)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
@@ -166,8 +169,7 @@ def _exit_code(plan: Plan, results: Sequence[Result]) -> int:
     """Return 1 when something is wrong, else 3 when something is not as this call asks for, else 0."""
     ended = {result.target.adapter: result.state for result in results}
     states = {ended.get(target.adapter, target.state) for target in plan.targets}
-    if states - {State.COMPLETE, State.STALE, State.CLAIMED, State.NO_DATA} or any(
-        result.owed for result in results
-    ):
+    as_asked = {State.COMPLETE, State.NO_DATA}
+    if states - as_asked - _NOT_AS_ASKED or any(result.owed for result in results):
         return 1
-    return NOT_AS_ASKED if states & {State.STALE, State.CLAIMED} else 0
+    return NOT_AS_ASKED if states & _NOT_AS_ASKED else 0

@@ -36,6 +36,7 @@ from tests.small_study import (
     write_adapter,
     write_study,
 )
+from tests.tuning.fake_slurm import FakeSlurm, put_submission
 from tests.tuning.reports.study_states import PLAIN, put_all, put_bookmark, put_record
 
 DEADLINE_SECONDS = 60.0
@@ -352,3 +353,31 @@ def test_watching_shows_it_again_until_ctrl_c(tree: StudyTree) -> None:
     assert sum(line.startswith("study: ") for line in seen) == 2
     assert "\x1b" not in "".join(seen) + rest  # it is not a terminal
     assert (code, said) == (130, "")
+
+
+class TestCluster:
+    def test_queued_and_running_cells_have_node_and_job(
+        self, tree: StudyTree, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slurm = FakeSlurm.install(tmp_path / "bin", monkeypatch)
+        keys = [AdapterId("hf_diffusers", ORIGINAL, artist).key for artist in (ANNA, BORIS)]
+        name = put_submission(tree, keys)
+        slurm.show(f"{name}|7|0|RUNNING|n1|None", f"{name}|7|1|PENDING||Priority")
+        with Claim.take_anew(output_dir(tree)):
+            shown = show("--protection=none", "--countermeasure=none")
+            found = json.loads(show("--protection=none", "--countermeasure=none", "--json").out)
+        assert "1 running, 1 queued" in shown.out
+        assert "(job 7_0 is running on n1)" in shown.out
+        assert f"  none__none/{BORIS}: job 7_1 is pending (Priority)" in shown.out
+        states = {cell["artist"]: (cell["state"], cell["reason"]) for cell in found["cells"]}
+        assert states[BORIS.name] == ("queued", "job 7_1 is pending (Priority)")
+        assert states[DORA.name][0] == "waiting"
+
+    def test_a_queue_that_cannot_be_asked_is_told_and_left_out(
+        self, tree: StudyTree, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put_submission(tree, [AdapterId("hf_diffusers", ORIGINAL, ANNA).key])
+        FakeSlurm.install(tmp_path / "bin", monkeypatch).refuse("Socket timed out")
+        shown = show()
+        assert "warning: jobs of the cluster are left out: squeue failed: Socket timed out" in shown.err
+        assert "queued" not in shown.out

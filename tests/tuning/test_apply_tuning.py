@@ -127,7 +127,15 @@ def test_json_is_the_plan_and_nothing_else(quick_studio: QuickStudio) -> None:
 
     plan = json.loads(ended.out)
     assert (ended.code, ended.err) == (0, "")
-    assert plan["counts"] == {"train": 3, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0, "no data": 0}
+    assert plan["counts"] == {
+        "train": 3,
+        "complete": 0,
+        "stale": 0,
+        "claimed": 0,
+        "queued": 0,
+        "blocked": 0,
+        "no data": 0,
+    }
     assert [target["artist"] for target in plan["targets"]] == [DORA.name, CLARA.name, hostile.name]
     assert plan["targets"][1]["repository"] == "sd35-lora-none-none-Clara_Dunn"
     assert f"--hub-model-id={plan['targets'][2]['repository']}" in plan["targets"][2]["command"]

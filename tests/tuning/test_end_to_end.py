@@ -298,4 +298,12 @@ def test_a_killed_apply_tuning_takes_wrapper_launcher_and_trainer_along(chain: C
         time.sleep(0.1)
     assert bookmarks_in(chain.tree)[f"none/none/{OTTO}"]["status"] == "pending"
     plan: dict[str, Any] = json.loads(chain.tune([*words, "--dry-run", "--json"]).stdout)
-    assert plan["counts"] == {"train": 1, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0, "no data": 0}
+    assert plan["counts"] == {
+        "train": 1,
+        "complete": 0,
+        "stale": 0,
+        "claimed": 0,
+        "queued": 0,
+        "blocked": 0,
+        "no data": 0,
+    }

@@ -5,6 +5,7 @@ What programs need of it is named here; the rest lies in its modules.
 
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.execution.engines import Engine, LocalEngine, SlurmEngine
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.execution.pending_uploads import (
     PendingUpload,
@@ -17,16 +18,23 @@ from mimicry.tuning.execution.pending_uploads import (
 )
 from mimicry.tuning.execution.places import Place, choose_places
 from mimicry.tuning.execution.result import Result
+from mimicry.tuning.execution.slurm_queue import QueuedJob, QueueUnknown, live_jobs
 
 __all__ = [
     "Batch",
+    "Engine",
+    "LocalEngine",
     "LocalExecutor",
     "PendingUpload",
     "Place",
+    "QueueUnknown",
+    "QueuedJob",
     "Result",
+    "SlurmEngine",
     "UploadEnd",
     "choose_places",
     "due_repositories",
+    "live_jobs",
     "open_tracker",
     "pending_of_plan",
     "pending_upload",

@@ -23,6 +23,7 @@ _PLANNED = {
     State.COMPLETE: "complete",
     State.STALE: "stale",
     State.CLAIMED: "claimed",
+    State.QUEUED: "queued",
     State.BLOCKED: "blocked",
     State.NO_DATA: "no data",
 }

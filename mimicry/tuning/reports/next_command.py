@@ -47,7 +47,7 @@ class _Words:
             return self._training(stale, "--retrain-stale")
         if owed:
             return self._line("mimicry", "upload", words=self._typed_variants())
-        if status.of(State.RUNNING):
+        if status.of(State.RUNNING, State.QUEUED):
             return self._line("mimicry", "status", words=[*self._typed_variants(), "--watch"])
         return self._line("mimicry", "samples", words=self._typed_variants())
 

@@ -1,17 +1,18 @@
 """The status that a command line asks for."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from mimicry.study import StudyTree
 from mimicry.study.cells import CellImages
 from mimicry.study.tree import ALL
-from mimicry.tuning.execution import open_tracker
+from mimicry.tuning.execution import QueueUnknown, live_jobs, open_tracker
 from mimicry.tuning.options import selection_of
 from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.planning import AdapterFilter
-from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status
+from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status, with_jobs
 from mimicry.tuning.stacks import Stack
 
 
@@ -35,4 +36,9 @@ def read_status(parameters: Mapping[str, Any], study_file: StudyFile) -> StudySt
         countermeasures=parameters["countermeasures"] or study_file.study.get("countermeasures", (ALL,)),
         selection=selection_of(parameters),
     )
-    return study_status(images, stack.traits.adapter_format, meant, bookmarks)
+    status = study_status(images, stack.traits.adapter_format, meant, bookmarks)
+    try:
+        return with_jobs(status, live_jobs(tree))
+    except QueueUnknown as error:
+        print(f"warning: jobs of the cluster are left out: {error}", file=sys.stderr)
+        return status

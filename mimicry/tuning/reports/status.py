@@ -13,6 +13,7 @@ from mimicry.study.tracker import Bookmarks
 from mimicry.study.tree import ALL, NONE
 from mimicry.tuning.adapters import AdapterFormat
 from mimicry.tuning.adapters.training_run import Evaluated
+from mimicry.tuning.execution import QueuedJob
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
 from mimicry.tuning.reports.cell import Cell, CellReader, Recorded
 
@@ -21,7 +22,10 @@ BAD = (State.BROKEN, State.FAILED, State.BLOCKED)
 # These are trained by the next call of apply_tuning with the options of the study.
 TO_TRAIN = (State.PENDING, State.INTERRUPTED, State.FAILED, State.BROKEN)
 # All states that a cell may have, in the order in which they are counted.
-_ORDER = (State.COMPLETE, State.RUNNING, State.PENDING, State.INTERRUPTED, State.STALE, *BAD, State.NO_DATA)
+_ORDER = (
+    *(State.COMPLETE, State.RUNNING, State.QUEUED, State.PENDING, State.INTERRUPTED, State.STALE),
+    *(*BAD, State.NO_DATA),
+)
 
 
 def state_word(state: State) -> str:
@@ -156,6 +160,24 @@ def study_status(
             if group is not found.groups[0] and adapter in cells:
                 cells[adapter] = _of_another_recipe(cells[adapter], found.groups[0], group)
     return StudyStatus(tree=images.tree, meant=meant, cells=tuple(cells.values()), recipes=recipes)
+
+
+def with_jobs(status: StudyStatus, jobs: Mapping[str, QueuedJob]) -> StudyStatus:
+    """Return the status with the jobs of a cluster.
+
+    What a live job will train is queued, and of what runs the job is named.
+
+    Args:
+        jobs: those that have not ended, by key.
+    """
+    cells = []
+    for cell in status.cells:
+        job = jobs.get(cell.adapter.key)
+        if job is not None and cell.state in (State.RUNNING, *TO_TRAIN):
+            state = cell.state if cell.state is State.RUNNING else State.QUEUED
+            cell = replace(cell, state=state, reason=str(job))
+        cells.append(cell)
+    return replace(status, cells=tuple(cells))
 
 
 def _marked(bookmarks: Bookmarks, series: Sequence[str]) -> Iterator[AdapterId]:

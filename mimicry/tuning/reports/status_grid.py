@@ -22,6 +22,7 @@ _MARKS = {
     State.STALE: "S",
     State.INTERRUPTED: "I",
     State.RUNNING: "r",
+    State.QUEUED: "q",
 }
 # A cell that stands alone has a mark in the place of numbers.
 _ALONE = {State.COMPLETE: "ok", State.PENDING: ".", State.NO_DATA: "-", **_MARKS}

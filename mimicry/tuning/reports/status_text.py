@@ -41,6 +41,8 @@ def status_text(status: StudyStatus, *, by_artist: bool, verbose: bool, width: i
     lines += _listed(
         "at work", [_work(cell, series) for cell in status.cells if cell.worker is not None], shown
     )
+    queued = [f"{_name(cell, series)}: {cell.reason}" for cell in status.of(State.QUEUED)]
+    lines += _listed("queued", queued, shown)
     lines += _recipe_lines(status)
     lines += _listed(
         "uploads owed", [f"{_name(cell, series)}: {cell.owed}" for cell in status.cells if cell.owed], shown
@@ -126,6 +128,8 @@ def _work(cell: Cell, series: Sequence[str]) -> str:
         words.append(f"({state_word(cell.state)})")
     elif cell.steps:
         words.append(f"at {_step(cell.steps, cell)}")
+    if cell.state is State.RUNNING and cell.reason:
+        words.append(f"({cell.reason})")
     return " ".join(words)
 
 

@@ -24,6 +24,7 @@ _SUMMARY_WORDS = (
     "failed",
     "interrupted",
     "claimed",
+    "queued",
     "blocked",
     "no data",
     "left",
@@ -181,7 +182,7 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
         return artist, result.word, took, loss, "; ".join(filter(None, remarks))
     if target.state is State.PENDING:
         return artist, "left", "", "", "not begun"
-    if target.state in (State.BLOCKED, State.CLAIMED, State.NO_DATA):
+    if target.state in (State.BLOCKED, State.CLAIMED, State.QUEUED, State.NO_DATA):
         return artist, target.state.value, "", "", target.reason
     return artist, "skipped", "", "", "; ".join(filter(None, (target.state.value, target.reason)))
 

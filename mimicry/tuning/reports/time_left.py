@@ -36,7 +36,7 @@ def time_left(cells: Sequence[Cell], now: datetime) -> TimeLeft | None:
         now: the present time, with its time zone.
     """
     running = [cell for cell in cells if cell.state is State.RUNNING]
-    waiting = [cell for cell in cells if cell.state in TO_TRAIN]
+    waiting = [cell for cell in cells if cell.state in (*TO_TRAIN, State.QUEUED)]
     timed = [cell for cell in cells if cell.state in (State.COMPLETE, State.STALE) and cell.seconds]
     if not timed or (not running and not waiting):
         return None

@@ -50,6 +50,7 @@ class TestPlan:
             "complete": 0,
             "stale": 0,
             "claimed": 1,
+            "queued": 0,
             "blocked": 0,
             "no data": 0,
         }

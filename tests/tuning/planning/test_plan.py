@@ -49,7 +49,15 @@ def test_a_condition_reads_from_its_own_tree_and_writes_to_its_own(
 
     assert [target.artist for target in plan.targets] == list(EVERYBODY)
     assert {target.source for target in plan.targets} == {tree.data_root / source}
-    assert plan.counts() == {"train": 4, "complete": 0, "stale": 0, "claimed": 0, "blocked": 0, "no data": 0}
+    assert plan.counts() == {
+        "train": 4,
+        "complete": 0,
+        "stale": 0,
+        "claimed": 0,
+        "queued": 0,
+        "blocked": 0,
+        "no data": 0,
+    }
     target = target_of(plan)
     assert target.images.path == tree.data_root / source / "historical/baroque/Anna_Berg"
     assert target.images.stems == list(STEMS)

@@ -39,6 +39,7 @@ def test_a_complete_adapter_is_left_alone(tree: StudyTree) -> None:
             "complete": 1,
             "stale": 0,
             "claimed": 0,
+            "queued": 0,
             "blocked": 0,
             "no data": 0,
         }

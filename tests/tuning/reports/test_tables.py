@@ -80,7 +80,15 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "countermeasure": "none",
         "source": str(tree.protected_art / "mist"),
         "absent": [],
-        "counts": {"train": 1, "complete": 1, "stale": 1, "claimed": 0, "blocked": 1, "no data": 0},
+        "counts": {
+            "train": 1,
+            "complete": 1,
+            "stale": 1,
+            "claimed": 0,
+            "queued": 0,
+            "blocked": 1,
+            "no data": 0,
+        },
         "remarks": [],
     }
     assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
