@@ -219,12 +219,9 @@ class Claim:
 def read_lease(folder: Path) -> Lease | None:
     """Return the claim of `folder`, whoever holds it; None when there is none. Writes nothing."""
     try:
-        content = read_json(folder / CLAIM)
-        return _lease(content, time.time() - (folder / CLAIM).stat().st_mtime)
+        return _lease_at(folder / CLAIM, time.time())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
-        return _lease(None, 0.0)
 
 
 def claimed_by(folder: Path) -> str:
@@ -258,6 +255,21 @@ def _errors_named(folder: Path) -> Iterator[None]:
 
 def _this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "started": process_start(os.getpid())}
+
+
+def _lease_at(path: Path, now: float) -> Lease:
+    """Return the lease in the file at `path`; one that cannot be read has no holders.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        content = read_json(path)
+        return _lease(content, now - path.stat().st_mtime)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError):
+        return _lease(None, 0.0)
 
 
 def _lease(content: Any, silent_seconds: float) -> Lease:
@@ -348,19 +360,27 @@ def _remove_dead(folder: Path, new: Path) -> None:
 
     Raises:
         ClaimedElsewhere: they are not gone.
+        FileNotFoundError: another process has removed it.
     """
-    with _locked_lease(folder) as lease:
-        if lease is None:
+    path, moved, now = folder / CLAIM, new.with_suffix(".dead"), new.stat().st_mtime
+    with _locked_lease(folder) as locked:
+        if locked is None:
             return
-        silent_seconds = new.stat().st_mtime - (folder / CLAIM).stat().st_mtime
-        lease = Lease(lease.content, silent_seconds)
+        lease = _lease_at(path, now)
         if lease.live_holders():
             raise ClaimedElsewhere(
                 f"{folder} is {lease.description()}; wait for it, or end it, and type the same command again"
             )
+        # The lock may not reach other machines. Of all that find the same dead claim, one can rename it; the
+        # others may have got the claim of that one, and put it back.
+        path.rename(moved)
+        if _lease_at(moved, now).live_holders():
+            with contextlib.suppress(FileExistsError):
+                os.link(moved, path)
+            moved.unlink()
+            return
         for entry in folder.glob(f"{_TEMPORARY}*"):
             entry.unlink(missing_ok=True)
-        (folder / CLAIM).unlink()
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
