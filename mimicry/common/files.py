@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,6 +16,8 @@ from typing import Any
 from mimicry.common.scrubbing import without_token
 
 _HASH_CHUNK_BYTES = 1 << 20
+# No writer takes so long, whatever the clocks of machines that share a file system say.
+_LEFT_SECONDS = 3600.0
 
 # Inode number, size and time of change of a file; None when there is no file.
 FileIdentity = tuple[int, int, int] | None
@@ -68,7 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file gets the permissions of an ordinary new file, by the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=path.suffix)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix_of_host(path), suffix=path.suffix)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -106,14 +110,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that writers of `path` left beside it when they were killed.
 
-    Only for the holder of a lock on `path`: nobody else may be writing it.
+    Only for the holder of a lock on `path`: nobody else on this machine may be writing it. A lock may not
+    reach other machines, so their files have to be old.
     """
-    prefix = _temporary_prefix(path)
+    prefix, own = _prefix(path), _prefix_of_host(path)
     for entry in path.parent.iterdir():
         if entry.name.startswith(prefix):
             # A file of another user that cannot be removed does no harm.
             with suppress(OSError):
-                entry.unlink()
+                if entry.name.startswith(own) or time.time() - entry.stat().st_mtime > _LEFT_SECONDS:
+                    entry.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -170,9 +176,14 @@ def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
     return destination
 
 
-def _temporary_prefix(path: Path) -> str:
+def _prefix(path: Path) -> str:
+    """Return how the names of all temporary files for `path` begin."""
     # A short hash, because the name itself may already have the 255 bytes that are allowed.
     return f".tmp-{sha256_text(path.name)[:16]}-"
+
+
+def _prefix_of_host(path: Path) -> str:
+    return f"{_prefix(path)}{sha256_text(socket.gethostname())[:8]}-"
 
 
 def _fsync(path: Path) -> None:

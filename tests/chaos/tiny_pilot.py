@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import STEP
 
 _IMAGES = 3
-_STEPS = 4
 _WORDS = (
     *("--no-push-to-hub", "--resolution=32", "--rank=2", "--gradient-accumulation-steps=1"),
-    *(f"--max-train-steps={_STEPS}", "--checkpointing-steps=1", "--eval-timesteps=1"),
+    *("--checkpointing-steps=1", "--eval-timesteps=1"),
 )
 # Entries of other steps and later versions in the tracker.
 _FOREIGN: dict[str, Any] = {
@@ -33,7 +32,8 @@ _FOREIGN: dict[str, Any] = {
     "of_tomorrow": [1, {"2": None}],
 }
 _LEFT = {WEIGHTS, ADAPTER_CONFIG, TRAINING_RUN, METRICS, TRAIN_LOG, "set_aside"}
-_TRACKER_LEFT = {"progress_tracker.json", ".progress_tracker.json.lock"}
+# With the submissions to a cluster, where there were any.
+_TRACKER_LEFT = {"progress_tracker.json", ".progress_tracker.json.lock", "slurm"}
 
 
 def add_demo_option(parser: argparse.ArgumentParser) -> None:
@@ -53,22 +53,27 @@ class TinyPilot:
     conditions: tuple[Condition, ...] = (Condition(),)
     variants: tuple[str | None, ...] = (None,)
     words: tuple[str, ...] = ("--pilot",)
+    steps: int = 4
     seconds: float = 0.0
     sha256s: dict[AdapterId, str] | None = None
     config: bytes = b""
 
     @classmethod
-    def prepare(cls, demo: Path, folder: Path, *, matrix: bool = False) -> "TinyPilot":
+    def prepare(
+        cls, demo: Path, folder: Path, *, matrix: bool = False, steps: int = 4, parallel: int = 1
+    ) -> "TinyPilot":
         """Copy a few paintings of the demo study into `folder`, and train their pilot once.
 
         Args:
             matrix: not a pilot, but two artists in three conditions, each trained with two seeds.
+            parallel: trainings at a time.
 
         Raises:
             SystemExit: there is no demo study, or the training failed; the message is its output.
         """
         pilot = cls.copied(demo, folder, matrix=matrix)
-        pilot._train_undisturbed(folder / "undisturbed")
+        pilot.steps = steps
+        pilot._train_undisturbed(folder / "undisturbed", parallel)
         return pilot
 
     @classmethod
@@ -99,10 +104,11 @@ class TinyPilot:
         write_json(template.tracker, _FOREIGN)
         return pilot
 
-    def _train_undisturbed(self, folder: Path) -> None:
+    def _train_undisturbed(self, folder: Path, parallel: int) -> None:
         tree = self.new_tree(folder)
         begin = time.monotonic()
-        if start_pilot(self, folder).wait(600) != 0:
+        run = start_pilot(replace(self, words=(*self.words, f"--parallel={parallel}")), folder)
+        if run.wait(600) != 0:
             raise SystemExit((folder / "output.log").read_text())
         self.seconds = time.monotonic() - begin
         outputs = self.output_dirs(tree)
@@ -111,6 +117,14 @@ class TinyPilot:
         faults = faults_of(self, tree)
         if faults:
             raise SystemExit(f"the undisturbed pilot has faults: {faults}")
+
+    def options(self, folder: Path) -> list[str]:
+        """Return the options of apply_tuning for the copy of the study in `folder`."""
+        return [
+            *(*_WORDS, *self.words, f"--max-train-steps={self.steps}"),
+            f"--data-root={folder / 'study'}",
+            f"--pretrained-model-name-or-path={self.base_model}",
+        ]
 
     def new_tree(self, folder: Path) -> StudyTree:
         """Return a new copy of the study in `folder`."""
@@ -180,11 +194,7 @@ def _role(words: str) -> str:
 
 def start_pilot(pilot: TinyPilot, folder: Path) -> Run:
     """Start the pilot on the study in `folder`, with its output in a log there."""
-    words = [
-        *(sys.executable, "-m", "mimicry.tuning.apply_tuning", *_WORDS, *pilot.words),
-        f"--data-root={folder / 'study'}",
-        f"--pretrained-model-name-or-path={pilot.base_model}",
-    ]
+    words = [sys.executable, "-m", "mimicry.tuning.apply_tuning", *pilot.options(folder)]
     # One thread gives the same bits however busy the machine is.
     changes = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(pilot.cache)}
     with (folder / "output.log").open("ab") as log:
@@ -221,7 +231,7 @@ def _adapter_faults(pilot: TinyPilot, output_dir: Path, sha256: str | None) -> l
         faults.append(f"not the {ADAPTER_CONFIG} of an undisturbed run")
     if not faults and recorded:
         run = read_json(output_dir / TRAINING_RUN)
-        if run["status"] != "complete" or run["weights"]["sha256"] != sha256 or run["steps"] != _STEPS:
+        if run["status"] != "complete" or run["weights"]["sha256"] != sha256 or run["steps"] != pilot.steps:
             faults.append(f"{TRAINING_RUN} describes another training")
     return faults
 

@@ -57,7 +57,8 @@ def test_one_of_several_machines_takes_over_what_a_dead_one_had(tmp_path: Path) 
     taken: list[str] = []
     for host in hosts:
         assert host.stdout is not None
-        taken += iter(lambda host=host: host.stdout.readline().strip(), "")
+        while name := host.stdout.readline().strip():
+            taken.append(name)
     owners = [json.loads((folder / CLAIM).read_text())["host"] for folder in folders]
     for host in hosts:
         host.communicate()

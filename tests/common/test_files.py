@@ -3,9 +3,11 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,20 @@ def test_remove_leftovers_removes_those_of_killed_writers_and_no_others(tmp_path
     remove_leftovers(tmp_path / "file")
     remove_leftovers(tmp_path / "other.json")
     assert names_in(tmp_path) == ["file.json"]
+
+
+def test_remove_leftovers_leaves_what_another_machine_may_be_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with atomic_path(tmp_path / "file.json") as theirs:
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        remove_leftovers(tmp_path / "file.json")
+        assert theirs.exists()
+        an_hour_ago = time.time() - 3700
+        os.utime(theirs, (an_hour_ago, an_hour_ago))
+        remove_leftovers(tmp_path / "file.json")
+        assert not theirs.exists()
+        theirs.touch()
 
 
 class TestJson:

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimicry.study.tree import StudyTree
 from tests.slurm.real_slurm import RealSlurm, without_slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 # The nodes have two processors and 2 GB each.
-SMALL_JOBS = ("--slurm-mem=400M", "--slurm-cpus=1")
+_ENGINE = ("--no-push-to-hub", "--engine=slurm", "--slurm-mem=400M", "--slurm-cpus=1")
+
+
+def submissions(tree: StudyTree) -> list[Path]:
+    """Return the folders of all submissions to the cluster."""
+    return sorted(tree.slurm.glob("mimicry-*"))
 
 
 @dataclass
@@ -22,14 +28,12 @@ class ClusterCall:
     log: Path
 
     @classmethod
-    def start(cls, slurm: RealSlurm, log: Path, words: Sequence[str], cluster: bool = True) -> "ClusterCall":
-        """Start the call; without `cluster` it trains on this machine."""
-        engine = ("--engine=slurm", *SMALL_JOBS) if cluster else ()
+    def start(cls, slurm: RealSlurm, log: Path, words: Sequence[str]) -> "ClusterCall":
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         changes = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "mimicry.tuning.apply_tuning", "--no-push-to-hub", *engine, *words],
+                [sys.executable, "-m", "mimicry.tuning.apply_tuning", *_ENGINE, *words],
                 cwd=log.parent,
                 env=without_slurm(os.environ) | slurm.environment | changes,
                 stdin=subprocess.DEVNULL,
@@ -40,9 +44,9 @@ class ClusterCall:
         return cls(process, log)
 
     @classmethod
-    def run(cls, slurm: RealSlurm, log: Path, words: Sequence[str], cluster: bool = True) -> tuple[int, str]:
+    def run(cls, slurm: RealSlurm, log: Path, words: Sequence[str]) -> tuple[int, str]:
         """Return exit code and output of a call."""
-        call = cls.start(slurm, log, words, cluster)
+        call = cls.start(slurm, log, words)
         return call.end(), call.said()
 
     def said(self) -> str:

@@ -1,4 +1,4 @@
-"""Trainings as jobs of a real Slurm on this machine: whatever ends them, every cell is trained once."""
+"""Trainings as jobs of a real Slurm on this machine: what they get, and what becomes of them."""
 
 import re
 from collections import Counter
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.files import sha256_file
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.execution.bookmarks import open_tracker
-from tests.slurm.cluster_call import ClusterCall
+from tests.slurm.cluster_call import ClusterCall, submissions
 from tests.slurm.real_slurm import RealSlurm
 from tests.slurm.slow_stack import SlowStack
-from tests.small_study import ANNA, BORIS, DORA, write_study
+from tests.small_study import ANNA, write_study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -24,27 +22,8 @@ def words_of(tree: StudyTree, stack: SlowStack, *more: str) -> list[str]:
     return [f"--data-root={tree.data_root}", f"--stack={stack.folder}", *more]
 
 
-def submissions(tree: StudyTree) -> list[Path]:
-    return sorted(tree.slurm.glob("mimicry-*"))
-
-
 def statuses(tree: StudyTree) -> Counter[str]:
     return Counter(str(mark["status"]) for mark in open_tracker(tree).bookmarks().values())
-
-
-def with_checkpoint(tree: StudyTree) -> set[str]:
-    """Return the cells that would go on from a checkpoint."""
-    return {"/".join(path.parts[-5:-1]) for path in tree.lora.rglob("checkpoint-*")}
-
-
-def checkpoint_of_new_training(slurm: RealSlurm, tree: StudyTree, stack: SlowStack, begun: int) -> bool:
-    """Return whether a training on n1 that began after the first `begun` ones has written a checkpoint."""
-    new = {str(line["cell"]) for line in stack.begun()[begun:] if line["node"] == "n1" and not line["first"]}
-    return bool(new & with_checkpoint(tree)) and bool(slurm.running_on("n1"))
-
-
-def cells(lines: list[dict[str, object]]) -> Counter[str]:
-    return Counter(str(line["cell"]) for line in lines)
 
 
 @pytest.fixture
@@ -52,47 +31,20 @@ def study(tmp_path: Path) -> StudyTree:
     return write_study(tmp_path / "study")
 
 
-def test_whatever_ends_jobs_each_of_twelve_cells_is_trained_once(
+def test_a_job_sees_a_gpu_that_no_other_has_at_that_time(
     slurm: RealSlurm, study: StudyTree, tmp_path: Path
 ) -> None:
-    # Slurm looks at time limits twice a minute, so Dora's have to last.
-    stack = SlowStack.write(tmp_path / "slow", steps=60, steps_of={DORA.name: 450})
-    words = words_of(study, stack, *ALL)
-    killed = ClusterCall.start(slurm, tmp_path / "killed.log", words)
-    slurm.await_true(lambda: len(submissions(study)) == 2 and len(stack.begun()) >= 3)
-    killed.process.kill()
-    killed.process.wait()
-    again = ClusterCall.start(slurm, tmp_path / "again.log", words)
-    slurm.await_true(lambda: "12 queued" in again.said())
-    slurm.await_true(lambda: len(with_checkpoint(study)) == 4)
-
-    (limited, *_) = slurm.running_on("n2")
-    slurm.call("scontrol", "update", f"jobid={limited}", "timelimit=1")
-    slurm.kill_node("n1")
-    slurm.await_true(lambda: not slurm.running_on("n1"))
-    slurm.start_node("n1")
-    begun = len(stack.begun())
-    slurm.await_true(lambda: checkpoint_of_new_training(slurm, study, stack, begun))
-    slurm.call("sbatch", "-p", "urgent", "-w", "n1", "--exclusive", "--mem=100", "--wrap=sleep 2")
-
-    assert again.end() == 0, again.said()
-    assert cells(stack.done()) == Counter(dict.fromkeys(cells(stack.begun()), 1))
-    assert len(stack.done()) == 12
-    assert {line["node"] for line in stack.done()} == {"n1", "n2"}
-    assert statuses(study) == {"complete": 12}
-    assert len(submissions(study)) == 2, "the second call has submitted something again"
-    resumed = [line for line in stack.begun() if line["first"]]
-    assert len(resumed) >= 3
-    printed = "".join(path.read_text() for path in study.slurm.glob("*/*_log.out"))
-    assert len(re.findall("Requeued job", printed)) >= 2, "the preempted and the limited job"
-
-
-def test_a_job_sees_its_own_gpu(slurm: RealSlurm, study: StudyTree, tmp_path: Path) -> None:
     stack = SlowStack.write(tmp_path / "slow", steps=30)
     code, said = ClusterCall.run(slurm, tmp_path / "log", words_of(study, stack))
     assert code == 0, said
-    gpus = {(line["node"], line["gpu"]) for line in stack.begun()}
-    assert gpus == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
+    ends = {line["cell"]: float(str(line["at"])) for line in stack.done()}
+    in_use: dict[tuple[object, object], float] = {}
+    for line in stack.begun():
+        gpu = line["node"], line["gpu"]
+        assert gpu in {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
+        assert in_use.get(gpu, 0.0) < float(str(line["at"]))
+        in_use[gpu] = ends[line["cell"]]
+    assert len(in_use) > 1
 
 
 def test_without_waiting_it_leaves_and_the_same_command_submits_nothing_again(
@@ -173,24 +125,3 @@ def test_failures_alike_end_what_has_not_begun(slurm: RealSlurm, study: StudyTre
     assert "failed: it burns" in said
     assert "failed alike" in said
     assert statuses(study)["failed"] < 12
-
-
-def test_adapters_have_the_bytes_of_a_run_on_this_machine(
-    slurm: RealSlurm, demo_dir: Path, tmp_path: Path
-) -> None:
-    words = [
-        *(f"--pretrained-model-name-or-path={demo_dir / 'tiny_sd3'}", "--resolution=32", "--rank=2"),
-        *("--max-train-steps=3", "--gradient-accumulation-steps=1", "--eval-timesteps=1"),
-        *(f"--artist={ANNA.name}", f"--artist={BORIS.name}", f"--artist={DORA.name}"),
-    ]
-    found = []
-    for name, cluster in (("here", False), ("there", True)):
-        tree = write_study(tmp_path / name)
-        code, said = ClusterCall.run(
-            slurm, tmp_path / f"{name}.log", [f"--data-root={tree.data_root}", *words], cluster
-        )
-        assert code == 0, said
-        paths = sorted(tree.lora.rglob(WEIGHTS))
-        found.append({path.parent.name: sha256_file(path) for path in paths})
-    assert len(found[0]) == 3
-    assert found[0] == found[1]
