@@ -30,7 +30,7 @@ def test_options_stand_under_their_topics(capsys: pytest.CaptureFixture[str]) ->
     shown = help_of(apply_tuning, capsys)
 
     topics = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
-    assert topics[:5] == ["Study", "Conditions", "Artists", "This call", "Hugging Face Hub"]
+    assert topics[:6] == ["Study", "Conditions", "Artists", "This call", "Slurm", "Hugging Face Hub"]
     assert topics[-1] == "Other options"
     assert len(topics) == len(set(topics))
     parts = dict(zip(topics, re.split(r"^\w.*:$", shown, flags=re.MULTILINE)[1:], strict=True))
