@@ -240,13 +240,13 @@ def test_a_rating_pack_is_answered_and_scored(
     open_page(driver, folder / "pack" / "index.html", PHONE)
     assert faults(driver) == []
     driver.find_element(By.ID, "rater").send_keys('me, "R2"', Keys.ENTER)
+    second = f"Pair 2 of {len(key)}"
     for number, row in enumerate(key):
         if number == 1:
             # What was answered is remembered, and the page may be closed.
             driver.refresh()
             driver.find_element(By.ID, "rater").send_keys(Keys.ENTER)
             # Chromium submits a form some time after the key that asks for it.
-            second = f"Pair 2 of {len(key)}"
             assert comes_true(lambda: driver.find_element(By.ID, "number").text == second)
             driver.find_element(By.ID, "back").click()
             chosen = driver.find_element(By.CSS_SELECTOR, "input[name=quality]:checked")
