@@ -6,7 +6,7 @@ DEMO := data/demo
 STUDY := --data-root $(DEMO)/style_mimicry
 # One worker more than there are processors: some tests wait for most of their time.
 WORKERS = $(shell $(BIN)/python -c "import os; print(min(8, len(os.sched_getaffinity(0)) + 1))")
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What trains, paints or kills: minutes, where the rest takes one.
 SLOW := $(addprefix --ignore=tests/,tuning/hf_diffusers tuning/test_end_to_end.py demo tools chaos slurm)
 

@@ -90,8 +90,13 @@ def process_count() -> int:
 
 
 def processor_count() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processors this process may use: in a job of Slurm, no more than it has asked for.
+
+    Not every cluster binds a job to its processors.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(count, int(asked)) if asked.isdecimal() and int(asked) > 0 else count
 
 
 def typed_device() -> str:

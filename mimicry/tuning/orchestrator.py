@@ -95,8 +95,7 @@ class Orchestrator:
         return self._carry_out(plan)
 
     def _carry_out(self, plan: Plan) -> int:
-        todo = plan.of(State.PENDING)
-        counts = [target.step_count for target in todo]
+        counts = [target.step_count for target in plan.of(State.PENDING, State.QUEUED)]
         display = BatchDisplay(counts, plan.known_seconds(), self.engine.workers)
         tracker = open_tracker(plan.call.tree)
         batch = self.engine.batch(plan, tracker, display, wait=self.wait)

@@ -171,6 +171,11 @@ class BatchDisplay:
         self._ended_steps += course.count
         self._show()
 
+    def leave(self, key: str) -> None:
+        """Show a training no longer that has stopped and may begin again."""
+        del self._running[key]
+        self._show()
+
     def tick(self) -> None:
         """Show how long it has taken, also while there is no step."""
         if self.bar is not None:
@@ -185,8 +190,9 @@ class BatchDisplay:
             return None
         begun = [max(0.0, expected - (now - course.began)) for course in self._running.values()]
         waiting = max(0, len(self._counts) - self._ended - len(begun))
-        # However many work, each training is the work of one.
-        return max([(expected * waiting + sum(begun)) / self._workers, *begun])
+        # A cluster may run more than was known. However many work, each training is the work of one.
+        workers = max(self._workers, len(begun))
+        return max([(expected * waiting + sum(begun)) / workers, *begun])
 
     def time_left(self) -> str:
         """Return `seconds_left` in words; empty while nothing tells it."""

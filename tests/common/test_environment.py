@@ -21,7 +21,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "STUDY_VALUE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.delenv("PYTHON_DOTENV_DISABLED", raising=False)
+    for name in ("PYTHON_DOTENV_DISABLED", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_nearest_dotenv_upwards_is_loaded(tmp_path: Path) -> None:
@@ -79,6 +80,15 @@ def test_only_processors_that_we_may_use_count(monkeypatch: pytest.MonkeyPatch) 
     assert processor_count() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert processor_count() == 64
+
+
+@pytest.mark.parametrize(("asked", "count"), [("2", 2), ("64", 4), ("0", 4), ("many", 4), ("", 4)])
+def test_a_job_of_slurm_has_no_more_than_it_asked_for(
+    asked: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
+    assert processor_count() == count
 
 
 def test_what_a_launcher_has_set_is_left_out_and_named() -> None:

@@ -58,7 +58,7 @@ class FakeSlurm:
 
 def put_submission(tree: StudyTree, keys: list[str], name: str = "mimicry-aa") -> str:
     """Note a submission of jobs for these cells, and return the name of the jobs."""
-    new_submission(tree, name, keys)
+    new_submission(tree, name, dict.fromkeys(keys))
     return name
 
 

@@ -222,6 +222,20 @@ class TestInATerminal:
         assert capsys.readouterr().out == "a line\n"
         assert "trainings 2/2" in terminal.getvalue()
 
+    def test_one_that_stopped_and_may_begin_again_is_not_done(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        as_terminal(monkeypatch)
+        batch = BatchDisplay([10, 30])
+        bar = batch.bar
+        assert bar is not None
+        batch.begin("a", 10)
+        batch.step("a", 5)
+        batch.leave("a")
+        assert (bar.n, bar.desc) == (0, "trainings 0/2")
+        batch.begin("a", 10)
+        batch.end("a", well=True)
+        assert (bar.n, bar.desc) == (10, "trainings 1/2")
+        batch.close()
+
     def test_nothing_to_train_shows_no_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = as_terminal(monkeypatch)
         batch = BatchDisplay([])

@@ -12,7 +12,7 @@ from typing import Any
 from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.study import State, StudyTree
 from mimicry.study.tree import NONE
-from mimicry.tuning.execution.slurm_queue import JOB_NAME, forget_submission, new_submission
+from mimicry.tuning.execution.slurm_queue import JOB_NAME, asked_recipe, forget_submission, new_submission
 from mimicry.tuning.execution.slurm_task import SlurmTask
 from mimicry.tuning.options import option_words
 from mimicry.tuning.options.slurm_options import LOCAL, SIGNAL_SECONDS, SlurmSettings
@@ -77,7 +77,8 @@ class SlurmSubmitter:
         """
         submitit = _submitit()
         name = f"{JOB_NAME}{secrets.token_hex(4)}"
-        folder = new_submission(self.tree, name, [target.adapter.key for target in targets])
+        recipes = {target.adapter.key: asked_recipe(target) for target in targets}
+        folder = new_submission(self.tree, name, recipes)
         tasks = [_task(target, self.settings.python) for target in targets]
         try:
             executor = self._executor(submitit, folder, name, targets[0], after)
@@ -117,7 +118,7 @@ class SlurmSubmitter:
             executor.parameters["map_count"] = len(targets)
         # Submitit has no public name for this.
         text: str = executor._make_submission_file_text(executor._submitit_command_str, "uid")
-        return text
+        return text.rstrip("\n") + "\n"
 
     def _executor(
         self, submitit: ModuleType, folder: Path, name: str, target: Target, after: str

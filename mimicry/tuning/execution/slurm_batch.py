@@ -71,7 +71,7 @@ class SlurmBatch:
             raise
         finally:
             for one in self._followed:
-                one.close(self.books.display, well=False)
+                one.hide(self.books.display)
             self.results += [self._queued_result(one) for one in self._followed]
         if self._waiting:
             self._say(f"{len(self._waiting)} are not submitted, as the queue is full; type the command again")
@@ -169,7 +169,7 @@ class SlurmBatch:
                 f"`scontrol release {job.id}` or `scancel {job.id}`"
             )
         if not one.runs:
-            one.close(display, well=False)
+            one.hide(display)
             return
         if not one.is_shown:
             position = 1 + sum(other.is_shown for other in self._followed)
@@ -185,7 +185,7 @@ class SlurmBatch:
         if result is None:
             return
         self._followed.remove(one)
-        one.close(self.books.display, well=result.state is State.COMPLETE)
+        one.end(self.books.display, well=result.state is State.COMPLETE)
         self.results.append(result)
         if result.state is State.FAILED:
             self._failures.append(result.error.replace(one.target.artist.name, ""))

@@ -53,9 +53,23 @@ class Followed:
             display.step(self.target.adapter.key, int(line["step"]))
         self._steps.tick()
 
-    def close(self, display: BatchDisplay, *, well: bool) -> None:
-        """Show it no longer, if it was shown."""
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = self._metrics = None
+    def hide(self, display: BatchDisplay) -> None:
+        """Show it no longer, if it was shown; its job may run again."""
+        if self._close_steps():
+            display.leave(self.target.adapter.key)
+
+    def end(self, display: BatchDisplay, *, well: bool) -> None:
+        """Show that it is over."""
+        if self._close_steps():
             display.end(self.target.adapter.key, well=well)
+        else:
+            # It was not seen to run, so nobody knows how long it took.
+            display.begin(self.target.adapter.key, self.target.step_count)
+            display.end(self.target.adapter.key, well=False)
+
+    def _close_steps(self) -> bool:
+        if self._steps is None:
+            return False
+        self._steps.close()
+        self._steps = self._metrics = None
+        return True

@@ -13,6 +13,7 @@ from mimicry.tuning.adapters import AdapterState
 from mimicry.tuning.execution.bookkeeping import Bookkeeper
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import Result
+from mimicry.tuning.execution.sharing import is_as_planned
 from mimicry.tuning.execution.slurm_followed import Followed
 from mimicry.tuning.execution.slurm_queue import QueuedJob
 from mimicry.tuning.planning import Target
@@ -35,7 +36,8 @@ class Outcomes:
             settled: whatever the node has written can be seen from here.
         """
         found = one.target.judge()
-        if found.state in _GOOD:
+        # What is to be replaced is good as well, until its job begins.
+        if found.state in _GOOD and not is_as_planned(one.target):
             return self._trained(one, found)
         if settled or self._mark(one.target).get("status") in _BAD:
             return self._not_trained(one)
@@ -79,7 +81,7 @@ class Outcomes:
             error = f"job {job.id} was cancelled; the same command submits it again"
         elif mark.get("status") == State.INTERRUPTED:
             state, error = State.INTERRUPTED, f"{mark.get('error') or 'interrupted'}; {error}"
-        if mark.get("status") not in _BAD:
+        if mark.get("status") not in _BAD and not is_as_planned(target):
             self.books.tracker.record(target.adapter.key, status=state, error=error)
         self._say(one, f"{state}: {error}{self._printed(job)}")
         return Result(target=target, state=state, error=error)

@@ -2,10 +2,11 @@
 
 Each submission has a folder below `progress/slurm/`, whose name is the name of its jobs:
 
-    progress/slurm/mimicry-1f0c2a9b/cells.json    {"submitted_at", "cells": [key of the tracker, ...]}
+    progress/slurm/mimicry-1f0c2a9b/cells.json    {"submitted_at", "cells": {key: recipe}}
 
 It is written before the jobs are submitted, and the job with index N of an array is for cell N. So every job
-is known by its name, whatever ended the call that submitted it.
+is known by its name, whatever ended the call that submitted it. Keys are those of the tracker. A recipe is a
+hash, or null for a stack without options.
 """
 
 import shutil
@@ -18,7 +19,8 @@ from typing import Any
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import read_json, utc_now, write_json
 from mimicry.study import State, StudyTree
-from mimicry.tuning.planning import Plan
+from mimicry.tuning.adapters.recipe import recipe_hash
+from mimicry.tuning.planning import Plan, Target
 
 CELLS = "cells.json"
 JOB_NAME = "mimicry-"
@@ -46,13 +48,17 @@ class QueueUnknown(MimicryError):
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
-    """A job for a cell, as squeue shows it: `state` and `reason` are Slurm's words."""
+    """A job for a cell, as squeue shows it: `state` and `reason` are Slurm's words.
+
+    `recipe` is the hash of the recipe that it was submitted with.
+    """
 
     name: str
     id: str
     state: str
     node: str = ""
     reason: str = ""
+    recipe: str | None = None
 
     @property
     def is_live(self) -> bool:
@@ -74,8 +80,11 @@ class QueuedJob:
         return f"{words} ({self.reason})" if self.reason not in ("", "None") else words
 
 
-def new_submission(tree: StudyTree, name: str, keys: Sequence[str]) -> Path:
-    """Note that jobs with this name will be submitted for these cells; return the folder of their files.
+def new_submission(tree: StudyTree, name: str, recipes: Mapping[str, str | None]) -> Path:
+    """Note that jobs with this name will be submitted; return the folder of their files.
+
+    Args:
+        recipes: the hash of the recipe of each cell, by key, in the order of the jobs.
 
     Raises:
         MimicryError: it cannot be written.
@@ -84,7 +93,7 @@ def new_submission(tree: StudyTree, name: str, keys: Sequence[str]) -> Path:
     try:
         # Submitit keeps pickles there, and who could write them could run programs as this user.
         folder.mkdir(mode=0o700, parents=True)
-        write_json(folder / CELLS, {"submitted_at": utc_now(), "cells": list(keys)})
+        write_json(folder / CELLS, {"submitted_at": utc_now(), "cells": recipes})
     except OSError as error:
         raise MimicryError(
             f"{folder} cannot be written: {error.strerror}; make room or get write permission"
@@ -113,12 +122,13 @@ def jobs_of_study(tree: StudyTree) -> dict[str, QueuedJob]:
     order = {name: number for number, name in enumerate(submissions)}
     rows = sorted(_squeue(list(submissions)), key=lambda row: order.get(row[0].name, -1))
     for job, index in rows:
-        keys = submissions.get(job.name, [])
-        if index >= len(keys):
+        cells = submissions.get(job.name, [])
+        if index >= len(cells):
             continue
-        former = found.get(keys[index])
+        key, recipe = cells[index]
+        former = found.get(key)
         if former is None or job.is_live or not former.is_live:
-            found[keys[index]] = job
+            found[key] = replace(job, recipe=recipe)
     return found
 
 
@@ -133,7 +143,13 @@ def with_queue(plan: Plan, jobs: Mapping[str, QueuedJob]) -> Plan:
     for target in plan.targets:
         job = jobs.get(target.adapter.key)
         if job is not None and job.is_live and target.state in (State.PENDING, State.CLAIMED):
-            target = replace(target, state=State.QUEUED, reason=str(job))
+            reason = str(job)
+            if job.recipe not in (None, asked_recipe(target)):
+                reason += (
+                    f", and was submitted with other options than these; to train it with these, "
+                    f"`scancel {job.id}` and type the same command again"
+                )
+            target = replace(target, state=State.QUEUED, reason=reason)
         targets.append(target)
     return replace(plan, targets=tuple(targets))
 
@@ -145,16 +161,24 @@ def cancel_jobs(ids: Sequence[str], *, pending_only: bool) -> None:
         subprocess.run(["scancel", *state, *ids], check=False, timeout=_SQUEUE_SECONDS)
 
 
-def _submissions(tree: StudyTree) -> dict[str, list[str]]:
-    """Return the keys of the newest submissions by the name of their jobs, the oldest first."""
-    found: list[tuple[str, str, list[str]]] = []
+def asked_recipe(target: Target) -> str | None:
+    """Return the hash of the recipe that `target` is to be trained with; None for a stack without options."""
+    recipe = target.request.spec.recipe
+    return None if recipe is None else recipe_hash(recipe)
+
+
+def _submissions(tree: StudyTree) -> dict[str, list[tuple[str, str | None]]]:
+    """Return the cells of the newest submissions by the name of their jobs, the oldest first."""
+    found: list[tuple[str, str, list[tuple[str, str | None]]]] = []
     for path in tree.slurm.glob(f"{JOB_NAME}*/{CELLS}"):
         try:
             content: Any = read_json(path)
-            found.append((str(content["submitted_at"]), path.parent.name, list(map(str, content["cells"]))))
-        except (OSError, ValueError, KeyError, TypeError):
+            cells = list(content["cells"].items())
+            found.append((str(content["submitted_at"]), path.parent.name, cells))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # torn by a crash of the machine: without it the jobs run all the same
-    return {name: keys for _, name, keys in sorted(found)[-_MOST_SUBMISSIONS:]}
+    found.sort(key=lambda one: one[:2])
+    return {name: cells for _, name, cells in found[-_MOST_SUBMISSIONS:]}
 
 
 def _squeue(names: Sequence[str]) -> list[tuple[QueuedJob, int]]:

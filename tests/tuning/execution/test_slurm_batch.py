@@ -192,6 +192,16 @@ def test_ends_without_an_adapter_are_told_by_record_tracker_and_slurm(cluster: C
     assert mark_of(cluster.tree, CLARA)["status"] == "failed"
 
 
+def test_what_an_overwrite_was_to_replace_is_not_taken_for_its_result(cluster: Cluster) -> None:
+    put_adapter(cluster.tree, artist=ANNA)
+    plan = plan_of(cluster.tree, overwrite=True, artists=(ANNA.name,))
+    batch = cluster.batch(plan)
+    cluster.looks = [lambda: cluster.show("CANCELLED"), *[lambda: None] * 4]
+    batch.run()
+    assert words(batch) == {ANNA.name: "interrupted"}
+    assert mark_of(cluster.tree, ANNA)["status"] == "complete"
+
+
 def test_a_requeued_job_is_followed_on(cluster: Cluster) -> None:
     def train() -> None:
         for artist in EVERYBODY:

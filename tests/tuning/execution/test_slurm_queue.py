@@ -11,6 +11,7 @@ from mimicry.study.tree import StudyTree
 from mimicry.tuning.execution.slurm_queue import (
     CELLS,
     QueueUnknown,
+    asked_recipe,
     cancel_jobs,
     forget_submission,
     jobs_of_study,
@@ -103,16 +104,16 @@ def test_a_queue_that_does_not_answer_is_an_error(
 
 def test_a_torn_submission_is_passed_over(tree: StudyTree, fake_slurm: FakeSlurm) -> None:
     name = put_submission(tree, ["a"])
-    torn = new_submission(tree, "mimicry-bb", ["b"])
+    torn = new_submission(tree, "mimicry-bb", {"b": None})
     (torn / CELLS).write_text('{"submi')
     fake_slurm.show(f"{name}|7|0|RUNNING|n1|None")
     assert set(jobs_of_study(tree)) == {"a"}
 
 
 def test_a_submission_is_for_its_user_alone_and_can_be_taken_back(tree: StudyTree) -> None:
-    folder = new_submission(tree, "mimicry-aa", ["a", "b"])
+    folder = new_submission(tree, "mimicry-aa", {"a": None, "b": "hash"})
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert json.loads((folder / CELLS).read_text())["cells"] == ["a", "b"]
+    assert json.loads((folder / CELLS).read_text())["cells"] == {"a": None, "b": "hash"}
     forget_submission(folder)
     assert not folder.exists()
 
@@ -130,6 +131,19 @@ def test_a_plan_shows_what_is_queued_and_leaves_what_is_complete(
     assert target_of(queued, ANNA).reason == "job 7_0 is pending (Priority)"
     assert target_of(queued, BORIS).state is State.COMPLETE
     assert queued.counts()["queued"] == 1
+
+
+def test_a_job_that_was_submitted_with_other_options_says_so(tree: StudyTree, fake_slurm: FakeSlurm) -> None:
+    plan = plan_of(tree)
+    anna, boris = target_of(plan, ANNA), target_of(plan, BORIS)
+    new_submission(
+        tree, "mimicry-aa", {anna.adapter.key: asked_recipe(anna), boris.adapter.key: "of another recipe"}
+    )
+    fake_slurm.show("mimicry-aa|7|0|PENDING||Priority", "mimicry-aa|7|1|PENDING||Priority")
+    queued = with_queue(plan, jobs_of_study(tree))
+    assert "other options" not in target_of(queued, ANNA).reason
+    assert "other options" in target_of(queued, BORIS).reason
+    assert "scancel 7_1" in target_of(queued, BORIS).reason
 
 
 def test_jobs_are_cancelled_by_id(fake_slurm: FakeSlurm) -> None:
