@@ -367,11 +367,13 @@ class TestCluster:
             shown = show("--protection=none", "--countermeasure=none")
             found = json.loads(show("--protection=none", "--countermeasure=none", "--json").out)
         assert "1 running, 1 queued" in shown.out
-        assert "(job 7_0 is running on n1)" in shown.out
+        log = f"progress/slurm/{name}/7_0_0_log.out"
+        assert f"(job 7_0 is running on n1, log: {log})" in shown.out
         assert f"  none__none/{BORIS}: job 7_1 is pending (Priority)" in shown.out
         states = {cell["artist"]: (cell["state"], cell["reason"]) for cell in found["cells"]}
         assert states[BORIS.name] == ("queued", "job 7_1 is pending (Priority)")
         assert states[DORA.name][0] == "waiting"
+        assert {cell["artist"]: cell["job_log"] for cell in found["cells"]}[ANNA.name] == log
 
     def test_a_queue_that_cannot_be_asked_is_told_and_left_out(
         self, tree: StudyTree, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,7 +93,7 @@ class Outcomes:
         """Say where the output of a job is, which tells what no record does."""
         if job is None:
             return ""
-        path = self.books.plan.call.tree.slurm / job.name / f"{job.id}_0_log.out"
+        path = job.log(self.books.plan.call.tree)
         return f"; see {path}" if path.exists() else ""
 
     def _say(self, one: Followed, text: str) -> None:

@@ -73,6 +73,10 @@ class QueuedJob:
         """Whether it will not start by itself."""
         return self.state == "PENDING" and any(word.lower() in self.reason.lower() for word in _STUCK)
 
+    def log(self, tree: StudyTree) -> Path:
+        """Return the file that the job prints into."""
+        return tree.slurm / self.name / f"{self.id}_0_log.out"
+
     def __str__(self) -> str:
         words = f"job {self.id} is {self.state.lower().replace('_', ' ')}"
         if self.runs and self.node:

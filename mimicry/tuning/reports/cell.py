@@ -43,7 +43,8 @@ class Cell:
 
     `worker` is the claim of who works in its folder now. `steps` are optimizer steps, of a training that runs
     those so far, and `step_count` those of a whole training; `checkpoint` is the step of the checkpoint that
-    the next training would go on from. `log` is relative to the data root. What is not known is None.
+    the next training would go on from. `log`, and `job_log` of its job on a cluster, are relative to the data
+    root. What is not known is None.
     """
 
     adapter: AdapterId
@@ -60,6 +61,7 @@ class Cell:
     seconds: float | None = None
     owed: str = ""
     log: str | None = None
+    job_log: str | None = None
 
     @property
     def has_data(self) -> bool:

@@ -175,7 +175,8 @@ def with_jobs(status: StudyStatus, jobs: Mapping[str, QueuedJob]) -> StudyStatus
         job = jobs.get(cell.adapter.key)
         if job is not None and cell.state in (State.RUNNING, *TO_TRAIN):
             state = cell.state if cell.state is State.RUNNING else State.QUEUED
-            cell = replace(cell, state=state, reason=str(job))
+            log = str(job.log(status.tree).relative_to(status.tree.data_root))
+            cell = replace(cell, state=state, reason=str(job), job_log=log)
         cells.append(cell)
     return replace(status, cells=tuple(cells))
 

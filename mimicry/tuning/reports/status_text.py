@@ -87,6 +87,7 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "checkpoint": cell.checkpoint,
         "upload_owed": cell.owed or None,
         "log": cell.log,
+        "job_log": cell.job_log,
     }
 
 
@@ -128,8 +129,8 @@ def _work(cell: Cell, series: Sequence[str]) -> str:
         words.append(f"({state_word(cell.state)})")
     elif cell.steps:
         words.append(f"at {_step(cell.steps, cell)}")
-    if cell.state is State.RUNNING and cell.reason:
-        words.append(f"({cell.reason})")
+    if cell.state is State.RUNNING and cell.job_log:
+        words.append(f"({cell.reason}, log: {cell.job_log})")
     return " ".join(words)
 
 

@@ -212,6 +212,7 @@ def test_programs_read_every_cell(several: StudyTree) -> None:
         "checkpoint": 27,
         "upload_owed": None,
         "log": f"models/lora/{PLAIN}/{MIST}/{CLARA}/train.log",
+        "job_log": None,
     }
     (dora,) = (cell for cell in value["cells"] if cell["upload_owed"])
     assert (dora["state"], dora["steps"], dora["seed"]) == ("complete", CONFIG.max_train_steps, CONFIG.seed)
