@@ -57,7 +57,6 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=30 State=UP
 PartitionName=urgent Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=closed Nodes=n1,n2 State=INACTIVE
 """
 _GRES = """\
 AutoDetect=off
@@ -94,11 +93,6 @@ class RealSlurm:
         return subprocess.run(
             words, env=os.environ | self.environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout
-
-    def states(self) -> dict[str, str]:
-        """Return the state of each job by its id."""
-        lines = self.call("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").splitlines()
-        return dict(line.split() for line in lines)
 
     def running_on(self, node: str) -> list[str]:
         """Return the ids of the jobs that run on a node."""

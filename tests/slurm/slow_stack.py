@@ -4,13 +4,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-_SCRIPT = """\
+from tests.tuning.quick_studio import MAKE_WEIGHTS
+
+_SCRIPT = (
+    """\
 import json, os, signal, struct, sys, time
 from pathlib import Path
 
 stack, output = Path(__file__).parent, Path(sys.argv[2])
 settings = json.loads((stack / "settings.json").read_text())
-steps = settings["steps_of"].get(output.name, settings["steps"])
+steps = settings["steps"]
 cell = "/".join(output.parts[-4:])
 if output.name in settings["failing"]:
     sys.exit("error: " + settings["failing"][output.name])
@@ -40,16 +43,13 @@ with (output / "metrics.jsonl").open("a" if first else "w") as metrics:
             sys.exit(143)
 for path in output.glob("checkpoint-*"):
     path.rmdir()
-entry = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
-header = json.dumps({
-    "transformer.x.lora_A.weight": entry,
-    "transformer.x.lora_B.weight": entry | {"shape": [2, 1], "data_offsets": [8, 16]},
-}).encode()
-header += b" " * (-len(header) % 8)
-weights = struct.pack("<Q", len(header)) + header + struct.pack("<4f", 1, 2, 3, 4)
+"""
+    + MAKE_WEIGHTS
+    + """\
 (output / "pytorch_lora_weights.safetensors").write_bytes(weights)
 note("done.jsonl", first=first)
 """
+)
 
 
 @dataclass
@@ -63,15 +63,14 @@ class SlowStack:
         cls,
         folder: Path,
         steps: int,
-        steps_of: dict[str, int] | None = None,
         failing: dict[str, str] | None = None,
     ) -> "SlowStack":
-        """Write the stack; `steps_of` and `failing` are by name of artist, the latter with a message."""
+        """Write the stack; `failing` has messages by name of artist."""
         folder.mkdir()
         command = "{python} {stack_dir}/train.py {input_dir} {output_dir}"
         (folder / "runner_config.json").write_text(json.dumps({"command": command}))
         (folder / "train.py").write_text(_SCRIPT)
-        settings = {"steps": steps, "steps_of": steps_of or {}, "failing": failing or {}}
+        settings = {"steps": steps, "failing": failing or {}}
         (folder / "settings.json").write_text(json.dumps(settings))
         return cls(folder)
 
