@@ -1,4 +1,4 @@
-"""No file that this project reads can run a program: nothing is unpickled."""
+"""No file that our code reads can run a program: it unpickles nothing."""
 
 import ast
 import json
