@@ -38,7 +38,7 @@ class MetricsReader:
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         self._first_line = self._first_line or self._read_first_line()
-        return [json.loads(line) for line in whole.splitlines()]
+        return [found for line in whole.splitlines() if (found := _parsed(line)) is not None]
 
     def _read_first_line(self) -> bytes:
         """Return the first line with its newline; nothing while it is not whole."""
@@ -54,6 +54,19 @@ class MetricsReader:
             return os.stat(self._path).st_size  # noqa: PTH116 - five times a second
         except FileNotFoundError:
             return 0
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return a line of metrics; None for the rest of one.
+
+    A file that was cut back, and has grown beyond where it was since the last look, is read from the midst of
+    a line.
+    """
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class StallGuard:

@@ -85,6 +85,17 @@ class TestMetricsReader:
         path.write_bytes(b'{"step": 1, "seconds": 0.6}\n')
         assert reader.new_lines() == [{"step": 1, "seconds": 0.6}]
 
+    def test_a_file_that_was_cut_back_and_has_grown_again_between_two_looks(self, path: Path) -> None:
+        """As when nobody saw that a job was stopped and went on: what is left of a line is no line."""
+        append(path, '{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+        whole = b'{"step": 1}\n{"step": 2, "seconds": 0.25}\n{"step": 3, "seconds": 17}\n{"step": 4}\n'
+        for size in range(1, len(whole)):
+            path.write_bytes(whole[:size])
+            reader = MetricsReader(path)
+            path.write_bytes(whole)
+            found = reader.new_lines()
+            assert found == list(map(json.loads, whole.splitlines()))[4 - len(found) :]
+
     def test_a_loss_that_is_no_number(self, path: Path) -> None:
         reader = MetricsReader(path)
         append(path, '{"loss": NaN}\n')
