@@ -95,6 +95,18 @@ def test_a_cancelled_job_is_told_and_submitted_again(
     assert stack.done()[0]["first"], "it has not gone on from its checkpoint"
 
 
+def test_a_job_that_is_to_stop_as_it_begins_is_no_failure(
+    slurm: RealSlurm, study: StudyTree, tmp_path: Path
+) -> None:
+    stack = SlowStack.write(tmp_path / "slow", steps=2)
+    call = ClusterCall.start(slurm, tmp_path / "log", words_of(study, stack, f"--artist={ANNA.name}"))
+    slurm.await_true(lambda: bool(slurm.running_on("n1") + slurm.running_on("n2")))
+    (job,) = slurm.running_on("n1") + slurm.running_on("n2")
+    slurm.call("scancel", "--signal=USR2", job)
+    assert call.end() == 0, call.said()
+    assert len(stack.done()) == 1
+
+
 def test_a_job_that_does_not_start_is_told(slurm: RealSlurm, study: StudyTree, tmp_path: Path) -> None:
     stack = SlowStack.write(tmp_path / "slow", steps=2)
     words = words_of(study, stack, f"--artist={ANNA.name}", "--slurm-extra=hold")

@@ -2,6 +2,7 @@
 
 import importlib
 import secrets
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.study import State, StudyTree
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution.slurm_queue import JOB_NAME, asked_recipe, forget_submission, new_submission
-from mimicry.tuning.execution.slurm_task import SlurmTask
+from mimicry.tuning.execution.slurm_task import IGNORING, SlurmTask
 from mimicry.tuning.options import option_words
 from mimicry.tuning.options.slurm_options import LOCAL, SIGNAL_SECONDS, SlurmSettings
 from mimicry.tuning.planning import Plan, Target
@@ -124,8 +125,11 @@ class SlurmSubmitter:
         self, submitit: ModuleType, folder: Path, name: str, target: Target, after: str
     ) -> Any:  # of submitit, which has no types for its parameters
         settings = self.settings
+        # A preemption may signal a job that has just begun. Python would end of it before submitit takes the
+        # signal, and Slurm would call the job failed instead of putting it back into the queue.
+        python = shlex.join([*IGNORING, settings.python])
         executor = submitit.SlurmExecutor(
-            folder=folder.absolute(), max_num_timeout=_MOST_TIMEOUTS, python=settings.python
+            folder=folder.absolute(), max_num_timeout=_MOST_TIMEOUTS, python=python
         )
         gres = settings.gres_for(target.request.config.num_processes)
         given = {

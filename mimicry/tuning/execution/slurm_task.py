@@ -30,8 +30,8 @@ _POLL_SECONDS = 0.2
 CLAIM_POLL_SECONDS = 5.0
 # So many allocations in a row that took no step: the next ones would take none either.
 _MOST_IDLE = 5
-# A program that is started this way ignores SIGUSR2, and so do its children.
-_IGNORING = ("/bin/sh", "-c", 'trap "" USR2; exec "$0" "$@"')
+# A program that is started this way ignores SIGUSR2 until it says what to do with it, and so do its children.
+IGNORING = ("/bin/sh", "-c", 'trap "" USR2; exec "$0" "$@"')
 
 
 class SlurmTask:
@@ -91,7 +91,7 @@ class SlurmTask:
         return DelayedSubmission(SlurmTask(self.words, self.folder, self.replaces, idle))
 
     def _run(self) -> int:
-        words = [*_IGNORING, *self.words]
+        words = [*IGNORING, *self.words]
         if self.replaces is not None and training_of(AdapterFolder(self.folder)) == self.replaces:
             words.append("--overwrite")
         self._first_checkpoint = self._newest_checkpoint()

@@ -1,5 +1,6 @@
 """Submitting: what a job is told, what Slurm is asked for, and what its refusals become."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.execution.slurm import QueueFull, SlurmSubmitter, SubmissionUnknown, cell_words
+from mimicry.tuning.execution.slurm_task import IGNORING
 from mimicry.tuning.hub import HubOptions
 from mimicry.tuning.options import TuningConfig, selection_of, take_config
 from mimicry.tuning.options.slurm_options import SlurmSettings
@@ -79,7 +81,7 @@ class TestSubmit:
         del asked["job_name"], asked["folder"]
         assert asked == {
             "max_num_timeout": asked["max_num_timeout"],
-            "python": "/nodes/python",
+            "python": shlex.join([*IGNORING, "/nodes/python"]),
             "time": 90,
             "cpus_per_task": 4,
             "mem": "32G",
