@@ -21,7 +21,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,11 +31,10 @@ from mimicry.study.tree import NONE
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import STEP
 from mimicry.tuning.options.slurm_options import SIGNAL_SECONDS
-from tests.chaos.tiny_pilot import TinyPilot, add_demo_option, start_pilot
+from tests.chaos.tiny_pilot import TinyPilot, add_demo_option
 from tools.results_file import add_output_option, report
 
 _MINUTE = 60.0
-_DEADLINE_SECONDS = 3600.0
 _STEPS = 40
 
 
@@ -150,16 +148,15 @@ def _compare(demo: Path, studies: int, output: Path | None) -> int:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="study-time-") as name:
         pilot = replace(TinyPilot.copied(demo, Path(name), matrix=True), steps=_STEPS)
-        every = pilot.words
         # The first run of all fills the disk cache, and the prompt cache.
-        _measure(pilot, Path(name) / "warm-up", (*every, f"--variant={NONE}"))
+        pilot.train(Path(name) / "warm-up", f"--variant={NONE}")
         for workers in (1, 2):
-            words = (*every, f"--parallel={workers}")
-            six = _measure(pilot, Path(name) / f"six-{workers}", (*words, f"--variant={NONE}"))
-            call = _seconds_of_plan(pilot, Path(name) / f"plan-{workers}", words)
+            parallel = f"--parallel={workers}"
+            six = _measure(pilot, Path(name) / f"six-{workers}", parallel, f"--variant={NONE}")
+            _, call = pilot.train(Path(name) / f"plan-{workers}", parallel, "--dry-run")
             setting = _setting_of(six, cells=12, workers=workers, call=call)
             estimate = statistics.median(one.makespan for one in _studies(setting, studies))
-            twelve = _measure(pilot, Path(name) / f"twelve-{workers}", words)
+            twelve = _measure(pilot, Path(name) / f"twelve-{workers}", parallel)
             what = f"twelve trainings, {workers} at a time"
             figures |= {
                 f"{what}: estimated from six [s]": estimate,
@@ -170,30 +167,13 @@ def _compare(demo: Path, studies: int, output: Path | None) -> int:
     return 0
 
 
-def _measure(pilot: TinyPilot, folder: Path, words: Sequence[str]) -> _Measured:
-    """Train a new copy of the study.
-
-    Raises:
-        SystemExit: it failed; the message is its output.
-    """
-    tree = pilot.new_tree(folder)
-    begin = time.monotonic()
-    code = start_pilot(replace(pilot, words=tuple(words)), folder).wait(_DEADLINE_SECONDS)
-    wall = time.monotonic() - begin
-    if code != 0:
-        raise SystemExit((folder / "output.log").read_text("utf-8", "replace"))
+def _measure(pilot: TinyPilot, folder: Path, *words: str) -> _Measured:
+    """Train a new copy of the study."""
+    tree, wall = pilot.train(folder, *words)
     marks = read_json(tree.tracker)["bookmarks"][STEP].values()
     records = [read_json(path) for path in tree.lora.rglob(TRAINING_RUN)]
     training = [record["stage_seconds"]["train"] for record in records]
     return _Measured(wall, [mark["seconds"] for mark in marks if "seconds" in mark], training)
-
-
-def _seconds_of_plan(pilot: TinyPilot, folder: Path, words: Sequence[str]) -> float:
-    """Return what a call takes that only plans."""
-    pilot.new_tree(folder)
-    begin = time.monotonic()
-    start_pilot(replace(pilot, words=(*words, "--dry-run")), folder).wait(_DEADLINE_SECONDS)
-    return time.monotonic() - begin
 
 
 def _setting_of(run: _Measured, *, cells: int, workers: int, call: float) -> Setting:

@@ -366,7 +366,7 @@ def _remove_dead(folder: Path, new: Path) -> None:
     with _locked_lease(folder) as locked:
         if locked is None:
             return
-        lease = _lease_at(path, now)
+        lease = Lease(locked.content, now - path.stat().st_mtime)
         if lease.live_holders():
             raise ClaimedElsewhere(
                 f"{folder} is {lease.description()}; wait for it, or end it, and type the same command again"

@@ -105,18 +105,25 @@ class TinyPilot:
         return pilot
 
     def _train_undisturbed(self, folder: Path, parallel: int) -> None:
-        tree = self.new_tree(folder)
-        begin = time.monotonic()
-        run = start_pilot(replace(self, words=(*self.words, f"--parallel={parallel}")), folder)
-        if run.wait(600) != 0:
-            raise SystemExit((folder / "output.log").read_text())
-        self.seconds = time.monotonic() - begin
+        tree, self.seconds = self.train(folder, f"--parallel={parallel}")
         outputs = self.output_dirs(tree)
         self.sha256s = {adapter: sha256_file(path / WEIGHTS) for adapter, path in outputs.items()}
         self.config = (next(iter(outputs.values())) / ADAPTER_CONFIG).read_bytes()
         faults = faults_of(self, tree)
         if faults:
             raise SystemExit(f"the undisturbed pilot has faults: {faults}")
+
+    def train(self, folder: Path, *words: str) -> tuple[StudyTree, float]:
+        """Train a new copy of the study in `folder`, with more options; return it, and the seconds it took.
+
+        Raises:
+            SystemExit: it failed; the message is its output.
+        """
+        tree = self.new_tree(folder)
+        begin = time.monotonic()
+        if start_pilot(replace(self, words=(*self.words, *words)), folder).wait(600) != 0:
+            raise SystemExit((folder / "output.log").read_text("utf-8", "replace"))
+        return tree, time.monotonic() - begin
 
     def options(self, folder: Path) -> list[str]:
         """Return the options of apply_tuning for the copy of the study in `folder`."""

@@ -95,7 +95,7 @@ def test_a_cancelled_job_is_told_and_submitted_again(
     assert stack.done()[0]["first"], "it has not gone on from its checkpoint"
 
 
-def test_a_job_that_is_to_stop_as_it_begins_is_no_failure(
+def test_a_job_that_is_to_stop_as_it_begins_does_not_fail(
     slurm: RealSlurm, study: StudyTree, tmp_path: Path
 ) -> None:
     stack = SlowStack.write(tmp_path / "slow", steps=2)

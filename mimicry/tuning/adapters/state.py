@@ -17,7 +17,7 @@ from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.place import recorded_elsewhere
-from mimicry.tuning.adapters.recipe import recipe_differences
+from mimicry.tuning.adapters.recipe import recipe_differences, recipe_hash
 from mimicry.tuning.adapters.training_run import TrainingRun
 
 
@@ -31,6 +31,11 @@ class AdapterSpec:
     rank: int | None = None
     recipe: Mapping[str, Any] | None = None
     class_images: ClassImages | None = None
+
+    @property
+    def recipe_hash(self) -> str | None:
+        """The hash of the recipe; None when there is no recipe."""
+        return None if self.recipe is None else recipe_hash(self.recipe)
 
 
 @dataclass(frozen=True)

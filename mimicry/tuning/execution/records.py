@@ -9,7 +9,6 @@ from mimicry.common.files import utc_now, write_json
 from mimicry.study import Captions, ImageRecord, State
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.image_sets import described_images
-from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.planning import Target
 
 
@@ -48,9 +47,9 @@ class UnrecordedTraining:
             # Without a record it would count as complete.
             folder.set_aside(State.STALE)
             raise
-        recipe = target.request.spec.recipe
+        spec = target.request.spec
         try:
-            adapter = folder.check(target.request.spec.rank)
+            adapter = folder.check(spec.rank)
         except AdapterBroken as error:
             folder.set_aside(State.BROKEN)
             raise TrainingFailed(str(error)) from error
@@ -59,8 +58,8 @@ class UnrecordedTraining:
         record: dict[str, Any] = {
             "schema": 1,
             "stack": target.request.stack.name,
-            "recipe": recipe,
-            "recipe_hash": None if recipe is None else recipe_hash(recipe),
+            "recipe": spec.recipe,
+            "recipe_hash": spec.recipe_hash,
             "images": described,
             "unpaired": marks,
             "warnings": [*target.warnings, *target.notes],

@@ -13,7 +13,7 @@ from typing import Any
 from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.study import State, StudyTree
 from mimicry.study.tree import NONE
-from mimicry.tuning.execution.slurm_queue import JOB_NAME, asked_recipe, forget_submission, new_submission
+from mimicry.tuning.execution.slurm_queue import JOB_NAME, forget_submission, new_submission
 from mimicry.tuning.execution.slurm_task import IGNORING, SlurmTask
 from mimicry.tuning.options import option_words
 from mimicry.tuning.options.slurm_options import LOCAL, SIGNAL_SECONDS, SlurmSettings
@@ -78,7 +78,7 @@ class SlurmSubmitter:
         """
         submitit = _submitit()
         name = f"{JOB_NAME}{secrets.token_hex(4)}"
-        recipes = {target.adapter.key: asked_recipe(target) for target in targets}
+        recipes = {target.adapter.key: target.request.spec.recipe_hash for target in targets}
         folder = new_submission(self.tree, name, recipes)
         tasks = [_task(target, self.settings.python) for target in targets]
         try:

@@ -19,8 +19,7 @@ from typing import Any
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import read_json, utc_now, write_json
 from mimicry.study import State, StudyTree
-from mimicry.tuning.adapters.recipe import recipe_hash
-from mimicry.tuning.planning import Plan, Target
+from mimicry.tuning.planning import Plan
 
 CELLS = "cells.json"
 JOB_NAME = "mimicry-"
@@ -148,7 +147,7 @@ def with_queue(plan: Plan, jobs: Mapping[str, QueuedJob]) -> Plan:
         job = jobs.get(target.adapter.key)
         if job is not None and job.is_live and target.state in (State.PENDING, State.CLAIMED):
             reason = str(job)
-            if job.recipe not in (None, asked_recipe(target)):
+            if job.recipe not in (None, target.request.spec.recipe_hash):
                 reason += (
                     f", and was submitted with other options than these; to train it with these, "
                     f"`scancel {job.id}` and type the same command again"
@@ -163,12 +162,6 @@ def cancel_jobs(ids: Sequence[str], *, pending_only: bool) -> None:
     if ids:
         state = ["--state=PENDING"] if pending_only else []
         subprocess.run(["scancel", *state, *ids], check=False, timeout=_SQUEUE_SECONDS)
-
-
-def asked_recipe(target: Target) -> str | None:
-    """Return the hash of the recipe that `target` is to be trained with; None for a stack without options."""
-    recipe = target.request.spec.recipe
-    return None if recipe is None else recipe_hash(recipe)
 
 
 def _submissions(tree: StudyTree) -> dict[str, list[tuple[str, str | None]]]:

@@ -11,7 +11,6 @@ from mimicry.study.tree import StudyTree
 from mimicry.tuning.execution.slurm_queue import (
     CELLS,
     QueueUnknown,
-    asked_recipe,
     cancel_jobs,
     forget_submission,
     jobs_of_study,
@@ -137,7 +136,9 @@ def test_a_job_that_was_submitted_with_other_options_says_so(tree: StudyTree, fa
     plan = plan_of(tree)
     anna, boris = target_of(plan, ANNA), target_of(plan, BORIS)
     new_submission(
-        tree, "mimicry-aa", {anna.adapter.key: asked_recipe(anna), boris.adapter.key: "of another recipe"}
+        tree,
+        "mimicry-aa",
+        {anna.adapter.key: anna.request.spec.recipe_hash, boris.adapter.key: "of another recipe"},
     )
     fake_slurm.show("mimicry-aa|7|0|PENDING||Priority", "mimicry-aa|7|1|PENDING||Priority")
     queued = with_queue(plan, jobs_of_study(tree))
