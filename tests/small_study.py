@@ -16,7 +16,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig

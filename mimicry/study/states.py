@@ -26,3 +26,8 @@ class State(StrEnum):
     BLOCKED = "blocked"
     # There are no images of it, and nobody has said that there must be.
     NO_DATA = "no data"
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there are whole weights in this state: as asked for, or of another recipe or images."""
+        return self in (State.COMPLETE, State.STALE)

@@ -15,7 +15,7 @@ from mimicry.study.conditions import condition_order
 from mimicry.study.selection import Selection
 from mimicry.study.tree import ALL, NONE, folders_in, series_name
 from mimicry.tuning.adapters import TrainingRun
-from mimicry.tuning.adapters.place import recorded_elsewhere
+from mimicry.tuning.adapters.judge import recorded_elsewhere
 from mimicry.tuning.options import STUDY_VARIANT, selection_of
 from mimicry.tuning.options.series import is_meant, names_of
 

@@ -11,7 +11,7 @@ from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
     ANNA,
