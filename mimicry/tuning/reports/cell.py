@@ -25,6 +25,7 @@ from mimicry.tuning.adapters import (
     TrainingRun,
     judge_adapter,
 )
+from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.place import recorded_elsewhere
 from mimicry.tuning.adapters.recipe import recipe_hash, recorded_step_count
@@ -149,11 +150,11 @@ class CellReader:
             return AdapterState(State.RUNNING)
         if pairing is None:
             return AdapterState(State.NO_DATA, self._why_no_data(adapter))
-        bookmark = self.bookmarks.get(adapter.key, {})
+        bookmark = Bookmark.from_json(self.bookmarks.get(adapter.key, {}))
         if TRAINING_RUN in names:
             return _without_weights(run)
-        if bookmark.get("status") in _ENDED:
-            return AdapterState(State(bookmark["status"]), str(bookmark.get("error") or ""))
+        if bookmark.status in (State.FAILED, State.INTERRUPTED, State.BLOCKED):
+            return AdapterState(bookmark.status, bookmark.error or "")
         problem = pairing.images.problem()
         if problem is not None:
             return AdapterState(State.BLOCKED, problem)
@@ -164,7 +165,7 @@ class CellReader:
                 State.BLOCKED,
                 f"unpaired: {pairing.problem}; complete the set, or train with --allow-unpaired",
             )
-        return AdapterState(State.PENDING, str(bookmark.get("note") or ""))
+        return AdapterState(State.PENDING, bookmark.note or "")
 
     def _judged(
         self, adapter: AdapterId, folder: AdapterFolder, pairing: Pairing | None, run: TrainingRun
