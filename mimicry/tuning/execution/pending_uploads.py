@@ -132,7 +132,9 @@ def upload_pending(
             failures, owner = [], repository.partition("/")[0]
             say(f"{label}: uploaded to {repository}")
         ends.append(UploadEnd(adapter=upload.adapter, error=error))
-        tracker.record(upload.adapter.key, **complete_bookmark(tree, AdapterFolder(upload.job.folder)))
+        tracker.record(
+            upload.adapter.key, **complete_bookmark(tree, AdapterFolder(upload.job.folder)).to_json()
+        )
     return ends
 
 

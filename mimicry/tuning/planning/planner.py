@@ -21,6 +21,7 @@ from mimicry.study import (
 )
 from mimicry.study.quarantine import left_out
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.planning.findings import Findings, caption_faults, captions_of
 from mimicry.tuning.planning.overwriting import Overwrite
 from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, OVERWRITTEN, RETRAINED, Plan, with_recipes
@@ -172,7 +173,8 @@ class _Planner:
         """Return the state of a target that may be trained, and the reason in words."""
         folder = request.folder(adapter.artist)
         done = self.overwrite is not None and adapter in self.overwrite.done
-        state, reason = _wanted(request, found, self._bookmarks.get(adapter.key, {}), overwritten=done)
+        mark = Bookmark.from_json(self._bookmarks.get(adapter.key, {}))
+        state, reason = _wanted(request, found, mark, overwritten=done)
         if state is not State.PENDING:
             return state, reason
         holder = claimed_by(folder.path)
@@ -200,7 +202,7 @@ class _Planner:
 
 
 def _wanted(
-    request: Request, found: AdapterState, bookmark: Mapping[str, Any], *, overwritten: bool
+    request: Request, found: AdapterState, bookmark: Bookmark, *, overwritten: bool
 ) -> tuple[State, str]:
     """Return PENDING when an adapter is to be trained, else its state; and the reason.
 
@@ -210,7 +212,7 @@ def _wanted(
     if found.state is State.BROKEN:
         return State.PENDING, f"its adapter is broken and will be set aside: {found.reason}"
     if found.state is State.PENDING:
-        note = bookmark.get("note")
+        note = bookmark.note
         return State.PENDING, f"its old adapter was {note}" if note in (OVERWRITTEN, RETRAINED) else ""
     if request.overwrite and not (overwritten and found.state is State.COMPLETE):
         return State.PENDING, "--overwrite sets its adapter aside"
