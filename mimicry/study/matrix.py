@@ -85,10 +85,11 @@ class Matrix:
         known = images.artists(conditions) | {each.artist for each in adapters}
         artists: list[Artist] = []
         with problems:
-            if known or chosen.selection != Selection():
-                artists = chosen.selection.choose(
-                    sorted(known), lambda artist: len(images.original(artist).names) >= least
-                )
+            if not known:
+                tree.source(Condition())  # says what is missing, if it is the tree
+            artists = chosen.selection.choose(
+                sorted(known), lambda artist: len(images.original(artist).names) >= least
+            )
         problems.raise_any()
         return cls(
             series=tuple(series),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,12 +34,22 @@ from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 _ENDED = (State.FAILED, State.INTERRUPTED, State.BLOCKED)
 # States in which the next call of apply_tuning trains a cell.
 TO_TRAIN = (State.PENDING, State.INTERRUPTED, State.FAILED, State.BROKEN)
-_GOES_ON = "the next call of apply_tuning goes on with it"
+_GOES_ON = "the next call of apply_tuning takes it up"
 _THREADS = 8
 
 
 class QueuedJob(Protocol):
-    """A job for a cell that an executor has in its queue, and that has not ended."""
+    """A job for a cell that an executor has in its queue, and that has not ended.
+
+    `recipe` is the hash of the recipe that it was submitted with, where that is known.
+    """
+
+    @property
+    def id(self) -> str:
+        """What the queue calls it."""
+
+    @property
+    def recipe(self) -> str | None: ...
 
     def log(self, tree: StudyTree) -> Path:
         """Return the file that the job prints into."""
@@ -81,7 +91,7 @@ class AdapterStatus:
         """Whether there are whole weights: as asked for, or of another recipe or other images."""
         return self.state.has_adapter
 
-    @cached_property
+    @property
     def recipe_hash(self) -> str | None:
         known = self.run.content.get("recipe_hash")
         if isinstance(known, str):
@@ -225,7 +235,7 @@ class Inspector:
         adapter, run = status.adapter, status.run
         images = None if pairing is None or pairing.images.fault else pairing.images
         captions = listing = None
-        if images is not None and (run.options or {}).get("captions"):
+        if images is not None and _has_captions(run):
             captions = Captions.read(images, self.images.original(adapter.artist))
         if images is not None and not self.full:
             listing = self.images.listing(adapter.condition, adapter.artist, self._hold_out(status))
@@ -245,9 +255,7 @@ class Inspector:
             found = self._judged_further(found, folder, run, asked, images_are_known=images is not None)
             fault = folder.config_fault()
             if fault:
-                return replace(
-                    status, state=State.BROKEN, reason=fault, weights=found.state, repair=fault
-                )
+                return replace(status, state=State.BROKEN, reason=fault, weights=found.state, repair=fault)
         return replace(
             status,
             state=found.state,
@@ -284,7 +292,7 @@ class Inspector:
     ) -> tuple[State, str]:
         adapter, run = status.adapter, status.run
         if status.holder is not None:
-            return State.RUNNING, status.holder.description
+            return State.RUNNING, status.holder.description()
         if pairing is None:
             return State.NO_DATA, self._why_no_data(adapter)
         problem = self._image_problem(status, pairing)
@@ -325,6 +333,12 @@ class Inspector:
 
 
 ALLOW_UNPAIRED = "--allow-unpaired, which marks its adapter as unpaired for good"
+
+
+def _has_captions(run: TrainingRun) -> bool:
+    """Return whether a training used captions."""
+    recipe = (run.recipe or {}).get("options")
+    return any(options.get("captions") for options in (run.options or {}, recipe or {}))
 
 
 def _ended(run: TrainingRun) -> tuple[State, str]:

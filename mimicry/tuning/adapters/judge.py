@@ -1,12 +1,12 @@
 """Whether the adapter in a folder is whole, and as asked for.
 
-There are two depths. A look at headers reads headers, names and sizes. A full look reads every value and every
-image; it takes a moment, and there are hundreds of adapters, so what it found is remembered outside the study
-until the files change. A look at headers recalls it, so that a fault that was found once is known to all.
+There are two depths. A look at headers reads headers, names and sizes. A full look reads every value and
+every image. That takes a moment, so what it found is remembered outside the study until the files change. A
+look at headers recalls it: a fault that was found once is known to all commands.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class AdapterState:
     state: State
     reason: str = ""
     # The differences of its images alone, where there are some.
-    other_images: str = ""
+    other_images: str = field(default="", compare=False)
 
 
 def judge_adapter(

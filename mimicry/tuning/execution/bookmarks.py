@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mimicry.common.errors import MimicryError
 from mimicry.study import AdapterId, State, StudyTree
-from mimicry.study.cells import keys_with_images
+from mimicry.study.cells import CellImages
+from mimicry.study.matrix import CellFilter, Matrix
 from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks, ProgressTracker
 from mimicry.study.tree import ALL, series_name
@@ -41,13 +42,7 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
         study_file = StudyFile.of(tree)
         planned = planned_variants(study_file)
         study = study_file.study
-        return keys_with_images(
-            tree,
-            {
-                series_name(stack, each)
-                for stack in tree.stacks()
-                for each in (*planned, *tree.variants(stack))
-            },
+        chosen = CellFilter(
             protections=study.get("protections", (ALL,)),
             countermeasures=study.get("countermeasures", (ALL,)),
             selection=Selection(
@@ -57,6 +52,14 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
                 pilot=study.get("pilot", False),
             ),
         )
+        series = {
+            series_name(stack, each): None
+            for stack in tree.stacks()
+            for each in (*planned, *tree.variants(stack))
+        }
+        images = CellImages(tree)
+        cells = Matrix.choose(images, {}, list(series), chosen)
+        return {cell.key for cell in cells if images.of(cell.condition, cell.artist) is not None}
     except MimicryError:
         return (_UNKNOWN,)
 

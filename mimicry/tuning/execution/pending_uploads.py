@@ -10,11 +10,11 @@ from mimicry.common.files import FileIdentity
 from mimicry.common.text import printable
 from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, AdapterSpec, judge_adapter
+from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.hub import UploadJob, upload_and_record
-from mimicry.tuning.planning import Plan
+from mimicry.tuning.planning import Action, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,9 @@ def pending_of_plan(plan: Plan) -> list[PendingUpload]:
     """
     found = []
     for target in plan.targets:
-        if target.state is State.PENDING:
-            continue
-        state = target.existing
-        if target.state is State.BLOCKED:
-            # Its images are gone or cannot be read, and its adapter is as good as ever.
-            state = judge_adapter(target.folder, AdapterSpec(), target.images, full=True).state
-        if state in (State.COMPLETE, State.STALE):
-            stale = state is State.STALE
+        weights = target.status.weights
+        if target.action is not Action.TRAIN and weights is not None and weights.has_adapter:
+            stale = weights is State.STALE
             found.append(pending_upload(target.adapter, target.folder, target.upload_job, stale=stale))
     return found
 

@@ -13,7 +13,8 @@ from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_rem
 from mimicry.tuning.planning.request import Call, Request
 from mimicry.tuning.planning.target import Target
 
-ALLOW_UNPAIRED = "--allow-unpaired, which marks its adapter as unpaired for good"
+# What a user may do about an adapter of another recipe or other images.
+WAYS_FOR_STALE = "--retrain-stale replaces it, --variant NAME trains this recipe next to it"
 # Kept in the bookmark of an artist whose adapter was set aside, until it is trained again.
 OVERWRITTEN = "set aside by --overwrite"
 RETRAINED = "set aside by --retrain-stale"

@@ -104,7 +104,7 @@ class TestCaptions:
         assert target.state is State.STALE
         assert target.reason.startswith("other captions; kept")
         without = target_of(plan_of(tree, condition, full=full))
-        assert without.reason.startswith("captions True -> False; kept")
+        assert without.reason.startswith("captions True -> False, other captions; kept")
 
     def test_the_stack_is_told_where_they_are(self, quick_studio: QuickStudio) -> None:
         write_captions(quick_studio.tree)
