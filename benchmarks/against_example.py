@@ -26,6 +26,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mimicry.tuning.options.flags import TrainingInputs
+
 from benchmarks.gpu_watch import GpuWatch
 from benchmarks.judge import Judge, tensors_of
 from benchmarks.timed_run import TimedRun, timed_command
@@ -35,7 +37,7 @@ from mimicry.common.files import sha256_file
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters import WEIGHTS
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
-from mimicry.tuning.options import TrainingInputs, TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 from tools.results_file import add_output_option, report
 
 OURS, EXAMPLE = "ours", "example"

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from benchmarks.random_pipeline import draw_weights
-from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.weights import lora_arguments
 from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer, ModulationCache
 from mimicry.tuning.options.config import TuningConfig

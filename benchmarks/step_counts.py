@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.weights import lora_arguments
 from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora, use_fused_norms

@@ -11,10 +11,9 @@ from typing import Any
 from PIL import Image
 
 from mimicry.study.images import ImageFolder
-from mimicry.study.selection import Selection
-from mimicry.study.states import State
+from mimicry.study.matrix import Selection
 from mimicry.study.tracker import Bookmarks
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
@@ -23,10 +22,8 @@ from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.planner import make_plan
-from mimicry.tuning.planning.request import Request
-from mimicry.tuning.planning.target import Target
-from mimicry.tuning.stack_traits import StackTraits
-from mimicry.tuning.stacks import Stack
+from mimicry.tuning.planning.target import Request, Target
+from mimicry.tuning.stacks import Stack, StackTraits
 from tests.tuning.lora_files import save_lora
 
 ANNA = Artist("historical", "baroque", "Anna_Berg")

@@ -18,18 +18,18 @@ from typing import Any
 import click
 import pytest
 import torch
+from mimicry.common.processes import run_command
 from safetensors.torch import load_file
 
 import mimicry
 from mimicry.cli import program
-from mimicry.common.programs import run_command
 from mimicry.report.columns import (
     ADAPTER_COLUMNS,
     CONDITION_COLUMNS,
     EFFECT_COLUMNS,
     columns_document,
 )
-from mimicry.study.states import State
+from mimicry.study.tree import State
 from mimicry.tuning.adapters import (
     ADAPTER_CONFIG,
     METRICS,
@@ -41,9 +41,8 @@ from mimicry.tuning.adapters import (
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.documents import options_document, readme_table, study_file_table
-from mimicry.tuning.options.series import all_series
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.study_file import StudyFile, all_series
+from tests.option_tables import options_document, readme_table, study_file_table
 from tests.small_study import ANNA, original, output_dir, write_study
 
 ROOT = Path(__file__).resolve().parent.parent

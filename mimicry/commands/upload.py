@@ -13,17 +13,18 @@ from mimicry.tuning.execution import (
     pending_upload,
     upload_pending,
 )
-from mimicry.tuning.hub import HubOptions, UploadJob, colliding_names, refuse_names, token_problems
-from mimicry.tuning.options import (
+from mimicry.tuning.hub.names import colliding_names, refuse_names, token_problems
+from mimicry.tuning.hub.upload import HubOptions, Upload
+from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,
     hub_options,
     option,
     program,
     selection_options,
-    study_file_of,
     tree_options,
 )
+from mimicry.tuning.options.study_defaults import study_file_of
 from mimicry.tuning.reports.status import read_status
 from mimicry.tuning.reports.tables import upload_summary, upload_table
 from mimicry.tuning.stacks import Stack
@@ -43,7 +44,7 @@ def upload(context: click.Context, /, dry_run: bool, **parameters: Any) -> int:
     code is 1 when an upload failed; the same command tries it again.
     """
     refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
-    stack, hub = Stack.find(parameters["stack"]), HubOptions.of(parameters)
+    stack, hub = Stack.find(parameters["stack"]), HubOptions.from_parameters(parameters)
     status = read_status(parameters, study_file_of(context))
     tree, form, prefix = status.tree, stack.traits.adapter_format, stack.traits.hub_prefix
     uploads = []
@@ -55,7 +56,7 @@ def upload(context: click.Context, /, dry_run: bool, **parameters: Any) -> int:
         if not broken and not dry_run:
             found = judge_adapter(folder, AdapterSpec(), None, full=True)
             broken = found.reason if found.state is State.BROKEN else ""
-        job = UploadJob.of(cell.adapter, folder.path, prefix, hub)
+        job = Upload.from_adapter(cell.adapter, folder.path, prefix, hub)
         uploads.append(pending_upload(cell.adapter, folder, job, broken=broken))
     due = due_repositories(uploads)
     faults = [*token_problems(else_do=""), *colliding_names(due, else_do="")] if due and not dry_run else []

@@ -8,23 +8,22 @@ from typing import Any
 
 import click
 
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED
 from mimicry.study import Artist, ImageFolder, State, StudyTree
-from mimicry.study.cells import CellImages
+from mimicry.study.cells import CellImages, left_out
 from mimicry.study.image_checks import BadImage, bad_images
 from mimicry.study.image_sets import Finding, unusable
 from mimicry.study.matrix import CellFilter, Matrix
-from mimicry.study.quarantine import left_out
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,
     option,
     program,
     selection_options,
-    study_file_of,
     tree_options,
 )
-from mimicry.tuning.progress import checking_bar
+from mimicry.tuning.options.study_defaults import study_file_of
+from mimicry.tuning.planning.display import checking_bar
 from mimicry.tuning.reports.status import cell_filter, read_status
 from mimicry.tuning.reports.status_text import status_json
 from mimicry.tuning.reports.tables import verdict_table

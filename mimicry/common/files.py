@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.scrubbing import without_token
+from mimicry.common.tokens import without_token
 
 _HASH_CHUNK_BYTES = 1 << 20
 # No writer takes so long, whatever the clocks of machines that share a file system say.

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import click
 
-from mimicry.common.children import Interrupted, stop_signals_raise
 from mimicry.common.environment import load_environment
 from mimicry.common.errors import run_reporting_errors
-from mimicry.common.scrubbing import scrubbed_output
+from mimicry.common.processes import Interrupted, stop_signals_raise
+from mimicry.common.tokens import scrubbed_output
 
 # The exit code when nothing failed, but some adapters are stale, or are left to another call.
 NOT_AS_ASKED = 3

@@ -9,8 +9,6 @@ from filelock import FileLock
 
 from mimicry.common.environment import quiet_libraries
 from mimicry.common.errors import BatchFault, UsageError
-from mimicry.demo.manifest import MANIFEST_NAME, Manifest, drawing_code, file_sizes, read_manifest
-from mimicry.demo.study_file import write_study_file
 from mimicry.study.tree import StudyTree
 
 DATA_ROOT = "style_mimicry"
@@ -63,7 +61,7 @@ def is_whole(folder: Path, seed: int) -> bool:
 def draw_files(staging: Path, seed: int) -> None:
     quiet_libraries()
     from mimicry.demo.study import draw_study
-    from mimicry.demo.weight_files import TINY_SD3
+    from mimicry.demo.variants import TINY_SD3
 
     draw_study(StudyTree(staging / DATA_ROOT), seed)
     shutil.copytree(TINY_SD3, staging / BASE_MODEL, copy_function=shutil.copyfile)

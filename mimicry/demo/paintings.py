@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mimicry.demo.rng import Rng
-
 SUBJECTS = ("hills", "house", "tree", "boat", "sun")
 
 Colour = tuple[int, int, int]

@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 
 from mimicry.common.environment import processor_count
-from mimicry.demo.painters import PAINTERS, Painter
-from mimicry.demo.paintings import SUBJECTS, draw_scene, draw_size
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import SUBJECTS, draw_scene, draw_size, generator
 from mimicry.demo.variants import VariantMaker
 from mimicry.study.tree import StudyTree
 

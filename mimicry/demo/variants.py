@@ -12,9 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mimicry.demo.rng import Rng
-from mimicry.demo.upscaler import Upscaler, load_upscaler
-from mimicry.demo.weight_files import TINY_SD3, UPSCALER
+from mimicry.demo.paintings import Rng
 
 # L-infinity bound of the perturbation, of 255; half of Mist's usual one. Faintly visible where a picture is
 # smooth and dark, and hardly elsewhere.

@@ -6,8 +6,7 @@ from typing import Any
 
 from mimicry.common.errors import UsageError
 from mimicry.common.files import utc_now
-from mimicry.report.effects import GroupEffects, group_effects
-from mimicry.report.groups import group_rows
+from mimicry.report.effects import GroupEffects, group_effects, group_rows
 from mimicry.report.rows import BASELINE, AdapterRow, rows_of
 from mimicry.study import Condition, StudyTree
 from mimicry.study.tree import NONE

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mimicry.report.groups import Group, Series
 from mimicry.report.rows import BASELINE, AdapterRow
 from mimicry.report.statistics import Spread, Summary, holm, pooled_spread, summarize
 from mimicry.study import Artist, Condition, EvaluatedOn, State
@@ -29,7 +28,7 @@ class Effect:
     `value` is None where there is none to speak of; `obstacles` say why. `notes` leave it comparable.
     """
 
-    series: Series
+    series: AdapterSeries
     row: AdapterRow
     value: float | None
     obstacles: tuple[str, ...] = ()
@@ -137,7 +136,7 @@ def _artist_effect(group: Group, artist: Artist, condition: Condition) -> Artist
     return ArtistEffect(artist=artist, condition=condition, effects=tuple(effects))
 
 
-def _effect(group: Group, series: Series, row: AdapterRow, baseline: AdapterRow | None) -> Effect:
+def _effect(group: Group, series: AdapterSeries, row: AdapterRow, baseline: AdapterRow | None) -> Effect:
     obstacles = own_obstacles(group, series, row)
     if baseline is None:
         obstacles.append(f"there is no {BASELINE}")
@@ -155,7 +154,7 @@ def _effect(group: Group, series: Series, row: AdapterRow, baseline: AdapterRow 
     )
 
 
-def adapter_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
+def adapter_obstacles(group: Group, series: AdapterSeries, row: AdapterRow) -> list[str]:
     """Say why what an adapter does cannot be compared with what others do; nothing where it can."""
     if row.state is not State.COMPLETE:
         return [": ".join(filter(None, (row.state.value, row.reason)))]
@@ -166,7 +165,7 @@ def adapter_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str
     return words
 
 
-def own_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
+def own_obstacles(group: Group, series: AdapterSeries, row: AdapterRow) -> list[str]:
     """Say why an adapter cannot be compared, or its evaluation loss cannot; nothing where both can."""
     words = adapter_obstacles(group, series, row)
     if row.state is State.COMPLETE and row.eval_loss is None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.report.content import condition_title
-from mimicry.report.effects import adapter_obstacles, own_obstacles
-from mimicry.report.groups import Group, Series
+from mimicry.report.effects import AdapterSeries, Group, adapter_obstacles, own_obstacles
 from mimicry.report.pictures import GAIN, Shot
 from mimicry.report.rows import BASELINE, AdapterRow
 from mimicry.study import Artist, Condition, EvaluatedOn, Pairing, StudyTree
@@ -105,7 +104,7 @@ class GridMaker:
         """
         self._tree, self._group = tree, group
         self._paintings, self._samples = paintings, samples
-        self._series: Series = group.series[0]
+        self._series: AdapterSeries = group.series[0]
         self._base = _samples_in(tree.samples_of_base(self._series.name))
         self._images = CellImages(tree)
 

@@ -13,17 +13,24 @@ import click
 from mimicry.common.errors import UsageError
 from mimicry.report.content import Content, read_content
 from mimicry.report.grids import GridMaker
-from mimicry.report.rating_answers import KEY, read_scores, score_table
-from mimicry.report.rating_pack import PACK, choose_pairs, pairs_of, write_rating_pack
+from mimicry.report.rating_pack import (
+    KEY,
+    PACK,
+    choose_pairs,
+    pairs_of,
+    read_scores,
+    score_table,
+    write_rating_pack,
+)
 from mimicry.report.writing import INDEX, refuse_foreign_folder, write_page, write_tables
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     condition_filters,
     option,
     program,
     selection_options,
-    study_file_of,
     tree_options,
 )
+from mimicry.tuning.options.study_defaults import study_file_of
 from mimicry.tuning.reports.next_command import DEFAULT_REPORT, REPORT_JSON
 
 _REPORT, _RATING = "Report", "Human ratings"

@@ -12,10 +12,8 @@ import mimicry
 from mimicry.common.text import printable
 from mimicry.report import charts
 from mimicry.report.content import Content, condition_title
-from mimicry.report.effects import ConditionEffect, GroupEffects
+from mimicry.report.effects import ConditionEffect, GroupEffects, recipe_changes
 from mimicry.report.grids import Grid
-from mimicry.report.groups import recipe_changes
-from mimicry.report.matrix import matrix
 from mimicry.report.pictures import Copy, Shot
 from mimicry.report.words import Answer, answers, facts, reasons, thousandths
 

@@ -22,7 +22,6 @@ from mimicry.common.errors import BatchFault, UsageError
 from mimicry.common.files import sha256_text, write_bytes
 from mimicry.report.grids import Grid
 from mimicry.report.page import environment
-from mimicry.report.rating_answers import KEY, LEFT, RIGHT, KeyRow, key_text
 from mimicry.study.images import read_rgb
 
 PACK = "pack"

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mimicry.report.student_t import t_quantile
-
 LEVEL = 0.05
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_261

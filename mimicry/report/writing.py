@@ -20,7 +20,6 @@ from mimicry.report.grids import GridMaker
 from mimicry.report.page import page
 from mimicry.report.pictures import PictureFolder
 from mimicry.report.statistics import Spread
-from mimicry.report.tables import csv_text, records, tex_table
 from mimicry.tuning.reports.next_command import REPORT_JSON
 
 ADAPTERS_CSV, EFFECTS_CSV, CONDITIONS_CSV = "adapters.csv", "effects.csv", "conditions.csv"

@@ -19,19 +19,18 @@ from mimicry.study import State
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
-    OPTIONS,
-    TuningConfig,
     condition_filters,
     hyper_parameter,
     option,
     options,
     program,
     selection_options,
-    study_file_of,
     tree_options,
 )
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
+from mimicry.tuning.options.study_defaults import study_file_of
 from mimicry.tuning.reports.status import read_status
 from mimicry.tuning.stacks import Stack
 

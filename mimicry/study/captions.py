@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.text import first_few
-from mimicry.study.image_differences import describe_other_images
 from mimicry.study.images import METADATA, TEXT_SUFFIX, ImageFolder, stem_of
 
 FILE_KEY = "file_name"
@@ -315,3 +314,22 @@ def _read_text(path: Path, problems: list[str]) -> str | None:
     except UnicodeDecodeError as error:
         problems.append(f"{path} is not UTF-8, at byte {error.start}; save it as UTF-8")
     return None
+
+
+def describe_other_images(
+    recorded: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> str:
+    """Say which images changed, are new, and are gone; an image changed when a value of `keys` did."""
+    before, now = ({str(image.get("name")): image for image in images} for images in (recorded, present))
+    changed = [
+        name
+        for name in now
+        if name in before and any(before[name].get(key) != now[name].get(key) for key in keys)
+    ]
+    found = (
+        ("changed", changed),
+        ("new", [name for name in now if name not in before]),
+        ("gone", [name for name in before if name not in now]),
+    )
+    words = [f"{what} {first_few(names)}" for what, names in found if names]
+    return f"other images: {'; '.join(words) or 'in another order'}"

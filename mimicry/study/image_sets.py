@@ -12,8 +12,7 @@ from typing import Any
 from mimicry.common.text import first_few, printable
 from mimicry.study.captions import Captions, image_records
 from mimicry.study.comparison import same_shape
-from mimicry.study.image_checks import BadImage, Examined, examine
-from mimicry.study.image_sizes import Size
+from mimicry.study.image_checks import BadImage, Examined, Size, examine
 from mimicry.study.images import READERS, ImageFolder, Reading
 from mimicry.study.pairing import Pairing
 

@@ -3,15 +3,142 @@
 Every command asks here, so that all mean the same cells by the same filters.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 
-from mimicry.common.errors import Problems, UsageError
+from mimicry.common.errors import Problems, UsageError, nearest
 from mimicry.study.cells import CellImages
-from mimicry.study.conditions import ChosenConditions, in_order
-from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks
-from mimicry.study.tree import ALL, NONE, AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import ALL, NONE, AdapterId, Artist, Condition, Source, StudyTree, folders_in
+
+_AMBIGUOUS = (
+    "{root} does not say which protection its images were made from; name it with --protection, or arrange "
+    "them as {root}/{protection}/SPLIT/STYLE/ARTIST"
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The filters of the command line; an empty filter selects everything."""
+
+    splits: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    artists: tuple[str, ...] = ()
+    pilot: bool = False
+
+    def choose(self, known: Sequence[Artist], has_enough_images: Callable[[Artist], bool]) -> list[Artist]:
+        """Return those of the `known` artists that the filters select, in their order.
+
+        Args:
+            has_enough_images: whether an artist has enough original images for the pilot, which takes the
+                first such artist of each split and style: the same artists for every condition.
+
+        Raises:
+            UsageError: names that match no artist (all of them are listed), or no artist is left.
+        """
+        spelled = self._as_on_disk(known)
+        if spelled != self:
+            return spelled.choose(known, has_enough_images)
+        problems = [
+            *_unmatched("--split", self.splits, {artist.split for artist in known}),
+            *_unmatched("--style", self.styles, {artist.style for artist in known}),
+            *_unmatched("--artist", self.artists, {artist.name for artist in known}),
+        ]
+        if problems:
+            raise UsageError(*problems)
+        candidates = _pilots(known, has_enough_images) if self.pilot else known
+        chosen = [artist for artist in candidates if self._matches(artist)]
+        if not chosen:
+            raise UsageError(self._nothing_left(candidates))
+        return chosen
+
+    def _as_on_disk(self, known: Sequence[Artist]) -> "Selection":
+        """Return the same filters with the names as the folders spell them: Unicode has two forms of é."""
+        return replace(
+            self,
+            splits=_spelled_as_known(self.splits, {artist.split for artist in known}),
+            styles=_spelled_as_known(self.styles, {artist.style for artist in known}),
+            artists=_spelled_as_known(self.artists, {artist.name for artist in known}),
+        )
+
+    def _matches(self, artist: Artist) -> bool:
+        return (
+            (not self.splits or artist.split in self.splits)
+            and (not self.styles or artist.style in self.styles)
+            and (not self.artists or artist.name in self.artists)
+        )
+
+    def _nothing_left(self, candidates: Sequence[Artist]) -> str:
+        if not candidates and not self.pilot:
+            return "there is no artist: put images at original_art/SPLIT/STYLE/ARTIST below --data-root"
+        what = "--pilot picks" if self.pilot else "there is"
+        shown = ", ".join(map(str, candidates[:12])) or "nobody"
+        return f"no artist matches all filters together; {what} {shown}; leave one of the filters out"
+
+
+@dataclass(frozen=True)
+class ChosenConditions:
+    """The product of protections and countermeasures.
+
+    `present` are the conditions that have a folder of images. `absent` says why others have none, by
+    condition: only pairs of which `all` gave a name, or a list of the study's file.
+    """
+
+    present: tuple[Condition, ...]
+    absent: tuple[tuple[Condition, str], ...] = ()
+    _needed: frozenset[Condition] = frozenset()
+
+    def needs(self, condition: Condition) -> bool:
+        """Return whether every artist must have images of a condition: both of its names were typed."""
+        return condition in self._needed
+
+    @classmethod
+    def choose(
+        cls,
+        tree: StudyTree,
+        protections: Sequence[str] = (ALL,),
+        countermeasures: Sequence[str] = (ALL,),
+        *,
+        needed: bool = True,
+    ) -> "ChosenConditions":
+        """Return the product of the names, in the order that a reader expects.
+
+        Args:
+            needed: whether a pair of two names must have images. A pair with a name that `all` gave need not.
+
+        Raises:
+            UsageError: all that is wrong with the names; pairs that are needed and have no images.
+        """
+        _check_names(tree, protections, countermeasures)
+        problems = Problems()
+        present: list[Condition] = []
+        absent: list[tuple[Condition, str]] = []
+        typed: set[Condition] = set()
+        pairs = product(
+            _spelled_out(protections, folders_in(tree.protected_art)),
+            _spelled_out(countermeasures, folders_in(tree.robust_samples)),
+        )
+        for pair in in_order(Condition(*names) for names in pairs):
+            named = pair.protection in protections
+            if needed and named and pair.countermeasure in countermeasures:
+                typed.add(pair)
+            try:
+                reason = _ambiguity(tree, tree.source(pair), pair, named=named)
+            except UsageError as error:
+                reason = str(error)
+                if pair in typed:
+                    with problems:
+                        raise UsageError(reason + _advice(protections, countermeasures)) from error
+            if reason:
+                absent.append((pair, reason))
+            else:
+                present.append(pair)
+        problems.raise_any()
+        if needed:
+            _refuse_names_without_images(protections, countermeasures, present, absent)
+        return cls(tuple(present), tuple(absent), frozenset(typed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +265,84 @@ def _conditions_on_disk(tree: StudyTree, chosen: CellFilter, trained: set[Condit
         for given in (chosen.protections, chosen.countermeasures)
     ]
     return ChosenConditions.choose(tree, *names, needed=False)
+
+
+def in_order(conditions: Iterable[Condition]) -> list[Condition]:
+    """Return each of the conditions once: unprotected first, each protection before its countered ones."""
+    return sorted(set(conditions), key=condition_order)
+
+
+def condition_order(condition: Condition) -> tuple[bool, str, bool, str]:
+    """Return the key by which conditions are sorted: unprotected first, each before its countered ones."""
+    protection, countermeasure = condition.protection, condition.countermeasure
+    return protection != NONE, protection, countermeasure != NONE, countermeasure
+
+
+def _spelled_out(names: Sequence[str], present: Sequence[str]) -> list[str]:
+    """Return the names, with those of all folders in the place of `all`."""
+    every = [name for one in names for name in ((NONE, *present) if one == ALL else (one,))]
+    return list(dict.fromkeys(every))
+
+
+def _check_names(tree: StudyTree, protections: Sequence[str], countermeasures: Sequence[str]) -> None:
+    problems = Problems()
+    checked = [Condition(protection=name) for name in protections if name != ALL]
+    checked += [Condition(countermeasure=name) for name in countermeasures if name != ALL]
+    for condition in checked:
+        with problems:
+            tree.check_names(condition)
+    problems.raise_any()
+
+
+def _advice(protections: Sequence[str], countermeasures: Sequence[str]) -> str:
+    if len(protections) * len(countermeasures) == 1:
+        return ""
+    return "; of several names, `all` in the place of some takes the pairs that have images"
+
+
+def _ambiguity(tree: StudyTree, source: Source, condition: Condition, *, named: bool) -> str:
+    """Return why nobody can tell whether images are those of a condition that no name was typed for."""
+    if source.names_protection or named or folders_in(tree.protected_art) == [condition.protection]:
+        return ""
+    return _AMBIGUOUS.format(root=source.root, protection=condition.protection)
+
+
+def _refuse_names_without_images(
+    protections: Sequence[str],
+    countermeasures: Sequence[str],
+    present: Sequence[Condition],
+    absent: Sequence[tuple[Condition, str]],
+) -> None:
+    """Refuse names that somebody typed and that no pair has images of, each with one reason."""
+    reasons = []
+    for names, part in ((protections, "protection"), (countermeasures, "countermeasure")):
+        for name in names:
+            if name != ALL and not any(getattr(pair, part) == name for pair in present):
+                reasons += [reason for pair, reason in absent if getattr(pair, part) == name][:1]
+    if reasons:
+        raise UsageError(*dict.fromkeys(reasons))
+
+
+def _spelled_as_known(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
+    """Return `names`, with a name that is known only in another Unicode form in that form."""
+    others = {unicodedata.normalize("NFC", name): name for name in sorted(known)}
+    return tuple(
+        name if name in known else others.get(unicodedata.normalize("NFC", name), name) for name in names
+    )
+
+
+def _pilots(known: Iterable[Artist], has_enough_images: Callable[[Artist], bool]) -> list[Artist]:
+    first: dict[tuple[str, str], Artist] = {}
+    for artist in sorted(known):
+        place = (artist.split, artist.style)
+        if place not in first and has_enough_images(artist):
+            first[place] = artist
+    return list(first.values())
+
+
+def _unmatched(option: str, names: Iterable[str], known: set[str]) -> list[str]:
+    return [
+        f"{option} {name} matches no artist; {nearest(name, sorted(known))}"
+        for name in names
+        if name not in known
+    ]

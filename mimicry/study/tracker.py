@@ -26,7 +26,7 @@ from typing import Any
 
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import atomic_path, json_bytes, read_json, remove_leftovers, utc_now
-from mimicry.study.states import State
+from mimicry.study.tree import State
 
 LOCK_TIMEOUT_SECONDS = 60.0
 

@@ -16,23 +16,18 @@ import click
 from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
 from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine, choose_places
-from mimicry.tuning.hub import HubOptions, refuse_names
-from mimicry.tuning.options import (
+from mimicry.tuning.hub.names import refuse_names
+from mimicry.tuning.hub.upload import HubOptions
+from mimicry.tuning.options.click_options import (
     CALL,
     CONDITIONS,
-    MOST_REPLICATES,
-    OPTIONS,
-    ORDERS,
-    SLURM,
     STUDY,
-    Series,
-    SlurmSettings,
-    cluster_options,
+    TypedCommand,
     handed_on_options,
     hyper_parameter_options,
     option,
@@ -40,12 +35,13 @@ from mimicry.tuning.options import (
     program,
     selection_of,
     selection_options,
-    series_of_call,
-    study_file_of,
     take_config,
     tree_options,
 )
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, cluster_options
+from mimicry.tuning.options.study_defaults import series_of_call, study_file_of
+from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, Series
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
@@ -210,7 +206,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         absent=conditions.absent,
         by_condition=parameters["order"] == "condition",
         study_file=study_file_of(context).path,
-        typed=TypedCommand.of(context),
+        typed=TypedCommand.from_context(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
         engine=engine,
@@ -280,7 +276,7 @@ def _conditions(context: click.Context) -> ChosenConditions:
 def _requests(
     series: Sequence[Series], stack: Stack, conditions: ChosenConditions, parameters: dict[str, Any]
 ) -> tuple[Request, ...]:
-    hub = HubOptions.of(parameters)
+    hub = HubOptions.from_parameters(parameters)
     return tuple(
         Request(
             tree=StudyTree(parameters["data_root"]),

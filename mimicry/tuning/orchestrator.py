@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED, Interrupted
 from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
     Engine,
@@ -17,9 +16,11 @@ from mimicry.tuning.execution import (
     open_tracker,
     upload_owed,
 )
-from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.hub.names import colliding_names, token_problems
+from mimicry.tuning.hub.upload import hub_problems
+from mimicry.tuning.options.click_options import TypedCommand
 from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
+from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.image_check import (
     check_images,
     image_lists,
@@ -28,7 +29,6 @@ from mimicry.tuning.planning.image_check import (
     write_image_lists,
 )
 from mimicry.tuning.planning.preflight import batch_problems
-from mimicry.tuning.progress import BatchDisplay
 from mimicry.tuning.reports import tables
 
 # Nothing failed, and the adapter is not there as the call asks for it.

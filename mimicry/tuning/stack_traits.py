@@ -1,6 +1,6 @@
 """What a stack knows of its adapters. A stack says so in a `stack.py` beside its runner_config.json.
 
-    from mimicry.tuning.stack_traits import StackTraits
+    from mimicry.tuning.stacks import StackTraits
 
     TRAITS = StackTraits(hub_prefix="sd15-lora")
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mimicry.tuning.adapters import ANY_LORA, AdapterFormat, AdapterSpec
 from mimicry.tuning.adapters.recipe import recipe, trainer_identity
-from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 
 # What an artist's log and records take on disk.
 LOG_BYTES = 4 << 20

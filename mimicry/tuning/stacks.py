@@ -7,7 +7,7 @@ The command is split into words as a shell would, and only then are names put in
 runner_config.json; {input_dir}, the folder of images; {output_dir}, the folder of the adapter; and {options},
 a word by itself, which becomes the options of `local_dreambooth_lora_sd3_wrapper.py`. A stack without
 {options} is trained with its own settings. What a stack knows of its adapters stands in its `stack.py`, if it
-has one: see `mimicry.tuning.stack_traits`.
+has one: see `mimicry.tuning.stacks`.
 """
 
 import importlib
@@ -25,12 +25,10 @@ from typing import Any
 
 import click
 
-from mimicry.common.children import running_child, stop_with_parent
 from mimicry.common.errors import MimicryError, UsageError, nearest
 from mimicry.common.files import read_json
-from mimicry.common.programs import run_command
-from mimicry.tuning.options import TuningConfig
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.common.processes import run_command, running_child, stop_with_parent
+from mimicry.tuning.options.config import TuningConfig
 
 RUNNER_CONFIG = "runner_config.json"
 STACK_MODULE = "stack.py"
@@ -174,9 +172,7 @@ def _read_traits(folder: Path) -> StackTraits:
             f"{path} cannot be used: {type(error).__name__}: {error}; see docs/stacks.md for what it takes"
         ) from error
     if not isinstance(traits, StackTraits):
-        raise UsageError(
-            f"{path}: TRAITS is {traits!r}; it takes a StackTraits of mimicry.tuning.stack_traits"
-        )
+        raise UsageError(f"{path}: TRAITS is {traits!r}; it takes a StackTraits of mimicry.tuning.stacks")
     return traits
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from mimicry.commands.verify import image_folders
 from mimicry.study.cells import CellImages
-from mimicry.study.matrix import CellFilter, Matrix
-from mimicry.study.selection import Selection
+from mimicry.study.matrix import CellFilter, Matrix, Selection
 from mimicry.study.tree import Artist, StudyTree
 from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, write_images
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from mimicry.common.children import (
+from mimicry.common.processes import (
     PARENT_PIPE,
     Child,
     Interrupted,
@@ -20,6 +19,7 @@ from mimicry.common.children import (
     running_child,
     stop_signals_raise,
 )
+
 from tests.common.child_scripts import DEADLINE_SECONDS, is_running, python, told, wait_until
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mimicry.common.processes import process_start
 
 from mimicry.common import claims
-from mimicry.common.children import process_start
 from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError
 

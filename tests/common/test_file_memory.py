@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.file_memory import FileMemory
+from mimicry.common.files import FileMemory
 
 FACTS = [7, [1, None, "x"]]
 

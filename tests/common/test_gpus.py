@@ -1,8 +1,8 @@
 """Which GPUs there are, as a stand-in for nvidia-smi tells it."""
 
 import pytest
+from mimicry.common.hardware import Gpu, find_gpus, gpu_variables
 
-from mimicry.common.gpus import Gpu, find_gpus, gpu_variables
 from tests.fake_gpus import FakeGpus
 
 TWO = """\

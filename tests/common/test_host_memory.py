@@ -3,19 +3,15 @@
 from pathlib import Path
 
 import pytest
+from mimicry.common.hardware import free_host_bytes, group_free_bytes, host_memory_problem
 
-from mimicry.common import host_memory
-from mimicry.common.host_memory import (
-    free_host_bytes,
-    group_free_bytes,
-    host_memory_problem,
-)
+from mimicry.common import hardware
 
 GIB = 1 << 30
 
 
 def test_half_of_what_is_free_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory, "free_host_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr(hardware, "free_host_bytes", lambda: 8 * GIB)
     assert host_memory_problem(0) is None
     assert host_memory_problem(4 * GIB) is None
     assert host_memory_problem(5 * GIB) == "5.0 GiB, more than half of the 8.0 GiB of free host memory"

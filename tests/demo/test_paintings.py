@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from mimicry.demo.painters import PAINTERS
-from mimicry.demo.paintings import SUBJECTS, Colour, draw_scene, draw_size, shift_colour
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import SUBJECTS, Colour, draw_scene, draw_size, generator, shift_colour
+from mimicry.demo.study import PAINTERS
 
 PALETTE = PAINTERS[0].palettes[0]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import generator
 
 
 def test_numbers_are_the_same_everywhere() -> None:

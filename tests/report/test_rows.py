@@ -9,8 +9,8 @@ from mimicry.common.errors import UsageError
 from mimicry.report.grids import GridMaker
 from mimicry.report.rows import AdapterRow
 from mimicry.study import ImageFolder, State
-from mimicry.study.hold_out import held_out
-from mimicry.study.selection import Selection
+from mimicry.study.matrix import Selection
+from mimicry.study.pairing import held_out
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import TRAINING_RUN, WEIGHTS
 from tests.report.made_up import STACK, content_of, put, put_all

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mimicry.common.processes import run_command
 from PIL import Image
 
 from mimicry.common.errors import BatchFault
-from mimicry.common.programs import run_command
 from mimicry.sampling.contact_sheet import MARGIN, TEXT_HEIGHT, Layout, write_contact_sheet
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.plan import Picture, SampleSet
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, State, StudyTree
 from tests.small_study import ANNA, BORIS, CONFIG, MIST, ORIGINAL
 
 GREY, WHITE = (225, 225, 225), (255, 255, 255)

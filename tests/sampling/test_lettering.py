@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from PIL import Image, ImageDraw
 
-from mimicry.sampling.lettering import Lettering
+from mimicry.sampling.contact_sheet import Lettering
 
 INK, PAPER = (0, 0, 0), (255, 255, 255)
 

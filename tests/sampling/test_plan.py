@@ -17,10 +17,9 @@ from mimicry.sampling.plan import (
     pairs_for_sheet,
     plan_samples,
 )
+from mimicry.study.matrix import Selection
 from mimicry.study.sample_files import default_prompts, save_sample
-from mimicry.study.selection import Selection
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, StudyTree
+from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.study_file import StudyFile

@@ -9,11 +9,10 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mimicry.common import host_memory
+from mimicry.common import hardware
 from mimicry.common.errors import BatchFault
-from mimicry.sampling import base_transformer, sampler
-from mimicry.sampling.base_transformer import BaseTransformer
-from mimicry.sampling.sampler import Sampler
+from mimicry.sampling import sampler
+from mimicry.sampling.sampler import BaseTransformer, Sampler
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import REPLACED, CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
@@ -86,7 +85,7 @@ def test_what_the_table_replaces_is_not_in_memory(
         read.append(cached_modulation)
         return read_transformer(*args, cached_modulation=cached_modulation)
 
-    monkeypatch.setattr(base_transformer, "read_transformer", watched)
+    monkeypatch.setattr(sampler, "read_transformer", watched)
     one = load(model, *PROMPTS)
 
     with one.base.adapter(folders[1]):
@@ -112,7 +111,7 @@ def test_without_a_table_pictures_are_the_same(
     if obstacle == "a trained layer":
         trained = ("transformer_blocks.1.norm1.linear",)
     else:
-        monkeypatch.setattr(host_memory, "free_host_bytes", lambda: 1000)
+        monkeypatch.setattr(hardware, "free_host_bytes", lambda: 1000)
 
     one = load(model, "a boat", trained_layers=trained)
 
@@ -180,7 +179,7 @@ class TestDecodingWithoutRoom:
         self, model: BaseModel, did: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one = load(model, "a boat")
-        monkeypatch.setattr(host_memory, "free_host_bytes", lambda: 1000)
+        monkeypatch.setattr(hardware, "free_host_bytes", lambda: 1000)
 
         with pytest.raises(BatchFault, match="type a smaller --resolution"):
             one.image("a boat", 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicry.study.image_checks import BadImage, Examined, examine, remembered
+from mimicry.study.image_checks import BadImage, Examined, examine, remembered, stated_sizes
 from mimicry.study.image_sets import (
     Dose,
     colours,
@@ -20,7 +20,6 @@ from mimicry.study.image_sets import (
     unlike,
     unusable,
 )
-from mimicry.study.image_sizes import stated_sizes
 from mimicry.study.images import AS_THEY_ARE, ImageFolder, Reading
 from mimicry.study.pairing import Pairing
 from tests.study.test_colour import STEEP

@@ -8,15 +8,16 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.study.cells import CellImages
-from mimicry.study.matrix import CellFilter, Matrix
-from mimicry.study.selection import Selection
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree, folders_in
+from mimicry.study.matrix import CellFilter, ChosenConditions, Matrix, Selection, in_order
+from mimicry.study.tree import ALL, AdapterId, Artist, Condition, StudyTree, folders_in
+from tests.hostile_names import over_hostile_names
 from tests.small_study import (
     ANNA,
     BORIS,
     CLARA,
     COUNTERED,
     DORA,
+    EVERYBODY,
     GLAZE_COUNTERED,
     MIST,
     ORIGINAL,
@@ -167,3 +168,205 @@ class TestCellsWithImages:
         assert "hf_diffusers/none/none/Anna_Berg" not in keys(tree)
         write_images(original(tree))
         assert "hf_diffusers/none/none/Anna_Berg" in keys(tree)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> StudyTree:
+    """A tree with mist and glaze, and mist countered by impress."""
+    for folder in (
+        "original_art/s/y/Anna",
+        "protected_art/mist/s/y/Anna",
+        "protected_art/glaze/s/y/Anna",
+        "robust_samples/impress/mist/s/y/Anna",
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+    return StudyTree(tmp_path)
+
+
+def names(chosen: ChosenConditions) -> list[str]:
+    return [str(condition) for condition in chosen.present]
+
+
+def without_images(chosen: ChosenConditions) -> list[str]:
+    return [str(condition) for condition, _ in chosen.absent]
+
+
+class TestChoose:
+    def test_all_are_none_and_every_folder(self, tree: StudyTree) -> None:
+        chosen = ChosenConditions.choose(tree)
+        assert names(chosen) == ["none__none", "glaze__none", "mist__none", "mist__impress"]
+        assert without_images(chosen) == ["none__impress", "glaze__impress"]
+        assert all(str(tree.robust_samples / "impress") in reason for _, reason in chosen.absent)
+
+    def test_names_are_multiplied(self, tree: StudyTree) -> None:
+        chosen = ChosenConditions.choose(tree, ("none", "mist", "none"), ("none",))
+        assert names(chosen) == ["none__none", "mist__none"]
+        assert chosen.absent == ()
+
+    def test_a_pair_of_typed_names_needs_images(self, tree: StudyTree) -> None:
+        with pytest.raises(UsageError) as caught:
+            ChosenConditions.choose(tree, ("none", "mist", "glaze"), ("none", "impress"))
+        assert len(caught.value.problems) == 2
+        assert all("`all`" in problem for problem in caught.value.problems)
+        assert ["--protection glaze" in problem for problem in caught.value.problems] == [False, True]
+
+    def test_and_so_does_every_artist_of_it(self, tree: StudyTree) -> None:
+        typed = ChosenConditions.choose(tree, ("mist",), ("none", ALL))
+        assert [typed.needs(condition) for condition in typed.present] == [True, False]
+        written = ChosenConditions.choose(tree, ("mist",), ("none",), needed=False)
+        assert not written.needs(written.present[0])
+
+    def test_unless_they_are_not_needed(self, tree: StudyTree) -> None:
+        chosen = ChosenConditions.choose(tree, ("none", "mist"), ("none", "impress"), needed=False)
+        assert names(chosen) == ["none__none", "mist__none", "mist__impress"]
+        assert without_images(chosen) == ["none__impress"]
+
+    def test_a_pair_of_one_typed_name_need_not_have_images(self, tree: StudyTree) -> None:
+        chosen = ChosenConditions.choose(tree, (ALL,), ("impress",))
+        assert names(chosen) == ["mist__impress"]
+        chosen = ChosenConditions.choose(tree, ("glaze",), (ALL,))
+        assert names(chosen) == ["glaze__none"]
+
+    def test_a_typed_name_without_any_images_is_refused(self, tree: StudyTree) -> None:
+        with pytest.raises(UsageError, match="anti_dreambooth") as caught:
+            ChosenConditions.choose(tree, ("anti_dreambooth", "mist"), (ALL,))
+        assert len(caught.value.problems) == 1
+        assert names(ChosenConditions.choose(tree, ("anti_dreambooth",), (ALL,), needed=False)) == []
+
+    def test_all_unknown_names_are_refused_at_once(self, tree: StudyTree) -> None:
+        with pytest.raises(UsageError) as caught:
+            ChosenConditions.choose(tree, ("mits", ALL), ("imprss",), needed=False)
+        assert len(caught.value.problems) == 2
+        assert all("did you mean" in problem for problem in caught.value.problems)
+
+    def test_samples_that_do_not_name_their_protection_are_nobodys_for_all(self, tree: StudyTree) -> None:
+        (tree.robust_samples / "diff_pure/s/y/Anna").mkdir(parents=True)
+        chosen = ChosenConditions.choose(tree, (ALL,), ("diff_pure",), needed=False)
+        assert chosen.present == ()
+        assert without_images(chosen) == ["none__diff_pure", "glaze__diff_pure", "mist__diff_pure"]
+        # A typed one is believed, and so is the only one that there is.
+        assert names(ChosenConditions.choose(tree, ("mist",), ("diff_pure",))) == ["mist__diff_pure"]
+        shutil.rmtree(tree.protected_art / "glaze")
+        assert names(ChosenConditions.choose(tree, (ALL,), ("diff_pure",))) == ["mist__diff_pure"]
+
+
+def test_unprotected_comes_first_and_each_before_its_countered_ones() -> None:
+    conditions = [
+        Condition(),
+        Condition("none", "impress"),
+        Condition("anti_dreambooth"),
+        Condition("anti_dreambooth", "diff_pure"),
+        Condition("anti_dreambooth", "impress"),
+        Condition("mist"),
+        Condition("zzz", "aaa"),
+    ]
+    assert in_order([*conditions[::-1], *conditions]) == conditions
+
+
+MONET = Artist("historical", "impressionism", "Claude_Monet")
+
+
+def choose(
+    selection: Selection, known: tuple[Artist, ...] = EVERYBODY, few: tuple[Artist, ...] = ()
+) -> list[Artist]:
+    """Choose from `known`; the artists in `few` have not enough images."""
+    return selection.choose(list(known), lambda artist: artist not in few)
+
+
+@pytest.mark.parametrize(
+    ("selection", "chosen"),
+    [
+        (Selection(), [DORA, ANNA, BORIS, CLARA]),
+        (Selection(splits=("historical",)), [ANNA, BORIS, CLARA]),
+        (Selection(styles=("cubism",)), [DORA, CLARA]),
+        (Selection(styles=("cubism", "baroque")), [DORA, ANNA, BORIS, CLARA]),
+        (Selection(artists=("Clara_Dunn", "Anna_Berg")), [ANNA, CLARA]),
+        (Selection(splits=("historical",), styles=("cubism",)), [CLARA]),
+        (Selection(styles=("baroque",), artists=("Boris_Cole", "Clara_Dunn")), [BORIS]),
+        (Selection(pilot=True), [DORA, ANNA, CLARA]),
+        (Selection(pilot=True, styles=("cubism",)), [DORA, CLARA]),
+        (Selection(pilot=True, splits=("historical",), artists=("Anna_Berg",)), [ANNA]),
+    ],
+    ids=repr,
+)
+def test_filters_of_one_kind_add_up_and_kinds_narrow_down(selection: Selection, chosen: list[Artist]) -> None:
+    assert choose(selection) == chosen
+
+
+def test_one_name_in_two_styles_means_both() -> None:
+    twin = Artist("contemporary", "baroque", "Anna_Berg")
+
+    assert choose(Selection(artists=("Anna_Berg",)), (twin, ANNA, BORIS)) == [twin, ANNA]
+
+
+def test_pilot_takes_the_first_by_name_that_has_enough_images() -> None:
+    assert choose(Selection(pilot=True), (CLARA, BORIS, ANNA)) == [ANNA, CLARA]
+    assert choose(Selection(pilot=True), few=(ANNA,)) == [DORA, BORIS, CLARA]
+    assert choose(Selection(pilot=True), few=(ANNA, BORIS)) == [DORA, CLARA]
+
+
+def test_every_name_that_matches_nothing_is_reported_at_once_with_the_nearest() -> None:
+    selection = Selection(
+        splits=("historic",), styles=("cubizm", "baroque"), artists=("monet", "Ana_Berg", "Clara_Dunn")
+    )
+
+    with pytest.raises(UsageError) as caught:
+        choose(selection, (*EVERYBODY, MONET))
+
+    split, style, part, typo = caught.value.problems
+    assert split.startswith("--split historic matches") and "'historical'" in split
+    assert style.startswith("--style cubizm matches") and "'cubism'" in style
+    assert part.startswith("--artist monet matches") and "'Claude_Monet'" in part
+    assert typo.startswith("--artist Ana_Berg matches") and "'Anna_Berg'" in typo
+
+
+def test_a_name_like_no_other_gets_the_list() -> None:
+    with pytest.raises(
+        UsageError, match=r"--artist xyz .*available: Anna_Berg, Boris_Cole, Clara_Dunn, Dora_Eik"
+    ):
+        choose(Selection(artists=("xyz",)))
+
+
+def test_names_are_compared_exactly() -> None:
+    with pytest.raises(UsageError, match="did you mean 'Anna_Berg'"):
+        choose(Selection(artists=("anna_berg",)))
+
+
+def test_filters_that_leave_nobody_together_say_whom_there_is() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose(Selection(styles=("cubism",), artists=("Anna_Berg",)))
+
+    (problem,) = caught.value.problems
+    assert "no artist matches all filters together" in problem
+    assert all(str(artist) in problem for artist in EVERYBODY)
+
+
+def test_an_artist_who_is_no_pilot_is_refused_with_the_pilots() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose(Selection(pilot=True, artists=("Boris_Cole",)))
+
+    (problem,) = caught.value.problems
+    assert f"--pilot picks {DORA}, {ANNA}, {CLARA}" in problem
+    assert str(BORIS) not in problem
+
+
+def test_a_pilot_of_nobody_and_a_study_of_nobody() -> None:
+    with pytest.raises(UsageError, match="--pilot picks nobody"):
+        choose(Selection(pilot=True), few=EVERYBODY)
+    with pytest.raises(UsageError, match="there is no artist: put images at original_art/SPLIT/STYLE/ARTIST"):
+        choose(Selection(), ())
+
+
+@over_hostile_names
+def test_hostile_names_are_names(hostile_name: str) -> None:
+    hostile = Artist(hostile_name, hostile_name, hostile_name)
+    selection = Selection(splits=(hostile_name,), styles=(hostile_name,), artists=(hostile_name,))
+
+    assert choose(selection, (hostile, *EVERYBODY)) == [hostile]
+    with pytest.raises(UsageError) as caught:
+        choose(selection)
+    assert [problem.split(" matches no artist")[0] for problem in caught.value.problems] == [
+        f"--split {hostile_name}",
+        f"--style {hostile_name}",
+        f"--artist {hostile_name}",
+    ]

@@ -12,8 +12,8 @@ import pytest
 
 from mimicry.common import files
 from mimicry.study import tracker
-from mimicry.study.states import State
 from mimicry.study.tracker import ProgressTracker
+from mimicry.study.tree import State
 from tests.hostile_names import HOSTILE_NAMES, over_hostile_names
 from tests.study.tracker_files import FOREIGN, KEY, STEP, document, tracker_at, write
 

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from mimicry.study.states import State
+from mimicry.study.tree import State
 from tests.small_study import bookmarks_in
 from tests.tuning.quick_studio import DEADLINE_SECONDS, QuickStudio, quick_calls
 

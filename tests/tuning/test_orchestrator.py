@@ -10,14 +10,14 @@ import pytest
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
-from mimicry.study.selection import Selection
+from mimicry.study.matrix import Selection
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.hub.job import HubOptions
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning.planner import make_plan
-from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.target import Request
 from mimicry.tuning.stacks import Stack
 from tests.hostile_names import over_hostile_names
 from tests.small_study import (

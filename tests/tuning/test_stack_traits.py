@@ -7,18 +7,17 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning import stacks
-from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
 from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
+from mimicry.tuning.adapters.weights import ANY_LORA, AdapterFormat
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.stack_traits import LOG_BYTES, StackTraits
-from mimicry.tuning.stacks import RUNNER_CONFIG, STACK_MODULE, Stack
+from mimicry.tuning.stacks import LOG_BYTES, RUNNER_CONFIG, STACK_MODULE, Stack, StackTraits
 from tests.hostile_names import over_hostile_names
 
 TEXT = """\
-from mimicry.tuning.adapters.format import AdapterFormat
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.adapters.weights import AdapterFormat
+from mimicry.tuning.stacks import StackTraits
 
 TRAITS = StackTraits(hub_prefix="sd15-lora", adapter_format=AdapterFormat(components=("unet",)))
 """
@@ -28,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.stacks import StackTraits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +132,9 @@ class TestRefused:
         problem = problem_of(make_stack(tmp_path, f"TRAITS = {value}\n"))
         assert problem == (
             f"{tmp_path / STACK_MODULE}: TRAITS is {eval(value)!r}; "
-            "it takes a StackTraits of mimicry.tuning.stack_traits"
+            "it takes a StackTraits of mimicry.tuning.stacks"
         )
 
     def test_the_class_instead_of_an_object(self, tmp_path: Path) -> None:
-        text = "from mimicry.tuning.stack_traits import StackTraits as TRAITS\n"
+        text = "from mimicry.tuning.stacks import StackTraits as TRAITS\n"
         assert "it takes a StackTraits" in problem_of(make_stack(tmp_path, text))

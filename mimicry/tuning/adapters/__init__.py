@@ -11,12 +11,16 @@ from mimicry.tuning.adapters.folder import (
     WEIGHTS,
     AdapterFolder,
 )
-from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
 from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
-from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
-from mimicry.tuning.adapters.recipe import complete_options, recipe_differences
+from mimicry.tuning.adapters.recipe import (
+    complete_options,
+    describe_differences,
+    numerics_differences,
+    recipe_differences,
+    sister_differences,
+)
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
-from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.adapters.weights import ANY_LORA, Adapter, AdapterFormat
 
 __all__ = [
     "ADAPTER_CONFIG",

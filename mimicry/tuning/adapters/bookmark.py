@@ -24,7 +24,7 @@ class Bookmark:
         hub: where the adapter was uploaded to, or which upload is owed and why.
         log: the file's path relative to the data root.
         note: what happened to the adapter that was there before.
-        overwrite: the mark of an --overwrite; see `mimicry.tuning.planning.overwriting`.
+        overwrite: the mark of an --overwrite; see `mimicry.tuning.planning.plan`.
         named: the fields that were read, or are to be written, in the order of the file. A field that is
             named and None is to be removed; one that is not named stays as it is.
     """

@@ -16,11 +16,17 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import FileIdentity, file_identity, read_json, set_aside, write_json
-from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
-from mimicry.tuning.adapters.peft_config import LORA_ARGUMENTS, peft_config
 from mimicry.tuning.adapters.safetensors_file import write_canonically
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
-from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights
+from mimicry.tuning.adapters.weights import (
+    ANY_LORA,
+    LORA_ARGUMENTS,
+    Adapter,
+    AdapterFormat,
+    check_header,
+    check_weights,
+    peft_config,
+)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -18,7 +18,6 @@ from mimicry.study.cells import CellImages
 from mimicry.study.tracker import Bookmarks
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
-from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
 from mimicry.tuning.adapters.judge import (
     AdapterSpec,
     AdapterState,
@@ -29,6 +28,7 @@ from mimicry.tuning.adapters.judge import (
 )
 from mimicry.tuning.adapters.recipe import recipe_hash, recorded_step_count
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters.weights import ANY_LORA, AdapterFormat
 
 # How a training ended that left no adapter, by its record or its bookmark.
 _ENDED = (State.FAILED, State.INTERRUPTED, State.BLOCKED)

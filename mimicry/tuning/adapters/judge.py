@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import AdapterBroken
-from mimicry.common.file_memory import FileMemory
-from mimicry.common.files import file_identity
+from mimicry.common.files import FileMemory, file_identity
 from mimicry.study.captions import Captions, image_records, record_differences
 from mimicry.study.cells import Listing
 from mimicry.study.class_images import ClassImages
 from mimicry.study.images import ImageFolder
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId
+from mimicry.study.tree import AdapterId, State
 from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.recipe import complete_options, recipe_differences, recipe_hash
 from mimicry.tuning.adapters.training_run import TrainingRun

@@ -59,7 +59,7 @@ class TrainingRun:
 
     @property
     def status(self) -> str | None:
-        """How the training stands: see `mimicry.study.states.State`."""
+        """How the training stands: see `mimicry.study.tree.State`."""
         return self._text("status")
 
     @property

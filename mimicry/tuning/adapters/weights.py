@@ -1,6 +1,7 @@
 """The weights of an adapter: what must hold of them, cheaply by the header or in full by every value."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +9,59 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import sha256_file
-from mimicry.tuning.adapters.format import AdapterFormat
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile, header_and_size
+
+# The two factors of a LoRA, in the names that peft, diffusers and the older example scripts give them.
+_KEY = re.compile(
+    r"^(?P<component>[a-z]+(?:_[a-z0-9]+)*)\.(?P<module>.+)\."
+    r"(?:(?P<down>lora_A|lora\.down|lora_linear_layer\.down)|(?P<up>lora_B|lora\.up|lora_linear_layer\.up))"
+    r"\.weight$"
+)
+
+
+# Linear layers, and convolutions.
+_DIMENSIONS = (2, 4)
+
+
+@dataclass(frozen=True)
+class LoraTensor:
+    """Which factor of a module's LoRA a tensor is: A, of shape (rank, in), or B, of shape (out, rank)."""
+
+    component: str
+    module: str
+    is_b: bool
+
+    def rank(self, shape: Sequence[int]) -> int:
+        return shape[1] if self.is_b else shape[0]
+
+
+@dataclass(frozen=True)
+class AdapterFormat:
+    """The format of a stack's adapters: tensors named `{component}.{module}.lora_A.weight`, and lora_B.
+
+    `components` are the models that may have a LoRA, such as unet or text_encoder; none allows all.
+    `one_rank` says whether all modules have the rank that was asked for.
+    """
+
+    components: tuple[str, ...] = ()
+    one_rank: bool = False
+
+    def parse(self, key: str, shape: Sequence[int]) -> LoraTensor | None:
+        """Return what the tensor `key` of that shape is; None when it is not part of such an adapter."""
+        match = _KEY.match(key)
+        if match is None or len(shape) not in _DIMENSIONS:
+            return None
+        if self.components and match["component"] not in self.components:
+            return None
+        return LoraTensor(match["component"], match["module"], is_b=match["up"] is not None)
+
+    def target_modules(self, modules: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+        """Return how adapter_config.json names the trained `modules` of an adapter with these options."""
+        return list(modules)
+
+
+ANY_LORA = AdapterFormat()
+
 
 # Where diffusers puts the arguments of LoraConfig into the header of weights, each with its component.
 _LORA_ARGUMENTS = "lora_adapter_metadata"
@@ -134,3 +186,46 @@ def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
 def _names(modules: Mapping[tuple[str, str], object]) -> tuple[str, ...]:
     several = len({component for component, _ in modules}) > 1
     return tuple(sorted(f"{component}.{module}" if several else module for component, module in modules))
+
+
+def lora_arguments(rank: int, target_modules: Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
+    """Return the arguments of peft's LoraConfig that our adapters are made with.
+
+    They stand in adapter_config.json and in the header of the weights: few, so that every version of peft
+    understands them, and in a fixed order, so that the same adapter is the same bytes.
+    """
+    return {
+        "bias": "none",
+        "init_lora_weights": "gaussian",
+        "lora_alpha": rank,
+        "lora_dropout": dropout,
+        "r": rank,
+        "target_modules": sorted(target_modules),
+    }
+
+
+LORA_ARGUMENTS = tuple(lora_arguments(0, ()))
+
+
+def peft_config(
+    form: AdapterFormat,
+    *,
+    rank: int,
+    modules: Sequence[str],
+    base_model: str | None,
+    options: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the content of adapter_config.json for an adapter of this rank on these modules.
+
+    Args:
+        options: those that it was trained with, as far as they are known.
+    """
+    options = options or {}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "auto_mapping": None,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        **lora_arguments(rank, form.target_modules(modules, options), options.get("lora_dropout", 0.0)),
+    }

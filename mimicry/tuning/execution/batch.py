@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError, report
+from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
@@ -18,7 +18,7 @@ from mimicry.tuning.execution.bookkeeping import Bookkeeper, Training
 from mimicry.tuning.execution.executor import Executor, Job, JobEnd
 from mimicry.tuning.execution.result import SAME_FAILURES, Result
 from mimicry.tuning.planning import Plan, Target
-from mimicry.tuning.progress import BatchDisplay, StepDisplay
+from mimicry.tuning.planning.display import BatchDisplay, StepDisplay
 
 # Between two looks at targets that others train, and at running jobs.
 WAIT_SECONDS = 2.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimicry.tuning.adapters.format import AdapterFormat
+from mimicry.tuning.adapters.weights import AdapterFormat
 
 # The modules that get a LoRA, by the end of their names: the attention projections of each joint block.
 TARGET_MODULES = (

@@ -12,9 +12,8 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 import click
 
-from mimicry.common.children import has_parent, stop_with_parent
 from mimicry.common.claims import Claim
-from mimicry.common.programs import NOT_AS_ASKED, run_command
+from mimicry.common.processes import NOT_AS_ASKED, has_parent, run_command, stop_with_parent
 from mimicry.common.text import printable, shell_line
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterState, judge_adapter
@@ -22,8 +21,9 @@ from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.artist_request import parse_request, refuse_faults, usable_data
 from mimicry.tuning.hf_diffusers.one_artist import train_artist
 from mimicry.tuning.hf_diffusers.stack import TRAITS
-from mimicry.tuning.hub import upload_and_record
-from mimicry.tuning.options import handed_on_options, hyper_parameter_options, input_options
+from mimicry.tuning.hub.upload import upload_and_record
+from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options
+from mimicry.tuning.options.flags import input_options
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

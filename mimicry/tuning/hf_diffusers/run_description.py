@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from mimicry.common.versions import versions
+from mimicry.common.environment import versions
 from mimicry.tuning.adapters.recipe import recipe, recipe_hash
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE, TuningConfig

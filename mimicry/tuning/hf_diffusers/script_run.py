@@ -4,15 +4,15 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from mimicry.common.children import running_child
 from mimicry.common.claims import CLAIM_VARIABLE
 from mimicry.common.files import utc_now
-from mimicry.common.scrubbing import mask_token
+from mimicry.common.processes import running_child
 from mimicry.common.text import shell_line
+from mimicry.common.tokens import mask_token
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
-from mimicry.tuning.progress import StepDisplay, is_terminal
+from mimicry.tuning.planning.display import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0

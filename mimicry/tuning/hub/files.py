@@ -14,13 +14,12 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import read_json, sha256_file
-from mimicry.common.scrubbing import scrub
+from mimicry.common.tokens import scrub
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
-from mimicry.tuning.hub.job import MADE_FOR, UploadJob
-from mimicry.tuning.hub.model_card import model_card
 from mimicry.tuning.hub.names import is_model_id, model_id_problems
+from mimicry.tuning.hub.upload import MADE_FOR, Upload
 
 REMOVED = "(left out: a path of the machine that trained this)"
 
@@ -44,7 +43,7 @@ class HubFiles:
     texts: dict[str, bytes]
 
 
-def hub_files(job: UploadJob) -> HubFiles:
+def hub_files(job: Upload) -> HubFiles:
     """Read the adapter in `job.folder` and return what is sent to the Hub.
 
     Raises:

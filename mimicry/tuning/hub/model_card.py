@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from mimicry.tuning.adapters import TrainingRun
-from mimicry.tuning.hub.job import UploadJob
+from mimicry.tuning.hub.upload import Upload
 
 _WARNING = """\
 > **Made for research on protections against style mimicry.** This adapter was trained to measure whether a
@@ -13,7 +13,7 @@ _WARNING = """\
 > private."""
 
 
-def model_card(job: UploadJob, run: dict[str, Any], base_model: str | None) -> str:
+def model_card(job: Upload, run: dict[str, Any], base_model: str | None) -> str:
     """Return the model card, YAML front matter first.
 
     `run` is the sanitised training_run.json, any of whose keys may be missing; `base_model` is a Hub id, or

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study.tree import AdapterId
-from mimicry.tuning.hub.token import WITHOUT_UPLOADS
 
 MAX_NAME_LENGTH = 96
 _HASH_LENGTH = 8

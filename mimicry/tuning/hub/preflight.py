@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mimicry.tuning.hub.child import run_child
-from mimicry.tuning.hub.job import MADE_FOR, UploadJob
-from mimicry.tuning.hub.retries import retry
-from mimicry.tuning.hub.token import token_problems
+from mimicry.tuning.hub.child import retry, run_child
+from mimicry.tuning.hub.names import token_problems
+from mimicry.tuning.hub.upload import MADE_FOR, Upload
 
 WAITS = (1.0, 2.0)
 _SILENCE_SECONDS = 120.0
 
 
 def hub_problems(
-    jobs: Sequence[tuple[UploadJob, Path]], *, waits: Sequence[float] = WAITS, python: str = sys.executable
+    jobs: Sequence[tuple[Upload, Path]], *, waits: Sequence[float] = WAITS, python: str = sys.executable
 ) -> list[str]:
     """Ask the Hub what would keep adapters from being uploaded.
 
@@ -32,7 +31,7 @@ def hub_problems(
         ],
     }
     reply = run_child(
-        "mimicry.tuning.hub.preflight_child",
+        "mimicry.tuning.hub.client",
         request,
         silence_seconds=_SILENCE_SECONDS,
         waits=waits,

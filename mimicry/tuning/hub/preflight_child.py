@@ -13,9 +13,9 @@ from typing import Any
 from mimicry.common.errors import UploadFailed
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.hub.child import answer, serve
-from mimicry.tuning.hub.job import MADE_FOR
-from mimicry.tuning.hub.repository import Connection, HubRepository
-from mimicry.tuning.hub.token import TOKENS_PAGE
+from mimicry.tuning.hub.client import Connection, HubRepository
+from mimicry.tuning.hub.names import TOKENS_PAGE
+from mimicry.tuning.hub.upload import MADE_FOR
 
 _WRITES = ("repo.write", "repo.content.write")
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import read_json
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.hub.child import answer
-from mimicry.tuning.hub.job import MADE_FOR
-from mimicry.tuning.hub.retries import retry, status_of
+from mimicry.tuning.hub.child import answer, retry, status_of
+from mimicry.tuning.hub.upload import MADE_FOR
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from mimicry.tuning.hub.token import TOKENS_PAGE
+from mimicry.tuning.hub.names import TOKENS_PAGE
 
 Result = TypeVar("Result")
 

@@ -6,17 +6,16 @@ from dataclasses import asdict
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import utc_now, write_json
-from mimicry.common.scrubbing import scrub
+from mimicry.common.tokens import scrub
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.hub.child import WAITS, run_child
-from mimicry.tuning.hub.job import Uploaded, UploadJob
-from mimicry.tuning.hub.token import token_problems
+from mimicry.tuning.hub.names import token_problems
 
 # The client says nothing while it sends a file, so silence is allowed for as long as a slow line takes.
 _SLOWEST_BYTES_PER_SECOND = 50_000
 
 
-def upload_and_record(job: UploadJob) -> Uploaded:
+def upload_and_record(job: Upload) -> Uploaded:
     """Upload the adapter of `job` and note the result under `hub` in its training_run.json.
 
     Raises:
@@ -32,7 +31,7 @@ def upload_and_record(job: UploadJob) -> Uploaded:
 
 
 def upload_adapter(
-    job: UploadJob,
+    job: Upload,
     *,
     stall_seconds: float = 300,
     waits: Sequence[float] = WAITS,
@@ -52,7 +51,7 @@ def upload_adapter(
     weights = AdapterFolder(job.folder).weights
     weight_bytes = weights.stat().st_size if weights.is_file() else 0
     reply = run_child(
-        "mimicry.tuning.hub.upload_child",
+        "mimicry.tuning.hub.client",
         asdict(job) | {"folder": str(job.folder)},
         silence_seconds=stall_seconds + weight_bytes / _SLOWEST_BYTES_PER_SECOND,
         waits=waits,
@@ -69,7 +68,7 @@ def upload_adapter(
     )
 
 
-def _record(job: UploadJob, hub: dict[str, str]) -> None:
+def _record(job: Upload, hub: dict[str, str]) -> None:
     folder = AdapterFolder(job.folder)
     if folder.run is not None:
         write_json(folder.record, {**folder.run.content, "hub": hub})

@@ -1,4 +1,4 @@
-"""The child that uploads one adapter: `python -m mimicry.tuning.hub.upload_child`, started by upload.py.
+"""The child that uploads one adapter: `python -m mimicry.tuning.hub.client`, started by upload.py.
 
 HF_TOKEN and HF_ENDPOINT come from the environment.
 """
@@ -11,17 +11,16 @@ from typing import Any
 from mimicry.common.errors import UploadFailed
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.hub.child import answer, serve
+from mimicry.tuning.hub.child import RetriesExhausted, answer, serve
+from mimicry.tuning.hub.client import Connection, HubRepository
 from mimicry.tuning.hub.files import HubFiles, hub_files
-from mimicry.tuning.hub.job import UploadJob
-from mimicry.tuning.hub.repository import Connection, HubRepository
-from mimicry.tuning.hub.retries import RetriesExhausted
+from mimicry.tuning.hub.upload import Upload
 
 
 def upload(request: dict[str, Any]) -> dict[str, str]:
     """Upload the adapter of the UploadJob in `request`, and return where it is."""
     waits = request.pop("waits", ())
-    job = UploadJob(**request | {"folder": Path(request["folder"])})
+    job = Upload(**request | {"folder": Path(request["folder"])})
     answer(stage="reading the adapter")
     files = hub_files(job)
     connection = Connection.open(waits)
@@ -32,7 +31,7 @@ def upload(request: dict[str, Any]) -> dict[str, str]:
     return {"repository_id": repository.id, "url": repository.url, "commit": commit}
 
 
-def _repository_id(connection: Connection, job: UploadJob) -> str:
+def _repository_id(connection: Connection, job: Upload) -> str:
     if "/" in job.repository:
         return job.repository
     if job.namespace is not None:

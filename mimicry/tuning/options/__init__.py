@@ -13,20 +13,27 @@ from mimicry.tuning.options.click_options import (
     hub_options,
     hyper_parameter,
     hyper_parameter_options,
+    option,
     option_words,
     options,
+    program,
     selection_of,
     selection_options,
     take_config,
     tree_options,
 )
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from mimicry.tuning.options.grouped_help import option, program
-from mimicry.tuning.options.inputs import TrainingInputs, input_options
-from mimicry.tuning.options.series import Series, all_series, chosen_series
+from mimicry.tuning.options.flags import TrainingInputs, input_options
 from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, cluster_options
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT, series_of_call, study_file_of
-from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, StudyFile
+from mimicry.tuning.options.study_file import (
+    MOST_REPLICATES,
+    ORDERS,
+    Series,
+    StudyFile,
+    all_series,
+    chosen_series,
+)
 
 __all__ = [
     "CALL",

@@ -7,11 +7,10 @@ from typing import Any
 import click
 
 from mimicry.common.errors import UsageError
-from mimicry.study.selection import Selection
+from mimicry.study.matrix import Selection
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, variant_problem
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
-from mimicry.tuning.options.grouped_help import Decorator, option
 from mimicry.tuning.options.study_defaults import DATA_ROOT, STUDY_PATH, STUDY_VARIANT
 
 Command = Callable[..., Any]

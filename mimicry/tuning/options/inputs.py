@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import click
 
 from mimicry.study.captions import Captions
-from mimicry.study.hold_out import held_out, hold_out_problem, training_set
 from mimicry.study.images import ImageFolder
-from mimicry.study.pairing import Pairing
+from mimicry.study.pairing import Pairing, held_out, hold_out_problem, training_set
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

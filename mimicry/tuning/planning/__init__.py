@@ -6,8 +6,7 @@ What most of the project needs of it is named here; the rest lies in its modules
 from mimicry.tuning.planning.one_recipe import recipe_problems, refuse_new_recipes
 from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, Plan, plan_word
 from mimicry.tuning.planning.planner import make_plan
-from mimicry.tuning.planning.request import Request
-from mimicry.tuning.planning.target import Action, Target
+from mimicry.tuning.planning.target import Action, Request, Target
 
 __all__ = [
     "OVERWRITTEN",

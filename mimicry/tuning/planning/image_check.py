@@ -1,18 +1,23 @@
 """The images of a plan, decoded and compared with their originals; what forbids a training blocks it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from mimicry.common.files import sha256_file, write_bytes
 from mimicry.common.text import first_few, printable
-from mimicry.study import AdapterId, Condition, ImageFolder, Pairing, State, StudyTree
-from mimicry.study.image_checks import BadImage, Examined, bad_images, examine, remembered
+from mimicry.study import AdapterId, Captions, Condition, ImageFolder, Pairing, State, StudyTree
+from mimicry.study.cells import leave_out
+from mimicry.study.image_checks import BadImage, Examined, Size, bad_images, examine, remembered, stated_sizes
 from mimicry.study.image_sets import (
     SHOWN,
     Finding,
     colours,
+    crop_loss,
+    geometry,
+    ignored,
     marks,
     unchanged,
     unchanged_warning,
@@ -21,12 +26,11 @@ from mimicry.study.image_sets import (
     unusable,
 )
 from mimicry.study.images import Reading
-from mimicry.study.quarantine import leave_out
 from mimicry.study.tree import NONE
 from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED
+from mimicry.tuning.planning.display import checking_bar
 from mimicry.tuning.planning.plan import Plan
-from mimicry.tuning.planning.target import Action, Target
-from mimicry.tuning.progress import checking_bar
+from mimicry.tuning.planning.target import Action, Request, Target
 
 
 def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
@@ -207,3 +211,66 @@ def _links_out(tree: StudyTree, images: ImageFolder) -> list[Finding]:
         path.name for path in images.paths if path.is_symlink() and not path.resolve().is_relative_to(root)
     ]
     return [Finding(f"links to files outside of the tree: {first_few(names)}", tuple(names))] if names else []
+
+
+# The number of images that the default hyper-parameters are meant for.
+USUAL_IMAGE_COUNT = 20
+
+
+def captions_of(request: Request, images: ImageFolder, original: ImageFolder) -> Captions | None:
+    config = request.config
+    if not config.captions:
+        return None
+    return Captions.read(images, original).checked(config.instance_prompt, config.caption_template)
+
+
+def caption_faults(captions: Captions | None) -> list[Finding]:
+    """Return one finding with all problems of the captions, if there are any."""
+    if captions is None or not captions.problems:
+        return []
+    problems = captions.problems
+    more = f" and {len(problems) - SHOWN} more problems with captions" if len(problems) > SHOWN else ""
+    return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
+
+
+class Findings:
+    """Finds what is odd about targets; the headers of an image are read once for all of them."""
+
+    def __init__(self) -> None:
+        self._sizes = cache(stated_sizes)
+
+    def added_to(self, target: Target, captions: Captions | None, whole: ImageFolder) -> Target:
+        """Return a target that is to be trained, with the sizes that its images state and all findings.
+
+        Args:
+            whole: its images, with those that are held out.
+        """
+        sizes = self._sizes(target.images.path, target.images.names)
+        findings = (*_findings(target, captions, whole), *self._of_shapes(target, sizes))
+        return replace(target, sizes=sizes, findings=findings)
+
+    def _of_shapes(self, target: Target, sizes: Mapping[str, Size]) -> list[Finding]:
+        """Return what the sizes of the images tell, beside those of their originals."""
+        pairing = target.pairing
+        original_sizes: Mapping[str, Size] = {}
+        if pairing.original is not None:
+            partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
+            original_sizes = self._sizes(pairing.original.path, tuple(partners))
+        differing = geometry(pairing, sizes, original_sizes, target.request.config.reading)
+        return [*differing, *crop_loss(pairing.images, sizes)]
+
+
+def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> list[Finding]:
+    """Return what the names of files tell about the images of a target."""
+    pairing = target.pairing
+    lines = []
+    if len(whole.names) < USUAL_IMAGE_COUNT:
+        lines.append(f"{len(whole.names)} images; the defaults are meant for {USUAL_IMAGE_COUNT}")
+    lines += [f"unpaired: {mark}" for mark in target.marks]
+    if pairing.note:
+        lines.append(pairing.note)
+    if captions is not None:
+        lines += captions.warnings
+    if target.left_out:
+        lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
+    return [*map(Finding, lines), *ignored(whole, captions=captions is not None)]

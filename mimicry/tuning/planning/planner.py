@@ -1,21 +1,38 @@
 """Plans a call of apply_tuning: reads the tree and the adapters that are there, and changes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from mimicry.common.errors import UsageError
-from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, Source, State, hold_out_problem
+from mimicry.common.files import sha256_file
+from mimicry.study import (
+    Artist,
+    Captions,
+    Condition,
+    ImageFolder,
+    Pairing,
+    Source,
+    State,
+    hold_out_problem,
+    sister_folders,
+)
+from mimicry.study.captions import image_records, record_differences
 from mimicry.study.cells import CellImages
 from mimicry.study.tracker import Bookmarks
+from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.bookmark import Bookmark
+from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, choose_checkpoint
 from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED, AdapterStatus, Inspector, QueuedJob
-from mimicry.tuning.planning.findings import Findings, caption_faults, captions_of
-from mimicry.tuning.planning.overwriting import Overwrite
-from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, WAYS_FOR_STALE, Plan, with_recipes
-from mimicry.tuning.planning.request import Request
-from mimicry.tuning.planning.resumption import resumption
-from mimicry.tuning.planning.target import Action, Target
-from mimicry.tuning.planning.twins import block_twins, trained_on_same_images
+from mimicry.tuning.adapters.judge import other_class_images
+from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.tuning.planning.image_check import Findings, caption_faults, captions_of
+from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, WAYS_FOR_STALE, Overwrite, Plan, with_recipes
+from mimicry.tuning.planning.target import Action, Request, Target
 
 _CANNOT_LEAVE_OUT = (
     "some of its images are left out of all conditions, which cannot be told to a stack without options"
@@ -231,3 +248,110 @@ def _why_blocked(request: Request, pairing: Pairing) -> str:
     if pairing.problem and not request.allow_unpaired:
         return f"unpaired: {pairing.problem}; complete the set, or use {ALLOW_UNPAIRED}"
     return ""
+
+
+def resumption(
+    request: Request, folder: AdapterFolder, images: ImageFolder, captions: Captions | None, *, full: bool
+) -> str:
+    """Say at which step a training goes on, and which checkpoints it drops and why; empty without any.
+
+    Args:
+        full: read the checkpoints and the images whole, as the trainer does.
+
+    Raises:
+        UsageError: the checkpoint that --resume-from-checkpoint names does not fit.
+    """
+    recipe = request.spec.recipe
+    if recipe is None or recipe["trainer"] != OWN_TRAINER:  # others know themselves what they go on from
+        return ""
+
+    def difference(checkpoint: CheckpointFacts) -> str:
+        facts = checkpoint.facts
+        try:
+            words = record_differences(facts["images"], image_records(images, captions, hashed=full))
+        except OSError:
+            words = ["other images"]
+        asked = request.spec.class_images
+        if asked is not None and other_class_images(facts.get("class_images"), asked, full=full):
+            words.append("other class images")
+        return checkpoint.other_run(recipe, words)
+
+    read = CheckpointFacts.read if full else CheckpointFacts.glance
+    found, dropped = choose_checkpoint(folder, request.config.resume_from_checkpoint, read, difference)
+    words = [f"drops {name}: {reason}" for name, reason in dropped.items()]
+    if found is not None:
+        words.insert(0, f"resumes at step {found.step} of {request.config.step_count(len(images.names))}")
+    return "; ".join(words)
+
+
+def block_twins(targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Return the targets; one that is to be trained is blocked if another condition has its very images.
+
+    The first one in the order of training is left: which of the two is wrong, nobody can tell but the user.
+    """
+    found: dict[Artist, dict[tuple[int, ...], list[ImageFolder]]] = defaultdict(lambda: defaultdict(list))
+    sizes, contents = cache(_sizes), cache(_contents)
+    checked = []
+    for target in targets:
+        if target.action in (Action.TRAIN, Action.SKIP, Action.REPAIR):
+            # Sizes first: reading every byte is for the rare case that they are all equal.
+            others = found[target.artist][sizes(target.images)]
+            twin = _twin(target.images, others, contents)
+            if twin is not None and target.action is Action.TRAIN:
+                reason = f"its images in {target.images.path} are those of {twin.path}, byte by byte"
+                target = replace(target, action=Action.BLOCK, reason=reason)
+            elif twin is None and all(other.path != target.images.path for other in others):
+                others.append(target.images)
+        checked.append(target)
+    return tuple(checked)
+
+
+def _twin(
+    images: ImageFolder,
+    others: Sequence[ImageFolder],
+    contents: Callable[[ImageFolder], list[str] | None],
+) -> ImageFolder | None:
+    different = [other for other in others if other.path != images.path]
+    if not different or (own := contents(images)) is None:
+        return None
+    return next((other for other in different if contents(other) == own), None)
+
+
+def _sizes(images: ImageFolder) -> tuple[int, ...]:
+    sizes = []
+    for path in images.paths:
+        with suppress(OSError):  # it goes while we look
+            sizes.append(path.stat().st_size)
+    return tuple(sorted(sizes))
+
+
+def _contents(images: ImageFolder) -> list[str] | None:
+    try:
+        return sorted(sha256_file(path) for path in images.paths)
+    except OSError:  # the check of images says what is wrong with it
+        return None
+
+
+def trained_on_same_images(target: Target) -> Path | None:
+    """Return the adapter of another protection that was trained on the very bytes of its images, if any."""
+    for name, path in sister_folders(target.folder.path).items():
+        condition = Condition.parse(name)
+        if condition is None or condition.countermeasure != target.request.condition.countermeasure:
+            continue
+        folder = AdapterFolder(path)
+        # One without weights failed, or its adapter was set aside.
+        if folder.has_weights and _same_bytes(folder.readable_run.images, target.images):
+            return path
+    return None
+
+
+def _same_bytes(recorded: Any, images: ImageFolder) -> bool:
+    if not isinstance(recorded, Sequence) or len(recorded) != len(images.names):
+        return False
+    sizes = sorted(image.get("size", -1) for image in recorded)
+    # Sizes first: reading every byte is for the rare case that they are all equal.
+    if sizes != sorted(path.stat().st_size for path in images.paths if path.exists()):
+        return False
+    return sorted(image.get("sha256", "") for image in recorded) == sorted(
+        image["sha256"] for image in images.records()
+    )

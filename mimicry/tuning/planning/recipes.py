@@ -17,7 +17,7 @@ from mimicry.study import AdapterId, StudyTree
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, TrainingRun, recipe_differences
 from mimicry.tuning.adapters.recipe import complete_options
 from mimicry.tuning.adapters.training_run import Evaluated
-from mimicry.tuning.planning.request import Request
+from mimicry.tuning.planning.target import Request
 
 
 @dataclass

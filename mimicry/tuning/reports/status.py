@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mimicry.common.errors import UsageError, nearest
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED
 from mimicry.study import AdapterId, Condition, State, StudyTree
 from mimicry.study.cells import CellImages
 from mimicry.study.matrix import CellFilter, Matrix
@@ -19,9 +19,17 @@ from mimicry.tuning.adapters import AdapterSpec
 from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector, QueuedJob
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.execution import QueueUnknown, live_jobs, open_tracker
-from mimicry.tuning.options import STUDY_VARIANT, TuningConfig, selection_of
-from mimicry.tuning.options.series import all_series, is_meant, names_of, planned_variants, variant_and_seed
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.click_options import selection_of
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.study_defaults import STUDY_VARIANT
+from mimicry.tuning.options.study_file import (
+    StudyFile,
+    all_series,
+    is_meant,
+    names_of,
+    planned_variants,
+    variant_and_seed,
+)
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
 from mimicry.tuning.stacks import Stack
 

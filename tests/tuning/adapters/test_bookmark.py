@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.study.states import State
 from mimicry.study.tracker import ProgressTracker
+from mimicry.study.tree import State
 from mimicry.tuning.adapters.bookmark import Bookmark, read_bookmarks
 from mimicry.tuning.adapters.training_run import TrainingRun
 

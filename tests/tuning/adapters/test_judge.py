@@ -12,13 +12,12 @@ from safetensors.torch import save_file
 
 from mimicry.common.files import write_json
 from mimicry.study.images import ImageFolder
-from mimicry.study.states import State
+from mimicry.study.tree import State
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
-from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState
-from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, recorded_elsewhere
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.adapters.weights import Adapter
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters.weights import Adapter, lora_arguments
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.run_description import describe_run
@@ -339,3 +338,39 @@ class TestMemory:
 def test_asked() -> None:
     config = TuningConfig(rank=7, pretrained_model_name_or_path="lab/not-here")
     assert adapter_spec(config, OWN_TRAINER) == AdapterSpec(7, recipe(config, None, OWN_TRAINER))
+
+
+HERE = Path("/study/models/lora/s/mist__none/a/b/Anna")
+
+
+def of(output_dir: Any) -> TrainingRun:
+    return TrainingRun({"paths": {"output_dir": output_dir}})
+
+
+@pytest.mark.parametrize(
+    "output_dir",
+    [
+        "/study/models/lora/s/mist__none/a/b/Anna",
+        "/another machine/models/lora/s/mist__none/a/b/Anna",
+        # Reused for a study of another recipe beside it.
+        "/study/models/lora/s@big/mist__none/a/b/Anna",
+        # What tells nothing.
+        "/tmp/out",
+        "",
+        None,
+        7,
+    ],
+)
+def test_at_its_place_as_far_as_can_be_told(output_dir: Any) -> None:
+    assert recorded_elsewhere(HERE, of(output_dir)) == ""
+
+
+@pytest.mark.parametrize("place", ["none__none/a/b/Anna", "mist__none/a/b/Boris", "mist__none/z/b/Anna"])
+def test_the_record_of_another(place: str) -> None:
+    found = recorded_elsewhere(HERE, of(f"/study/models/lora/s/{place}"))
+    assert found == f"its record is of {place}"
+
+
+def test_a_folder_outside_of_a_study_or_no_record_of_paths() -> None:
+    assert recorded_elsewhere(Path("/tmp/out"), of(str(HERE))) == ""
+    assert recorded_elsewhere(HERE, TrainingRun({})) == ""

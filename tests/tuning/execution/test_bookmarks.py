@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.files import read_json, write_json
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path, open_tracker, rebuilt_bookmarks

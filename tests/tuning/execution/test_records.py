@@ -6,8 +6,7 @@ import pytest
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import read_json, sha256_file
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
+from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.execution.records import UnrecordedTraining
 from mimicry.tuning.planning.target import Target

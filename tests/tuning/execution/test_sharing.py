@@ -10,9 +10,8 @@ import pytest
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import write_json
-from mimicry.study.states import State
 from mimicry.study.tracker import ProgressTracker
-from mimicry.study.tree import StudyTree
+from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEIGHTS, AdapterFolder
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mimicry.common.processes import Interrupted
+from mimicry.tuning.planning.display import BatchDisplay
 
-from mimicry.common.children import Interrupted
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
+from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.execution.bookkeeping import Bookkeeper
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.slurm import SlurmSubmitter
@@ -20,7 +20,6 @@ from mimicry.tuning.execution.slurm_batch import SlurmBatch
 from mimicry.tuning.execution.slurm_queue import jobs_of_study, with_queue
 from mimicry.tuning.options.slurm_options import SlurmSettings
 from mimicry.tuning.planning.plan import Plan
-from mimicry.tuning.progress import BatchDisplay
 from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, put_adapter
 from tests.tuning.fake_slurm import FakeSlurm, FakeSubmitit, put_submission
 from tests.tuning.staged_batch import mark_of

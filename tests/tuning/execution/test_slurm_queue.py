@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
+from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.execution.slurm_queue import (
     CELLS,
     QueueUnknown,

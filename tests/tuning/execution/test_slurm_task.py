@@ -16,7 +16,7 @@ from mimicry.common.claims import Claim
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.execution.slurm_task import SlurmTask
-from mimicry.tuning.planning.overwriting import training_of
+from mimicry.tuning.planning.plan import training_of
 from tests.small_study import put_adapter
 
 # Trains until it is stopped, and says with which words it was called.

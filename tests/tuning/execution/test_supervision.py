@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mimicry.common.processes import running_child
 
-from mimicry.common.children import running_child
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.execution import supervision
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow

@@ -5,23 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mimicry.tuning.hub.client import account_problems, check
 
-from mimicry.tuning.hub.job import MADE_FOR, UploadJob
-from mimicry.tuning.hub.preflight import hub_problems
-from mimicry.tuning.hub.preflight_child import account_problems, check
+from mimicry.tuning.hub.upload import MADE_FOR, Upload, hub_problems
 from tests.fake_hub import TOKEN, Answer, FakeHub, Repository
 from tests.small_study import write_images
 
 PREFIX = "sd35-lora-none-none-"
 
 
-def job(name: str, **changes: Any) -> UploadJob:
+def job(name: str, **changes: Any) -> Upload:
     place = {"protection": "none", "countermeasure": "none", "split": "historical", "style": "baroque"}
     values: dict[str, Any] = place | {"folder": Path("out"), "repository": PREFIX + name, "artist": name}
-    return UploadJob(**values | changes)
+    return Upload(**values | changes)
 
 
-def checked(*jobs: UploadJob, input_dir: Path = Path("nowhere")) -> list[str]:
+def checked(*jobs: Upload, input_dir: Path = Path("nowhere")) -> list[str]:
     """Do what the child does, in this process."""
     words = [{"repository": j.repository, MADE_FOR: j.made_for, "input_dir": str(input_dir)} for j in jobs]
     return check({"namespace": jobs[0].namespace, "jobs": words, "waits": ()})

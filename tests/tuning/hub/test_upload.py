@@ -9,15 +9,14 @@ from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import read_json, write_json
 from mimicry.tuning.adapters import TRAINING_RUN
 from mimicry.tuning.hub import upload as upload_module
-from mimicry.tuning.hub.job import Uploaded, UploadJob
-from mimicry.tuning.hub.upload import upload_and_record
+from mimicry.tuning.hub.upload import Upload, Uploaded, upload_and_record
 
 UPLOADED = Uploaded(repository_id="lab/x", url="https://huggingface.co/lab/x", commit="c" * 40)
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> UploadJob:
-    return UploadJob(
+def job(tmp_path: Path) -> Upload:
+    return Upload(
         folder=tmp_path, repository="x", protection="none", countermeasure="none", artist="Claude_Monet"
     )
 
@@ -27,7 +26,7 @@ def upload(monkeypatch: pytest.MonkeyPatch) -> list[Uploaded | UploadFailed]:
     """What the next upload ends in."""
     ends: list[Uploaded | UploadFailed] = []
 
-    def fake_upload(job: UploadJob) -> Uploaded:
+    def fake_upload(job: Upload) -> Uploaded:
         end = ends.pop()
         if isinstance(end, UploadFailed):
             raise end
@@ -37,7 +36,7 @@ def upload(monkeypatch: pytest.MonkeyPatch) -> list[Uploaded | UploadFailed]:
     return ends
 
 
-def test_failure_then_success(job: UploadJob, upload: list[Uploaded | UploadFailed]) -> None:
+def test_failure_then_success(job: Upload, upload: list[Uploaded | UploadFailed]) -> None:
     write_json(job.folder / TRAINING_RUN, {"status": "complete", "note": "é"})
     upload.append(UploadFailed("no space", "at the Hub"))
     with pytest.raises(UploadFailed, match="no space"):
@@ -55,14 +54,14 @@ def test_failure_then_success(job: UploadJob, upload: list[Uploaded | UploadFail
     }
 
 
-def test_an_adapter_without_a_record_gets_none(job: UploadJob, upload: list[Uploaded | UploadFailed]) -> None:
+def test_an_adapter_without_a_record_gets_none(job: Upload, upload: list[Uploaded | UploadFailed]) -> None:
     upload.append(UPLOADED)
     assert upload_and_record(job) == UPLOADED
     assert list(job.folder.iterdir()) == []
 
 
 def test_a_record_that_cannot_be_read_is_not_replaced(
-    job: UploadJob, upload: list[Uploaded | UploadFailed]
+    job: Upload, upload: list[Uploaded | UploadFailed]
 ) -> None:
     (job.folder / TRAINING_RUN).write_text("[1]")
     upload.append(UPLOADED)

@@ -10,20 +10,15 @@ from typing import Any
 
 import click
 import pytest
+from mimicry.tuning.options.flags import TRAINER_OPTIONS, add_trainer_flags, config_from_flags, trainer_flags
 
 from mimicry.common.errors import UsageError
 from mimicry.study.captions import CAPTION_FIELD
 from mimicry.tuning.options.click_options import hyper_parameter_options, option_words, take_config
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
-from mimicry.tuning.options.documents import readme_table
-from mimicry.tuning.options.trainer_flags import (
-    TRAINER_OPTIONS,
-    add_trainer_flags,
-    config_from_flags,
-    trainer_flags,
-)
 from tests.hostile_names import HOSTILE_NAMES
+from tests.option_tables import readme_table
 from tests.tuning.companions import with_companions
 
 # The table of the user's own text, in its order.

@@ -4,10 +4,10 @@ import re
 
 import click
 import pytest
+from mimicry.common.processes import run_command
 
 from mimicry.commands.upload import upload
 from mimicry.commands.verify import verify
-from mimicry.common.programs import run_command
 from mimicry.tuning.apply_tuning import apply_tuning
 
 

@@ -9,14 +9,15 @@ import pytest
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.series import (
+from mimicry.tuning.options.study_file import (
     RECIPE_FIELDS,
     Series,
+    StudyFile,
+    Variant,
     all_series,
     chosen_series,
     variant_and_seed,
 )
-from mimicry.tuning.options.study_file import StudyFile, Variant
 
 FILE = Path("study.toml")
 

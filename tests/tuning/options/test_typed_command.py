@@ -8,10 +8,15 @@ from typing import Any
 
 import click
 import pytest
+from mimicry.common.processes import run_command
 
-from mimicry.common.programs import run_command
-from mimicry.tuning.options.click_options import hyper_parameter_options, selection_options, tree_options
-from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
+from mimicry.tuning.options.click_options import (
+    TypedCommand,
+    hyper_parameter_options,
+    hyper_parameter_words,
+    selection_options,
+    tree_options,
+)
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ def typed(request: pytest.FixtureRequest) -> TypedCommand:
     @hyper_parameter_options
     @click.pass_context
     def tune(context: click.Context, /, **_: Any) -> None:
-        found.append(TypedCommand.of(context))
+        found.append(TypedCommand.from_context(context))
 
     assert run_command(tune, request.param) == 0
     return found[0]
@@ -64,7 +69,7 @@ def test_how_the_program_was_started(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [started])
     with click.Context(click.Command("tune"), info_name=Path(started).name) as context:
-        assert shlex.split(TypedCommand.of(context).line()) == program
+        assert shlex.split(TypedCommand.from_context(context).line()) == program
 
 
 def test_hyper_parameters_as_a_person_types_them() -> None:

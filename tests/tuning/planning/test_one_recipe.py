@@ -10,11 +10,10 @@ import pytest
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
 from mimicry.study.class_images import ClassImages
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, StudyTree
+from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.options.click_options import TypedCommand
 from mimicry.tuning.planning.one_recipe import recipe_problems
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target

@@ -9,8 +9,7 @@ import pytest
 from mimicry.study.captions import Captions, image_records
 from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
-from mimicry.study.states import State
-from mimicry.study.tree import Condition, StudyTree
+from mimicry.study.tree import Condition, State, StudyTree
 from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (

@@ -4,8 +4,7 @@ import json
 import shutil
 from typing import Any
 
-from mimicry.study.states import State
-from mimicry.study.tree import Condition, StudyTree
+from mimicry.study.tree import Condition, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.planning.plan import OVERWRITTEN

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.captions import image_records
-from mimicry.study.hold_out import held_out
+from mimicry.study.cells import left_out
 from mimicry.study.images import ImageFolder
-from mimicry.study.quarantine import left_out
-from mimicry.study.states import State
-from mimicry.study.tree import Artist, StudyTree
+from mimicry.study.pairing import held_out
+from mimicry.study.tree import Artist, State, StudyTree
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images, recall_images
 from mimicry.tuning.reports.tables import plan_json, plan_table

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.study.cells import CellImages
-from mimicry.study.matrix import CellFilter, Matrix
-from mimicry.study.selection import Selection
-from mimicry.study.states import State
-from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.study.matrix import CellFilter, Matrix, Selection
+from mimicry.study.tree import Artist, Condition, State, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, PARTS, SCHEMA, STATE
 from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector
 from mimicry.tuning.execution.bookmarks import open_tracker

@@ -11,10 +11,9 @@ import pytest
 
 from mimicry.common.claims import CLAIM, Claim, this_host
 from mimicry.common.errors import UsageError
-from mimicry.study.hold_out import held_out
-from mimicry.study.selection import Selection
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Condition, StudyTree, series_name
+from mimicry.study.matrix import Selection
+from mimicry.study.pairing import held_out
+from mimicry.study.tree import AdapterId, Condition, State, StudyTree, series_name
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.reports.status import series_meant
 from tests.small_study import (

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from mimicry.study.states import State
-from mimicry.study.tree import Artist, StudyTree
+from mimicry.study.tree import Artist, State, StudyTree
 from mimicry.tuning.execution.result import Result
-from mimicry.tuning.hub.job import HubOptions
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.planning.plan import WAYS_FOR_STALE, Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary

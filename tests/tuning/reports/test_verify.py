@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from mimicry.common.claims import Claim
 from mimicry.common.errors import UsageError
 from mimicry.common.files import write_json
-from mimicry.study.selection import Selection
-from mimicry.study.states import State
-from mimicry.study.tree import StudyTree
+from mimicry.study.matrix import Selection
+from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.adapters.training_run import TRAINING_RUN

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder
-from mimicry.tuning.adapters.peft_config import lora_arguments
+from mimicry.tuning.adapters.weights import lora_arguments
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES, chooses_modules
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.lora_modules import choose_modules

@@ -19,7 +19,7 @@ from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, sha256_text, utc_now, write_bytes, write_json
 from mimicry.study import ImageRecord, State
 from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder, complete_options
-from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
+from mimicry.tuning.adapters.recipe import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
 from mimicry.tuning.hf_diffusers.training.console import say
 from mimicry.tuning.hf_diffusers.training.history import History

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mimicry.common.processes import Interrupted, stop_signals_raise
 
-from mimicry.common.children import Interrupted, stop_signals_raise
 from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
 
 COUNT = 2

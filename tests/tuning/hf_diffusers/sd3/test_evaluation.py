@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
-from mimicry.study.states import State
+from mimicry.study.tree import State
 from mimicry.tuning.hf_diffusers.sd3 import evaluation
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.study.hold_out import held_out
 from mimicry.study.images import ImageFolder, read_rgb
+from mimicry.study.pairing import held_out
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, assert_same_end, metrics, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.study.states import State
+from mimicry.study.tree import State
 from mimicry.tuning.hf_diffusers.sd3 import trainer, validation
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from mimicry.common.processes import Interrupted
 from PIL import Image
 
-from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
 from mimicry.tuning.hf_diffusers.sd3 import stages
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource

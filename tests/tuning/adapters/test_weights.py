@@ -9,11 +9,10 @@ from safetensors.torch import save_file
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import sha256_file
 from mimicry.study.images import ImageFolder
-from mimicry.study.states import State
+from mimicry.study.tree import State
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
-from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat, LoraTensor
 from mimicry.tuning.adapters.judge import AdapterSpec, judge_adapter
-from mimicry.tuning.adapters.weights import check_header, check_weights
+from mimicry.tuning.adapters.weights import ANY_LORA, AdapterFormat, LoraTensor, check_header, check_weights
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 
 UNET = AdapterFormat(components=("unet",))
