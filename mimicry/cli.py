@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import click
 
 import mimicry
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 
 
 @dataclass(frozen=True)

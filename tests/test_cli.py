@@ -7,7 +7,7 @@ import pytest
 
 import mimicry
 from mimicry.cli import program
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 
 SUBCOMMANDS = ("init", "tune", "status", "verify", "upload", "samples", "report", "demo")
 

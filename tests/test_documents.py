@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import mimicry
 from mimicry.cli import program
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.report.columns import (
     ADAPTER_COLUMNS,
     CONDITION_COLUMNS,

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.environment import processor_count
+from mimicry.common.environment import processor_count, versions
 from mimicry.common.files import utc_now, write_json
 from mimicry.common.text import text_table
-from mimicry.common.versions import versions
 
 _GPU_FACTS = ("name", "memory.total", "compute_cap", "driver_version")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from mimicry.common.children import Interrupted
 from mimicry.common.errors import UsageError
+from mimicry.common.processes import Interrupted
 from mimicry.common.text import printable
 from mimicry.tuning.options import (
     CALL,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED
 from mimicry.study import State, StudyTree
 from mimicry.tuning.options import CALL, condition_filters, option, program, selection_options, tree_options
 from mimicry.tuning.planning import AdapterFilter

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.children import process_start
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError
 from mimicry.common.files import json_bytes, read_json, utc_now
+from mimicry.common.processes import process_start
 
 CLAIM = ".claim.json"
 # Set in the environment of a child that is to join the claim of its parent: token, space, folder.

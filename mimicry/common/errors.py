@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
-from mimicry.common.scrubbing import scrub
 from mimicry.common.text import message_lines
+from mimicry.common.tokens import scrub
 
 
 class MimicryError(Exception):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
-from mimicry.common.host_memory import host_memory_problem
+from mimicry.common.hardware import host_memory_problem
 from mimicry.sampling.base_transformer import BaseTransformer
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders

@@ -14,8 +14,7 @@ from typing import Any
 
 from mimicry.common.environment import processor_count
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.file_memory import FileMemory
-from mimicry.common.files import canonical_json, sha256_text
+from mimicry.common.files import FileMemory, canonical_json, sha256_text
 from mimicry.common.text import first_few
 from mimicry.study.comparison import Comparison, Pair, judged
 from mimicry.study.images import AS_THEY_ARE, ImageFacts, ImageFolder, ImageRecord, Reading, check_image

@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from mimicry.common.errors import Problems, UsageError
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS

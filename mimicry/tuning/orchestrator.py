@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED, Interrupted
 from mimicry.study import Condition, State
 from mimicry.tuning.execution import (
     Engine,

@@ -25,10 +25,9 @@ from typing import Any
 
 import click
 
-from mimicry.common.children import running_child, stop_with_parent
 from mimicry.common.errors import MimicryError, UsageError, nearest
 from mimicry.common.files import read_json
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command, running_child, stop_with_parent
 from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mimicry.cli import program
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options import OPTIONS, StudyFile, TuningConfig
 from tests.small_study import ANNA, listing, share_samples, write_images, write_study

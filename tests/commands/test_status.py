@@ -17,7 +17,7 @@ import pytest
 
 from mimicry.commands.status import status
 from mimicry.common.claims import Claim
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
 from tests.small_study import (

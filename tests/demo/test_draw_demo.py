@@ -12,7 +12,7 @@ import pytest
 
 import mimicry
 from mimicry.common.errors import UsageError
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.demo import draw_demo as program
 from mimicry.demo.draw_demo import demo, draw_demo
 from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest

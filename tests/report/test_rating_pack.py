@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mimicry.common.errors import BatchFault, UsageError
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.report.grids import GridMaker
 from mimicry.report.make_report import report
 from mimicry.report.rating_answers import KEY, KeyRow, key_text, read_scores, score_table

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mimicry.common.errors import BatchFault
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.sampling.contact_sheet import MARGIN, TEXT_HEIGHT, Layout, write_contact_sheet
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.plan import Picture, SampleSet

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mimicry.common import host_memory
+from mimicry.common import hardware
 from mimicry.common.errors import BatchFault
 from mimicry.sampling import base_transformer, sampler
 from mimicry.sampling.base_transformer import BaseTransformer
@@ -112,7 +112,7 @@ def test_without_a_table_pictures_are_the_same(
     if obstacle == "a trained layer":
         trained = ("transformer_blocks.1.norm1.linear",)
     else:
-        monkeypatch.setattr(host_memory, "free_host_bytes", lambda: 1000)
+        monkeypatch.setattr(hardware, "free_host_bytes", lambda: 1000)
 
     one = load(model, "a boat", trained_layers=trained)
 
@@ -180,7 +180,7 @@ class TestDecodingWithoutRoom:
         self, model: BaseModel, did: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one = load(model, "a boat")
-        monkeypatch.setattr(host_memory, "free_host_bytes", lambda: 1000)
+        monkeypatch.setattr(hardware, "free_host_bytes", lambda: 1000)
 
         with pytest.raises(BatchFault, match="type a smaller --resolution"):
             one.image("a boat", 0)

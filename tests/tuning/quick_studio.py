@@ -14,7 +14,7 @@ import pytest
 import mimicry
 from mimicry.commands.upload import upload
 from mimicry.commands.verify import verify
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.apply_tuning import apply_tuning
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mimicry.common.children import Interrupted
 from mimicry.common.errors import TrainingFailed
+from mimicry.common.processes import Interrupted
 from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.batch import Batch

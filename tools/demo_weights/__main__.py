@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mimicry.common.files import write_bytes, write_json
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.demo.upscaler import Upscaler
 from tools.demo_weights.base import Base, base_loss, encode_paintings
 from tools.demo_weights.loop import Budget, LossOf, Training

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimicry.common.errors import AdapterBroken
-from mimicry.common.file_memory import FileMemory
-from mimicry.common.files import file_identity
+from mimicry.common.files import FileMemory, file_identity
 from mimicry.study.captions import Captions, image_records, record_differences
 from mimicry.study.class_images import ClassImages
 from mimicry.study.images import ImageFolder

@@ -9,9 +9,9 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from mimicry.common.children import last_lines
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
-from mimicry.common.scrubbing import mask_token
+from mimicry.common.processes import last_lines
+from mimicry.common.tokens import mask_token
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 

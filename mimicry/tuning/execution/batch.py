@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.claims import claimed_by
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError, report
+from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import IO
 
-from mimicry.common.children import Child, running_child
 from mimicry.common.claims import Claim
-from mimicry.common.host_memory import free_host_bytes
+from mimicry.common.hardware import free_host_bytes
+from mimicry.common.processes import Child, running_child
 from mimicry.tuning.execution.executor import Recheck, Watcher
 from mimicry.tuning.execution.local_job import GRACE_SECONDS, LocalJob, Start
 from mimicry.tuning.execution.places import Place

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from typing import IO
 
-from mimicry.common.children import Child
 from mimicry.common.claims import Claim
 from mimicry.common.environment import without_launcher
 from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
+from mimicry.common.processes import Child
 from mimicry.study import State
 from mimicry.tuning.execution.attempt import Attempt
 from mimicry.tuning.execution.executor import JobEnd, Recheck, Watcher

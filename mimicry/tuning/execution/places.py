@@ -13,7 +13,7 @@ from mimicry.common.environment import (
     typed_threads,
 )
 from mimicry.common.errors import UsageError
-from mimicry.common.gpus import Gpu, find_gpus, gpu_variables
+from mimicry.common.hardware import Gpu, find_gpus, gpu_variables
 from mimicry.common.text import printable
 
 ALL_GPUS, NO_GPUS = "all", "none"

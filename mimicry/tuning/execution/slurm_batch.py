@@ -7,9 +7,9 @@ This call only watches files and the queue. The outcome is what the record and t
 import time
 from collections.abc import Sequence
 
-from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, ClaimedElsewhere
+from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.tuning.execution.bookkeeping import Bookkeeper

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimicry.common.children import Child, running_child
 from mimicry.common.claims import SILENT_SECONDS, claimed_by
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED, Child, running_child
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.planning.overwriting import training_of
 

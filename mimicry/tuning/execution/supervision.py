@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.children import Child
 from mimicry.common.errors import TrainingFailed
+from mimicry.common.processes import Child
 
 POLL_SECONDS = 0.2
 

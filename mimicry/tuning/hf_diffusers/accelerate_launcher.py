@@ -7,7 +7,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from mimicry.common.programs import quick_imports, quicken_exit
+from mimicry.common.processes import quick_imports, quicken_exit
 
 # Raised by torch's launcher of several processes once it has passed a stop signal on.
 _STOPPED = "SignalException"

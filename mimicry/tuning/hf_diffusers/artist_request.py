@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.children import has_parent
 from mimicry.common.errors import BatchFault, MimicryError, Problems, UsageError
+from mimicry.common.processes import has_parent
 from mimicry.study import AdapterId, Captions, ImageFolder
 from mimicry.study.image_checks import bad_images, unreadable
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob

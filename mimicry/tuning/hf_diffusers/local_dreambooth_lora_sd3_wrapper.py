@@ -12,9 +12,8 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
 
 import click
 
-from mimicry.common.children import has_parent, stop_with_parent
 from mimicry.common.claims import Claim
-from mimicry.common.programs import NOT_AS_ASKED, run_command
+from mimicry.common.processes import NOT_AS_ASKED, has_parent, run_command, stop_with_parent
 from mimicry.common.text import printable, shell_line
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterState, judge_adapter

@@ -4,7 +4,7 @@ import shutil
 from contextlib import suppress
 
 from mimicry.common.files import utc_now, write_json
-from mimicry.common.scrubbing import scrub
+from mimicry.common.tokens import scrub
 from mimicry.study import ImageRecord, State
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.study.image_sets import described_images

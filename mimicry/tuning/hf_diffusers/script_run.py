@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from mimicry.common.children import running_child
 from mimicry.common.claims import CLAIM_VARIABLE
 from mimicry.common.files import utc_now
-from mimicry.common.scrubbing import mask_token
+from mimicry.common.processes import running_child
 from mimicry.common.text import shell_line
+from mimicry.common.tokens import mask_token
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob

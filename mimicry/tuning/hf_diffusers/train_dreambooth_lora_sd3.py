@@ -17,7 +17,6 @@ if __package__ in (None, ""):  # started by its path: import from this checkout,
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from mimicry import __version__
-from mimicry.common.children import Interrupted, stop_signals_raise, stop_with_parent
 from mimicry.common.environment import (
     load_environment,
     process_count,
@@ -25,8 +24,14 @@ from mimicry.common.environment import (
     quiet_libraries,
 )
 from mimicry.common.errors import MimicryError, run_reporting_errors
-from mimicry.common.programs import quick_imports, quicken_exit
-from mimicry.common.scrubbing import scrubbed_output
+from mimicry.common.processes import (
+    Interrupted,
+    quick_imports,
+    quicken_exit,
+    stop_signals_raise,
+    stop_with_parent,
+)
+from mimicry.common.tokens import scrubbed_output
 
 # Several processes end within ten seconds of a stop signal, unless one waits for another that is gone.
 _KILL_SECONDS = 15.0

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.children import running_child, watch_parent
 from mimicry.common.environment import hub_token
 from mimicry.common.errors import MimicryError
-from mimicry.common.scrubbing import scrub
+from mimicry.common.processes import running_child, watch_parent
+from mimicry.common.tokens import scrub
 from mimicry.tuning.hub.retries import explain
 
 # Seconds before each retry of a request: what the client waits where it retries by itself.

@@ -14,7 +14,7 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import read_json, sha256_file
-from mimicry.common.scrubbing import scrub
+from mimicry.common.tokens import scrub
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun

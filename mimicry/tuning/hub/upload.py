@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import utc_now, write_json
-from mimicry.common.scrubbing import scrub
+from mimicry.common.tokens import scrub
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.hub.child import WAITS, run_child
 from mimicry.tuning.hub.job import Uploaded, UploadJob

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mimicry.common.errors import Problems, UsageError
-from mimicry.common.programs import NOT_AS_ASKED
+from mimicry.common.processes import NOT_AS_ASKED
 from mimicry.study import AdapterId, Artist, ChosenConditions, Condition, State, StudyTree, in_order
 from mimicry.study.cells import CellImages, is_named
 from mimicry.study.selection import Selection

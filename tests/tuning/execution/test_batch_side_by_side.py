@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import Interrupted
 from mimicry.common.claims import Claim
+from mimicry.common.processes import Interrupted
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.places import Place
 from mimicry.tuning.planning.target import Target

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mimicry.common.children import Interrupted
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
+from mimicry.common.processes import Interrupted
 from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.execution.bookkeeping import Bookkeeper

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mimicry.common.children import PARENT_PIPE
 from mimicry.common.errors import UploadFailed
+from mimicry.common.processes import PARENT_PIPE
 from mimicry.tuning.hub.job import Uploaded
 from mimicry.tuning.hub.upload import upload_adapter
 from tests.fake_hub import TOKEN, Answer, FakeHub, Repository

@@ -7,7 +7,7 @@ import pytest
 
 from mimicry.commands.upload import upload
 from mimicry.commands.verify import verify
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.tuning.apply_tuning import apply_tuning
 
 

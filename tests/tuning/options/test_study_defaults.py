@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.tuning.options import (
     CALL,
     Series,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.tuning.options.click_options import hyper_parameter_options, selection_options, tree_options
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mimicry.common.children import Interrupted
+from mimicry.common.processes import Interrupted
 from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS

@@ -7,7 +7,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch.utils.checkpoint import checkpoint
 
-from mimicry.common.host_memory import free_host_bytes
+from mimicry.common.hardware import free_host_bytes
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
 from mimicry.tuning.hf_diffusers.training.precision import training_dtype

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.common.host_memory import host_memory_problem
+from mimicry.common.hardware import host_memory_problem
 from mimicry.tuning.hf_diffusers.training.transfer import send
 
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from mimicry.common.children import signal_noted, stop_signals_held
+from mimicry.common.processes import signal_noted, stop_signals_held
 from mimicry.tuning.adapters import Adapter
 from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer

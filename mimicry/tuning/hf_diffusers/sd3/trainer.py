@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import TrainingFailed
+from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.training import rng

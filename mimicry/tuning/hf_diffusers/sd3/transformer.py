@@ -9,7 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.common.host_memory import host_memory_problem
+from mimicry.common.hardware import host_memory_problem
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention

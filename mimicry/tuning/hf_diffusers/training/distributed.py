@@ -23,8 +23,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
-from mimicry.common.children import Interrupted, drop_held_signals, held_signal, stop_signals_held
 from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
+from mimicry.common.processes import Interrupted, drop_held_signals, held_signal, stop_signals_held
 
 Value = TypeVar("Value")
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from mimicry.common.children import Interrupted, stop_signals_held
 from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
-from mimicry.common.scrubbing import scrub
+from mimicry.common.processes import Interrupted, stop_signals_held
+from mimicry.common.tokens import scrub
 from mimicry.study import State
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 

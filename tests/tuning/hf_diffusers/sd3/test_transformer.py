@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mimicry.common import host_memory
+from mimicry.common import hardware
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
@@ -82,7 +82,7 @@ def test_a_table_that_the_host_cannot_hold_is_not_made(
         asked.append(0)
         return 20_000
 
-    monkeypatch.setattr(host_memory, "free_host_bytes", free)
+    monkeypatch.setattr(hardware, "free_host_bytes", free)
     train(studio, tmp_path / "without", *flags)
     said = next(line for line in capsys.readouterr().out.splitlines() if "conditioning table" in line)
     assert said == (

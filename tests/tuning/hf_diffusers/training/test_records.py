@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
+from mimicry.common.processes import Interrupted
 from mimicry.tuning.hf_diffusers.sd3 import stages
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer

@@ -10,7 +10,7 @@ import pytest
 
 from mimicry.common.errors import MimicryError, report
 from mimicry.common.files import write_json
-from mimicry.common.scrubbing import mask_token, scrub, scrubbed_output
+from mimicry.common.tokens import mask_token, scrub, scrubbed_output
 
 TOKEN = "odd.token"
 OTHER = "hf_" + "abcdEFGH" * 4
@@ -47,7 +47,7 @@ def test_streams_pass_on_everything_but_the_token(capsys: pytest.CaptureFixture[
 
 def test_a_traceback_has_no_token() -> None:
     code = (
-        "import os\nfrom mimicry.common.scrubbing import scrubbed_output\n"
+        "import os\nfrom mimicry.common.tokens import scrubbed_output\n"
         "with scrubbed_output():\n    raise OSError('refused: ' + os.environ['HF_TOKEN'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

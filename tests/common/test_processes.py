@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import (
+from mimicry.common.processes import (
     PARENT_PIPE,
     Child,
     Interrupted,

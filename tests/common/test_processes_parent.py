@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import PARENT_PIPE, watch_parent
+from mimicry.common.processes import PARENT_PIPE, watch_parent
 from tests.common.child_scripts import DEADLINE_SECONDS, is_running, python, told, wait_until
 
 
@@ -20,7 +20,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestParent:
     WATCHER = """
-        from mimicry.common.children import stop_with_parent
+        from mimicry.common.processes import stop_with_parent
         def stop(number, frame):
             tell("stopped by", number)
             os._exit(0)
@@ -37,7 +37,7 @@ class TestParent:
         parent = python(
             tmp_path,
             f"""
-            from mimicry.common.children import Child
+            from mimicry.common.processes import Child
             child = Child({launcher!r}, output=None, environment=os.environ)
             time.sleep(60)
             """,
@@ -55,7 +55,7 @@ class TestParent:
         parent = python(
             tmp_path,
             f"""
-            from mimicry.common.children import Child
+            from mimicry.common.processes import Child
             child = Child({deaf!r}, output=None, environment=os.environ)
             time.sleep(60)
             """,

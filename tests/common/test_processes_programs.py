@@ -13,7 +13,7 @@ import click
 import pytest
 
 from mimicry.common.errors import BatchFault, MimicryError, UsageError
-from mimicry.common.programs import quick_imports, run_command
+from mimicry.common.processes import quick_imports, run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,7 +77,7 @@ def test_a_bug_is_not_hidden() -> None:
 
 PROGRAM = """
 import sys, time, click
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 
 @click.command()
 def command():
@@ -136,7 +136,7 @@ class TestAsProcess:
     def test_names_that_the_terminal_cannot_show(self) -> None:
         done = self.run(
             "import sys, click\n"
-            "from mimicry.common.programs import run_command\n"
+            "from mimicry.common.processes import run_command\n"
             "command = click.command()(lambda: print('caf\\udce9 \\u00e9 \\u4e2d'))\n"
             "sys.exit(run_command(command))\n",
             PYTHONIOENCODING="ascii",
@@ -147,7 +147,7 @@ class TestAsProcess:
     def test_no_garbage_is_collected_at_exit(self) -> None:
         program = (
             "import sys, click\n"
-            "from mimicry.common.programs import run_command\n"
+            "from mimicry.common.processes import run_command\n"
             "class Ring:\n"
             "    def __init__(self): self.itself = self\n"
             "    def __del__(self): print('collected')\n"

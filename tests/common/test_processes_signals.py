@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.common.children import (
+from mimicry.common.processes import (
     PARENT_PIPE,
     Interrupted,
     drop_held_signals,
@@ -77,7 +77,7 @@ class TestFurtherSignals:
     def test_a_second_ctrl_c_kills_where_the_first_is_held_back(self) -> None:
         code = (
             "import os, signal, time\n"
-            "from mimicry.common.children import stop_signals_held, stop_signals_raise\n"
+            "from mimicry.common.processes import stop_signals_held, stop_signals_raise\n"
             "with stop_signals_raise(), stop_signals_held():\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    time.sleep(0.51)\n"
@@ -118,7 +118,7 @@ def test_a_held_signal_can_be_read_and_dropped() -> None:
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     deaf = """
-        from mimicry.common.children import stop_with_parent
+        from mimicry.common.processes import stop_with_parent
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stop_with_parent(kill_after_seconds=0.1)
         time.sleep(60)
