@@ -11,7 +11,7 @@ from pathlib import Path
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.inputs import TrainingInputs
+from mimicry.tuning.options.flags import TrainingInputs
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from benchmarks.worker import Deadline
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import METRICS, TRAINING_RUN
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.trainer_flags import trainer_flags
+from mimicry.tuning.options.flags import trainer_flags
 from tools.results_file import Results, add_output_option, gpu
 
 _TRAINER = "mimicry.tuning.hf_diffusers.train_dreambooth_lora_sd3"

@@ -24,8 +24,7 @@ from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.planner import make_plan
 from mimicry.tuning.planning.request import Request
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.stack_traits import StackTraits
-from mimicry.tuning.stacks import Stack
+from mimicry.tuning.stacks import Stack, StackTraits
 from tests.tuning.lora_files import save_lora
 
 ANNA = Artist("historical", "baroque", "Anna_Berg")

@@ -41,9 +41,8 @@ from mimicry.tuning.adapters import (
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.documents import options_document, readme_table, study_file_table
-from mimicry.tuning.options.series import all_series
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.study_file import StudyFile, all_series
+from tests.option_tables import options_document, readme_table, study_file_table
 from tests.small_study import ANNA, original, output_dir, write_study
 
 ROOT = Path(__file__).resolve().parent.parent

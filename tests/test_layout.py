@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mimicry.tuning.options",),
     ("mimicry.tuning.adapters",),
     ("mimicry.tuning.hub",),
-    ("mimicry.tuning.stack_traits", "mimicry.tuning.stacks"),
+    ("mimicry.tuning.stacks",),
     ("mimicry.tuning.progress",),
     ("mimicry.tuning.planning",),
     ("mimicry.tuning.execution",),

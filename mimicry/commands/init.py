@@ -13,7 +13,8 @@ from mimicry.common.text import printable, shell_line
 from mimicry.study import ChosenConditions, Condition, StudyTree
 from mimicry.study.sample_files import default_prompts
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, folders_in
-from mimicry.tuning.options import CALL, OPTIONS, TuningConfig, data_root_option, option, program
+from mimicry.tuning.options.click_options import CALL, data_root_option, option, program
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
 
 # Hyper-parameters that the file shows beside the main ones.
 _ALSO_SHOWN = ("pretrained_model_name_or_path", "hold_out")

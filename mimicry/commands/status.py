@@ -13,17 +13,17 @@ import click
 from mimicry.common.errors import UsageError
 from mimicry.common.processes import Interrupted
 from mimicry.common.text import printable
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
+    TypedCommand,
     condition_filters,
     option,
     program,
     selection_options,
-    study_file_of,
     tree_options,
 )
+from mimicry.tuning.options.study_defaults import study_file_of
 from mimicry.tuning.options.study_file import StudyFile
-from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.reports.next_command import next_command
 from mimicry.tuning.reports.read_status import read_status
 from mimicry.tuning.reports.status import StudyStatus
@@ -65,7 +65,7 @@ def status(context: click.Context, /, **parameters: Any) -> int:
     """
     if parameters["as_json"] and parameters["watch"] is not None:
         raise UsageError("--json is for programs and is printed once; leave --watch or --json out")
-    typed = TypedCommand.of(context)
+    typed = TypedCommand.from_context(context)
 
     study_file = study_file_of(context)
 

@@ -13,7 +13,7 @@ from mimicry.tuning.execution import (
     upload_pending,
 )
 from mimicry.tuning.hub import HubOptions, UploadJob, colliding_names, refuse_names, token_problems
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,
     hub_options,

@@ -4,7 +4,14 @@ from typing import Any
 
 from mimicry.common.processes import NOT_AS_ASKED
 from mimicry.study import State, StudyTree
-from mimicry.tuning.options import CALL, condition_filters, option, program, selection_options, tree_options
+from mimicry.tuning.options.click_options import (
+    CALL,
+    condition_filters,
+    option,
+    program,
+    selection_options,
+    tree_options,
+)
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.tables import verdict_table

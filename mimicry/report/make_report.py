@@ -17,7 +17,13 @@ from mimicry.report.rating_answers import KEY, read_scores, score_table
 from mimicry.report.rating_pack import PACK, choose_pairs, pairs_of, write_rating_pack
 from mimicry.report.writing import INDEX, REPORT_JSON, refuse_foreign_folder, write_page, write_tables
 from mimicry.study import StudyTree
-from mimicry.tuning.options import condition_filters, option, program, selection_options, tree_options
+from mimicry.tuning.options.click_options import (
+    condition_filters,
+    option,
+    program,
+    selection_options,
+    tree_options,
+)
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.stacks import Stack
 

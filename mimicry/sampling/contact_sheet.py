@@ -15,7 +15,7 @@ from mimicry.sampling.sheet_files import refuse_other_formats, save_sheet
 from mimicry.study import Artist, Condition, ImageFolder, State, StudyTree
 from mimicry.study.images import read_rgb
 from mimicry.study.tree import NONE
-from mimicry.tuning.options import option, options
+from mimicry.tuning.options.click_options import option, options
 
 GAP = 4
 MARGIN = 14

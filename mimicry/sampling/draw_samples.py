@@ -19,10 +19,8 @@ from mimicry.study import State, StudyTree
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
-    OPTIONS,
-    TuningConfig,
     condition_filters,
     hyper_parameter,
     option,
@@ -31,6 +29,7 @@ from mimicry.tuning.options import (
     selection_options,
     tree_options,
 )
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.stacks import Stack
 

@@ -22,17 +22,11 @@ from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
 from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine, choose_places
 from mimicry.tuning.hub import HubOptions, refuse_names
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
     CONDITIONS,
-    MOST_REPLICATES,
-    OPTIONS,
-    ORDERS,
-    SLURM,
     STUDY,
-    Series,
-    SlurmSettings,
-    cluster_options,
+    TypedCommand,
     handed_on_options,
     hyper_parameter_options,
     option,
@@ -40,12 +34,13 @@ from mimicry.tuning.options import (
     program,
     selection_of,
     selection_options,
-    series_of_call,
-    study_file_of,
     take_config,
     tree_options,
 )
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, cluster_options
+from mimicry.tuning.options.study_defaults import series_of_call, study_file_of
+from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, Series
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
@@ -210,7 +205,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         absent=conditions.absent,
         by_condition=parameters["order"] == "condition",
         study_file=study_file_of(context).path,
-        typed=TypedCommand.of(context),
+        typed=TypedCommand.from_context(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
         engine=engine,

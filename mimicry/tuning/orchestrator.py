@@ -17,7 +17,7 @@ from mimicry.tuning.execution import (
     upload_owed,
 )
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.options.click_options import TypedCommand
 from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
 from mimicry.tuning.planning.image_check import (
     check_images,

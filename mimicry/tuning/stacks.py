@@ -6,8 +6,16 @@ The command is split into words as a shell would, and only then are names put in
 `O'Keeffe; {x}` is just a name. Placeholders: {python}, this Python; {stack_dir}, the folder of the
 runner_config.json; {input_dir}, the folder of images; {output_dir}, the folder of the adapter; and {options},
 a word by itself, which becomes the options of `local_dreambooth_lora_sd3_wrapper.py`. A stack without
-{options} is trained with its own settings. What a stack knows of its adapters stands in its `stack.py`, if it
-has one: see `mimicry.tuning.stack_traits`.
+{options} is trained with its own settings.
+
+What a stack knows of its adapters stands in its `stack.py`, if it has one:
+
+    from mimicry.tuning.stacks import StackTraits
+
+    TRAITS = StackTraits(hub_prefix="sd15-lora")
+
+What it does not say has the values of `StackTraits`: LoRAs of any model, of any ranks. A stack that knows
+more makes a subclass with methods of its own.
 """
 
 import importlib
@@ -28,8 +36,70 @@ import click
 from mimicry.common.errors import MimicryError, UsageError, nearest
 from mimicry.common.files import read_json
 from mimicry.common.processes import run_command, running_child, stop_with_parent
-from mimicry.tuning.options import TuningConfig
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.adapters import ANY_LORA, AdapterFormat, AdapterSpec
+from mimicry.tuning.adapters.recipe import recipe, trainer_identity
+from mimicry.tuning.options.config import TuningConfig
+
+# What an artist's log and records take on disk.
+LOG_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackTraits:
+    """The adapters of a stack: how they are called on the Hub, what they hold, and what they need.
+
+    `hub_prefix` begins the name of each repository on the Hub. Methods are given the hyper-parameters, or
+    None where the stack's command takes no {options}.
+    """
+
+    hub_prefix: str
+    adapter_format: AdapterFormat = ANY_LORA
+
+    def trainer(self, script: Path | None, train_script: Path | None) -> str:
+        """Return what tells the trainer from others in a recipe.
+
+        Args:
+            script: the first file of the stack's folder in its command; None when there is none.
+            train_script: --train-script.
+        """
+        return trainer_identity(train_script or script)
+
+    def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
+        """Return what an adapter should be that is trained with `config`: rank, and recipe to compare.
+
+        Args:
+            trainer: see `trainer`.
+        """
+        if config is None:
+            return AdapterSpec()
+        rank = config.rank if self.adapter_format.one_rank else None
+        return AdapterSpec(rank, recipe(config, None, trainer))
+
+    def problems(self, config: TuningConfig | None, *, network: bool) -> list[str]:
+        """Return messages, such as that a base model is missing; if there are any, nothing is trained.
+
+        It is not asked when there is nothing to train; a dry run shows the messages as warnings.
+
+        Args:
+            network: the network may be asked, and images decoded; else only what is quick is checked.
+        """
+        return []
+
+    def warnings(self, config: TuningConfig | None) -> list[str]:
+        """Return what is allowed on this machine and most likely not meant; shown with the plan, and kept."""
+        return []
+
+    def disk_bytes(self, config: TuningConfig | None, adapter_count: int) -> int:
+        """Return about how much so many adapters take on disk, with the checkpoints of one in training."""
+        return adapter_count * LOG_BYTES
+
+    def host_bytes(self, config: TuningConfig | None) -> int:
+        """Return about how much host memory a training takes when it reads its model; 0: not known.
+
+        Where trainings run side by side, the next one begins when so much is free.
+        """
+        return 0
+
 
 RUNNER_CONFIG = "runner_config.json"
 STACK_MODULE = "stack.py"
@@ -173,9 +243,7 @@ def _read_traits(folder: Path) -> StackTraits:
             f"{path} cannot be used: {type(error).__name__}: {error}; see docs/stacks.md for what it takes"
         ) from error
     if not isinstance(traits, StackTraits):
-        raise UsageError(
-            f"{path}: TRAITS is {traits!r}; it takes a StackTraits of mimicry.tuning.stack_traits"
-        )
+        raise UsageError(f"{path}: TRAITS is {traits!r}; it takes a StackTraits of mimicry.tuning.stacks")
     return traits
 
 

@@ -11,7 +11,8 @@ import pytest
 from mimicry.cli import program
 from mimicry.common.processes import run_command
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.options import OPTIONS, StudyFile, TuningConfig
+from mimicry.tuning.options.config import OPTIONS, TuningConfig
+from mimicry.tuning.options.study_file import StudyFile
 from tests.small_study import ANNA, listing, share_samples, write_images, write_study
 
 

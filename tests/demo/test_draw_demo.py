@@ -19,7 +19,8 @@ from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
 from mimicry.demo.weight_files import TINY_SD3
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.tuning.apply_tuning import apply_tuning
-from mimicry.tuning.options import StudyFile, TuningConfig
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.study_file import StudyFile
 
 
 @pytest.fixture

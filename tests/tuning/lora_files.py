@@ -17,7 +17,7 @@ from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MO
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning import preflight
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.stacks import StackTraits
 
 MODULES = tuple(f"transformer_blocks.{block}.{name}" for block in range(2) for name in TARGET_MODULES)
 

@@ -117,7 +117,7 @@ def test_what_is_broken_is_found_and_trained_again(run: Runner, stack: Path, tmp
 
 def test_uploaded_under_the_prefix_of_the_stack(run: Runner, stack: Path, fake_hub: FakeHub) -> None:
     (stack / "stack.py").write_text(
-        "from mimicry.tuning.stack_traits import StackTraits\nTRAITS = StackTraits(hub_prefix='sd15-lora')\n"
+        "from mimicry.tuning.stacks import StackTraits\nTRAITS = StackTraits(hub_prefix='sd15-lora')\n"
     )
     assert run(apply_tuning)[0] == 0
     code, said = run(upload)
@@ -133,7 +133,7 @@ def test_a_script_that_ignores_the_rank_has_failed(run: Runner, stack: Path) -> 
     (stack / "runner_config.json").write_text(json.dumps({"command": command}))
     (stack / "stack.py").write_text(
         "from mimicry.tuning.adapters import AdapterFormat\n"
-        "from mimicry.tuning.stack_traits import StackTraits\n"
+        "from mimicry.tuning.stacks import StackTraits\n"
         "TRAITS = StackTraits(hub_prefix='sd15-lora', adapter_format=AdapterFormat(one_rank=True))\n"
     )
     code, said = run(apply_tuning, "--no-push-to-hub", "--rank=7")
@@ -163,7 +163,7 @@ def test_what_a_stack_says_itself_refuses_the_training(
     body: str, said_of_it: str, run: Runner, stack: Path
 ) -> None:
     (stack / "stack.py").write_text(
-        "from mimicry.tuning.stack_traits import StackTraits\n"
+        "from mimicry.tuning.stacks import StackTraits\n"
         "class Traits(StackTraits):\n"
         f"    def problems(self, config, *, network):\n        {body}\n"
         "TRAITS = Traits(hub_prefix='sd15-lora')\n"

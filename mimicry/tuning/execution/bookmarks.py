@@ -11,8 +11,7 @@ from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks, ProgressTracker
 from mimicry.study.tree import ALL, series_name
 from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.options.series import planned_variants
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.study_file import StudyFile, planned_variants
 
 STEP = "step_3_fine_tune_sd35"
 # Is the key of nothing, so that a step of which it is expected is not complete.
@@ -38,7 +37,7 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
     """
     # What a training has made is recorded, even if nothing can be said of the images just now.
     try:
-        study_file = StudyFile.of(tree)
+        study_file = StudyFile.from_tree(tree)
         planned = planned_variants(study_file)
         study = study_file.study
         return keys_with_images(

@@ -11,7 +11,7 @@ from mimicry.common.processes import Child, running_child
 from mimicry.tuning.execution.executor import Recheck, Watcher
 from mimicry.tuning.execution.local_job import GRACE_SECONDS, LocalJob, Start
 from mimicry.tuning.execution.places import Place
-from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning import Target
 
 

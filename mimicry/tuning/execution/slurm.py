@@ -15,7 +15,7 @@ from mimicry.study import State, StudyTree
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution.slurm_queue import JOB_NAME, forget_submission, new_submission
 from mimicry.tuning.execution.slurm_task import IGNORING, SlurmTask
-from mimicry.tuning.options import option_words
+from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.slurm_options import LOCAL, SIGNAL_SECONDS, SlurmSettings
 from mimicry.tuning.planning import Plan, Target
 from mimicry.tuning.planning.overwriting import training_of

@@ -8,7 +8,8 @@ from mimicry.common.environment import without_launcher
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
-from mimicry.tuning.options import TrainingInputs, TuningConfig
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import TrainingInputs
 
 FOREIGN_OUTPUT = ".training"
 

@@ -12,7 +12,8 @@ from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.hub import HubOptions, UploadJob, hub_problems, refuse_names
-from mimicry.tuning.options import TrainingInputs, take_config
+from mimicry.tuning.options.click_options import take_config
+from mimicry.tuning.options.flags import TrainingInputs
 from mimicry.tuning.planning.preflight import batch_problems
 
 

@@ -9,8 +9,14 @@ from pathlib import Path
 from mimicry.common.environment import process_count
 from mimicry.common.errors import UsageError, nearest
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.inputs import INPUTS, TrainingInputs, add_input_flags
-from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, add_trainer_flags, config_from_flags
+from mimicry.tuning.options.flags import (
+    INPUTS,
+    TRAINER_OPTIONS,
+    TrainingInputs,
+    add_input_flags,
+    add_trainer_flags,
+    config_from_flags,
+)
 
 # What the diffusers example takes and this trainer does not, with the reason.
 _FROM_FOLDERS = "images come from a folder, named by --instance_data_dir"

@@ -11,8 +11,7 @@ from mimicry.common.environment import processor_count, typed_threads
 from mimicry.common.errors import UsageError
 from mimicry.tuning.adapters.recipe import trainer_identity
 from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
-from mimicry.tuning.options.inputs import TrainingInputs
-from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS, trainer_flags
+from mimicry.tuning.options.flags import TRAINER_OPTIONS, TrainingInputs, trainer_flags
 
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"

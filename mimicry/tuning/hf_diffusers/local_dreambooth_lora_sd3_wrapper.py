@@ -22,7 +22,8 @@ from mimicry.tuning.hf_diffusers.artist_request import parse_request, refuse_fau
 from mimicry.tuning.hf_diffusers.one_artist import train_artist
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.hub import upload_and_record
-from mimicry.tuning.options import handed_on_options, hyper_parameter_options, input_options
+from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options
+from mimicry.tuning.options.flags import input_options
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -13,7 +13,7 @@ from mimicry.tuning.hf_diffusers.lora_modules import module_problems
 from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
 from mimicry.tuning.hf_diffusers.optimizer_options import library_problems, optimizer_problems
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.stack_traits import LOG_BYTES
+from mimicry.tuning.stacks import LOG_BYTES
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)

@@ -1,4 +1,4 @@
-"""What this stack knows of its adapters: see `mimicry.tuning.stack_traits`. No torch."""
+"""What this stack knows of its adapters: see `mimicry.tuning.stacks`. No torch."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of
 from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings, host_bytes, needed_bytes
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.stacks import StackTraits
 
 
 class Traits(StackTraits):

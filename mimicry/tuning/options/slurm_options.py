@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.options.click_options import options
-from mimicry.tuning.options.grouped_help import option
+from mimicry.tuning.options.click_options import option, options
 
 SLURM_TOPIC = "Slurm"
 LOCAL, SLURM = "local", "slurm"

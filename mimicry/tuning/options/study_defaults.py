@@ -11,8 +11,15 @@ from click.core import ParameterSource
 from mimicry.common.errors import UsageError
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, StudyTree
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from mimicry.tuning.options.series import RECIPE_FIELDS, Series, all_series, chosen_series, variant_and_seed
-from mimicry.tuning.options.study_file import ALSO_IN_STUDY, StudyFile
+from mimicry.tuning.options.study_file import (
+    ALSO_IN_STUDY,
+    RECIPE_FIELDS,
+    Series,
+    StudyFile,
+    all_series,
+    chosen_series,
+    variant_and_seed,
+)
 
 # Parameters of the options --data-root, --study, --variant and --replicates. `variant` is that of the base
 # model's files.
@@ -76,7 +83,7 @@ def _find(data_root: str | Path, study: str | None) -> StudyFile:
         return StudyFile()
     if study is not None:
         return StudyFile.read(Path(study))
-    return StudyFile.of(StudyTree(Path(data_root)))
+    return StudyFile.from_tree(StudyTree(Path(data_root)))
 
 
 def refuse_contradictions(context: click.Context) -> None:

@@ -16,8 +16,9 @@ from mimicry.study.selection import Selection
 from mimicry.study.tree import ALL, NONE, folders_in, series_name
 from mimicry.tuning.adapters import TrainingRun
 from mimicry.tuning.adapters.place import recorded_elsewhere
-from mimicry.tuning.options import STUDY_VARIANT, selection_of
-from mimicry.tuning.options.series import is_meant, names_of
+from mimicry.tuning.options.click_options import selection_of
+from mimicry.tuning.options.study_defaults import STUDY_VARIANT
+from mimicry.tuning.options.study_file import is_meant, names_of
 
 
 @dataclass(frozen=True, kw_only=True)

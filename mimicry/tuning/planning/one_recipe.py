@@ -7,7 +7,7 @@ from mimicry.common.errors import BatchFault
 from mimicry.common.text import first_few, shell_line
 from mimicry.study import State
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, option_differences, other_base_model, other_trainer
-from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
+from mimicry.tuning.options.click_options import TypedCommand, hyper_parameter_words
 from mimicry.tuning.planning.plan import Plan, recipes_that_stay
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
 from mimicry.tuning.planning.request import Request

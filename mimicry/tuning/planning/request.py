@@ -10,7 +10,7 @@ from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER
 from mimicry.tuning.hub import HubOptions
-from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import Stack
 
 

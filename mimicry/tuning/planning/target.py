@@ -12,8 +12,8 @@ from mimicry.study.image_sets import Dose, Finding
 from mimicry.study.image_sizes import Size
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
 from mimicry.tuning.hub import UploadJob
-from mimicry.tuning.options import option_words
-from mimicry.tuning.options.inputs import TrainingInputs
+from mimicry.tuning.options.click_options import option_words
+from mimicry.tuning.options.flags import TrainingInputs
 from mimicry.tuning.planning.request import Request
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from mimicry.study import Condition, State
 from mimicry.study.tree import ALL, NONE
 from mimicry.tuning.adapters.recipe import complete_options
-from mimicry.tuning.options import OPTIONS, STUDY_VARIANT
-from mimicry.tuning.options.series import planned_variants
-from mimicry.tuning.options.study_file import StudyFile
-from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
+from mimicry.tuning.options.click_options import TypedCommand, hyper_parameter_words
+from mimicry.tuning.options.config import OPTIONS
+from mimicry.tuning.options.study_defaults import STUDY_VARIANT
+from mimicry.tuning.options.study_file import StudyFile, planned_variants
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.cell import Cell
 from mimicry.tuning.reports.status import TO_TRAIN, StudyStatus

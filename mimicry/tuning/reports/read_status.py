@@ -8,9 +8,8 @@ from mimicry.study import StudyTree
 from mimicry.study.cells import CellImages
 from mimicry.study.tree import ALL
 from mimicry.tuning.execution import QueueUnknown, live_jobs, open_tracker
-from mimicry.tuning.options import selection_of
-from mimicry.tuning.options.series import planned_variants
-from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.options.click_options import selection_of
+from mimicry.tuning.options.study_file import StudyFile, planned_variants
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status, with_jobs
 from mimicry.tuning.stacks import Stack

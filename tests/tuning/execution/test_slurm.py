@@ -14,7 +14,8 @@ from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.execution.slurm import QueueFull, SlurmSubmitter, SubmissionUnknown, cell_words
 from mimicry.tuning.execution.slurm_task import IGNORING
 from mimicry.tuning.hub import HubOptions
-from mimicry.tuning.options import TuningConfig, selection_of, take_config
+from mimicry.tuning.options.click_options import selection_of, take_config
+from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.slurm_options import SlurmSettings
 from tests.small_study import ANNA, CONFIG, COUNTERED, EVERYBODY, plan_of, put_adapter, target_of
 from tests.tuning.fake_slurm import FakeSlurm, FakeSubmitit

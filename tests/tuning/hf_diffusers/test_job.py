@@ -10,7 +10,7 @@ import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.job import OUT_OF_SCOPE, Job, parse_job
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS
+from mimicry.tuning.options.flags import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
 
 # The interface of the example, as of August 2026: a flag that is in none of our lists was forgotten.

@@ -8,20 +8,18 @@ import click
 import pytest
 
 from mimicry.common.processes import run_command
-from mimicry.tuning.options import (
+from mimicry.tuning.options.click_options import (
     CALL,
-    Series,
-    StudyFile,
-    TuningConfig,
     hyper_parameter_options,
     option,
     program,
     selection_options,
-    series_of_call,
-    study_file_of,
     take_config,
     tree_options,
 )
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.study_defaults import series_of_call, study_file_of
+from mimicry.tuning.options.study_file import Series, StudyFile
 
 FILE = (
     '[study]\npilot = true\nstyles = ["baroque"]\nstack = "./quick"\nhub_namespace = "lab"\nreplicates = 2\n'

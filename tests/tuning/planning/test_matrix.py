@@ -9,7 +9,7 @@ import pytest
 from mimicry.study.selection import Selection
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Condition, StudyTree
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.options.click_options import TypedCommand
 from mimicry.tuning.planning.one_recipe import recipe_problems
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.planner import make_plan

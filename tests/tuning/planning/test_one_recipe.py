@@ -14,7 +14,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.options.typed_command import TypedCommand
+from mimicry.tuning.options.click_options import TypedCommand
 from mimicry.tuning.planning.one_recipe import recipe_problems
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target

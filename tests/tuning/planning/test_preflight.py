@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from mimicry.tuning.hf_diffusers.preflight import host_bytes, needed_bytes
 from mimicry.tuning.hub import preflight as hub_preflight
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.stack_traits import StackTraits
+from mimicry.tuning.stacks import StackTraits
 from tests.small_study import write_images
 from tests.tuning.companions import PRIOR
 from tests.tuning.lora_files import batch_problems

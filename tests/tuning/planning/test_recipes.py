@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.options import TuningConfig
+from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.recipes import StudyRecipes, evaluation_remarks
 from tests.small_study import ANNA, BORIS, CLARA, MIST, ORIGINAL, plan_of, put_adapter
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mimicry.tuning.options.inputs import TrainingInputs, add_input_flags, input_options
+from mimicry.tuning.options.flags import TrainingInputs, add_input_flags, input_options
 from tests.hostile_names import over_hostile_names
 
 NEEDED = TrainingInputs(input_dir=Path("images"), output_dir=Path("adapter"))
