@@ -35,7 +35,7 @@ class Results:
             "benchmark": name,
             "measured_at": utc_now(),
             "hardware": hardware(),
-            "versions": versions(),
+            "versions": versions(mimicry),
         }
 
     def add(self, figures: Mapping[str, float | bool]) -> None:

@@ -12,7 +12,8 @@ from mimicry.tuning.execution import (
     pending_upload,
     upload_pending,
 )
-from mimicry.tuning.hub import HubOptions, UploadJob, colliding_names, refuse_names, token_problems
+from mimicry.tuning.hub.names import colliding_names, refuse_names, token_problems
+from mimicry.tuning.hub.upload import HubOptions, Upload
 from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,
@@ -41,7 +42,7 @@ def upload(dry_run: bool, **parameters: Any) -> int:
     """
     refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
     tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
-    hub = HubOptions.of(parameters)
+    hub = HubOptions.from_parameters(parameters)
     uploads = [
         found
         for adapter in AdapterFilter.of(parameters).choose(tree, stack.name)
@@ -68,6 +69,6 @@ def _pending(
     found = judge_adapter(folder, AdapterSpec(), no_images, full=full)
     if found.state is State.PENDING:
         return None
-    job = UploadJob.of(adapter, folder.path, stack.traits.hub_prefix, hub)
+    job = Upload.from_adapter(adapter, folder.path, stack.traits.hub_prefix, hub)
     broken = found.reason if found.state is State.BROKEN else ""
     return pending_upload(adapter, folder, job, broken=broken)

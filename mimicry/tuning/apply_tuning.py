@@ -21,7 +21,8 @@ from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
 from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine, choose_places
-from mimicry.tuning.hub import HubOptions, refuse_names
+from mimicry.tuning.hub.names import refuse_names
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.options.click_options import (
     CALL,
     CONDITIONS,
@@ -275,7 +276,7 @@ def _conditions(context: click.Context) -> ChosenConditions:
 def _requests(
     series: Sequence[Series], stack: Stack, conditions: ChosenConditions, parameters: dict[str, Any]
 ) -> tuple[Request, ...]:
-    hub = HubOptions.of(parameters)
+    hub = HubOptions.from_parameters(parameters)
     return tuple(
         Request(
             tree=StudyTree(parameters["data_root"]),

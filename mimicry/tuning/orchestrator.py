@@ -16,7 +16,8 @@ from mimicry.tuning.execution import (
     open_tracker,
     upload_owed,
 )
-from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
+from mimicry.tuning.hub.names import colliding_names, token_problems
+from mimicry.tuning.hub.upload import hub_problems
 from mimicry.tuning.options.click_options import TypedCommand
 from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
 from mimicry.tuning.planning.image_check import (

@@ -12,7 +12,7 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
 from mimicry.study.selection import Selection
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.hub.job import HubOptions
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.orchestrator import Orchestrator

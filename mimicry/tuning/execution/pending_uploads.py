@@ -13,7 +13,7 @@ from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, AdapterSpec, judge_adapter
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
-from mimicry.tuning.hub import UploadJob, upload_and_record
+from mimicry.tuning.hub.upload import Upload, upload_and_record
 from mimicry.tuning.planning import Plan
 
 
@@ -25,7 +25,7 @@ class PendingUpload:
     """
 
     adapter: AdapterId
-    job: UploadJob
+    job: Upload
     weights: FileIdentity
     is_due: bool
     reason: str
@@ -59,7 +59,7 @@ def pending_of_plan(plan: Plan) -> list[PendingUpload]:
 
 
 def pending_upload(
-    adapter: AdapterId, folder: AdapterFolder, job: UploadJob, *, stale: bool = False, broken: str = ""
+    adapter: AdapterId, folder: AdapterFolder, job: Upload, *, stale: bool = False, broken: str = ""
 ) -> PendingUpload:
     """Return whether the adapter in `folder` is still to be uploaded as `job`.
 
@@ -161,7 +161,7 @@ def _upload(upload: PendingUpload, owner: str | None) -> str:
         return upload_and_record(replace(job, namespace=job.namespace or owner)).repository_id
 
 
-def _is_there(hub: Mapping[str, Any], job: UploadJob) -> bool:
+def _is_there(hub: Mapping[str, Any], job: Upload) -> bool:
     """Return whether `hub`, of a training_run.json, tells of an upload to where `job` goes."""
     if not hub.get("commit"):
         return False

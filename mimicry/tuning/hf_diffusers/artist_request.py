@@ -11,13 +11,14 @@ from mimicry.study.image_checks import bad_images, unreadable
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.stack import TRAITS
-from mimicry.tuning.hub import HubOptions, UploadJob, hub_problems, refuse_names
+from mimicry.tuning.hub.names import refuse_names
+from mimicry.tuning.hub.upload import HubOptions, Upload, hub_problems
 from mimicry.tuning.options.click_options import take_config
 from mimicry.tuning.options.flags import TrainingInputs
 from mimicry.tuning.planning.preflight import batch_problems
 
 
-def parse_request(parameters: dict[str, Any]) -> tuple[ArtistJob, UploadJob | None]:
+def parse_request(parameters: dict[str, Any]) -> tuple[ArtistJob, Upload | None]:
     """Return the job that the command's parameters ask for, and where its adapter goes on the Hub.
 
     Raises:
@@ -62,20 +63,20 @@ def _script(path: Path | None, left_out: Sequence[str]) -> TrainScript:
     return script
 
 
-def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> UploadJob | None:
+def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> Upload | None:
     """Return where the adapter goes on the Hub; None when it stays here."""
     if not parameters["push_to_hub"]:
         return None
-    hub = HubOptions.of(parameters)
+    hub = HubOptions.from_parameters(parameters)
     name, adapter = parameters["hub_model_id"], AdapterId.parse(output_dir)
     if adapter is not None:
-        return UploadJob.of(adapter, output_dir, TRAITS.hub_prefix, hub, name)
+        return Upload.from_adapter(adapter, output_dir, TRAITS.hub_prefix, hub, name)
     if name is None:
         raise UsageError(
             f"--output-dir {output_dir} is not .../PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST, which "
             f"names the repository on the Hub; type --hub-model-id NAME or --no-push-to-hub"
         )
-    return UploadJob(
+    return Upload(
         folder=output_dir,
         repository=name,
         protection="unknown",
@@ -104,7 +105,7 @@ def usable_data(job: ArtistJob) -> tuple[ImageFolder, Captions | None]:
     return images, captions
 
 
-def refuse_faults(job: ArtistJob, upload: UploadJob | None) -> None:
+def refuse_faults(job: ArtistJob, upload: Upload | None) -> None:
     """Refuse what cannot be trained on this machine, or uploaded with this token.
 
     Raises:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mimicry.common.errors import BatchFault
-from mimicry.tuning.hub.preflight import hub_is_offline, read_access_error
+from mimicry.tuning.hub.upload import hub_is_offline, read_access_error
 from mimicry.tuning.options.config import TuningConfig
 
 

@@ -21,7 +21,7 @@ from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.artist_request import parse_request, refuse_faults, usable_data
 from mimicry.tuning.hf_diffusers.one_artist import train_artist
 from mimicry.tuning.hf_diffusers.stack import TRAITS
-from mimicry.tuning.hub import upload_and_record
+from mimicry.tuning.hub.upload import upload_and_record
 from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options
 from mimicry.tuning.options.flags import input_options
 

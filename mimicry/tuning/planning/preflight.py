@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mimicry.common.files import existing_part
-from mimicry.tuning.hub import token_problems
+from mimicry.tuning.hub.names import token_problems
 
 
 def batch_problems(

@@ -9,7 +9,7 @@ from mimicry.study.selection import Selection
 from mimicry.study.tree import series_name
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER
-from mimicry.tuning.hub import HubOptions
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import Stack
 

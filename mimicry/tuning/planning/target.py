@@ -11,7 +11,7 @@ from mimicry.study.image_checks import Examined
 from mimicry.study.image_sets import Dose, Finding
 from mimicry.study.image_sizes import Size
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
-from mimicry.tuning.hub import UploadJob
+from mimicry.tuning.hub.upload import Upload
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.flags import TrainingInputs
 from mimicry.tuning.planning.request import Request
@@ -82,10 +82,10 @@ class Target:
         return self.request.config.step_count(len(self.images.names))
 
     @property
-    def upload_job(self) -> UploadJob:
+    def upload_job(self) -> Upload:
         """Where the adapter goes on the Hub, if it is uploaded."""
         prefix = self.request.stack.traits.hub_prefix
-        return UploadJob.of(self.adapter, self.folder.path, prefix, self.request.hub)
+        return Upload.from_adapter(self.adapter, self.folder.path, prefix, self.request.hub)
 
     @property
     def inputs(self) -> TrainingInputs:

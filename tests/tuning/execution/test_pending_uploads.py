@@ -15,7 +15,7 @@ from mimicry.common.errors import UploadFailed
 from mimicry.study.tree import Artist
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.hub.job import Uploaded, UploadJob
+from mimicry.tuning.hub.upload import Upload, Uploaded
 from tests.fake_hub import Answer, FakeHub
 from tests.small_study import (
     ANNA,
@@ -38,11 +38,11 @@ class Hub:
     """Stands in for the upload of one adapter; refuses those artists that are in `refused`."""
 
     def __init__(self) -> None:
-        self.jobs: list[UploadJob] = []
+        self.jobs: list[Upload] = []
         self.refused: dict[str, str] = {}
-        self.meanwhile: Callable[[UploadJob], object] = lambda job: None
+        self.meanwhile: Callable[[Upload], object] = lambda job: None
 
-    def __call__(self, job: UploadJob) -> Uploaded:
+    def __call__(self, job: Upload) -> Uploaded:
         self.jobs.append(job)
         self.meanwhile(job)
         if job.artist in self.refused:
@@ -208,7 +208,7 @@ class TestUpload:
     ) -> None:
         holders: list[str] = []
 
-        def upload(job: UploadJob) -> Uploaded:
+        def upload(job: Upload) -> Uploaded:
             holders.append(claimed_by(job.folder))
             return hub(job)
 
@@ -220,7 +220,7 @@ class TestUpload:
 
     @pytest.mark.parametrize("how", ["uploaded", "trained", "set aside"])
     def test_what_another_call_did_meanwhile_is_seen(self, trained: QuickStudio, hub: Hub, how: str) -> None:
-        def meanwhile(job: UploadJob) -> None:
+        def meanwhile(job: Upload) -> None:
             if job.artist != ANNA.name:
                 return
             weights = output(trained, BORIS) / WEIGHTS

@@ -13,7 +13,7 @@ from mimicry.study.tree import StudyTree
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.execution.slurm import QueueFull, SlurmSubmitter, SubmissionUnknown, cell_words
 from mimicry.tuning.execution.slurm_task import IGNORING
-from mimicry.tuning.hub import HubOptions
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.options.click_options import selection_of, take_config
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.slurm_options import SlurmSettings

@@ -9,9 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mimicry.common.errors import AdapterBroken, UploadFailed
-from mimicry.tuning.hub.files import REMOVED, hub_files, names_machine, sanitised
-from mimicry.tuning.hub.job import UploadJob
-from mimicry.tuning.hub.model_card import model_card
+from mimicry.tuning.hub.files import REMOVED, hub_files, model_card, names_machine, sanitised
+from mimicry.tuning.hub.upload import Upload
 
 SD35 = "stabilityai/stable-diffusion-3.5-large"
 
@@ -49,7 +48,7 @@ def write_adapter(folder: Path, base_model: str = SD35, metadata: dict[str, str]
     return folder
 
 
-def job(folder: Path, **changes: Any) -> UploadJob:
+def job(folder: Path, **changes: Any) -> Upload:
     """Return an upload of the adapter in `folder`."""
     values: dict[str, Any] = {
         "folder": folder,
@@ -58,7 +57,7 @@ def job(folder: Path, **changes: Any) -> UploadJob:
         "countermeasure": "none",
         "artist": "Anna",
     }
-    return UploadJob(**values | changes)
+    return Upload(**values | changes)
 
 
 def front_matter(card: str) -> dict[str, Any]:

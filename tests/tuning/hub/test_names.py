@@ -8,8 +8,13 @@ import pytest
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mimicry.study import AdapterId, Artist, Condition
-from mimicry.tuning.hub.names import colliding_names, is_model_id, name_problems, repository_name
-from mimicry.tuning.hub.token import token_problems
+from mimicry.tuning.hub.names import (
+    colliding_names,
+    is_model_id,
+    name_problems,
+    repository_name,
+    token_problems,
+)
 
 ORIGINAL = Condition()
 HOSTILE_NAMES = [

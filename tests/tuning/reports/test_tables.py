@@ -9,7 +9,7 @@ import pytest
 from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.result import Result
-from mimicry.tuning.hub.job import HubOptions
+from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary

@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from mimicry.tuning.hub.retries import RetriesExhausted, explain, retry, status_of
+from mimicry.tuning.hub.child import RetriesExhausted, explain, retry, status_of
 
 
 class Refused(Exception):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from mimicry.common.errors import MimicryError, UploadFailed
-from mimicry.tuning.hub.job import Uploaded, UploadJob
-from mimicry.tuning.hub.retries import explain
-from mimicry.tuning.hub.upload_child import upload
+from mimicry.tuning.hub.child import explain
+from mimicry.tuning.hub.client import upload
+from mimicry.tuning.hub.upload import Upload, Uploaded
 from tests.fake_hub import CUT, CUT_AFTER, Answer, FakeHub, Repository
+from tests.tuning.hub.test_client import FILES, NAME
 from tests.tuning.hub.test_files import job, write_adapter
-from tests.tuning.hub.test_upload_child import FILES, NAME
 
 BUSY = Answer({"error": "try again"}, 503)
 LIMITED = Answer({"error": "slow down"}, 429, {"Retry-After": "0"})
@@ -40,7 +40,7 @@ def images(*hashes: str) -> list[dict[str, Any]]:
     return [{"name": f"{number}.jpg", "size": 9, "sha256": text} for number, text in enumerate(hashes)]
 
 
-def upload_adapter(job: UploadJob, waits: Sequence[float]) -> Uploaded:
+def upload_adapter(job: Upload, waits: Sequence[float]) -> Uploaded:
     """Do what the child does, in this process: a child for each test would take a second."""
     try:
         return Uploaded(**upload({**asdict(job), "folder": str(job.folder), "waits": waits}))

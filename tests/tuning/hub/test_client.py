@@ -11,8 +11,7 @@ import pytest
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.processes import PARENT_PIPE
-from mimicry.tuning.hub.job import Uploaded
-from mimicry.tuning.hub.upload import upload_adapter
+from mimicry.tuning.hub.upload import Uploaded, upload_adapter
 from tests.fake_hub import TOKEN, Answer, FakeHub, Repository
 from tests.tuning.hub.test_files import job, write_adapter
 
@@ -184,7 +183,7 @@ def test_child_ends_when_its_parent_is_gone(fake_hub: FakeHub, tmp_path: Path) -
         "artist": "Anna",
     }
     environment = os.environ | {PARENT_PIPE: "1"}
-    command = [sys.executable, "-m", "mimicry.tuning.hub.upload_child"]
+    command = [sys.executable, "-m", "mimicry.tuning.hub.client", "upload"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
     ) as child:
