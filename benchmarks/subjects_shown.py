@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mimicry.demo.hands import LeadedFacets
-from mimicry.demo.paintings import SUBJECTS, draw_scene
-from mimicry.demo.rng import generator
-from mimicry.demo.weight_files import TINY_SD3
+from mimicry.demo.paintings import SUBJECTS, draw_scene, generator
+from mimicry.demo.variants import TINY_SD3
 from tools.demo_weights.training_set import PALETTES, draw_training_set
 from tools.demo_weights.vae import as_pixels
 from tools.results_file import add_output_option, report

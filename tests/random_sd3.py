@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import generator
 from tools.demo_weights.tiny_sd3 import Geometry, new_models, write_pipeline
 
 GEOMETRY = Geometry(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mimicry.demo.rng import Rng
+from mimicry.demo.paintings import Rng
 
 Pixels = NDArray[np.float64]  # height x width x 3, 0 to 255
 

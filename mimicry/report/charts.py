@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.report.effects import GroupEffects
-from mimicry.report.groups import Series
+from mimicry.report.effects import AdapterSeries, GroupEffects
 from mimicry.study import Artist, Condition, StudyTree
 from mimicry.study.tree import NONE
 from mimicry.tuning.adapters import AdapterFolder
@@ -104,7 +103,7 @@ def colour_of(condition: Condition, conditions: Sequence[Condition]) -> str:
     return f"c{1 + names.index(condition.protection) % COLOURS}"
 
 
-def loss_charts(tree: StudyTree, series: Series, artist: Artist) -> list[Chart]:
+def loss_charts(tree: StudyTree, series: AdapterSeries, artist: Artist) -> list[Chart]:
     """Return an artist's charts of the training loss and the evaluation loss, where there are lines."""
     rows = [row for (who, _), row in series.by_place.items() if who == artist and row.is_there]
     conditions = [row.adapter.condition for row in rows]

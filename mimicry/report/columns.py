@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mimicry.report.effects import ConditionEffect, Effect, GroupEffects
-from mimicry.report.groups import Group
+from mimicry.report.effects import ConditionEffect, Effect, Group, GroupEffects
 from mimicry.report.rows import AdapterRow
-from mimicry.report.statistics import Interval, Summary
-from mimicry.report.student_t import detectable_effect_size
+from mimicry.report.statistics import Interval, Summary, detectable_effect_size
 from mimicry.study import AdapterId
 
 Row = TypeVar("Row")

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from mimicry.common.errors import UsageError
 from mimicry.common.files import utc_now
-from mimicry.report.effects import GroupEffects, group_effects
-from mimicry.report.groups import group_rows
+from mimicry.report.effects import GroupEffects, group_effects, group_rows
 from mimicry.report.rows import BASELINE, AdapterRow, read_rows
 from mimicry.study import ChosenConditions, Condition, StudyTree, in_order
 from mimicry.study.tree import NONE

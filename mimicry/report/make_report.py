@@ -13,8 +13,15 @@ import click
 from mimicry.common.errors import UsageError
 from mimicry.report.content import Content, read_content
 from mimicry.report.grids import GridMaker
-from mimicry.report.rating_answers import KEY, read_scores, score_table
-from mimicry.report.rating_pack import PACK, choose_pairs, pairs_of, write_rating_pack
+from mimicry.report.rating_pack import (
+    KEY,
+    PACK,
+    choose_pairs,
+    pairs_of,
+    read_scores,
+    score_table,
+    write_rating_pack,
+)
 from mimicry.report.writing import INDEX, REPORT_JSON, refuse_foreign_folder, write_page, write_tables
 from mimicry.study import StudyTree
 from mimicry.tuning.options.click_options import (

@@ -9,8 +9,7 @@ from mimicry.report.columns import detectable_effect
 from mimicry.report.content import condition_title
 from mimicry.report.effects import ConditionEffect, GroupEffects, own_obstacles
 from mimicry.report.rows import BASELINE, AdapterRow
-from mimicry.report.statistics import Interval, Summary
-from mimicry.report.student_t import detectable_effect_size
+from mimicry.report.statistics import Interval, Summary, detectable_effect_size
 from mimicry.study import EvaluatedOn, State
 
 # What a sentence says: shown, shown to be the other way, not shown, or that nothing can be said.

@@ -12,7 +12,7 @@ from benchmarks.gpu_watch import GpuWatch
 from benchmarks.judge import tensors_of
 from benchmarks.timed_run import TimedRun, timed_command
 from benchmarks.wide_prompts import CLIP_TOKENS, with_wide_prompts
-from mimicry.demo.weight_files import TINY_SD3
+from mimicry.demo.variants import TINY_SD3
 
 BAR = "Steps:  {share}%|#####     | {step}/4 [00:0{step}<00:01,  1.00s/it, loss=0.1, lr=0.0001]\n"
 

@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from mimicry.demo.draw_demo import STUDY_TOML
 from mimicry.demo.paintings import SUBJECTS
-from mimicry.demo.study_file import STUDY_TOML
 from mimicry.sampling.sampler import Sampler
 from mimicry.study.hold_out import held_out
 from mimicry.study.images import ImageFolder, read_rgb

@@ -14,9 +14,8 @@ import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.processes import run_command
 from mimicry.demo import draw_demo as program
-from mimicry.demo.draw_demo import demo, draw_demo
-from mimicry.demo.manifest import MANIFEST_NAME, file_sizes, read_manifest
-from mimicry.demo.weight_files import TINY_SD3
+from mimicry.demo.draw_demo import MANIFEST_NAME, demo, draw_demo, file_sizes, read_manifest
+from mimicry.demo.variants import TINY_SD3
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.options.config import TuningConfig
@@ -43,7 +42,7 @@ def test_the_same_bytes_under_another_hash_seed(true_demo: Path, tmp_path: Path)
         "import sys\n"
         "from pathlib import Path\n"
         "from mimicry.study.tree import StudyTree\n"
-        "from mimicry.demo.painters import PAINTERS\n"
+        "from mimicry.demo.study import PAINTERS\n"
         "from mimicry.demo.study import draw_painting\n"
         "from mimicry.demo.variants import VariantMaker\n"
         "draw_painting(StudyTree(Path(sys.argv[1])), PAINTERS[1], 4, 7, VariantMaker.load())\n"
@@ -153,7 +152,7 @@ def test_other_drawing_code_draws_again(
     tmp_path: Path, quick_draw: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_demo(tmp_path)
-    for module in ("mimicry.demo.manifest", "mimicry.demo.draw_demo"):
+    for module in ("mimicry.demo.draw_demo", "mimicry.demo.draw_demo"):
         monkeypatch.setattr(f"{module}.drawing_code", lambda: "other")
 
     assert draw_demo(tmp_path)

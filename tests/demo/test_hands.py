@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mimicry.demo.hands import LeadedFacets, Shards
-from mimicry.demo.painters import PAINTERS, Painter
-from mimicry.demo.paintings import draw_scene
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import draw_scene, generator
+from mimicry.demo.study import PAINTERS, Painter
 
 
 @pytest.mark.parametrize("painter", PAINTERS, ids=str)

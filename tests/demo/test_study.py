@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mimicry.demo.painters import PAINTERS, Painter
-from mimicry.demo.study import draw_painting
+from mimicry.demo.study import PAINTERS, Painter, draw_painting
 from mimicry.demo.variants import VariantMaker
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import Condition, StudyTree

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mimicry.demo.painters import PAINTERS
-from mimicry.demo.paintings import draw_scene
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import draw_scene, generator
+from mimicry.demo.study import PAINTERS
 from mimicry.demo.variants import MIST_BOUND, VariantMaker, stripes, to_tensor
 
 

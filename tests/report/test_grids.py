@@ -1,6 +1,6 @@
 """Grids: the same painting, and the same prompt and seed, in all columns; words where there is no picture."""
 
-from mimicry.report.grids import Cell, Grid, GridMaker, Row
+from mimicry.report.grids import Grid, GridCell, GridMaker, Row
 from mimicry.study.tree import StudyTree
 from tests.report.made_up import PROMPT, content_of, put, put_all, put_samples
 from tests.small_study import ANNA, BORIS, COUNTERED, MIST, ORIGINAL
@@ -42,7 +42,7 @@ def test_a_painting_stands_beside_what_was_made_of_it(tree: StudyTree) -> None:
     shot = difference.cells[2].shot
     assert shot is not None and shot.original is not None
     assert (shot.file.name, shot.original.name) == ("50_noise_01_tree.png", "01_tree.png")
-    assert (difference.cells[0], difference.cells[1]) == (Cell(), Cell(caption=""))
+    assert (difference.cells[0], difference.cells[1]) == (GridCell(), GridCell(caption=""))
 
 
 def test_a_painting_that_a_set_lacks_is_missing(tree: StudyTree) -> None:
@@ -51,7 +51,7 @@ def test_a_painting_that_a_set_lacks_is_missing(tree: StudyTree) -> None:
 
     painting, _ = grid_of(tree).rows
 
-    assert painting.cells[2] == Cell(word="missing")
+    assert painting.cells[2] == GridCell(word="missing")
 
 
 def test_samples_of_a_row_have_one_prompt_and_one_seed(tree: StudyTree) -> None:

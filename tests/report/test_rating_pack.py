@@ -11,8 +11,18 @@ from mimicry.common.errors import BatchFault, UsageError
 from mimicry.common.processes import run_command
 from mimicry.report.grids import GridMaker
 from mimicry.report.make_report import report
-from mimicry.report.rating_answers import KEY, KeyRow, key_text, read_scores, score_table
-from mimicry.report.rating_pack import PACK, Pair, choose_pairs, pairs_of, write_rating_pack
+from mimicry.report.rating_pack import (
+    KEY,
+    PACK,
+    KeyRow,
+    SamplePair,
+    choose_pairs,
+    key_text,
+    pairs_of,
+    read_scores,
+    score_table,
+    write_rating_pack,
+)
 from mimicry.study.tree import StudyTree
 from tests.report.made_up import CONDITIONS, LOSSES, PROMPT, content_of, put, put_all, put_samples
 from tests.small_study import ANNA, BORIS, COUNTERED, MIST, ORIGINAL
@@ -20,7 +30,7 @@ from tests.small_study import ANNA, BORIS, COUNTERED, MIST, ORIGINAL
 BOAT = "a painting of a boat in the style of sks"
 
 
-def pairs_in(tree: StudyTree) -> list[Pair]:
+def pairs_in(tree: StudyTree) -> list[SamplePair]:
     group = content_of(tree).main.group
     maker = GridMaker(tree, group, paintings=2, samples=10)
     return pairs_of(maker.grid(artist) for artist in group.artists)

@@ -10,19 +10,17 @@ from scipy import stats
 from mimicry.report.statistics import (
     FEWEST_FOR_BOOTSTRAP,
     bootstrap_interval,
+    detectable_effect_size,
     holm,
+    paired_t_power,
     pooled_spread,
     sign_test,
     standard_deviation,
     summarize,
     t_interval,
-    wilcoxon_test,
-)
-from mimicry.report.student_t import (
-    detectable_effect_size,
-    paired_t_power,
     t_probability,
     t_quantile,
+    wilcoxon_test,
 )
 
 SAMPLES = [

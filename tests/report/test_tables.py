@@ -8,7 +8,6 @@ import pytest
 
 from mimicry.common.errors import BatchFault, UsageError
 from mimicry.report.columns import ADAPTER_COLUMNS, CONDITION_COLUMNS, EFFECT_COLUMNS
-from mimicry.report.tables import tex_table
 from mimicry.report.writing import (
     ADAPTERS_CSV,
     CONDITIONS_CSV,
@@ -16,6 +15,7 @@ from mimicry.report.writing import (
     REPORT_JSON,
     TABLE_TEX,
     refuse_foreign_folder,
+    tex_table,
     write_tables,
 )
 from mimicry.study.tree import StudyTree

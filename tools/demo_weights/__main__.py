@@ -13,7 +13,7 @@ from torch import nn
 
 from mimicry.common.files import write_bytes, write_json
 from mimicry.common.processes import run_command
-from mimicry.demo.upscaler import Upscaler
+from mimicry.demo.variants import Upscaler
 from tools.demo_weights.base import Base, base_loss, encode_paintings
 from tools.demo_weights.loop import Budget, LossOf, Training
 from tools.demo_weights.model_card import model_card

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import generator
 from tools.demo_weights.loop import LossOf
 from tools.demo_weights.tiny_sd3 import GEOMETRY
 from tools.demo_weights.training_set import Images, caption

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimicry.demo.hands import BrushStrokes, Hand, Lamplight, LeadedFacets, Shards
-from mimicry.demo.paintings import SUBJECTS, Palette, draw_scene
-from mimicry.demo.rng import Rng, generator
+from mimicry.demo.paintings import SUBJECTS, Palette, Rng, draw_scene, generator
 
 RARE_TOKEN = "sks"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mimicry.demo.rng import generator
-from mimicry.demo.upscaler import SCALE, Upscaler
+from mimicry.demo.paintings import generator
+from mimicry.demo.variants import SCALE, Upscaler
 from tools.demo_weights.loop import LossOf
 from tools.demo_weights.training_set import Images, recoloured
 

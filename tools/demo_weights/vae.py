@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import generator
 from tools.demo_weights.loop import LossOf
 from tools.demo_weights.training_set import Images, recoloured
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mimicry.demo.upscaler import Upscaler, load_upscaler
+from mimicry.demo.variants import Upscaler, load_upscaler
 from tools.demo_weights.base import Base, base_loss, encode_paintings
 from tools.demo_weights.tiny_sd3 import new_models, write_tokenizers
 from tools.demo_weights.training_set import draw_training_set

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mimicry.demo.weight_files import TINY_SD3
+from mimicry.demo.variants import TINY_SD3
 from tools.demo_weights.tiny_sd3 import GEOMETRY, new_models, write_tokenizers
 
 PROMPT = "a painting in the style of sks"

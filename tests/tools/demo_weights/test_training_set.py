@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from mimicry.demo.hands import BrushStrokes, Lamplight, LeadedFacets, Shards
-from mimicry.demo.painters import PAINTERS
-from mimicry.demo.paintings import SUBJECTS
-from mimicry.demo.rng import generator
+from mimicry.demo.paintings import SUBJECTS, generator
+from mimicry.demo.study import PAINTERS
 from tools.demo_weights.training_set import (
     PALETTES,
     RARE_TOKEN,
