@@ -77,7 +77,7 @@ def _groups(
     if not places:
         return
     quiet_libraries()
-    from mimicry.sampling.base_transformer import replaced_layers
+    from mimicry.sampling.sampler import replaced_layers
 
     layers = {place: replaced_layers(model, sets[place].adapter_dir) for place in places}
     for needs_more in (False, True):

@@ -11,9 +11,8 @@ from diffusers import SD3Transformer2DModel
 
 from mimicry.common import hardware
 from mimicry.common.errors import BatchFault
-from mimicry.sampling import base_transformer, sampler
-from mimicry.sampling.base_transformer import BaseTransformer
-from mimicry.sampling.sampler import Sampler
+from mimicry.sampling import sampler
+from mimicry.sampling.sampler import BaseTransformer, Sampler
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import REPLACED, CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
@@ -86,7 +85,7 @@ def test_what_the_table_replaces_is_not_in_memory(
         read.append(cached_modulation)
         return read_transformer(*args, cached_modulation=cached_modulation)
 
-    monkeypatch.setattr(base_transformer, "read_transformer", watched)
+    monkeypatch.setattr(sampler, "read_transformer", watched)
     one = load(model, *PROMPTS)
 
     with one.base.adapter(folders[1]):
