@@ -15,9 +15,9 @@ from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.execution.places import Place
+from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.progress import BatchDisplay
 from tests.small_study import ANNA, EVERYBODY, ORIGINAL, bookmarks_in, output_dir, write_adapter
 
 OnStep = Callable[[dict[str, Any]], None]

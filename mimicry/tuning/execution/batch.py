@@ -18,7 +18,7 @@ from mimicry.tuning.execution.bookkeeping import Bookkeeper, Training
 from mimicry.tuning.execution.executor import Executor, Job, JobEnd
 from mimicry.tuning.execution.result import SAME_FAILURES, Result
 from mimicry.tuning.planning import Plan, Target
-from mimicry.tuning.progress import BatchDisplay, StepDisplay
+from mimicry.tuning.planning.display import BatchDisplay, StepDisplay
 
 # Between two looks at targets that others train, and at running jobs.
 WAIT_SECONDS = 2.0

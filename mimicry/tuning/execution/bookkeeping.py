@@ -16,7 +16,7 @@ from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure
 from mimicry.tuning.execution.sharing import is_as_planned, recheck, repair
 from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target, refuse_new_recipes
-from mimicry.tuning.progress import BatchDisplay, duration, eval_change
+from mimicry.tuning.planning.display import BatchDisplay, duration, eval_change
 
 # Adapters that are good, and trained again only when that is asked for.
 _KEPT = (State.COMPLETE, State.STALE)

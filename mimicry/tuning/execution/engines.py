@@ -14,7 +14,7 @@ from mimicry.tuning.execution.slurm_batch import SlurmBatch
 from mimicry.tuning.execution.slurm_queue import live_jobs, with_queue
 from mimicry.tuning.options.slurm_options import SlurmSettings
 from mimicry.tuning.planning import Plan
-from mimicry.tuning.progress import BatchDisplay
+from mimicry.tuning.planning.display import BatchDisplay
 
 
 class AnyBatch(Protocol):

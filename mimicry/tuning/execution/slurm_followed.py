@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mimicry.tuning.execution.slurm_queue import QueuedJob
 from mimicry.tuning.execution.supervision import MetricsReader
 from mimicry.tuning.planning import Target
-from mimicry.tuning.progress import BatchDisplay, StepDisplay
+from mimicry.tuning.planning.display import BatchDisplay, StepDisplay
 
 
 @dataclass

@@ -17,7 +17,7 @@ from mimicry.tuning.execution.sharing import is_as_planned
 from mimicry.tuning.execution.slurm_followed import Followed
 from mimicry.tuning.execution.slurm_queue import QueuedJob
 from mimicry.tuning.planning import Target
-from mimicry.tuning.progress import duration, eval_change
+from mimicry.tuning.planning.display import duration, eval_change
 
 _GOOD = (State.COMPLETE, State.STALE)
 _BAD = (State.FAILED, State.BLOCKED)

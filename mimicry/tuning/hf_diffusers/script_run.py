@@ -12,7 +12,7 @@ from mimicry.common.tokens import mask_token
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
-from mimicry.tuning.progress import StepDisplay, is_terminal
+from mimicry.tuning.planning.display import StepDisplay, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0

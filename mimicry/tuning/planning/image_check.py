@@ -23,9 +23,9 @@ from mimicry.study.image_sets import (
 from mimicry.study.images import Reading
 from mimicry.study.quarantine import leave_out
 from mimicry.study.tree import NONE
+from mimicry.tuning.planning.display import checking_bar
 from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, Plan
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.progress import checking_bar
 
 
 def check_images(plan: Plan, *, with_files: bool = False) -> Plan:

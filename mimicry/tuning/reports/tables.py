@@ -11,8 +11,8 @@ from mimicry.study.image_sets import Finding, image_facts
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
 from mimicry.tuning.planning import Plan, Target, plan_word
+from mimicry.tuning.planning.display import duration
 from mimicry.tuning.planning.recipes import StudyRecipes, evaluation_remarks
-from mimicry.tuning.progress import duration
 from mimicry.tuning.reports.verify import Verdict
 
 # The words of a summary, in the order in which they are counted.

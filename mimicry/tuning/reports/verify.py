@@ -27,8 +27,8 @@ from mimicry.tuning.adapters import (
     TrainingRun,
     judge_adapter,
 )
+from mimicry.tuning.planning.display import checking_bar, is_terminal
 from mimicry.tuning.planning.recipes import StudyRecipes
-from mimicry.tuning.progress import checking_bar, is_terminal
 
 # Reading and hashing leave Python free for other threads.
 _THREADS = 8

@@ -10,8 +10,8 @@ from mimicry.common.claims import Claim
 from mimicry.common.processes import Interrupted
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.places import Place
+from mimicry.tuning.planning.display import StepDisplay
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.progress import StepDisplay
 from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, write_study
 from tests.tuning.staged_batch import (
     Ending,

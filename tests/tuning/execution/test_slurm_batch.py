@@ -19,8 +19,8 @@ from mimicry.tuning.execution.slurm import SlurmSubmitter
 from mimicry.tuning.execution.slurm_batch import SlurmBatch
 from mimicry.tuning.execution.slurm_queue import jobs_of_study, with_queue
 from mimicry.tuning.options.slurm_options import SlurmSettings
+from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.plan import Plan
-from mimicry.tuning.progress import BatchDisplay
 from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, put_adapter
 from tests.tuning.fake_slurm import FakeSlurm, FakeSubmitit, put_submission
 from tests.tuning.staged_batch import mark_of

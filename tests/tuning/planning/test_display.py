@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mimicry.tuning.progress import BatchDisplay, StepDisplay, duration, eval_change, is_terminal
+from mimicry.tuning.planning.display import BatchDisplay, StepDisplay, duration, eval_change, is_terminal
 
 
 class Terminal(io.StringIO):
@@ -58,7 +58,7 @@ def test_eval_change(value: object, words: str) -> None:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in seconds, as the clock tells it; tests let it go on."""
     clock = [0.0]
-    monkeypatch.setattr("mimicry.tuning.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("mimicry.tuning.planning.display.time.monotonic", lambda: clock[0])
     return clock
 
 

@@ -103,7 +103,8 @@ class StackTraits:
 
 RUNNER_CONFIG = "runner_config.json"
 STACK_MODULE = "stack.py"
-STACKS = Path(__file__).resolve().parent
+# Stacks lie beside this package.
+STACKS = Path(__file__).resolve().parent.parent
 _OPTIONS = "{options}"
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _NEEDED = ("input_dir", "output_dir")
@@ -250,7 +251,7 @@ def _read_traits(folder: Path) -> StackTraits:
 def _import_stack_module(path: Path) -> ModuleType:
     folder = path.parent
     if folder.parent == STACKS and (folder / "__init__.py").exists():
-        return importlib.import_module(f"{__package__}.{folder.name}.{path.stem}")
+        return importlib.import_module(f"mimicry.tuning.{folder.name}.{path.stem}")
     spec = importlib.util.spec_from_file_location(f"stack of {folder}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
