@@ -16,7 +16,7 @@ help:
 	@echo "make demo       set up .venv, draw a small study, train its pilot in three conditions, draw with it"
 	@echo "make test       set up .venv, then lint, types and all tests that need no GPU"
 	@echo "make test-fast  the inner loop: all tests but those of the trainer, the demo and Slurm, a minute and a half"
-	@echo "make check      lint and types only"
+	@echo "make check      lint, imports and types only"
 	@echo "make clean      remove what the others made, the demo's trained adapters included"
 	@echo "Another Python: make demo PYTHON=python3.13"
 
@@ -38,6 +38,7 @@ test-fast: .venv/.installed
 check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
 clean:

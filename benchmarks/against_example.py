@@ -26,8 +26,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mimicry.tuning.options.flags import TrainingInputs
-
 from benchmarks.gpu_watch import GpuWatch
 from benchmarks.judge import Judge, tensors_of
 from benchmarks.timed_run import TimedRun, timed_command
@@ -38,6 +36,7 @@ from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters import WEIGHTS
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import TrainingInputs
 from tools.results_file import add_output_option, report
 
 OURS, EXAMPLE = "ours", "example"

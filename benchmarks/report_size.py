@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mimicry.common.processes import run_command
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
 
 from benchmarks.full_study import CONDITIONS, image_root
+from mimicry.common.processes import run_command
 from mimicry.report.make_report import report as report_command
 from mimicry.study.images import ImageFolder
 from mimicry.study.sample_files import save_sample

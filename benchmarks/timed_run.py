@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.tuning.options.flags import TrainingInputs
-
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import TrainingInputs
 
 
 @dataclass(frozen=True)

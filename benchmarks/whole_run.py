@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mimicry.tuning.options.flags import trainer_flags
 from PIL import Image
 
 from benchmarks.pipeline_sizes import PEAK_LINE, SIZES
@@ -32,6 +31,7 @@ from benchmarks.worker import Deadline
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import METRICS, TRAINING_RUN
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import trainer_flags
 from tools.results_file import Results, add_output_option, gpu
 
 _TRAINER = "mimicry.tuning.hf_diffusers.train_dreambooth_lora_sd3"

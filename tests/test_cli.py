@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from mimicry.common.processes import run_command
 
 import mimicry
 from mimicry.cli import program
+from mimicry.common.processes import run_command
 
 SUBCOMMANDS = ("init", "tune", "status", "verify", "upload", "samples", "report", "demo")
 

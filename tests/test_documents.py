@@ -18,11 +18,11 @@ from typing import Any
 import click
 import pytest
 import torch
-from mimicry.common.processes import run_command
 from safetensors.torch import load_file
 
 import mimicry
 from mimicry.cli import program
+from mimicry.common.processes import run_command
 from mimicry.report.columns import (
     ADAPTER_COLUMNS,
     CONDITION_COLUMNS,
@@ -155,7 +155,7 @@ def foreign_options() -> set[str]:
         *(path for room in ("benchmarks", "tools", "tests/chaos") for path in (ROOT / room).rglob("*.py")),
         *(ROOT / script for script in SCRIPTS),
     ]
-    stacks = ROOT / "mimicry" / "tuning" / "stacks.py"
+    stacks = ROOT / "mimicry" / "tuning" / "stacks" / "__init__.py"
     return set(_FLAG.findall("\n".join(path.read_text("utf-8") for path in (*sources, stacks))))
 
 

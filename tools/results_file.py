@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mimicry
 from mimicry.common.environment import processor_count, versions
 from mimicry.common.files import utc_now, write_json
 from mimicry.common.text import text_table
@@ -35,7 +36,7 @@ class Results:
             "benchmark": name,
             "measured_at": utc_now(),
             "hardware": hardware(),
-            "versions": versions(),
+            "versions": versions(mimicry),
         }
 
     def add(self, figures: Mapping[str, float | bool]) -> None:

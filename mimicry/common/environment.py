@@ -1,9 +1,13 @@
-"""The environment of a program: `.env`, the Hub token, cache folders, processors, the launcher's ranks."""
+"""The environment of a program: `.env`, the Hub token, cache folders, processors, ranks, versions."""
 
 import logging
 import os
+import platform
+import subprocess
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 from mimicry.common.errors import UsageError
 from mimicry.common.text import printable
@@ -131,3 +135,40 @@ def cache_folder(name: str) -> Path:
     # Unlike Path, these do not fail for a user without a home.
     root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # noqa: PTH117, PTH111
     return Path(root, "mimicry", name)
+
+
+_LIBRARIES = (
+    *("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "safetensors"),
+    "bitsandbytes",
+)
+
+
+def versions(project: ModuleType) -> dict[str, str | bool | None]:
+    """Return the versions of Python, of the libraries that matter, and of the package `project`."""
+    found: dict[str, str | bool | None] = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = None
+    return {**found, project.__name__: project.__version__, **_git_state(project)}
+
+
+def _git_state(project: ModuleType) -> dict[str, str | bool | None]:
+    """Return commit and dirtiness of the checkout we run from; None where it is not a checkout."""
+    root = Path(str(project.__file__)).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()

@@ -1,7 +1,10 @@
 """The program `mimicry demo`: draws the demo study, paintings and tiny base model, into a folder."""
 
+import hashlib
 import shlex
 import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -9,7 +12,113 @@ from filelock import FileLock
 
 from mimicry.common.environment import quiet_libraries
 from mimicry.common.errors import BatchFault, UsageError
+from mimicry.common.files import read_json, write_bytes, write_json
 from mimicry.study.tree import StudyTree
+
+STUDY_TOML = """\
+# What the demo trains, and what mimicry samples draws. docs/study_file.md explains every key.
+
+[study]
+protections = ["none", "mist"]
+countermeasures = ["none", "noisy_upscaling"]
+pilot = true                # the first artist of each style
+hold_out = 4                # paintings that are not trained on: the evaluation loss is measured on them
+push_to_hub = false
+
+[recipe]
+pretrained_model_name_or_path = "../tiny_sd3"
+resolution = 64
+learning_rate = 3e-3
+max_train_steps = 120
+train_batch_size = 4
+gradient_accumulation_steps = 1
+max_sequence_length = 24
+mixed_precision = "no"
+gradient_checkpointing = false
+
+[samples]
+prompts = [
+    "a painting in the style of sks",
+    "a painting of a boat in the style of sks",
+    "a painting of a house in the style of sks",
+    "a painting of a tree in the style of sks",
+]
+seeds = [3]
+steps = 15
+guidance = 3
+"""
+
+
+def write_study_file(tree: StudyTree) -> None:
+    """Write the demo's study.toml, unless there is one: people change it to play."""
+    path = tree.study_file
+    if not path.exists() and not path.is_symlink():
+        write_bytes(path, STUDY_TOML.encode())
+
+
+MANIFEST_NAME = "demo_manifest.json"
+
+# The libraries that draw. Another version of one of them may write other bytes.
+_LIBRARIES = ("numpy", "pillow", "torch", "diffusers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What was drawn into a folder, by which code and seed, so that a second call draws nothing.
+
+    `files` maps each path below the folder to its size in bytes. They may be replaced; other files are never
+    touched. While files are moved into place the manifest is marked as unfinished, so that an interrupted
+    drawing is not taken for a complete one.
+    """
+
+    seed: int
+    drawn_by: str
+    finished: bool
+    files: dict[str, int]
+
+    def is_whole(self, folder: Path, seed: int) -> bool:
+        """Return whether `folder` has exactly what drawing from `seed` would put there now."""
+        expected = (seed, drawing_code(), True)
+        return (self.seed, self.drawn_by, self.finished) == expected and all(
+            _size(folder / name) == size for name, size in self.files.items()
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder`."""
+        write_json(folder / MANIFEST_NAME, asdict(self))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in `folder`, or None if there is none that can be read."""
+    try:
+        return Manifest(**read_json(folder / MANIFEST_NAME))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def drawing_code() -> str:
+    """Return a hash of the demo's sources and weights and of the versions of the libraries that draw."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for source in (*sorted(package.glob("*.py")), *sorted((package / "weights").rglob("*.*"))):
+        digest.update(source.read_bytes())
+    for library in _LIBRARIES:
+        digest.update(f"{library} {version(library)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of every file below `folder`, by its path from there, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
 
 DATA_ROOT = "style_mimicry"
 BASE_MODEL = "tiny_sd3"

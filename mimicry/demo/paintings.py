@@ -3,10 +3,25 @@
 Coordinates are fractions of the picture, from the top left corner; sizes are fractions of its shorter side.
 """
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from mimicry.common.files import canonical_json
+
+Rng = np.random.Generator
+
+
+def generator(seed: int, *names: str | int) -> Rng:
+    """Return numpy's counter-based Philox generator that belongs to `seed` and `names`.
+
+    The key depends on nothing else, so one painting does not depend on which others are drawn.
+    """
+    digest = hashlib.sha256(canonical_json([seed, *names]).encode("utf-8")).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
 
 SUBJECTS = ("hills", "house", "tree", "boat", "sun")
 

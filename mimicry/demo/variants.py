@@ -5,6 +5,7 @@ methods.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,50 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mimicry.demo.paintings import Rng
+
+SCALE = 2
+_WIDTH = 32
+# Dilation of each layer; together they see about thirty pixels.
+_DILATIONS = (1, 2, 4, 4, 2, 1)
+
+
+class Upscaler(nn.Module):
+    """Maps noisy pixels (B, 3, H, W), 0 to 1, to clean ones (B, 3, 2H, 2W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, _WIDTH, 3, padding=1)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(_WIDTH, _WIDTH, 3, padding=step, dilation=step) for step in _DILATIONS
+        )
+        self.last = nn.Conv2d(_WIDTH, 3 * SCALE**2, 3, padding=1)
+
+    def forward(self, noisy_BIHW: Tensor) -> Tensor:
+        """Return the enlarged picture: bilinear enlargement plus what the network adds."""
+        features_BCHW = self.first(noisy_BIHW)
+        for layer in self.layers:
+            features_BCHW = features_BCHW + layer(nn.functional.silu(features_BCHW))
+        added = nn.functional.pixel_shuffle(self.last(nn.functional.silu(features_BCHW)), SCALE)
+        plain = nn.functional.interpolate(
+            noisy_BIHW, scale_factor=SCALE, mode="bilinear", align_corners=False
+        )
+        enlarged: Tensor = plain + added
+        return enlarged
+
+
+def load_upscaler(path: Path) -> Upscaler:
+    """Read the weights at `path`, in fp32."""
+    from safetensors.torch import load_file
+
+    upscaler = Upscaler()
+    upscaler.load_state_dict({name: values.float() for name, values in load_file(path).items()})
+    return upscaler.eval()
+
+
+_WEIGHTS = Path(__file__).parent / "weights"
+# A complete pipeline of Stable Diffusion 3, only small, and the network of noisy upscaling.
+TINY_SD3, UPSCALER = _WEIGHTS / "tiny_sd3", _WEIGHTS / "upscaler.safetensors"
+
 
 # L-infinity bound of the perturbation, of 255; half of Mist's usual one. Faintly visible where a picture is
 # smooth and dark, and hardly elsewhere.

@@ -27,7 +27,7 @@ _DIFFERENCE = f"difference \N{MULTIPLICATION SIGN} {GAIN}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class GridCell:
     """A place in a grid: a picture, or words in its place. `marks` say why it is not to be compared."""
 
     shot: Shot | None = None
@@ -42,11 +42,11 @@ class Row:
 
     kind: str
     title: str
-    cells: tuple[Cell, ...]
+    cells: tuple[GridCell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class GridColumn:
     """A column of a grid: the base model's, or that of a condition, with the marks of its adapter.
 
     `is_comparable` says whether what its adapter draws may be compared with what others draw.
@@ -62,7 +62,7 @@ class Grid:
     """The pictures of one artist."""
 
     artist: Artist
-    columns: tuple[Column, ...]
+    columns: tuple[GridColumn, ...]
     rows: tuple[Row, ...]
 
     @property
@@ -111,18 +111,18 @@ class GridMaker:
     def grid(self, artist: Artist) -> Grid:
         conditions = self._group.conditions
         rows = [self._series.by_place[artist, condition] for condition in conditions]
-        columns = [Column(title=BASE_MODEL), *(self._column(row) for row in rows)]
+        columns = [GridColumn(title=BASE_MODEL), *(self._column(row) for row in rows)]
         return Grid(
             artist=artist,
             columns=tuple(columns),
             rows=(*self._painting_rows(artist, conditions), *self._sample_rows(rows)),
         )
 
-    def _column(self, row: AdapterRow) -> Column:
+    def _column(self, row: AdapterRow) -> GridColumn:
         marks = own_obstacles(self._group, self._series, row)
         if row.eval_loss is not None and row.eval_loss.on == EvaluatedOn.IN_SAMPLE:
             marks.append(EvaluatedOn.IN_SAMPLE)
-        return Column(
+        return GridColumn(
             title=condition_title(row.adapter.condition),
             marks=tuple(marks),
             is_comparable=not adapter_obstacles(self._group, self._series, row),
@@ -139,20 +139,20 @@ class GridMaker:
             files = [_of_stem(pairing, original.stem(name)) for pairing in sets]
             titles = [f"{condition_title(condition)}, painting {name}" for condition in conditions]
             paintings = [
-                Cell(shot=Shot(file), caption=title)
+                GridCell(shot=Shot(file), caption=title)
                 if file
-                else Cell(word="missing" if pairing and not pairing.images.fault else "no data")
+                else GridCell(word="missing" if pairing and not pairing.images.fault else "no data")
                 for file, title, pairing in zip(files, titles, sets, strict=True)
             ]
             changed = [
-                Cell(shot=Shot(file, original.path / name), caption=f"{_DIFFERENCE}: {title}")
+                GridCell(shot=Shot(file, original.path / name), caption=f"{_DIFFERENCE}: {title}")
                 if file and condition != BASELINE
-                else Cell()
+                else GridCell()
                 for file, title, condition in zip(files, titles, conditions, strict=True)
             ]
-            rows.append(Row(kind="painting", title=name, cells=(Cell(), *paintings)))
+            rows.append(Row(kind="painting", title=name, cells=(GridCell(), *paintings)))
             if len(conditions) > 1:
-                rows.append(Row(kind="difference", title=_DIFFERENCE, cells=(Cell(), *changed)))
+                rows.append(Row(kind="difference", title=_DIFFERENCE, cells=(GridCell(), *changed)))
         return rows
 
     def _sample_rows(self, rows: Sequence[AdapterRow]) -> list[Row]:
@@ -200,10 +200,10 @@ def _usual(samples: Sequence[_Sample | None]) -> str:
     return counted.most_common(1)[0][0]
 
 
-def _sample_cell(sample: _Sample | None, row: AdapterRow | None, usual: str) -> Cell:
+def _sample_cell(sample: _Sample | None, row: AdapterRow | None, usual: str) -> GridCell:
     """Return the cell of a sample; `row` is that of its adapter, None for the base model."""
     if sample is None:
-        return Cell(word="not drawn" if row is None or row.is_there else row.state.value)
+        return GridCell(word="not drawn" if row is None or row.is_there else row.state.value)
     settings = sample.settings
     marks = []
     if settings.get("adapter") != (None if row is None else row.weights_sha256):
@@ -215,7 +215,7 @@ def _sample_cell(sample: _Sample | None, row: AdapterRow | None, usual: str) -> 
     recipe = "" if row is None or row.recipe_hash is None else f", recipe {row.recipe_hash[:8]}"
     how = f"{settings.get('steps')} steps, guidance {settings.get('guidance')}"
     caption = f"{title}: \u201c{settings['prompt']}\u201d, seed {settings['seed']}, {how}{recipe}{seed}"
-    return Cell(shot=Shot(sample.path), caption=caption, marks=tuple(marks))
+    return GridCell(shot=Shot(sample.path), caption=caption, marks=tuple(marks))
 
 
 def _differences(others: str, usual: str) -> str:

@@ -1,4 +1,4 @@
-"""A pack for people who compare pictures, and the score of what they answer.
+"""A pack for people who compare pictures, its key, and the score of what they answer.
 
 The protocol is that of Hönig, Rando, Carlini and Tramèr, "Adversarial Perturbations Cannot Reliably Protect
 Artists From Generative AI" (2024): a rater sees two pictures of one prompt and seed, one drawn after learning
@@ -9,9 +9,11 @@ The share that prefers the second picture is the success of the mimicry: a half 
 What raters are given holds no name of an artist, of a condition or of a file. The key stays outside of it.
 """
 
+import csv
+import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -20,16 +22,162 @@ from PIL import Image
 
 from mimicry.common.errors import BatchFault, UsageError
 from mimicry.common.files import sha256_text, write_bytes
+from mimicry.common.text import first_few, text_table
 from mimicry.report.grids import Grid
 from mimicry.report.page import environment
+from mimicry.report.statistics import Summary, summarize
 from mimicry.study.images import read_rgb
+
+KEY = "key.csv"
+LEFT, RIGHT = "left", "right"
+QUESTIONS = ("quality", "style")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRow:
+    """What raters are not told of a pair; `original` and `other` are the sides that the pictures stand on."""
+
+    pack: str
+    pair: str
+    artist: str
+    condition: str
+    prompt_and_seed: str
+    original: str
+    other: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a condition did in one question: `preferred` of `answers` were for it and against the original art.
+
+    `by_artist` is the share of each artist, summed up: its mean, and its interval where there are several.
+    """
+
+    condition: str
+    question: str
+    answers: int
+    raters: int
+    preferred: int
+    by_artist: Summary
+
+
+@dataclass(frozen=True)
+class _Answer:
+    rater: str
+    row: KeyRow
+    question: str
+    side: str
+
+
+def key_text(rows: Iterable[KeyRow]) -> str:
+    """Return the key as CSV."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [field.name for field in fields(KeyRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return file.getvalue()
+
+
+def read_scores(key: Path, answers: Sequence[Path]) -> list[Score]:
+    """Return the scores of all conditions and questions.
+
+    Raises:
+        UsageError: a file cannot be read or is not what it should be, all of them; or nothing was answered.
+    """
+    rows = {row.pair: row for row in (KeyRow(**row) for row in _rows(key, [f.name for f in fields(KeyRow)]))}
+    problems: list[str] = []
+    found: dict[tuple[str, str, str], _Answer] = {}
+    for path in answers:
+        for answer in _answers(path, rows, problems):
+            # A rater who answers again has changed his mind.
+            found[answer.rater, answer.row.pair, answer.question] = answer
+    if problems:
+        raise UsageError(*problems)
+    if not found:
+        raise UsageError(f"--rating-answers: nothing was answered in {first_few(list(map(str, answers)))}")
+    conditions = list(dict.fromkeys(row.condition for row in rows.values()))
+    return [
+        score
+        for condition in sorted(conditions)
+        for question in QUESTIONS
+        if (score := _score(condition, question, list(found.values()))) is not None
+    ]
+
+
+def score_table(scores: Sequence[Score]) -> str:
+    """Return the scores for people."""
+    lines = [
+        (
+            score.condition,
+            score.question,
+            str(score.answers),
+            str(score.raters),
+            f"{score.preferred / score.answers:.0%}",
+            "" if (span := score.by_artist.bootstrap) is None else f"{span.low:.0%} to {span.high:.0%}",
+        )
+        for score in scores
+    ]
+    # Student's t would go below 0% and above 100%, so few artists have no interval.
+    header = ("condition", "question", "answers", "raters", "preferred", "95% interval over artists")
+    return f"{text_table(header, lines)}\n50% means: as good as what was learnt from the original art"
+
+
+def _score(condition: str, question: str, answers: Sequence[_Answer]) -> Score | None:
+    own = [each for each in answers if each.row.condition == condition and each.question == question]
+    if not own:
+        return None
+    by_artist: dict[str, list[bool]] = {}
+    for each in own:
+        by_artist.setdefault(each.row.artist, []).append(each.side == each.row.other)
+    summary = summarize([sum(votes) / len(votes) for votes in by_artist.values()])
+    assert summary is not None  # there are answers
+    return Score(
+        condition=condition,
+        question=question,
+        answers=len(own),
+        raters=len({each.rater for each in own}),
+        preferred=sum(each.side == each.row.other for each in own),
+        by_artist=summary,
+    )
+
+
+def _answers(path: Path, key: dict[str, KeyRow], problems: list[str]) -> Iterator[_Answer]:
+    """Yield the answers of a file, and put down what is wrong with it."""
+    for number, line in enumerate(_rows(path, ["pack", "rater", "pair", *QUESTIONS]), start=2):
+        row = key.get(line["pair"])
+        if row is None or row.pack != line["pack"]:
+            problems.append(
+                f"{path}, line {number} answers pair {line['pair']!r} of another pack than the key's"
+            )
+            continue
+        for question in QUESTIONS:
+            side = line[question]
+            if side in (LEFT, RIGHT):
+                yield _Answer(line["rater"], row, question, side)
+            elif side:
+                problems.append(f"{path}, line {number}: {question} is {side!r}; it takes {LEFT} or {RIGHT}")
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [{name: row.get(name) or "" for name in columns} for row in reader]
+            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {reason}") from error
+    if lacking:
+        raise UsageError(f"{path} lacks the columns {', '.join(lacking)}, so it is not of a rating pack")
+    return rows
+
 
 PACK = "pack"
 _LONGEST = 768
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class SamplePair:
     """Two samples of one prompt and seed, of the original art and of another condition of the same artist.
 
     `references` are paintings of the artist.
@@ -43,12 +191,12 @@ class Pair:
     references: tuple[Path, ...]
 
 
-def pairs_of(grids: Iterable[Grid]) -> list[Pair]:
+def pairs_of(grids: Iterable[Grid]) -> list[SamplePair]:
     """Return all pairs that may be compared: samples that are there and have no marks."""
     return [pair for grid in grids for pair in _pairs_of(grid)]
 
 
-def _pairs_of(grid: Grid) -> Iterator[Pair]:
+def _pairs_of(grid: Grid) -> Iterator[SamplePair]:
     # The columns: base model, original art, and the others.
     references = tuple(
         cell.shot.file
@@ -66,7 +214,7 @@ def _pairs_of(grid: Grid) -> Iterator[Pair]:
                 or not (column.is_comparable and grid.columns[1].is_comparable)
             ):
                 continue
-            yield Pair(
+            yield SamplePair(
                 artist=str(grid.artist),
                 condition=column.title,
                 place=row.title,
@@ -76,7 +224,7 @@ def _pairs_of(grid: Grid) -> Iterator[Pair]:
             )
 
 
-def choose_pairs(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+def choose_pairs(pairs: Sequence[SamplePair], count: int, seed: int) -> list[SamplePair]:
     """Return up to `count` pairs in an order drawn by chance, as many of each condition as there are."""
     generator = np.random.Generator(np.random.Philox(seed))
     shuffled = [pairs[place] for place in generator.permutation(len(pairs))]
@@ -89,7 +237,7 @@ def choose_pairs(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
     return [chosen[place] for place in generator.permutation(len(chosen))]
 
 
-def write_rating_pack(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
+def write_rating_pack(folder: Path, pairs: Sequence[SamplePair], seed: int) -> None:
     """Write the folder for raters, and the key beside it, into a new folder.
 
     Args:
@@ -142,8 +290,8 @@ def write_rating_pack(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
 
 
 def _numbered(
-    pairs: Sequence[Pair], sides: Sequence[tuple[str, str]]
-) -> Iterator[tuple[int, Pair, str, dict[Path, str]]]:
+    pairs: Sequence[SamplePair], sides: Sequence[tuple[str, str]]
+) -> Iterator[tuple[int, SamplePair, str, dict[Path, str]]]:
     """Yield each pair with its number, the side of the original art, and the names of paintings so far."""
     paintings: dict[Path, str] = {}
     for number, (pair, (own, _)) in enumerate(zip(pairs, sides, strict=True), start=1):
@@ -153,7 +301,7 @@ def _numbered(
 
 
 def _write_pair(
-    pack: Path, number: int, pair: Pair, own: str, paintings: dict[Path, str]
+    pack: Path, number: int, pair: SamplePair, own: str, paintings: dict[Path, str]
 ) -> dict[str, object]:
     """Write the pictures of a pair, and return what the page is told of it."""
     files = {own: pair.original, LEFT if own == RIGHT else RIGHT: pair.other}

@@ -1,19 +1,128 @@
 """The contact sheet: a row for each artist, and in it what was painted, and what was drawn, side by side."""
 
+import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from mimicry.common.errors import BatchFault, UsageError
+from mimicry.common.files import atomic_path
 from mimicry.sampling.plan import SampleSet, artists_of, conditions_of, pairs_for_sheet
 from mimicry.study import Artist, Condition, ImageFolder, State, StudyTree
 from mimicry.study.images import read_rgb
+from mimicry.study.sample_files import SETTINGS_ENTRY
 from mimicry.study.tree import NONE
 from mimicry.tuning.options.click_options import option, options
+
+_FONT = ("font_source_sans_pro", "files", "SourceSansPro-Regular.ttf")
+# No font has a letter for it, so what a font draws for it is what it draws for letters that it lacks.
+_NO_LETTER = "\U0010fffe"
+
+
+class Lettering:
+    """Writes lines of text of one size, in pixels, onto a picture."""
+
+    def __init__(self, pen: ImageDraw.ImageDraw, size: int) -> None:
+        package, *parts = _FONT
+        self._font = ImageFont.truetype(str(files(package).joinpath(*parts)), size)
+        self._pen = pen
+        self._has = cache(self._can_write)
+
+    def write(
+        self, corner: tuple[int, int], text: str, colour: tuple[int, int, int], width: float | None = None
+    ) -> None:
+        """Write a line with its upper left `corner`; with `width`, in pixels, as much of it as fits."""
+        shown = self.writable(text)
+        self._pen.text(corner, shown if width is None else self._fitting(shown, width), colour, self._font)
+
+    def writable(self, text: str) -> str:
+        """Return `text` on one line, with letters that the font lacks escaped as in Python."""
+        composed = unicodedata.normalize("NFC", text)
+        return "".join(
+            letter
+            if letter.isprintable() and self._has(letter)
+            else letter.encode("unicode_escape", "backslashreplace").decode()
+            for letter in composed
+        )
+
+    def _can_write(self, letter: str) -> bool:
+        return letter == " " or bytes(self._font.getmask(letter)) != bytes(self._font.getmask(_NO_LETTER))
+
+    def _fitting(self, text: str, width: float) -> str:
+        if self._font.getlength(text) <= width:
+            return text
+        while text and self._font.getlength(text + "...") > width:
+            text = text[:-1]
+        return text + "..."
+
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
+# The longest side that a format has, in pixels.
+_LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
+_QUALITY = 92
+_IMAGE_DESCRIPTION = 0x010E  # of EXIF
+_DOTS_PER_INCH = 150
+
+
+def refuse_other_formats(path: Path) -> None:
+    """Refuse a suffix that no sheet can have, before anything is drawn.
+
+    Raises:
+        UsageError: it is none of those known.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError(
+            f"--contact-sheet {path}: a sheet is {', '.join(_FORMATS)}; type {path.with_suffix('.png')}"
+        )
+
+
+def save_sheet(path: Path, sheet: Image.Image, settings: Mapping[str, Any]) -> None:
+    """Write `sheet`, in the format of the suffix of `path`, with `settings` as JSON in its metadata.
+
+    They are where samples have theirs in a PNG, the image description of a JPEG's or WebP's EXIF data, and
+    the subject of a PDF.
+
+    Raises:
+        BatchFault: the file cannot be written, or is too large for its format.
+    """
+    form = _FORMATS[path.suffix.lower()]
+    longest = _LONGEST.get(form, max(sheet.size))
+    if max(sheet.size) > longest:
+        raise BatchFault(
+            f"--contact-sheet {path}: it has {sheet.width}x{sheet.height} pixels, and {form} takes {longest} "
+            f"a side; type {path.with_suffix('.png')}, or a smaller --sheet-tile"
+        )
+    try:
+        with atomic_path(path) as temporary:
+            sheet.save(temporary, format=form, **_arguments(form, json.dumps(settings, sort_keys=True)))
+    except OSError as error:
+        raise BatchFault(f"--contact-sheet {path} cannot be written: {error.strerror or error}") from error
+
+
+def _arguments(form: str, settings: str) -> dict[str, Any]:
+    if form == "PNG":
+        metadata = PngImagePlugin.PngInfo()
+        metadata.add_text(SETTINGS_ENTRY, settings)
+        return {"pnginfo": metadata, "optimize": True}
+    if form == "PDF":
+        return {
+            "resolution": _DOTS_PER_INCH,
+            "title": "contact sheet",
+            "subject": settings,
+            "quality": _QUALITY,
+        }
+    exif = Image.Exif()
+    exif[_IMAGE_DESCRIPTION] = settings
+    return {"exif": exif, "quality": _QUALITY}
+
 
 GAP = 4
 MARGIN = 14

@@ -73,7 +73,7 @@ class TinyPilot:
         """
         pilot = cls.copied(demo, folder, matrix=matrix)
         pilot.steps = steps
-        pilot._train_undisturbed(folder / "undisturbed", parallel)
+        pilot.train_undisturbed(folder / "undisturbed", parallel)
         return pilot
 
     @classmethod
@@ -104,7 +104,7 @@ class TinyPilot:
         write_json(template.tracker, _FOREIGN)
         return pilot
 
-    def _train_undisturbed(self, folder: Path, parallel: int) -> None:
+    def train_undisturbed(self, folder: Path, parallel: int) -> None:
         tree, self.seconds = self.train(folder, f"--parallel={parallel}")
         outputs = self.output_dirs(tree)
         self.sha256s = {adapter: sha256_file(path / WEIGHTS) for adapter, path in outputs.items()}

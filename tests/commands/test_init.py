@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import run_command
 
 from mimicry.cli import program
+from mimicry.common.processes import run_command
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.study_file import StudyFile

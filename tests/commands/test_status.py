@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import run_command
 
 from mimicry.commands.status import status
 from mimicry.common.claims import Claim
+from mimicry.common.processes import run_command
 from mimicry.study.tree import AdapterId, State, StudyTree
 from tests.small_study import (
     ANNA,

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import process_start
 
 from mimicry.common import claims
 from mimicry.common.claims import CLAIM, SILENT_SECONDS, Claim, claimed_by
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError
+from mimicry.common.processes import process_start
 
 ELSEWHERE = "another-machine 0000"
 NEGATIVE = '{"holders": [{"pid": -1, "started": "1"}]}'

@@ -1,8 +1,11 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import mimicry
 from mimicry.common.environment import (
     hub_token,
     load_environment,
@@ -10,6 +13,7 @@ from mimicry.common.environment import (
     sees_gpu,
     typed_device,
     typed_threads,
+    versions,
     without_launcher,
 )
 from mimicry.common.errors import UsageError
@@ -143,3 +147,36 @@ def test_a_device_that_is_named(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value)
     assert typed_device() == named
+
+
+def git(root: Path, *words: str) -> str:
+    who = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
+    done = subprocess.run(["git", "-C", str(root), *who, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+class TestVersions:
+    def test_of_libraries(self) -> None:
+        found = versions(mimicry)
+        assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+        assert found["mimicry"] == mimicry.__version__
+        for library in ("torch", "diffusers", "transformers", "peft", "accelerate"):
+            assert isinstance(found[library], str)
+
+    def test_of_a_checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = tmp_path / "mimicry"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        monkeypatch.setattr(mimicry, "__file__", str(package / "__init__.py"))
+        no_checkout = versions(mimicry)
+        assert (no_checkout["git_commit"], no_checkout["git_dirty"]) == (None, None)
+        git(tmp_path, "init", "--quiet")
+        no_commit = versions(mimicry)
+        assert (no_commit["git_commit"], no_commit["git_dirty"]) == (None, None)
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "--quiet", "--message=first")
+        (tmp_path / "notes").write_text("untracked files change nothing that is imported")
+        clean = versions(mimicry)
+        assert (clean["git_commit"], clean["git_dirty"]) == (git(tmp_path, "rev-parse", "HEAD"), False)
+        (package / "__init__.py").write_text("# changed")
+        assert versions(mimicry)["git_dirty"] is True

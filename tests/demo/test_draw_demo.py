@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mimicry.common.processes import run_command
 
 import mimicry
 from mimicry.common.errors import UsageError
+from mimicry.common.processes import run_command
 from mimicry.demo import draw_demo as program
 from mimicry.demo.draw_demo import MANIFEST_NAME, demo, draw_demo, file_sizes, read_manifest
 from mimicry.demo.variants import TINY_SD3

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import run_command
 
+from mimicry.common.processes import run_command
 from mimicry.report.make_report import report
 from mimicry.study.tree import StudyTree
 from tests.report.browser import (

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from mimicry.common.processes import run_command
 
+from mimicry.common.processes import run_command
 from mimicry.report.make_report import report
 from mimicry.study.tree import Artist, Condition, StudyTree
 from tests.report.made_up import eval_loss, put, put_all, put_samples

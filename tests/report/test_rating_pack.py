@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from mimicry.common.processes import run_command
 from PIL import Image
 
 from mimicry.common.errors import BatchFault, UsageError
+from mimicry.common.processes import run_command
 from mimicry.report.grids import GridMaker
 from mimicry.report.make_report import report
 from mimicry.report.rating_pack import (

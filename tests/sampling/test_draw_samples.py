@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusion3Pipeline
-from mimicry.common.processes import run_command
 from PIL import Image
 
 from mimicry.common.claims import Claim
 from mimicry.common.files import read_json, write_json
+from mimicry.common.processes import run_command
 from mimicry.sampling import sampler
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.sampler import Sampler

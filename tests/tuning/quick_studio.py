@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 import pytest
-from mimicry.common.processes import run_command
 
 import mimicry
 from mimicry.commands.upload import upload
 from mimicry.commands.verify import verify
+from mimicry.common.processes import run_command
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.apply_tuning import apply_tuning
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mimicry.common.processes import Interrupted
-from mimicry.tuning.planning.display import BatchDisplay
-
 from mimicry.common.errors import TrainingFailed
+from mimicry.common.processes import Interrupted
 from mimicry.study.tree import Artist, State, StudyTree
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.execution.places import Place
+from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from tests.small_study import ANNA, EVERYBODY, ORIGINAL, bookmarks_in, output_dir, write_adapter

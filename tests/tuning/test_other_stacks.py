@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import run_command
 
 from mimicry.commands.upload import upload
 from mimicry.commands.verify import verify
+from mimicry.common.processes import run_command
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.apply_tuning import apply_tuning

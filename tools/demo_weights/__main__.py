@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 import torch
-from mimicry.common.processes import run_command
 from torch import nn
 
 from mimicry.common.files import write_bytes, write_json
+from mimicry.common.processes import run_command
 from mimicry.demo.variants import Upscaler
 from tools.demo_weights.base import Base, base_loss, encode_paintings
 from tools.demo_weights.loop import Budget, LossOf, Training

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import mimicry
 from mimicry.common.environment import versions
 from mimicry.tuning.adapters.recipe import recipe, recipe_hash
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
@@ -47,6 +48,6 @@ def describe_run(
             "class_data_dir": config.class_data_dir,
         },
         "host": {"name": socket.gethostname(), "platform": platform.platform()},
-        "versions": versions(),
+        "versions": versions(mimicry),
         "warnings": list(notes),
     }

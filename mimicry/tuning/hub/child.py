@@ -1,27 +1,29 @@
 """Talking to the Hub in a child process, which can be killed: the client can hang on a dead connection.
 
-The child is a module that calls `serve`. It reads its request as one line of JSON from standard input, and
-answers in lines of JSON: {"stage": text} for each step it begins, then {"result": ...} or {"problem": text}.
-The token reaches it through its environment, never through arguments.
+The child is `client.py`, which calls `serve`. It reads its request as one line of JSON from standard input,
+and answers in lines of JSON: {"stage": text} for each step it begins, then {"result": ...} or {"problem":
+text}. The token reaches it through its environment, never through arguments. Here is also which errors of the
+Hub's client are retried, and what each means for the user.
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mimicry.common.environment import hub_token
 from mimicry.common.errors import MimicryError
 from mimicry.common.processes import running_child, watch_parent
 from mimicry.common.tokens import scrub
+from mimicry.tuning.hub.names import TOKENS_PAGE
 
-# Seconds before each retry of a request: what the client waits where it retries by itself.
-WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)
+_PROGRAM = "mimicry.tuning.hub.client"
 
 
 @dataclass
@@ -44,13 +46,13 @@ class Reply:
 
 
 def run_child(
-    module: str, request: Mapping[str, Any], *, silence_seconds: float, waits: Sequence[float], python: str
+    action: str, request: Mapping[str, Any], *, silence_seconds: float, waits: Sequence[float], python: str
 ) -> Reply:
-    """Run `module` until it ends or is silent too long; none of its processes is left when this returns."""
+    """Have the child do `action` until it ends or is silent too long; no process of it is left afterwards."""
     reply = Reply()
     with running_child(
         # -P: no module is imported from the working directory.
-        [python, "-P", "-m", module],
+        [python, "-P", "-m", _PROGRAM, action],
         output=subprocess.PIPE,
         environment=_child_environment(),
         grace_seconds=0,
@@ -95,3 +97,122 @@ def _child_environment() -> dict[str, str]:
     assert token is not None
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return os.environ | quiet | {"HF_TOKEN": token, "PYTHONPATH": search_path}
+
+
+Result = TypeVar("Result")
+
+# Too many requests, a server in trouble, or another commit that came first.
+_TRANSIENT = frozenset({408, 412, 429, 500, 502, 503, 504})
+# The client's HTTP library, which differs between its versions.
+_HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "requests", "urllib3"})
+_LONGEST_WAIT_SECONDS = 120.0
+_STORAGE_PAGE = "https://huggingface.co/settings/billing"
+
+
+class RetriesExhausted(Exception):
+    """A request failed although the client retried it by itself; the cause is its last error."""
+
+
+def retry(call: Callable[[], Result], waits: Sequence[float], waiting: Callable[[str], None]) -> Result:
+    """Return what `call` returns; after a transient error, call again after each of `waits`.
+
+    huggingface_hub retries the transfer of files by itself, but not the other requests: who am I, create,
+    describe a repository, commit. A call must do no harm when it is retried because its answer was lost.
+
+    Args:
+        waits: seconds; the Hub may ask for more.
+        waiting: is told about each wait.
+
+    Raises:
+        Exception: the last error of `call`.
+    """
+    for wait in waits:
+        try:
+            return call()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            seconds = max(wait, _asked_to_wait(error))
+            waiting(f"waiting {seconds:.0f} s to ask again, after {_one_line(error)[:200]}")
+        time.sleep(seconds)
+    return call()
+
+
+def explain(error: Exception, namespace: str | None) -> str:
+    """Return what went wrong, as one line that says what to do next."""
+    from huggingface_hub import constants
+
+    said, where = _one_line(error), os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    match status_of(error):
+        case 401:
+            return (
+                f"the Hub does not accept the token in HF_TOKEN, which is wrong, revoked or expired: make a "
+                f"new one at {TOKENS_PAGE} ({said})"
+            )
+        case 403:
+            if _speaks_of_storage(said):
+                return (
+                    f"the Hub has no more room for private files of {namespace or 'the user of HF_TOKEN'}: "
+                    f"remove repositories that are not needed, or get more storage at {_STORAGE_PAGE}; the "
+                    f"token is not at fault ({said})"
+                )
+            owner = f"to {namespace}" if namespace else "for its user"
+            return (
+                f"the token in HF_TOKEN may not write {owner}: give it write access at {TOKENS_PAGE} ({said})"
+            )
+        case 429:
+            return f"{where} accepts no more requests for now (status 429); try again in an hour ({said})"
+        case None if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE forbids requests to the Hub; unset it"
+        case None:
+            return f"{where} did not answer as it should; check the network ({said})"
+        case status:
+            return f"{where} answered with status {status} ({said})"
+
+
+def _speaks_of_storage(said: str) -> bool:
+    words = said.casefold()
+    return any(word in words for word in ("storage", "quota"))
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status of an error of the client; None when there was no answer."""
+    response = _response_of(error)
+    status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed later."""
+    if isinstance(error, RetriesExhausted):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return status in _TRANSIENT
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return False
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
+
+
+def _response_of(error: BaseException) -> object:
+    # The client wraps errors of the file transfer in others.
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return response
+        cause = cause.__cause__
+    return None
+
+
+def _asked_to_wait(error: Exception) -> float:
+    headers = getattr(_response_of(error), "headers", {})
+    try:
+        return min(float(headers.get("Retry-After", 0)), _LONGEST_WAIT_SECONDS)
+    except ValueError:  # a date
+        return 0.0
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, RetriesExhausted) and error.__cause__ else error
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:600]

@@ -1,13 +1,30 @@
-"""Names on the Hub: the repository of an adapter, and names that a user typed."""
+"""Names on the Hub: the repository of an adapter, and names that a user typed; and the token."""
 
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from mimicry.common.environment import hub_token
 from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_text
 from mimicry.study.tree import AdapterId
+
+# What else can be done about a fault of uploads, where a training can do without them.
+WITHOUT_UPLOADS = ", or switch uploads off with --no-push-to-hub"
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+def token_problems(else_do: str = WITHOUT_UPLOADS) -> list[str]:
+    """Return what is wrong with the token; `else_do` ends the message."""
+    if hub_token() is not None:
+        return []
+    return [
+        "HF_TOKEN is not set, and trained adapters are to be uploaded to the Hub: make a token with write "
+        f"access at {TOKENS_PAGE} and set HF_TOKEN in the environment or in a file .env (.env.example shows "
+        f"it){else_do}"
+    ]
+
 
 MAX_NAME_LENGTH = 96
 _HASH_LENGTH = 8

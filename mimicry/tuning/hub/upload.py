@@ -1,18 +1,116 @@
-"""Uploading a complete adapter, and noting in its training_run.json where it went or what is still owed."""
+"""Uploading a complete adapter, and asking before a training whether the Hub will take it.
+
+training_run.json says where an adapter went, or what is still owed.
+"""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import utc_now, write_json
 from mimicry.common.tokens import scrub
+from mimicry.study.tree import AdapterId
 from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.hub.child import WAITS, run_child
-from mimicry.tuning.hub.names import token_problems
+from mimicry.tuning.hub.child import retry, run_child
+from mimicry.tuning.hub.names import repository_name, token_problems
 
+# The key of `Upload.made_for` in the copy of training_run.json that goes to the Hub.
+MADE_FOR = "made_for"
+# Seconds before each retry of a request: what the client waits where it retries by itself; and fewer before a
+# training, where somebody waits for the answer.
+UPLOAD_WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)
+CHECK_WAITS = (1.0, 2.0)
+_CHECK_SECONDS = 120.0
 # The client says nothing while it sends a file, so silence is allowed for as long as a slow line takes.
 _SLOWEST_BYTES_PER_SECOND = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """What was typed about uploads.
+
+    A repository goes under `namespace`, or else under the token's own user. `base_model_id` is the Hub id to
+    publish in place of a base model that is a local folder.
+    """
+
+    namespace: str | None = None
+    base_model_id: str | None = None
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> "HubOptions":
+        """Return what a command with `hub_options` was given."""
+        return cls(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
+
+    def words(self) -> list[str]:
+        """Return them as options of the wrapper."""
+        options = {"--hub-namespace": self.namespace, "--base-model-id": self.base_model_id}
+        return [f"{option}={value}" for option, value in options.items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """One complete adapter on its way to the Hub.
+
+    `repository` is a name or namespace/name; a bare name goes under `namespace`, or else under the token's
+    own user. `split` and `style` tell artists of one name apart. `base_model_id` is the Hub id to publish in
+    place of a base model that is a local folder.
+    """
+
+    folder: Path
+    repository: str
+    protection: str
+    countermeasure: str
+    artist: str
+    split: str | None = None
+    style: str | None = None
+    namespace: str | None = None
+    base_model_id: str | None = None
+
+    @classmethod
+    def from_adapter(
+        cls, adapter: AdapterId, folder: Path, prefix: str, hub: HubOptions | None, name: str | None = None
+    ) -> "Upload":
+        """Return the upload of the adapter in `folder`.
+
+        Args:
+            prefix: see `repository_name`.
+            name: of the repository; by default made from the adapter.
+        """
+        hub = hub or HubOptions()
+        return cls(
+            folder=folder,
+            repository=name or repository_name(prefix, adapter),
+            protection=adapter.condition.protection,
+            countermeasure=adapter.condition.countermeasure,
+            artist=adapter.artist.name,
+            split=adapter.artist.split,
+            style=adapter.artist.style,
+            namespace=hub.namespace,
+            base_model_id=hub.base_model_id,
+        )
+
+    @property
+    def made_for(self) -> dict[str, str | None]:
+        """The place of the adapter in the study; split and style are None where they are unknown."""
+        return {
+            "protection": self.protection,
+            "countermeasure": self.countermeasure,
+            "split": self.split,
+            "style": self.style,
+            "artist": self.artist,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploaded:
+    """Where an adapter is now: the repository's id, its address, and the commit that holds the files."""
+
+    repository_id: str
+    url: str
+    commit: str
 
 
 def upload_and_record(job: Upload) -> Uploaded:
@@ -34,7 +132,7 @@ def upload_adapter(
     job: Upload,
     *,
     stall_seconds: float = 300,
-    waits: Sequence[float] = WAITS,
+    waits: Sequence[float] = UPLOAD_WAITS,
     python: str = sys.executable,
 ) -> Uploaded:
     """Upload the final files of `job.folder` to a private repository, in one commit, and say where they are.
@@ -51,7 +149,7 @@ def upload_adapter(
     weights = AdapterFolder(job.folder).weights
     weight_bytes = weights.stat().st_size if weights.is_file() else 0
     reply = run_child(
-        "mimicry.tuning.hub.client",
+        "upload",
         asdict(job) | {"folder": str(job.folder)},
         silence_seconds=stall_seconds + weight_bytes / _SLOWEST_BYTES_PER_SECOND,
         waits=waits,
@@ -72,3 +170,53 @@ def _record(job: Upload, hub: dict[str, str]) -> None:
     folder = AdapterFolder(job.folder)
     if folder.run is not None:
         write_json(folder.record, {**folder.run.content, "hub": hub})
+
+
+def hub_problems(
+    jobs: Sequence[tuple[Upload, Path]], *, waits: Sequence[float] = CHECK_WAITS, python: str = sys.executable
+) -> list[str]:
+    """Ask the Hub what would keep adapters from being uploaded.
+
+    Args:
+        jobs: what is to be uploaded, each with the folder of images that it is trained on.
+    """
+    if problems := token_problems():
+        return problems
+    request: dict[str, Any] = {
+        "namespace": jobs[0][0].namespace,
+        "jobs": [
+            {"repository": job.repository, "input_dir": str(input_dir), MADE_FOR: job.made_for}
+            for job, input_dir in jobs
+        ],
+    }
+    reply = run_child(
+        "check",
+        request,
+        silence_seconds=_CHECK_SECONDS,
+        waits=waits,
+        python=python,
+    )
+    if reply.problem is None:
+        return list(reply.result)
+    return [
+        f"adapters are to be uploaded, and {reply.problem}; or train now with --no-push-to-hub, and upload "
+        f"later with mimicry upload"
+    ]
+
+
+def hub_is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE forbids requests to the Hub."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return HF_HUB_OFFLINE
+
+
+def read_access_error(name: str) -> Exception | None:
+    """Return the error of the Hub when the token may not read the model `name`."""
+    from huggingface_hub import HfApi
+
+    try:
+        retry(lambda: HfApi().auth_check(name), CHECK_WAITS, lambda _: None)
+    except Exception as error:  # the client does not wrap the errors of its HTTP library
+        return error
+    return None

@@ -1,17 +1,92 @@
-"""The options of the programs, as click options: hyper-parameters, and what several programs share."""
+"""The options of the programs, as click options: hyper-parameters, and what several programs share.
 
-from collections.abc import Callable, Mapping
+The --help of a program is grouped by topic, and options may have their default in study.toml.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+import mimicry
 from mimicry.common.errors import UsageError
+from mimicry.common.text import shell_line
 from mimicry.study.matrix import Selection
 from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, variant_problem
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
-from mimicry.tuning.options.study_defaults import DATA_ROOT, STUDY_PATH, STUDY_VARIANT
+from mimicry.tuning.options.study_defaults import (
+    DATA_ROOT,
+    STUDY_PATH,
+    STUDY_VARIANT,
+    refuse_contradictions,
+    study_file_of,
+    take_study_file,
+)
+
+_OTHERS = "Other options"
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class TopicOption(click.Option):
+    """An option with the topic that --help shows it under.
+
+    With `from_file` its default is what study.toml says under the name of its parameter.
+    """
+
+    def __init__(
+        self, *declarations: Any, topic: str = _OTHERS, from_file: bool = False, **facts: Any
+    ) -> None:
+        super().__init__(*declarations, **facts)
+        self.topic = topic
+        self.from_file = from_file
+
+
+class TopicCommand(click.Command):
+    """A command whose --help groups options by their topic, in the order in which topics first come.
+
+    With --study, options take their defaults from the study's file.
+    """
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        take_study_file(context, self.get_params(context), args)
+        rest = super().parse_args(context, args)
+        refuse_contradictions(context)
+        return rest
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        topics: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                topics.setdefault(getattr(parameter, "topic", _OTHERS), []).append(record)
+        others = topics.pop(_OTHERS, [])
+        for topic, records in [*topics.items(), (_OTHERS, others)]:
+            if records:
+                with formatter.section(topic):
+                    formatter.write_dl(records)
+
+
+def program(name: str | None = None) -> Callable[[Callable[..., Any]], TopicCommand]:
+    """Return a decorator that makes a function a program: grouped --help, -h, --version, defaults shown."""
+
+    def decorate(function: Callable[..., Any]) -> TopicCommand:
+        settings = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+        version = click.version_option(mimicry.__version__, message="mimicry %(version)s")
+        command = click.command(name, cls=TopicCommand, context_settings=settings)
+        return command(version(function))
+
+    return decorate
+
+
+def option(*declarations: str, topic: str, **facts: Any) -> Decorator:
+    """Return a decorator that gives a command an option of a topic."""
+    return click.option(*declarations, cls=TopicOption, topic=topic, **facts)
+
 
 Command = Callable[..., Any]
 DEFAULT_STACK = "hf_diffusers"
@@ -27,6 +102,10 @@ def options(*decorators: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+def _filter(flag: str, parameter: str, topic: str, help: str, **facts: Any) -> Decorator:
+    return option(flag, parameter, topic=topic, multiple=True, help=f"{help}; may be repeated.", **facts)
 
 
 def _checked_variants(
@@ -74,30 +153,9 @@ tree_options = options(
     ),
 )
 selection_options = options(
-    option(
-        "--split",
-        "splits",
-        topic=ARTISTS,
-        from_file=True,
-        multiple=True,
-        help="Only of this split; may be repeated.",
-    ),
-    option(
-        "--style",
-        "styles",
-        topic=ARTISTS,
-        from_file=True,
-        multiple=True,
-        help="Only of this style; may be repeated.",
-    ),
-    option(
-        "--artist",
-        "artists",
-        topic=ARTISTS,
-        from_file=True,
-        multiple=True,
-        help="Only this artist; may be repeated.",
-    ),
+    _filter("--split", "splits", ARTISTS, "Only of this split", from_file=True),
+    _filter("--style", "styles", ARTISTS, "Only of this style", from_file=True),
+    _filter("--artist", "artists", ARTISTS, "Only this artist", from_file=True),
     option(
         "--pilot/--no-pilot",
         topic=ARTISTS,
@@ -107,20 +165,8 @@ selection_options = options(
     ),
 )
 condition_filters = options(
-    option(
-        "--protection",
-        "protections",
-        topic=CONDITIONS,
-        multiple=True,
-        help="Only of this one; may be repeated.",
-    ),
-    option(
-        "--countermeasure",
-        "countermeasures",
-        topic=CONDITIONS,
-        multiple=True,
-        help="Only of this one; may be repeated.",
-    ),
+    _filter("--protection", "protections", CONDITIONS, "Only of this one"),
+    _filter("--countermeasure", "countermeasures", CONDITIONS, "Only of this one"),
 )
 hub_options = options(
     option(
@@ -170,8 +216,7 @@ def hyper_parameter(declared: Option, **changes: Any) -> Decorator:
         "help": declared.facts.help,
     }
     if declared.type is bool:
-        negative = declared.flag.replace("--", "--no-", 1)
-        return option(f"{declared.flag}/{negative}", declared.name, **facts | changes)
+        return option(f"{declared.flag}/{declared.negative}", declared.name, **facts | changes)
     facts |= {
         "type": declared.convert,
         "show_default": declared.default is not None,
@@ -218,7 +263,59 @@ def option_words(config: TuningConfig) -> list[str]:
     for declared in OPTIONS:
         value = getattr(config, declared.name)
         if declared.type is bool:
-            words.append(declared.flag if value else declared.flag.replace("--", "--no-", 1))
+            words.append(declared.flag if value else declared.negative)
         elif value is not None:
             words.append(f"{declared.flag}={value}")
     return words
+
+
+@dataclass(frozen=True)
+class TypedCommand:
+    """A program and the options that were typed, as words by the name of the parameter.
+
+    `study_file` is the file that other options were taken from.
+    """
+
+    program: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
+    study_file: Path | None = None
+
+    @classmethod
+    def from_context(cls, context: click.Context) -> "TypedCommand":
+        """Return the command line of the command that runs in `context`."""
+        typed = {
+            parameter.name: _words(parameter, context.params[parameter.name])
+            for parameter in context.command.params
+            if parameter.name is not None
+            and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        }
+        path = context.command_path
+        program = ("python", sys.argv[0]) if path.endswith(".py") else tuple(path.split())
+        return cls(program, typed, study_file_of(context).path)
+
+    def line(self, *, without: Collection[str] = (), more: Sequence[str] = ()) -> str:
+        """Return the command for a shell, without the options of some parameters and with `more` words."""
+        kept = [word for name, words in self.options.items() if name not in without for word in words]
+        return shell_line([*self.program, *kept, *more])
+
+
+def hyper_parameter_words(values: Mapping[str, Any]) -> list[str]:
+    """Return hyper-parameters as a person types them; None, or one of another version, is left out."""
+    known = {declared.name: declared for declared in OPTIONS}
+    words: list[str] = []
+    for name, value in values.items():
+        if value is None or name not in known:
+            continue
+        if isinstance(value, bool):
+            words.append(known[name].flag if value else known[name].negative)
+        else:
+            words += [known[name].flag, str(value)]
+    return words
+
+
+def _words(parameter: click.Parameter, value: Any) -> tuple[str, ...]:
+    flag = max(parameter.opts, key=len)
+    if isinstance(value, bool):
+        return (flag if value else max(parameter.secondary_opts, key=len),)
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(word for one in values for word in (flag, str(one)))

@@ -59,6 +59,11 @@ class Option:
         return self.facts.option or "--" + self.name.replace("_", "-")
 
     @property
+    def negative(self) -> str:
+        """The option that switches a boolean off."""
+        return self.flag.replace("--", "--no-", 1)
+
+    @property
     def trainer_flag(self) -> str:
         """The flag of the trainer: with underscores."""
         return "--" + self.name

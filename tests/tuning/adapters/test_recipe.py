@@ -3,15 +3,12 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import mimicry
-from mimicry.common.environment import versions
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
 from mimicry.study.tree import Condition, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
@@ -257,39 +254,6 @@ def test_trainer_identity(tmp_path: Path) -> None:
     script.write_text("1")
     assert trainer_identity(None) == OWN_TRAINER
     assert trainer_identity(script) == f"train.py sha256:{sha256_file(script)}"
-
-
-def git(root: Path, *words: str) -> str:
-    who = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", "-C", str(root), *who, *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-class TestVersions:
-    def test_of_libraries(self) -> None:
-        found = versions()
-        assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-        assert found["mimicry"] == mimicry.__version__
-        for library in ("torch", "diffusers", "transformers", "peft", "accelerate"):
-            assert isinstance(found[library], str)
-
-    def test_of_a_checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        package = tmp_path / "mimicry"
-        package.mkdir()
-        (package / "__init__.py").write_text("")
-        monkeypatch.setattr(mimicry, "__file__", str(package / "__init__.py"))
-        no_checkout = versions()
-        assert (no_checkout["git_commit"], no_checkout["git_dirty"]) == (None, None)
-        git(tmp_path, "init", "--quiet")
-        no_commit = versions()
-        assert (no_commit["git_commit"], no_commit["git_dirty"]) == (None, None)
-        git(tmp_path, "add", ".")
-        git(tmp_path, "commit", "--quiet", "--message=first")
-        (tmp_path / "notes").write_text("untracked files change nothing that is imported")
-        clean = versions()
-        assert (clean["git_commit"], clean["git_dirty"]) == (git(tmp_path, "rev-parse", "HEAD"), False)
-        (package / "__init__.py").write_text("# changed")
-        assert versions()["git_dirty"] is True
 
 
 @pytest.mark.parametrize(("value", "shown"), [("latest", "latest"), ("none", "none"), ("/a/b", None)])

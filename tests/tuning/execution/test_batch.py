@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from mimicry.common.processes import Interrupted, stop_signals_raise
 
 from mimicry.common.errors import BatchFault, ClaimedElsewhere
+from mimicry.common.processes import Interrupted, stop_signals_raise
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN

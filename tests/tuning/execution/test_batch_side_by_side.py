@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mimicry.common.processes import Interrupted
-from mimicry.tuning.planning.display import StepDisplay
 
 from mimicry.common.claims import Claim
+from mimicry.common.processes import Interrupted
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.places import Place
+from mimicry.tuning.planning.display import StepDisplay
 from mimicry.tuning.planning.target import Target
 from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, write_study
 from tests.tuning.staged_batch import (

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import Interrupted
-from mimicry.tuning.planning.display import BatchDisplay
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
+from mimicry.common.processes import Interrupted
 from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.execution.bookkeeping import Bookkeeper
 from mimicry.tuning.execution.bookmarks import open_tracker
@@ -19,6 +18,7 @@ from mimicry.tuning.execution.slurm import SlurmSubmitter
 from mimicry.tuning.execution.slurm_batch import SlurmBatch
 from mimicry.tuning.execution.slurm_queue import jobs_of_study, with_queue
 from mimicry.tuning.options.slurm_options import SlurmSettings
+from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.plan import Plan
 from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, put_adapter
 from tests.tuning.fake_slurm import FakeSlurm, FakeSubmitit, put_submission

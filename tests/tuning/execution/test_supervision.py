@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import running_child
 
 from mimicry.common.errors import TrainingFailed
+from mimicry.common.processes import running_child
 from mimicry.tuning.execution import supervision
 from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mimicry.tuning.options.flags import TRAINER_OPTIONS
 
 import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.job import OUT_OF_SCOPE, Job, parse_job
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
+from mimicry.tuning.options.flags import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
 
 # The interface of the example, as of August 2026: a flag that is in none of our lists was forgotten.

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mimicry.tuning.options.flags import TRAINER_OPTIONS, TrainingInputs
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.job import parse_job
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT, TrainScript, cpu_threads, launch_words
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import TRAINER_OPTIONS, TrainingInputs
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.stand_in import KNOWN, write_stand_in
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.tuning.options.flags import TrainingInputs
 from peft import PeftConfig
 
 from mimicry.common.errors import TrainingFailed
@@ -20,6 +19,7 @@ from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import train_artist
 from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import TrainingInputs
 from tests.hostile_names import over_hostile_names
 from tests.small_study import ANNA, bookmarks_in, output_dir
 from tests.tuning.hf_diffusers.stand_in import given_flags, write_stand_in, write_weights

@@ -3,20 +3,35 @@
 import argparse
 import dataclasses
 import re
+import shlex
 import string
+import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import click
 import pytest
-from mimicry.tuning.options.flags import TRAINER_OPTIONS, add_trainer_flags, config_from_flags, trainer_flags
 
+from mimicry.commands.upload import upload
+from mimicry.commands.verify import verify
 from mimicry.common.errors import UsageError
+from mimicry.common.processes import run_command
 from mimicry.study.captions import CAPTION_FIELD
-from mimicry.tuning.options.click_options import hyper_parameter_options, option_words, take_config
+from mimicry.tuning.apply_tuning import apply_tuning
+from mimicry.tuning.options.click_options import (
+    TypedCommand,
+    hyper_parameter_options,
+    hyper_parameter_words,
+    option_words,
+    selection_options,
+    take_config,
+    tree_options,
+)
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
+from mimicry.tuning.options.flags import TRAINER_OPTIONS, add_trainer_flags, config_from_flags, trainer_flags
 from tests.hostile_names import HOSTILE_NAMES
 from tests.option_tables import readme_table
 from tests.tuning.companions import with_companions
@@ -259,3 +274,96 @@ def test_readme_table_is_the_users() -> None:
 def test_readme_has_the_table() -> None:
     readme = Path(__file__).parents[3] / "README.md"
     assert readme_table() in readme.read_text("utf-8")
+
+
+def help_of(command: click.Command, capsys: pytest.CaptureFixture[str]) -> str:
+    assert run_command(command, ["--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [apply_tuning, verify, upload], ids=lambda command: str(command.name))
+def test_every_option_is_listed_once(command: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, shown = help_of(command, capsys).partition("\nStudy:\n")
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", shown, re.MULTILINE)
+
+    context = click.Context(command)
+    options = [max(option.opts, key=len) for option in command.get_params(context)]
+    assert sorted(listed) == sorted(options)
+
+
+def test_options_stand_under_their_topics(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(apply_tuning, capsys)
+
+    topics = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
+    assert topics[:6] == ["Study", "Conditions", "Artists", "This call", "Slurm", "Hugging Face Hub"]
+    assert topics[-1] == "Other options"
+    assert len(topics) == len(set(topics))
+    parts = dict(zip(topics, re.split(r"^\w.*:$", shown, flags=re.MULTILINE)[1:], strict=True))
+    assert "--data-root" in parts["Study"]
+    assert "--countermeasure" in parts["Conditions"]
+    assert "--pilot" in parts["Artists"]
+    assert "--overwrite" in parts["This call"]
+    assert "--hub-namespace" in parts["Hugging Face Hub"]
+    assert "--help" in parts["Other options"]
+
+
+@pytest.fixture
+def typed(request: pytest.FixtureRequest) -> TypedCommand:
+    """What a small program makes of the words that the test gives."""
+    found: list[TypedCommand] = []
+
+    @click.command("tune")
+    @tree_options
+    @selection_options
+    @hyper_parameter_options
+    @click.pass_context
+    def tune(context: click.Context, /, **_: Any) -> None:
+        found.append(TypedCommand.from_context(context))
+
+    assert run_command(tune, request.param) == 0
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [["--artist=a", "--artist", "O'Keeffe x", "--rank=8", "--no-cache-latents", "--pilot", "--seed", "1"]],
+    indirect=True,
+)
+def test_what_was_typed_and_nothing_else(typed: TypedCommand) -> None:
+    typed = replace(typed, program=("tune",))
+    assert shlex.split(typed.line())[1:] == [
+        *("--artist", "a", "--artist", "O'Keeffe x", "--pilot"),
+        *("--rank", "8", "--no-cache-latents", "--seed", "1"),
+    ]
+    changed = shlex.split(typed.line(without={"rank", "cache_latents"}, more=["--rank", "4"]))
+    assert changed[1:] == [
+        *("--artist", "a", "--artist", "O'Keeffe x", "--pilot", "--seed", "1", "--rank", "4")
+    ]
+
+
+@pytest.mark.parametrize("typed", [["--variant=none", "--no-pilot"]], indirect=True)
+def test_words_that_mean_what_is_usual_stay_as_they_were_typed(typed: TypedCommand) -> None:
+    assert shlex.split(replace(typed, program=("tune",)).line()) == [
+        *("tune", "--variant", "none", "--no-pilot"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("started", "program"),
+    [("/a b/apply_tuning.py", ["python", "/a b/apply_tuning.py"]), ("/bin/apply_tuning", ["apply_tuning"])],
+)
+def test_how_the_program_was_started(
+    started: str, program: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started])
+    with click.Context(click.Command("tune"), info_name=Path(started).name) as context:
+        assert shlex.split(TypedCommand.from_context(context).line()) == program
+
+
+def test_hyper_parameters_as_a_person_types_them() -> None:
+    values = {"rank": 4, "learning_rate": 1e-5, "random_flip": True, "center_crop": False}
+    others = {"lora_blocks": None, "an_option_of_another_version": 7, "variant": "fp16"}
+    assert hyper_parameter_words(values | others) == [
+        *("--rank", "4", "--learning-rate", "1e-05", "--random-flip", "--no-center-crop"),
+        *("--model-variant", "fp16"),
+    ]

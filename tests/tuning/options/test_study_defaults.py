@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 import pytest
-from mimicry.common.processes import run_command
 
+from mimicry.common.processes import run_command
 from mimicry.tuning.options.click_options import (
     CALL,
     hyper_parameter_options,

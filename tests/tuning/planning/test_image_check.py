@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import run_command
 from PIL import Image
 
 from mimicry.cli import program
 from mimicry.common.files import read_json
+from mimicry.common.processes import run_command
 from mimicry.study import image_checks
 from mimicry.study.images import ImageFacts, Reading, check_image
 from mimicry.study.tree import Artist, Condition

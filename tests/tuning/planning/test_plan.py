@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import Interrupted
 
 from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_file
+from mimicry.common.processes import Interrupted
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import Artist, Condition, State, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import PARTS, SCHEMA

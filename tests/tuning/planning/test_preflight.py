@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from mimicry.tuning.hf_diffusers.preflight import host_bytes, needed_bytes
-from mimicry.tuning.hub import upload as hub_preflight
+from mimicry.tuning.hub import upload as hub_upload
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import StackTraits
 from tests.small_study import write_images
@@ -52,7 +52,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_preflight, "WAITS", (0.0,))
+    monkeypatch.setattr(hub_upload, "CHECK_WAITS", (0.0,))
 
 
 class TestBatchProblems:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import Interrupted, stop_signals_raise
 
 from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
+from mimicry.common.processes import Interrupted, stop_signals_raise
 
 COUNT = 2
 # Faults are planted in process 1. Those of a batch come with this sample, in the third optimizer step.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mimicry.common.processes import Interrupted, stop_signals_raise
 
+from mimicry.common.processes import Interrupted, stop_signals_raise
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio, training_run

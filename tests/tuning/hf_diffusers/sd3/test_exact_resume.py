@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from mimicry.common.processes import Interrupted, stop_signals_raise
 from safetensors.torch import save_file
 
+from mimicry.common.processes import Interrupted, stop_signals_raise
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from mimicry.tuning.hf_diffusers.training.records import RunRecord

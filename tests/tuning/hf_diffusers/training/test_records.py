@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from mimicry.common.processes import Interrupted
 from PIL import Image
 
 from mimicry.common.files import canonical_json, sha256_text
+from mimicry.common.processes import Interrupted
 from mimicry.tuning.hf_diffusers.sd3 import stages
 from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
