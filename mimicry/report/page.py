@@ -125,7 +125,7 @@ def _baseline(found: GroupEffects, artist: Artist) -> tuple[str, float | None]:
     if losses:
         mean = sum(losses) / len(losses)
         return f"{mean:.4f}", mean
-    return "no loss" if rows[0].state is State.COMPLETE else rows[0].state_word, None
+    return "no loss" if rows[0].state is State.COMPLETE else rows[0].state.value, None
 
 
 @dataclass(frozen=True, kw_only=True)

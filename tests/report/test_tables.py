@@ -12,7 +12,6 @@ from mimicry.report.writing import (
     ADAPTERS_CSV,
     CONDITIONS_CSV,
     EFFECTS_CSV,
-    REPORT_JSON,
     TABLE_TEX,
     refuse_foreign_folder,
     tex_table,
