@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.random_pipeline import draw_weights
 from mimicry.tuning.adapters.peft_config import lora_arguments
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
+from mimicry.tuning.hf_diffusers.lora_modules import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer, ModulationCache
 from mimicry.tuning.options.config import TuningConfig
 

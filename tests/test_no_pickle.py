@@ -19,8 +19,7 @@ from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, STATE
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
-from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders, TextEncoders
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.lora_files import check_adapter
 from tests.tuning.model_files import make_model

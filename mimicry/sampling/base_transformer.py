@@ -18,15 +18,13 @@ from mimicry.tuning.adapters.weights import check_header
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import trained_modulation
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT, StepModulation
+from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT, StepModulation, sampling_modulations
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_obstacle,
     read_transformer,
-    sampling_modulations,
 )
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
+from mimicry.tuning.hf_diffusers.training.device import free_memory, training_dtype
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
 from mimicry.tuning.options.config import TuningConfig
 
 

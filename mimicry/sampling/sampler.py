@@ -13,8 +13,7 @@ from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
 from mimicry.common.host_memory import host_memory_problem
 from mimicry.sampling.base_transformer import BaseTransformer
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders, PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE_PROMPT,
     SamplingSettings,
@@ -22,10 +21,9 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
+from mimicry.tuning.hf_diffusers.training.device import fp16_problem, free_memory, training_dtype
 from mimicry.tuning.hf_diffusers.training.kernels import attention
-from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
-from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
 from mimicry.tuning.options.config import TuningConfig
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mimicry.common.environment import without_launcher
 from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
+from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options import TrainingInputs, TuningConfig
 
 FOREIGN_OUTPUT = ".training"

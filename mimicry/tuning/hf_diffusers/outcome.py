@@ -11,7 +11,7 @@ from mimicry.study.image_sets import described_images
 from mimicry.tuning.adapters import WEIGHTS, AdapterFolder
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import class_images_of
+from mimicry.tuning.hf_diffusers.preflight import class_images_of
 from mimicry.tuning.hf_diffusers.run_description import describe_run
 
 

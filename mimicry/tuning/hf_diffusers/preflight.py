@@ -1,19 +1,29 @@
-"""What is checked of a configuration before the first GPU second, and what its adapters take on disk."""
+"""What a configuration asks for beside the base model: libraries, class images, room on the disk. No torch.
 
+All of it is checked before the first GPU second.
+"""
+
+import importlib.util
 import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 from mimicry.common.environment import processor_count, sees_gpu
 from mimicry.common.files import existing_part
+from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import bad_images
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.hf_diffusers.base_model import TEXT_ENCODERS, BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import class_images_of, generation_settings
-from mimicry.tuning.hf_diffusers.download import missing_model_problems
+from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.tuning.hf_diffusers.base_model import TEXT_ENCODERS, BaseModel, missing_model_problems
 from mimicry.tuning.hf_diffusers.lora_modules import module_problems
-from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
-from mimicry.tuning.hf_diffusers.optimizer_options import library_problems, optimizer_problems
-from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.config import REPORT_ALL, REPORT_NONE, REPORTS, TuningConfig
 from mimicry.tuning.stack_traits import LOG_BYTES
+
+_TRACKERS = tuple(name for name in REPORTS if name not in (REPORT_NONE, REPORT_ALL))
+
+# polynomial ends at this rate and refuses to begin below it.
+_POLYNOMIAL_END = 1e-7
 
 # Layers and width of SD3.5 Large, for a model that is not here yet.
 _DEFAULT_GEOMETRY = (38, 2432)
@@ -49,20 +59,6 @@ def config_warnings(config: TuningConfig) -> list[str]:
     ]
 
 
-def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: bool) -> list[str]:
-    class_images = class_images_of(config)
-    if class_images is None:
-        return []
-    problems = class_images.problems(None if model is None else generation_settings(config, model))
-    if readable and not problems:
-        problems = [image.problem for image in bad_images([ImageFolder.read(class_images.folder)])]
-    if class_images.missing() and not os.access(existing_part(class_images.folder), os.W_OK):
-        problems.append(
-            f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"
-        )
-    return problems
-
-
 def needed_bytes(config: TuningConfig, adapter_count: int) -> int:
     """Return how many bytes the adapters take on disk, with the checkpoints of one in training."""
     logs = adapter_count * LOG_BYTES
@@ -94,3 +90,129 @@ def _parameter_count(model: BaseModel | None, config: TuningConfig) -> int:
             pass  # `BaseModel.problems` says what is wrong with it
     # Eight square projections a block, and two factors each.
     return layers * 8 * 2 * width * config.rank
+
+
+def class_images_of(config: TuningConfig) -> ClassImages | None:
+    """Return the class images that `config` asks for; None without prior preservation."""
+    if config.class_data_dir is None:
+        return None
+    return ClassImages(Path(config.class_data_dir).absolute(), config.num_class_images)
+
+
+def generation_settings(config: TuningConfig, model: BaseModel) -> dict[str, Any]:
+    """Return everything that determines a generated image, except its index.
+
+    How many are generated at a time may change its last bits, and is not compared.
+    """
+    return {
+        "prompt": config.class_prompt,
+        "max_sequence_length": config.max_sequence_length,
+        "base_model": model.identity(),
+        "variant": config.variant,
+        "resolution": config.resolution,
+        "quantize_base": config.quantize_base,
+        "steps": DEFAULT_STEPS,
+        "guidance": DEFAULT_GUIDANCE,
+        "seed": config.seed,
+        "precision": generation_precision(config),
+    }
+
+
+def generation_precision(config: TuningConfig) -> str:
+    """Return the precision in which class images are generated: fp32, fp16 or bf16."""
+    asked = config.prior_generation_precision or config.mixed_precision
+    return "fp32" if asked == "no" else asked
+
+
+def chosen_trackers(config: TuningConfig) -> list[str]:
+    """Return the trackers that `config` asks for: of all of them, those that are installed."""
+    if config.report_to == REPORT_NONE:
+        return []
+    return installed_trackers() if config.report_to == REPORT_ALL else [config.report_to]
+
+
+def installed_trackers() -> list[str]:
+    """Return the trackers whose library is installed; a folder of that name is not one."""
+    return [name for name in _TRACKERS if _is_installed(name)]
+
+
+def report_problems(config: TuningConfig) -> list[str]:
+    """Return why metrics cannot be sent where `config` says."""
+    if config.report_to == REPORT_NONE:
+        return []
+    found = installed_trackers()
+    if found if config.report_to == REPORT_ALL else config.report_to in found:
+        return []
+    missing = " or ".join(_TRACKERS) if config.report_to == REPORT_ALL else config.report_to
+    return [
+        f"--report-to {config.report_to}: {missing} is not installed; type pip install 'mimicry[reports]', "
+        f"or leave --report-to out"
+    ]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def optimizer_problems(config: TuningConfig) -> list[str]:
+    """Return which options of the optimizer and the schedule do not go together."""
+    problems = []
+    if config.use_8bit_adam and config.optimizer != "AdamW":
+        problems.append(
+            f"--use-8bit-adam goes with --optimizer AdamW only, and --optimizer is {config.optimizer}"
+        )
+    rate = learning_rate(config)
+    if config.lr_scheduler == "polynomial" and rate <= _POLYNOMIAL_END:
+        problems.append(
+            f"--lr-scheduler polynomial ends at a learning rate of {_POLYNOMIAL_END:g} and would begin at "
+            f"{rate:g}; type a larger --learning-rate"
+        )
+    return problems
+
+
+def learning_rate(config: TuningConfig) -> float:
+    """Return the learning rate before any schedule; with scale_lr it grows with the samples of a step."""
+    if not config.scale_lr:
+        return config.learning_rate
+    return config.learning_rate * config.samples_per_step
+
+
+def optimizer_libraries(config: TuningConfig) -> dict[str, str]:
+    """Return the packages that torch does not bring, with the flags that ask for them."""
+    needed = {}
+    if config.optimizer == "prodigy":
+        needed["prodigyopt"] = "--optimizer prodigy"
+    if config.use_8bit_adam:
+        needed["bitsandbytes"] = "--use-8bit-adam"
+    return needed
+
+
+def library_problems(config: TuningConfig) -> list[str]:
+    """Return which libraries that `config` asks for are not installed; none is imported."""
+    needed = list(optimizer_libraries(config).items())
+    if config.quantize_base != "none":
+        needed.append(("bitsandbytes", f"--quantize-base {config.quantize_base}"))
+    return [
+        f"{flag} needs {package}, which is not installed; type pip install {package}, or leave "
+        f"{flag.split()[0]} out"
+        for package, flag in needed
+        if importlib.util.find_spec(package) is None
+    ]
+
+
+def _class_problems(config: TuningConfig, model: BaseModel | None, *, readable: bool) -> list[str]:
+    class_images = class_images_of(config)
+    if class_images is None:
+        return []
+    problems = class_images.problems(None if model is None else generation_settings(config, model))
+    if readable and not problems:
+        problems = [image.problem for image in bad_images([ImageFolder.read(class_images.folder)])]
+    if class_images.missing() and not os.access(existing_part(class_images.folder), os.W_OK):
+        problems.append(
+            f"--class-data-dir {class_images.folder} has too few images and is not writable; name another"
+        )
+    return problems

@@ -4,10 +4,15 @@ from pathlib import Path
 
 from mimicry.tuning.adapters.recipe import recipe, trainer_identity
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import class_images_of
-from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings, host_bytes, needed_bytes
+from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.preflight import (
+    class_images_of,
+    config_problems,
+    config_warnings,
+    host_bytes,
+    needed_bytes,
+)
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import StackTraits
 

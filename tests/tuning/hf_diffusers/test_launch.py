@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.job import parse_job
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT, TrainScript, cpu_threads, launch_words
+from mimicry.tuning.hf_diffusers.trainer_args import parse_args
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS
@@ -49,7 +49,7 @@ class TestOwnScript:
             variant="fp16",
         )
         inputs = replace(INPUTS, input_dir=Path(hostile_name), notes=(hostile_name, "another note"))
-        job = parse_job(TrainScript.own().words(config, inputs))
+        job = parse_args(TrainScript.own().words(config, inputs))
         assert job.config == config
         assert job.inputs == inputs
         folders = [Path(hostile_name), Path(f"{hostile_name}2"), Path(f"{hostile_name}3")]
@@ -62,7 +62,7 @@ class TestOwnScript:
         )
         words = TrainScript.own().words(config, inputs)
         assert words[-2:] == [f"--leave_out={hostile_name}", "--leave_out=--x"]
-        assert parse_job(words).inputs == inputs
+        assert parse_args(words).inputs == inputs
 
     def test_it_has_nothing_to_warn_of(self) -> None:
         script = TrainScript.own()

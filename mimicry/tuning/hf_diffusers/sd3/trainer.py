@@ -14,7 +14,7 @@ from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransform
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
 from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord

@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mimicry.common.children import Interrupted, drop_held_signals, held_signal, stop_signals_held
+from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
+from mimicry.common.text import printable
 
 Value = TypeVar("Value")
 
@@ -34,6 +36,14 @@ GROUP_OPTIONS = InitProcessGroupKwargs(timeout=_TIMEOUT)
 # How long the others wait for the main process to write its records.
 _RECORDS_TIMEOUT = timedelta(seconds=60)
 _DONE = "mimicry/done"
+
+
+def say(text: str) -> None:
+    """Print a line for people at once, in the main process; under the wrapper it goes to train.log."""
+    # A full disk, or a reader that has closed the pipe, must not end a training.
+    if process_index() == 0:
+        with suppress(OSError):
+            print(printable(text), flush=True)
 
 
 class Processes:

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from mimicry.common.files import canonical_json, sha256_text
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.rng import Sample
 
 # A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW

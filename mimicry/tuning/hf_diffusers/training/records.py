@@ -21,7 +21,7 @@ from mimicry.study import ImageRecord, State
 from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder, complete_options
 from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.history import History
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 from mimicry.tuning.hf_diffusers.training.trackers import Reports

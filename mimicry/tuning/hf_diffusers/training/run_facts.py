@@ -9,20 +9,24 @@ import torch
 from mimicry.study.image_sets import described_images
 from mimicry.tuning.adapters.recipe import OWN_TRAINER
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.run_description import describe_run
+from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training.data import TrainingData
 from mimicry.tuning.hf_diffusers.training.kernels import cudnn_version
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
-def describe_training(job: Job, model: BaseModel, data: TrainingData, runtime: Runtime) -> dict[str, Any]:
+def describe_training(
+    args: TrainerArgs, model: BaseModel, data: TrainingData, runtime: Runtime
+) -> dict[str, Any]:
     """Return the part of training_run.json that is known before training."""
-    facts = describe_run(job.config, model, trainer=OWN_TRAINER, command=job.command, notes=job.inputs.notes)
-    facts["paths"] |= job.inputs.recorded_paths()
-    facts["held_out"] = list(job.inputs.held_out(job.config.hold_out))
+    facts = describe_run(
+        args.config, model, trainer=OWN_TRAINER, command=args.command, notes=args.inputs.notes
+    )
+    facts["paths"] |= args.inputs.recorded_paths()
+    facts["held_out"] = list(args.inputs.held_out(args.config.hold_out))
     facts["images"], facts["unpaired"] = described_images(
-        job.inputs.read_pairing(job.config.hold_out), data.captions, job.config.reading
+        args.inputs.read_pairing(args.config.hold_out), data.captions, args.config.reading
     )
     # Class images that are still to be generated are added once they are there.
     if data.class_images is not None and not data.class_images.missing():

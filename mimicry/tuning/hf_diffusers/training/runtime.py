@@ -10,8 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory, peak_memory_bytes
+from mimicry.tuning.hf_diffusers.preflight import report_problems
+from mimicry.tuning.hf_diffusers.training.device import (
+    fp16_problem,
+    free_memory,
+    peak_memory_bytes,
+    training_dtype,
+)
 from mimicry.tuning.hf_diffusers.training.distributed import GROUP_OPTIONS, Processes
 from mimicry.tuning.hf_diffusers.training.kernels import (
     AttentionChoice,
@@ -20,7 +25,6 @@ from mimicry.tuning.hf_diffusers.training.kernels import (
     choose_attention,
     compile_problem,
 )
-from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
 from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
 from mimicry.tuning.options.config import TuningConfig
 

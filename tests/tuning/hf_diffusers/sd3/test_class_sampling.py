@@ -20,9 +20,9 @@ from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.device import training_dtype
 from tests.tuning.hf_diffusers.sd3.many_prompts import class_flags
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 COUNT = 3
@@ -37,11 +37,13 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepare(studio: Studio, folder: Path, *flags: str, count: int = COUNT) -> Setup:
-    return Setup.prepare(make_job(studio, folder / "out", *class_flags(folder, count), *QUICK, *flags))
+    return Setup.prepare(make_args(studio, folder / "out", *class_flags(folder, count), *QUICK, *flags))
 
 
 def encoders(setup: Setup) -> TextEncoders:
-    return TextEncoders(setup.model, None, setup.runtime.device, training_dtype(setup.job.config), warn=print)
+    return TextEncoders(
+        setup.model, None, setup.runtime.device, training_dtype(setup.args.config), warn=print
+    )
 
 
 def generate(setup: Setup, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.batches import ForwardBatch
 from mimicry.tuning.hf_diffusers.training import history
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
@@ -42,7 +42,7 @@ def test_a_gradient_that_is_no_number_ends_the_training(
 ) -> None:
     batch_loss = AdaptedTransformer.loss
 
-    def endless_slope(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+    def endless_slope(model: AdaptedTransformer, batch: ForwardBatch) -> torch.Tensor:
         loss = batch_loss(model, batch)
         if batch.samples[0].index >= 6:
             loss.register_hook(lambda slope: slope * float("inf"))  # type: ignore[no-untyped-call]

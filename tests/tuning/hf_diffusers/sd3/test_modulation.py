@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
+from mimicry.tuning.hf_diffusers.lora_modules import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3 import modulation
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     CachedModulationTransformer,

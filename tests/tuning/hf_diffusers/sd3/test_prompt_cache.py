@@ -16,8 +16,13 @@ import torch
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import TEXT_COMPONENTS, CachedEncoders, default_folder
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import (
+    TEXT_COMPONENTS,
+    CachedEncoders,
+    PromptEmbeds,
+    TextEncoders,
+    default_folder,
+)
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -264,7 +269,7 @@ _WRITER = """
 import sys, time, torch
 from pathlib import Path
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
-from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
+from mimicry.tuning.hf_diffusers.training.data import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, Crop, Sample
 from tests.tuning.hf_diffusers.studio import Studio
 

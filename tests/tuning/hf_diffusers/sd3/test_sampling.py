@@ -26,7 +26,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     sample_latents,
     sampling_timesteps,
 )
-from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
 from tests.tuning.hf_diffusers.studio import Studio
 
 CPU = torch.device("cpu")

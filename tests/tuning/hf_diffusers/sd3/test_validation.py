@@ -23,8 +23,8 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
-from mimicry.tuning.hf_diffusers.training.vae import decode
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from mimicry.tuning.hf_diffusers.training.latents import decode
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, assert_same_end, metrics, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -144,7 +144,7 @@ def test_the_base_draws_before_the_adapter_learns(
     ],
 )
 def test_images_are_due_when_epochs_end(flags: str, steps: list[int], studio: Studio, tmp_path: Path) -> None:
-    config = make_job(studio, tmp_path, *flags.split()).config
+    config = make_args(studio, tmp_path, *flags.split()).config
 
     due = [step for step in range(config.step_count(4) + 1) if validation.is_due(config, 4, step)]
     assert due == steps

@@ -17,7 +17,7 @@ from PIL import Image
 from mimicry.common.children import Interrupted
 from mimicry.common.files import canonical_json, sha256_text
 from mimicry.tuning.hf_diffusers.sd3 import stages
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import records
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
@@ -239,7 +239,7 @@ def test_while_it_runs_the_record_says_so(
     seen: list[dict[str, Any]] = []
     make_batch = BatchSource.make
 
-    def look(batches: BatchSource, first: int) -> Batch:
+    def look(batches: BatchSource, first: int) -> ForwardBatch:
         seen.append(training_run(tmp_path))
         return make_batch(batches, first)
 
