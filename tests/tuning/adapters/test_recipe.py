@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from mimicry.tuning.adapters.recipe import (
     recorded_step_count,
     trainer_identity,
 )
+from mimicry.tuning.adapters.training_run import Trained
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.run_description import describe_run
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from tests.tuning.companions import PRIOR, with_companions
 
@@ -56,6 +57,16 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "prior_generation_precision": "fp32",
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
+
+
+def described(
+    config: TuningConfig, model: BaseModel, command: Sequence[str] = (), notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the content of a record before its training begins."""
+    facts = Trained.describe(
+        config, model.identity(), model.folder, trainer=OWN_TRAINER, command=command, notes=notes
+    )
+    return facts.content()
 
 
 def hash_of(model: BaseModel = MODEL, trainer: str = OWN_TRAINER, **values: Any) -> str:
@@ -161,9 +172,7 @@ class TestLocalModel:
         )
         model = BaseModel.find(config)
         assert model is not None
-        run = describe_run(
-            config, model, trainer=OWN_TRAINER, command=[str(tmp_path), "x"], notes=["careful"]
-        )
+        run = described(config, model, command=[str(tmp_path), "x"], notes=["careful"])
         assert run.pop("command") == [str(tmp_path), "x"]
         assert run.pop("paths") == {
             "base_model": str(model_dir.resolve()),
@@ -186,7 +195,7 @@ class TestLocalModel:
 
 def test_a_hub_model_is_told_by_name_and_commit() -> None:
     config = TuningConfig(pretrained_model_name_or_path="lab/model")
-    run = describe_run(config, MODEL, trainer=OWN_TRAINER, command=[], notes=[])
+    run = described(config, MODEL)
     assert run["base_model"] == {"name": "lab/model", "revision": "c" * 40}
     assert run["options"]["pretrained_model_name_or_path"] == "lab/model"
     assert run["recipe_hash"] == recipe_hash(run["recipe"])
@@ -288,7 +297,7 @@ class TestVersions:
 @pytest.mark.parametrize(("value", "shown"), [("latest", "latest"), ("none", "none"), ("/a/b", None)])
 def test_the_path_of_a_checkpoint_is_no_option_to_publish(value: str, shown: str | None) -> None:
     config = TuningConfig(resume_from_checkpoint=value)
-    run = describe_run(config, MODEL, trainer=OWN_TRAINER, command=[], notes=[])
+    run = described(config, MODEL)
     assert run["options"]["resume_from_checkpoint"] == shown
 
 

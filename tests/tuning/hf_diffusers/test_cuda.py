@@ -23,7 +23,7 @@ from mimicry.tuning.hf_diffusers.training.kernels import (
     compile_problem,
     cudnn_version,
 )
-from mimicry.tuning.hf_diffusers.training.run_facts import nvidia_driver
+from mimicry.tuning.hf_diffusers.training.records import nvidia_driver
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, train
 from tests.tuning.hf_diffusers.sd3.resuming import metrics

@@ -14,13 +14,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study import EvaluatedOn, ImageFolder
+from mimicry.tuning.adapters.training_run import EvalLoss
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
@@ -106,7 +106,7 @@ def find_eval_set(args: TrainerArgs, latents: LatentSource, record: RunRecord) -
     except TrainingFailed as error:
         _skip(record, "an image of --eval_data_dir cannot be read", str(error))
         return None
-    record.eval_facts = {"on": on}
+    record.eval_loss = EvalLoss(on=on)
     return chosen
 
 
@@ -119,7 +119,7 @@ def _on(args: TrainerArgs, evaluated: ImageFolder) -> EvaluatedOn:
 
 
 def _skip(record: RunRecord, reason: str, problem: str = "") -> None:
-    record.eval_facts = {"skipped": reason}
+    record.eval_loss = EvalLoss(skipped=reason)
     if problem:
         # Names a path of this machine, which has no place in training_run.json.
         say(f"--eval_data_dir: {problem}")
@@ -170,16 +170,12 @@ class Evaluation:
     def _levels(self) -> list[int]:
         return eval_timestep_indices(self._model.runtime.config, len(self._batches.maker.sigmas))
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What is evaluated on, for the record."""
-        if self._images is None:
-            return {}
-        timesteps = self._batches.maker.sigmas.timesteps
-        return {
-            "images": len(self._images.names),
-            "timesteps": [round(float(timesteps[level]), 3) for level in self._levels()],
-        }
+    def record_set(self) -> None:
+        """Note in the record how many images are evaluated, and at which timesteps."""
+        if self._images is not None:
+            timesteps = self._batches.maker.sigmas.timesteps
+            self._record.eval_loss.images = len(self._images.names)
+            self._record.eval_loss.timesteps = [round(float(timesteps[level]), 3) for level in self._levels()]
 
     def evaluate_at(self, step: int) -> None:
         """Record the loss after optimizer step `step`, 0 being the base model; once for each step.

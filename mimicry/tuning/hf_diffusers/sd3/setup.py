@@ -15,8 +15,7 @@ from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training import data
 from mimicry.tuning.hf_diffusers.training.device import check_quantization
 from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer
-from mimicry.tuning.hf_diffusers.training.records import RunRecord
-from mimicry.tuning.hf_diffusers.training.run_facts import describe_training
+from mimicry.tuning.hf_diffusers.training.records import RunRecord, describe_training
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
@@ -76,10 +75,12 @@ class Setup:
     def new_record(self, claim: Claim | None = None) -> RunRecord:
         """Return the record of a training by this setup, which has not begun."""
         args = self.args
+        trained, numerics = describe_training(args, self.model, self.data, self.runtime)
         record = RunRecord(
             output_dir=args.inputs.output_dir,
             config=args.config,
-            facts=describe_training(args, self.model, self.data, self.runtime),
+            trained=trained,
+            numerics=numerics,
             runtime=self.runtime,
             claim=claim,
         )

@@ -10,6 +10,7 @@ import transformers
 from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.study import ImageFolder
 from mimicry.tuning.adapters import Adapter
+from mimicry.tuning.adapters.training_run import LEFT_OUT, GeneratedImages, Memory
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
@@ -22,9 +23,9 @@ from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.validation import Validation, ValidationPrompts, decode_samples
 from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training.distributed import say
-from mimicry.tuning.hf_diffusers.training.endings import recording_end
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
-from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.hf_diffusers.training.records import RunRecord, recording_end
+from mimicry.tuning.hf_diffusers.training.resume import begin, checkpoints_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
             prompt, negative = embeds[data.prompts.class_text], embeds[NEGATIVE_PROMPT]
             with record.stage("class_images"):
                 make_class_images(data.class_images, setup.model, runtime, prompt, negative)
-        if "class_images" not in record.facts:
-            record.facts["class_images"] = data.class_images.record()
+        if record.trained.class_images is LEFT_OUT:
+            record.generated = GeneratedImages(class_images=data.class_images.record())
     return (
         [embeds[text] for text in data.prompts.texts],
         None if drawn is None else ValidationPrompts(embeds[drawn], embeds[NEGATIVE_PROMPT]),
@@ -99,7 +100,7 @@ def train_adapter(args: TrainerArgs) -> Adapter | None:
         setup = Setup.prepare(args)
         with setup.claimed() as claim:
             record = setup.new_record(claim)
-            record.begin()
+            begin(record)
             adapter = _train(setup, record, checkpoint_asked)
             # Nothing of ours holds the transformer any more.
             decode_samples(setup, record)
@@ -117,13 +118,13 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
         with record.stage("read_transformer"):
             evaluated = set() if encoded.eval_images is None else eval_keys(config, len(batches.maker.sigmas))
             model = AdaptedTransformer.load(setup, batches, record, evaluated)
-            record.add_memory(
+            record.numerics.memory = Memory(
                 conditioning_table=model.modulation is not None, checkpointed_blocks=model.checkpointed
             )
             batches = batches.with_modulation(model.modulation)
             trainer = Trainer(model, batches, record)
             evaluation = Evaluation(model, batches, encoded.eval_images, record)
-            record.eval_facts |= evaluation.facts
+            evaluation.record_set()
             validation = Validation(setup, model, encoded.validation, record)
         with runtime.attention():
             # The adapter is still that of step 0, which changes nothing, in a run that is resumed too.
@@ -147,5 +148,7 @@ def _save(setup: Setup, model: AdaptedTransformer, record: RunRecord) -> Adapter
     folder = setup.args.inputs.output_dir
     with record.stage("save"):
         adapter = save_adapter(model.transformer, folder, setup.args.config, record.finished())
-    record.end_with(adapter)
+    record.adapter = adapter
+    checkpoints_of(record).remove_all()
+    say(f"saved {folder}: rank {adapter.rank}, {len(adapter.modules)} modules")
     return adapter

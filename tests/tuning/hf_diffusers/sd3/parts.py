@@ -14,6 +14,7 @@ from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs, parse_args
 from mimicry.tuning.hf_diffusers.training.device import training_dtype
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.resume import begin
 from tests.tuning.hf_diffusers.studio import Studio
 
 
@@ -39,7 +40,7 @@ def make_trainer(studio: Studio, output_dir: Path, *flags: str, images: Path | N
     batches = BatchSource.of(setup.model, data, setup.runtime, prompts, latents)
     record = setup.new_record()
     model = AdaptedTransformer.load(setup, batches, record)
-    record.begin()
+    begin(record)
     return Trainer(model, batches.with_modulation(model.modulation), record)
 
 

@@ -404,7 +404,8 @@ class TestRecords:
         for step in (0, STEPS, STEPS):
             evaluation.evaluate_at(step)
         assert [line["step"] for line in metrics(tmp_path)] == [STEPS]
-        assert trainer.record.content(State.RUNNING)["eval_loss"]["start"] == 0.75
+        trainer.record.write(State.RUNNING)
+        assert training_run(tmp_path)["eval_loss"]["start"] == 0.75
 
 
 class TestVae:

@@ -11,6 +11,7 @@ import torch
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
+from mimicry.tuning.hf_diffusers.training.resume import begin
 from tests.tuning.hf_diffusers.sd3.parts import make_args
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -100,7 +101,7 @@ def test_tf32_is_used_when_asked_for_and_never_else(
         switch.allow_tf32 = not flag
     setup = prepare(studio, tmp_path, *flag)
     assert [switch.allow_tf32 for switch in tf32_switches] == [bool(flag)] * 2
-    setup.new_record().begin()
+    begin(setup.new_record())
     assert training_run(tmp_path / "out")["numerics"]["tf32"] == bool(flag)
 
 

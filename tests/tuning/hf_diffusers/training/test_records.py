@@ -169,7 +169,9 @@ class TestStages:
 
     def new_record(self, folder: Path) -> RunRecord:
         nowhere: Any = None
-        return RunRecord(output_dir=folder, config=TuningConfig(), facts={}, runtime=nowhere)
+        return RunRecord(
+            output_dir=folder, config=TuningConfig(), trained=nowhere, numerics=nowhere, runtime=nowhere
+        )
 
     def test_a_second_belongs_to_the_innermost_stage_alone(self, clock: list[float], tmp_path: Path) -> None:
         record = self.new_record(tmp_path)

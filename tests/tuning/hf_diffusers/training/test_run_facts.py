@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mimicry.tuning.hf_diffusers.training.run_facts import nvidia_driver
+from mimicry.tuning.hf_diffusers.training.records import nvidia_driver
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
