@@ -39,10 +39,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mimicry.tuning.apply_tuning", "mimicry.commands"),
     # What the orchestrator asks of the stack, without torch. It loads this by name, from the stack's folder.
     (
-        f"{STACK}.base_model",
-        f"{STACK}.trainer_args",
-        f"{STACK}.lora_modules",
-        f"{STACK}.preflight",
+        f"{STACK}.spec.base_model",
+        f"{STACK}.spec.trainer_args",
+        f"{STACK}.spec.lora_modules",
+        f"{STACK}.spec.preflight",
         f"{STACK}.stack",
     ),
     (f"{STACK}.training",),
@@ -75,7 +75,7 @@ LIBRARIES = {
         (STACK, "mimicry.sampling", "mimicry.demo"),
     ),
     "submitit": ("mimicry.tuning.execution.slurm", "mimicry.tuning.execution.slurm_task"),
-    "huggingface_hub": ("mimicry.tuning.hub", f"{STACK}.base_model"),
+    "huggingface_hub": ("mimicry.tuning.hub", f"{STACK}.spec.base_model"),
 }
 # Names on disk, and the only package that may write them out. Everybody else asks it for paths.
 NAMES_ON_DISK = {

@@ -15,7 +15,6 @@ from diffusers import SD3Transformer2DModel
 from mimicry.common.errors import AdapterBroken
 from mimicry.tuning.adapters import ANY_LORA, WEIGHTS
 from mimicry.tuning.adapters.weights import check_header
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import trained_modulation
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT, StepModulation, sampling_modulations
@@ -23,6 +22,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_obstacle,
     read_transformer,
 )
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.device import free_memory, training_dtype
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora
 from mimicry.tuning.options.config import TuningConfig

@@ -15,7 +15,7 @@ from mimicry.common.files import sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, default_prompts, read_settings
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
 from mimicry.tuning.planning import AdapterFilter
 from mimicry.tuning.planning.on_disk import OwnImages

@@ -12,7 +12,6 @@ from torch import Tensor
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
 from mimicry.common.host_memory import host_memory_problem
 from mimicry.sampling.base_transformer import BaseTransformer
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders, PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE_PROMPT,
@@ -21,6 +20,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.device import fp16_problem, free_memory, training_dtype
 from mimicry.tuning.hf_diffusers.training.kernels import attention
 from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
@@ -120,7 +120,7 @@ def _encode(
 ) -> dict[str, PromptEmbeds]:
     dtype, texts = training_dtype(config), list(prompts)
     encoders = TextEncoders(model, config.variant, device, dtype, _warn)
-    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+    cached = CachedEncoders.from_option(encoders, config.prompt_cache_dir)
     made = cached.encode_all(texts, config.max_sequence_length)
     return {text: embeds.to(device, dtype) for text, embeds in zip(texts, made, strict=True)}
 

@@ -22,7 +22,7 @@ from mimicry.study.selection import Selection
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.planning.on_disk import AdapterFilter
 from mimicry.tuning.stacks import Stack
 from tests.hostile_names import over_hostile_names

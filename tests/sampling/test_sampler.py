@@ -14,10 +14,10 @@ from mimicry.common.errors import BatchFault
 from mimicry.sampling import base_transformer, sampler
 from mimicry.sampling.base_transformer import BaseTransformer
 from mimicry.sampling.sampler import Sampler
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import REPLACED, CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.transformer import read_transformer
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.latents import decode
 from mimicry.tuning.options.config import TuningConfig
 from tests.random_sd3 import write_random_sd3

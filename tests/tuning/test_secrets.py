@@ -14,7 +14,7 @@ import pytest
 
 from mimicry.common.errors import UsageError, report
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.hf_diffusers.trainer_args import parse_args
+from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 from tests.fake_hub import TOKEN, Answer, FakeHub
 from tests.small_study import ANNA, write_images
 from tests.tuning.hf_diffusers.stand_in import write_stand_in

@@ -329,8 +329,8 @@ class Numerics(Section):
 
 
 @dataclass(kw_only=True)
-class GeneratedImages(Section):
-    """The class images, once those are there that were still to be generated as the training began."""
+class LaterClassImages(Section):
+    """The class images, where they were not known before the training."""
 
     class_images: Mapping[str, Any]
 

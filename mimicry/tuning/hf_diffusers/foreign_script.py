@@ -20,15 +20,15 @@ from mimicry.tuning.adapters.recipe import trainer_identity
 from mimicry.tuning.adapters.training_run import (
     EvalLoss,
     Evaluation,
-    GeneratedImages,
+    LaterClassImages,
     Progress,
     Section,
     Trained,
     joined,
 )
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.launch import TrainScript, step_count
-from mimicry.tuning.hf_diffusers.preflight import class_images_of
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.preflight import class_images_of
 from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS
@@ -169,5 +169,5 @@ class ForeignTraining:
         sections = [trained, progress, Evaluation(eval_loss=skipped)]
         class_images = class_images_of(config)
         if class_images is not None and not class_images.missing():
-            sections.append(GeneratedImages(class_images=class_images.record()))
+            sections.append(LaterClassImages(class_images=class_images.record()))
         return sections

@@ -33,7 +33,7 @@ from mimicry.tuning.execution.bookmarks import record_adapter
 from mimicry.tuning.execution.supervision import POLL_SECONDS, MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.foreign_script import FOREIGN_OUTPUT, ForeignScript, ForeignTraining
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words, step_count
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.hub import HubOptions, UploadJob, hub_problems, refuse_names, upload_and_record
 from mimicry.tuning.options import TrainingInputs, TuningConfig, take_config

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mimicry.tuning.adapters.recipe import recipe, trainer_identity
 from mimicry.tuning.adapters.state import AdapterSpec
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
-from mimicry.tuning.hf_diffusers.preflight import (
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.preflight import (
     class_images_of,
     config_problems,
     config_warnings,

@@ -70,7 +70,7 @@ def train() -> int:
         from accelerate import PartialState
 
         from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
-        from mimicry.tuning.hf_diffusers.trainer_args import parse_args
+        from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 
     train_adapter(parse_args())
     PartialState().destroy_process_group()

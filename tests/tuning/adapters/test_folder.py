@@ -19,7 +19,7 @@ from mimicry.tuning.adapters.peft_config import lora_arguments, peft_config
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT, TARGET_MODULES
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT, TARGET_MODULES
 from tests.hostile_names import over_hostile_names
 from tests.tuning.lora_files import MODULES, check_adapter, files_in, lora_tensors, save_lora
 

@@ -14,7 +14,7 @@ from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolde
 from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat, LoraTensor
 from mimicry.tuning.adapters.state import AdapterSpec, judge_adapter
 from mimicry.tuning.adapters.weights import check_header, check_weights
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 
 UNET = AdapterFormat(components=("unet",))
 BOTH = AdapterFormat(components=("unet", "text_encoder"))

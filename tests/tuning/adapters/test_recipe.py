@@ -23,7 +23,7 @@ from mimicry.tuning.adapters.recipe import (
     trainer_identity,
 )
 from mimicry.tuning.adapters.training_run import Trained
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from tests.tuning.companions import PRIOR, with_companions
 

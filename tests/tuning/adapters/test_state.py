@@ -19,8 +19,8 @@ from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.adapters.state import AdapterSpec, AdapterState
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, Trained
 from mimicry.tuning.adapters.weights import Adapter
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.lora_files import adapter_spec, files_in, judge, lora_tensors, save_lora
 from tests.tuning.model_files import make_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.tuning.hf_diffusers.launch import OWN_SCRIPT, TrainScript, cpu_threads, launch_words
-from mimicry.tuning.hf_diffusers.trainer_args import parse_args
+from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS

@@ -9,7 +9,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, PARTS, SCHEMA, STATE
 from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.reports.cell import Cell
 from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status
 from tests.small_study import ANNA, ORIGINAL, asked_for, output_dir, put_adapter

@@ -18,7 +18,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.hf_diffusers.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.planning.on_disk import AdapterFilter
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.verify import Verdict, verify_adapters, with_sisters

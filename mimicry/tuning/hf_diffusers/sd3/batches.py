@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.data import PromptPlan, SampleSchedule, TrainingData
 from mimicry.tuning.hf_diffusers.training.device import send
@@ -115,7 +115,7 @@ class BatchSource:
     maker: BatchMaker
 
     @classmethod
-    def of(
+    def from_data(
         cls,
         model: BaseModel,
         data: TrainingData,

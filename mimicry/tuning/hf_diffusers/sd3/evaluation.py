@@ -24,11 +24,11 @@ from mimicry.tuning.adapters.training_run import EvalLoss
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
-from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.hf_diffusers.training.device import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.options.config import TuningConfig
 

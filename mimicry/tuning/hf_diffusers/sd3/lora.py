@@ -13,8 +13,8 @@ from peft.utils import get_peft_model_state_dict
 
 from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder
 from mimicry.tuning.adapters.peft_config import lora_arguments
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import (
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import (
     ADAPTER_FORMAT,
     TARGET_MODULES,
     choose_modules,

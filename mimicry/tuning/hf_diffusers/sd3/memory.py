@@ -8,7 +8,7 @@ from diffusers import SD3Transformer2DModel
 from torch.utils.checkpoint import checkpoint
 
 from mimicry.common.host_memory import free_host_bytes
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.device import free_device_bytes, training_dtype
 from mimicry.tuning.options.config import TuningConfig
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderMo
 
 from mimicry.common.environment import cache_folder
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.distributed import say
 
 # Warnings name this many of the prompts that are cut; the rest are counted.
@@ -64,10 +64,6 @@ class TextEncoders:
     device: torch.device
     dtype: torch.dtype
     warn: Callable[[str], None]
-
-    def encode(self, prompt: str, max_sequence_length: int) -> PromptEmbeds:
-        """Return the embeddings of one prompt; see `encode_all`."""
-        return self.encode_all([prompt], max_sequence_length)[0]
 
     @torch.no_grad()
     def encode_all(self, prompts: Sequence[str], max_sequence_length: int) -> list[PromptEmbeds]:
@@ -168,13 +164,9 @@ class CachedEncoders:
     folder: Path
 
     @classmethod
-    def of(cls, encoders: TextEncoders, folder: str | None) -> "CachedEncoders":
+    def from_option(cls, encoders: TextEncoders, folder: str | None) -> "CachedEncoders":
         """Return `encoders` with the cache in `folder`; None is the folder of this user."""
         return cls(encoders, default_folder() if folder is None else Path(os.path.expanduser(folder)))  # noqa: PTH111 - accepts an unknown user's home
-
-    def encode(self, prompt: str, max_sequence_length: int) -> PromptEmbeds:
-        """Return the embeddings of one prompt; see `encode_all`."""
-        return self.encode_all([prompt], max_sequence_length)[0]
 
     def encode_all(self, prompts: Sequence[str], max_sequence_length: int) -> list[PromptEmbeds]:
         """Return the embeddings of `prompts`, on the CPU; see `TextEncoders.encode_all`.
@@ -182,7 +174,7 @@ class CachedEncoders:
         Encoders are read only for those prompts that are not in the folder.
         """
         facts = self._facts(max_sequence_length)
-        keys = [_Key.of(facts | {"prompt": prompt}) for prompt in prompts]
+        keys = [_Key.from_facts(facts | {"prompt": prompt}) for prompt in prompts]
         found = {key.name: self._read(key) for key in keys}
         known = [entry for entry in found.values() if entry is not None]
         if known:
@@ -253,7 +245,7 @@ class _Key:
     name: str
 
     @classmethod
-    def of(cls, facts: dict[str, Any]) -> "_Key":
+    def from_facts(cls, facts: dict[str, Any]) -> "_Key":
         return cls(facts, f"{sha256_text(canonical_json(facts))}.safetensors")
 
 

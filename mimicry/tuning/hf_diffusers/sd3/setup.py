@@ -8,10 +8,10 @@ import torch
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.memory import image_tokens
-from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training import data
 from mimicry.tuning.hf_diffusers.training.device import check_quantization
 from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer

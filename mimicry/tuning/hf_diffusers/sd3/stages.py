@@ -10,7 +10,7 @@ import transformers
 from mimicry.common.children import signal_noted, stop_signals_held
 from mimicry.study import ImageFolder
 from mimicry.tuning.adapters import Adapter
-from mimicry.tuning.adapters.training_run import LEFT_OUT, GeneratedImages, Memory
+from mimicry.tuning.adapters.training_run import LEFT_OUT, LaterClassImages, Memory
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
@@ -21,7 +21,7 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE_PROMPT
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.sd3.validation import Validation, ValidationPrompts, decode_samples
-from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from mimicry.tuning.hf_diffusers.training.records import RunRecord, recording_end
@@ -43,7 +43,7 @@ def encode(setup: Setup, record: RunRecord) -> Encoded:
         prompts, validation = _encode_prompts(setup, record)
     with record.stage("encode_images"):
         latents, eval_images = _encode_images(setup, record)
-    batches = BatchSource.of(setup.model, setup.data, setup.runtime, prompts, latents)
+    batches = BatchSource.from_data(setup.model, setup.data, setup.runtime, prompts, latents)
     return Encoded(batches, eval_images, validation)
 
 
@@ -53,7 +53,7 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
     # Progress bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
     encoders = TextEncoders(setup.model, config.variant, runtime.device, runtime.dtype, record.warn)
-    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+    cached = CachedEncoders.from_option(encoders, config.prompt_cache_dir)
     generates = data.class_images is not None and bool(data.class_images.missing())
     drawn = config.validation_prompt
     texts = [
@@ -70,7 +70,7 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
             with record.stage("class_images"):
                 make_class_images(data.class_images, setup.model, runtime, prompt, negative)
         if record.trained.class_images is LEFT_OUT:
-            record.generated = GeneratedImages(class_images=data.class_images.record())
+            record.generated = LaterClassImages(class_images=data.class_images.record())
     return (
         [embeds[text] for text in data.prompts.texts],
         None if drawn is None else ValidationPrompts(embeds[drawn], embeds[NEGATIVE_PROMPT]),

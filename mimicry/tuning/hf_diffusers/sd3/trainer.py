@@ -14,9 +14,9 @@ from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransform
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
+from mimicry.tuning.hf_diffusers.training.device import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.hf_diffusers.training.resume import save_checkpoint
 

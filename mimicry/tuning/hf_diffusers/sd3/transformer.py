@@ -9,8 +9,6 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.common.host_memory import host_memory_problem
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     REPLACED,
     CachedModulationTransformer,
@@ -21,6 +19,8 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
     row_width,
     trained_modulation,
 )
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.training.device import loading_arguments, training_dtype
 from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms

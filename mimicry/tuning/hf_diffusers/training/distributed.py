@@ -50,7 +50,7 @@ class Processes:
     """The processes of one training, as seen by one of them. A lone process never waits."""
 
     def __init__(self, count: int = 1, index: int = 0, group: Any = None) -> None:
-        """See `of`; `group` is torch's group of all processes, for messages."""
+        """See `from_accelerator`; `group` is torch's group of all processes, for messages."""
         self.count = count
         self.index = index
         self._group = group
@@ -58,7 +58,7 @@ class Processes:
         self._end_is_common = False
 
     @classmethod
-    def of(cls, accelerator: Accelerator) -> "Processes":
+    def from_accelerator(cls, accelerator: Accelerator) -> "Processes":
         """Return the processes that `accelerator` has joined."""
         count = int(accelerator.num_processes)
         if count == 1:

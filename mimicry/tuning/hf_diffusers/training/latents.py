@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import read_rgb
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.options.config import TuningConfig
 

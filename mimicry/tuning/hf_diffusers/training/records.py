@@ -28,7 +28,7 @@ from mimicry.tuning.adapters.training_run import (
     EvalLoss,
     Evaluation,
     Failure,
-    GeneratedImages,
+    LaterClassImages,
     Numerics,
     Progress,
     Published,
@@ -37,8 +37,8 @@ from mimicry.tuning.adapters.training_run import (
     Trained,
     joined,
 )
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from mimicry.tuning.hf_diffusers.training.data import TrainingData
 from mimicry.tuning.hf_diffusers.training.distributed import say
@@ -103,6 +103,29 @@ class History:
         )
 
 
+class StageClock:
+    """Times the stages of a run, in `seconds` by name; what takes place several times is added up.
+
+    The time of a stage within another one is not part of the other one's.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        # Of the stages within the one that is being timed.
+        self._within = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the body as a stage of that name."""
+        begin, within_outer, self._within = time.monotonic(), self._within, 0.0
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begin
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._within
+            self._within = within_outer + seconds
+
+
 @dataclass(kw_only=True)
 class RunRecord:
     """The record of one run; nothing is written before `resume.begin`.
@@ -127,14 +150,12 @@ class RunRecord:
     claim: Claim | None = None
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stage: StageClock = field(default_factory=StageClock)
     eval_loss: EvalLoss = field(default_factory=EvalLoss)
-    generated: GeneratedImages | None = None
+    generated: LaterClassImages | None = None
     adapter: Adapter | None = None
     resumed: Checkpoint | None = None
     earlier_seconds: float = 0.0
-    # The seconds of the stages within the one that is being timed.
-    _within: float = 0.0
 
     @cached_property
     def history(self) -> History:
@@ -179,20 +200,6 @@ class RunRecord:
     def seconds(self) -> float:
         """Return the seconds that the run took so far, in all processes that took part in it."""
         return round(self.earlier_seconds + time.monotonic() - self.started, 3)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of the run; what takes place several times is added up.
-
-        The time of a stage within another one is not part of the other one's.
-        """
-        begin, within_outer, self._within = time.monotonic(), self._within, 0.0
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - begin
-            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds - self._within
-            self._within = within_outer + seconds
 
     def warn(self, text: str) -> None:
         """Print a warning and keep it in training_run.json, once for each text."""
@@ -245,11 +252,11 @@ class RunRecord:
         if self.writes:
             self.check_claim()
             failure = [] if error is None else [Failure(error=error)]
-            write_json(self.folder.record, joined(*self._sections(status), *failure))
+            write_json(self.folder.record, joined(*_sections(self, status), *failure))
 
     def finished(self) -> dict[str, Any]:
         """Return the whole content of training_run.json for a run that reached its last step."""
-        return joined(*self._sections(State.COMPLETE), self._result())
+        return joined(*_sections(self, State.COMPLETE), _result(self))
 
     def write_after_end(self) -> None:
         """Write the record of a published adapter anew, with what took place since: times and warnings.
@@ -258,37 +265,40 @@ class RunRecord:
         """
         if self.adapter is None:
             return
-        sections = [*self._sections(State.COMPLETE), self._result(), Published(weights=self.adapter.record())]
+        sections = [*_sections(self, State.COMPLETE), _result(self), Published(weights=self.adapter.record())]
         with suppress(ClaimLost, OSError), nullcontext() if self.claim is None else self.claim.fenced():
             write_json(self.folder.record, joined(*sections))
 
-    def _sections(self, status: State) -> list[Section]:
-        """Return what training_run.json holds of a run in that state."""
-        progress = Progress(
-            status=status,
-            started_at=self.started_at,
-            finished_at=None if status == State.RUNNING else utc_now(),
-            seconds=self.seconds(),
-            stage_seconds={name: round(seconds, 3) for name, seconds in self.stage_seconds.items()},
-            steps=self.steps,
-            resumed_from=None if self.resumed is None else self.resumed.step,
-            earlier_seconds=self.earlier_seconds,
-            loss_spikes=self.history.loss_spikes,
-            peak_memory_bytes=self.runtime.peak_memory_bytes(),
-        )
-        known = [self.trained, self.numerics, *([] if self.generated is None else [self.generated])]
-        return [*known, progress, Evaluation(eval_loss=self._evaluated())]
 
-    def _evaluated(self) -> EvalLoss:
-        if self.eval_loss.skipped is not LEFT_OUT:
-            return self.eval_loss
-        losses = self.history.eval_losses
-        end = losses.get(self.config.step_count(len(self.images)))
-        return replace(self.eval_loss, start=losses.get(0), end=end)
+def _sections(record: RunRecord, status: State) -> list[Section]:
+    """Return what training_run.json holds of a run in that state."""
+    progress = Progress(
+        status=status,
+        started_at=record.started_at,
+        finished_at=None if status == State.RUNNING else utc_now(),
+        seconds=record.seconds(),
+        stage_seconds={name: round(seconds, 3) for name, seconds in record.stage.seconds.items()},
+        steps=record.steps,
+        resumed_from=None if record.resumed is None else record.resumed.step,
+        earlier_seconds=record.earlier_seconds,
+        loss_spikes=record.history.loss_spikes,
+        peak_memory_bytes=record.runtime.peak_memory_bytes(),
+    )
+    known = [record.trained, record.numerics, *([] if record.generated is None else [record.generated])]
+    return [*known, progress, Evaluation(eval_loss=_evaluated(record))]
 
-    def _result(self) -> Result:
-        losses = self.history.losses
-        return Result(final_loss=losses[-1], mean_loss=fmean(losses), draws_sha256=self.history.draws_hash)
+
+def _evaluated(record: RunRecord) -> EvalLoss:
+    if record.eval_loss.skipped is not LEFT_OUT:
+        return record.eval_loss
+    losses = record.history.eval_losses
+    end = losses.get(record.config.step_count(len(record.images)))
+    return replace(record.eval_loss, start=losses.get(0), end=end)
+
+
+def _result(record: RunRecord) -> Result:
+    losses = record.history.losses
+    return Result(final_loss=losses[-1], mean_loss=fmean(losses), draws_sha256=record.history.draws_hash)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.preflight import report_problems
+from mimicry.tuning.hf_diffusers.spec.preflight import report_problems
 from mimicry.tuning.hf_diffusers.training.device import (
     fp16_problem,
     free_memory,
@@ -70,7 +70,7 @@ class Runtime:
             kwargs_handlers=[GROUP_OPTIONS],
             **tracker_arguments(config, output_dir),
         )
-        return cls(config, accelerator, Processes.of(accelerator))
+        return cls(config, accelerator, Processes.from_accelerator(accelerator))
 
     def with_kernels(
         self, *, batch_size: int, head_count: int, token_count: int, head_width: int

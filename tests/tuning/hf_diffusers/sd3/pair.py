@@ -94,7 +94,7 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
 
 def _train_all(trainings: list[dict[str, Any]]) -> list[str]:
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
-    from mimicry.tuning.hf_diffusers.trainer_args import parse_args
+    from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 
     found = []
     for training in trainings:

@@ -11,7 +11,7 @@ from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
-from mimicry.tuning.hf_diffusers.trainer_args import TrainerArgs, parse_args
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs, parse_args
 from mimicry.tuning.hf_diffusers.training.device import training_dtype
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
 from mimicry.tuning.hf_diffusers.training.resume import begin
@@ -37,7 +37,7 @@ def make_trainer(studio: Studio, output_dir: Path, *flags: str, images: Path | N
     encoders = TextEncoders(setup.model, config.variant, device, training_dtype(config), warn=print)
     prompts = encoders.encode_all(data.prompts.texts, config.max_sequence_length)
     latents = LatentSource.load(setup.model, data.images.paths, config, device, data.class_paths)
-    batches = BatchSource.of(setup.model, data, setup.runtime, prompts, latents)
+    batches = BatchSource.from_data(setup.model, data, setup.runtime, prompts, latents)
     record = setup.new_record()
     model = AdaptedTransformer.load(setup, batches, record)
     begin(record)

@@ -196,7 +196,7 @@ def test_two_processes_make_each_image_once(
     worker = threading.Thread(target=work)
     # The setup comes first: at its time the images are missing.
     setup = prepare(studio, mine)
-    embeds = encoders(setup).encode("x", 77)
+    embeds = encoders(setup).encode_all(["x"], 77)[0]
     monkeypatch.setattr(class_sampling, "read_transformer", None)
     worker.start()
     generate(setup, embeds, embeds)
@@ -207,7 +207,7 @@ def test_two_processes_make_each_image_once(
 
 def test_settings_that_came_meanwhile_are_refused(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path)
-    embeds = encoders(setup).encode("x", 77)
+    embeds = encoders(setup).encode_all(["x"], 77)[0]
     (tmp_path / SETTINGS).write_text('{"prompt": "something else"}')
     with pytest.raises(TrainingFailed, match="prompt 'something else' -> 'a painting'"):
         generate(setup, embeds, embeds)
@@ -215,7 +215,7 @@ def test_settings_that_came_meanwhile_are_refused(studio: Studio, tmp_path: Path
 
 def test_a_folder_that_cannot_be_made_is_named(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path / "file" / "class")
-    embeds = encoders(setup).encode("x", 77)
+    embeds = encoders(setup).encode_all(["x"], 77)[0]
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(TrainingFailed, match=r"--class_data_dir: images cannot be generated in .*file/class"):
         generate(setup, embeds, embeds)

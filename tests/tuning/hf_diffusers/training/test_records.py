@@ -20,9 +20,9 @@ from mimicry.tuning.hf_diffusers.sd3 import stages
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import records
-from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.hf_diffusers.training.records import RunRecord, nvidia_driver
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import train
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 
 STEPS = 5
@@ -189,7 +189,7 @@ class TestStages:
                 clock[0] += 2
         with record.stage("save"):
             clock[0] += 0.5
-        assert record.stage_seconds == {"train": 6, "validate": 60, "save": 600.5}
+        assert record.stage.seconds == {"train": 6, "validate": 60, "save": 600.5}
 
     def test_one_that_fails_is_timed_too(self, clock: list[float], tmp_path: Path) -> None:
         record = self.new_record(tmp_path)
@@ -200,7 +200,7 @@ class TestStages:
                 raise LookupError
         with record.stage("save"):
             clock[0] += 5
-        assert record.stage_seconds == {"train": 3, "validate": 4, "save": 5}
+        assert record.stage.seconds == {"train": 3, "validate": 4, "save": 5}
 
 
 def test_checkpoints_evaluation_and_the_table_have_stages_of_their_own(
@@ -267,3 +267,31 @@ def test_a_stop_is_recorded(studio: Studio, tmp_path: Path, monkeypatch: pytest.
     run = training_run(tmp_path)
     assert (run["status"], run["error"], run["steps"]) == ("interrupted", "stopped by SIGTERM", 1)
     assert not os.path.lexists(tmp_path / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo 580.95.05; echo 580.95.05", "580.95.05"),
+        ("echo No devices were found; exit 6", None),
+        ("exit 0", None),
+        (None, None),
+    ],
+)
+def test_the_driver_is_asked_for_its_version(
+    script: str | None, version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    assert nvidia_driver() == version
+
+
+def test_the_cpu_has_none_of_it(studio: Studio, tmp_path: Path) -> None:
+    make_trainer(studio, tmp_path)
+    run = training_run(tmp_path)
+    assert {run["numerics"][name] for name in ("cuda", "hip", "cudnn")} == {None}
+    # Sisters are not compared by it.
+    assert run["versions"]["nvidia_driver"] is None
+    assert not [name for name in run["numerics"] if "driver" in name]

@@ -12,7 +12,7 @@ from accelerate import tracking
 from accelerate.utils import LoggerType
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers import preflight
+from mimicry.tuning.hf_diffusers.spec import preflight
 from mimicry.tuning.options.config import OPTIONS
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, STEPS, WEIGHTS, stopped

@@ -6,7 +6,7 @@ from typing import Any
 from mimicry.common.errors import AdapterBroken, UsageError, nearest
 from mimicry.tuning.adapters.format import AdapterFormat
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 
 # The modules that get a LoRA, by the end of their names: the attention projections of each joint block.

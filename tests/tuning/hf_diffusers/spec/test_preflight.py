@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
-from mimicry.tuning.hf_diffusers import preflight
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.preflight import (
+from mimicry.tuning.hf_diffusers.spec import preflight
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.preflight import (
     chosen_trackers,
     class_images_of,
     generation_precision,

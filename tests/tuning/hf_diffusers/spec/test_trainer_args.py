@@ -8,7 +8,7 @@ import pytest
 
 import mimicry
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.trainer_args import OUT_OF_SCOPE, TrainerArgs, parse_args
+from mimicry.tuning.hf_diffusers.spec.trainer_args import OUT_OF_SCOPE, TrainerArgs, parse_args
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.trainer_flags import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
