@@ -28,7 +28,7 @@ LEFT_OUT: Any = object()
 class Evaluated:
     """How an evaluation loss was measured: two may be compared only where this is equal.
 
-    `on` tells paintings that are trained on from others, in the words of the record.
+    `on` says whether the paintings are trained on, see `mimicry.study.EvaluatedOn`.
     """
 
     timesteps: tuple[float, ...]
@@ -104,7 +104,7 @@ class TrainingRun:
     error = _Key(_text)
     # The hyper-parameters, by name.
     options = _Key(_object)
-    # What defines the adapter beside its images, see `mimicry.tuning.adapters.recipe`; and its hash.
+    # What defines the adapter apart from its images, see `mimicry.tuning.adapters.recipe`; and its hash.
     recipe = _Key(_object)
     recipe_hash = _Key(_text)
     # What was odd: what the plan said of it, and what the trainer has found.
@@ -279,7 +279,7 @@ class Trained(Section):
         Machine paths stand under `paths`, `command` and `host` only, which never leave this machine.
 
         Args:
-            base_model: what tells it from others, its name on the Hub or None among it.
+            base_model: its identity, with its `name` on the Hub or None.
             trainer: see `mimicry.tuning.adapters.recipe.trainer_identity`.
             notes: the first warnings.
         """
@@ -355,7 +355,7 @@ class Progress(Section):
 class EvalLoss(Section):
     """The loss on the evaluation set before and after training, and what it was measured on.
 
-    `on` tells paintings that are trained on from others. One that was `skipped` has this reason alone.
+    `on` says whether the paintings are trained on. One that was `skipped` has this reason alone.
     """
 
     start: float | None = LEFT_OUT

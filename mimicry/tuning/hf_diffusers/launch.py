@@ -30,7 +30,7 @@ class TrainScript:
 
     @property
     def identity(self) -> str:
-        """What tells this trainer from others in a recipe."""
+        """The name of this trainer in a recipe."""
         return OWN_TRAINER
 
     def output_dir(self, folder: Path) -> Path:

@@ -21,7 +21,7 @@ class Traits(StackTraits):
     """LoRAs of Stable Diffusion 3.x."""
 
     def trainer(self, script: Path | None, train_script: Path | None) -> str:
-        """Return our own trainer's name, whatever started it; or what tells --train-script from others."""
+        """Return our own trainer's name, whatever started it; or name and hash of --train-script."""
         return trainer_identity(train_script)
 
     def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:

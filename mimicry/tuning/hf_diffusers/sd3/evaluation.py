@@ -237,7 +237,7 @@ class Evaluation:
             # The error held on to what is freed here.
             self._is_short_of_memory = True
             self._model.runtime.free_memory()
-            self._record.warn(f"out of GPU memory: so many samples are evaluated in one pass: {small.size}")
+            self._record.warn(f"out of GPU memory: evaluation batch size reduced to {small.size}")
         parts = [group[first : first + small.size] for first in range(0, len(group), small.size)]
         return torch.cat([self._errors(self._batch(part, small))[: len(part)] for part in parts])
 

@@ -146,7 +146,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.runtime.free_memory()
         blocks = self.model.checkpointed
-        self.record.warn(f"out of GPU memory: so many blocks are checkpointed from here on: {blocks}")
+        self.record.warn(f"out of GPU memory: {blocks} blocks are checkpointed from now on")
         self.record.numerics.memory.checkpointed_blocks = blocks
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -75,7 +75,7 @@ class BaseModel:
         return cls(folder=folder, name=name, revision=folder.name if _COMMIT.fullmatch(folder.name) else None)
 
     def identity(self, components: Sequence[str] = COMPONENTS) -> dict[str, str | None]:
-        """Return what tells this model from others: Hub name and commit, or a fingerprint of a folder.
+        """Return what identifies this model: Hub name and commit, or a fingerprint of a folder.
 
         The folder's own path is not part of it: a copy elsewhere is the same model. In a folder only
         `components` are read.

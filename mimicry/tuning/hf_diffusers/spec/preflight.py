@@ -1,4 +1,4 @@
-"""What a configuration asks for beside the base model: libraries, class images, room on the disk. No torch.
+"""What a configuration asks for besides the base model: libraries, class images, room on the disk. No torch.
 
 All of it is checked before the first GPU second.
 """

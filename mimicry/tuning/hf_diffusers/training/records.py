@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: metrics.jsonl, training_run.json, and a line for each stage."""
+"""What a run leaves besides its weights: metrics.jsonl, training_run.json, and a line for each stage."""
 
 import json
 import math

@@ -291,7 +291,7 @@ class TestBatchSize:
         # 16 samples by three: the others by two, the odd one of a group filled up.
         assert sizes == [3] + 4 * [2, 2] + [2] + 5 * [2, 2] + [2]
         (warning,) = training_run(tmp_path / "short")["warnings"]
-        assert warning == "out of GPU memory: so many samples are evaluated in one pass: 2"
+        assert warning == "out of GPU memory: evaluation batch size reduced to 2"
         monkeypatch.undo()
         train(studio, tmp_path / "plenty", *flags)
         assert weights(tmp_path / "short") == weights(tmp_path / "plenty")

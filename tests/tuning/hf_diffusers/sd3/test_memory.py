@@ -115,7 +115,7 @@ class TestOutOfMemory:
         assert no_room_once["loss"] == 8
         run = training_run(tmp_path / "short")
         assert run["memory"]["checkpointed_blocks"] == 2
-        assert run["warnings"] == ["out of GPU memory: so many blocks are checkpointed from here on: 2"]
+        assert run["warnings"] == ["out of GPU memory: 2 blocks are checkpointed from now on"]
         monkeypatch.undo()
         train(studio, tmp_path / "plenty", *flags)
         assert (tmp_path / "short" / WEIGHTS).read_bytes() == (tmp_path / "plenty" / WEIGHTS).read_bytes()
