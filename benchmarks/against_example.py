@@ -34,6 +34,7 @@ from mimicry.common.errors import UsageError, run_reporting_errors
 from mimicry.common.files import sha256_file
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters import WEIGHTS
+from mimicry.tuning.hf_diffusers.foreign_script import ForeignScript
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.flags import TrainingInputs
@@ -126,7 +127,7 @@ class Comparison:
         ]
         if problems:
             raise UsageError(*problems)
-        self._example = TrainScript.read(options.example)
+        self._example = ForeignScript.read(options.example)
         model = with_wide_prompts(options.model or options.demo / "tiny_sd3", folder / "model")
         self._config = TuningConfig(
             pretrained_model_name_or_path=str(model),
@@ -207,7 +208,7 @@ class Comparison:
 
     def _command(self, which: str, output: Path) -> list[str]:
         inputs = TrainingInputs(input_dir=self._images, output_dir=output)
-        script, config = TrainScript.own(), self._config
+        script, config = TrainScript(), self._config
         if which == EXAMPLE:
             script = self._example
             config = dataclasses.replace(config, cache_latents=config.mixed_precision == "no")

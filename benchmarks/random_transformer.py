@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.random_pipeline import draw_weights
 from mimicry.tuning.adapters.weights import lora_arguments
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer, ModulationCache
+from mimicry.tuning.hf_diffusers.spec.lora_modules import TARGET_MODULES
 from mimicry.tuning.options.config import TuningConfig
 
 POOLED_WIDTH = 2048

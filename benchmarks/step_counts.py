@@ -31,8 +31,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimicry.tuning.adapters.weights import lora_arguments
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
-from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
+from mimicry.tuning.hf_diffusers.sd3.transformer import JointAttention
+from mimicry.tuning.hf_diffusers.spec.lora_modules import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora, use_fused_norms
 from tools.results_file import add_output_option, report
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript
+from mimicry.tuning.hf_diffusers.one_artist import ArtistJob
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.flags import TrainingInputs
 
@@ -48,7 +48,7 @@ def timed_run(config: TuningConfig, images: Path, folder: Path, *, evaluate: boo
         output_dir=folder / images.name,
         eval_data_dir=images if evaluate else None,
     )
-    job = ArtistJob(config=config, inputs=inputs, script=TrainScript.own(), stall_seconds=600)
+    job = ArtistJob(config=config, inputs=inputs, script=TrainScript(), stall_seconds=600)
     run = timed_command(job.command(), {"XDG_CACHE_HOME": str(folder)})
     if run.code != 0:
         raise SystemExit(run.output)

@@ -17,8 +17,8 @@ from mimicry.study.tree import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.planner import make_plan

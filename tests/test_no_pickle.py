@@ -18,9 +18,8 @@ from mimicry.common.files import sha256_file
 from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, STATE
 from mimicry.tuning.adapters.folder import CHECKPOINT_FACTS as FACTS
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
-from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders, TextEncoders
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.lora_files import check_adapter
 from tests.tuning.model_files import make_model
@@ -102,12 +101,12 @@ def test_a_checkpoint(crater: Path, tmp_path: Path) -> None:
 def test_cached_prompt_embeddings(crater: Path, tmp_path: Path, demo_dir: Path) -> None:
     model = BaseModel(demo_dir / "tiny_sd3")
     encoders = TextEncoders(model, None, torch.device("cpu"), torch.float32, print)
-    cached = CachedEncoders.of(encoders, str(tmp_path / "prompts"))
-    expected = cached.encode("a tree", 8)
+    cached = CachedEncoders.from_option(encoders, str(tmp_path / "prompts"))
+    expected = cached.encode_all(["a tree"], 8)[0]
     (file,) = (tmp_path / "prompts").iterdir()
     for content in bombs(crater):
         file.write_bytes(content)
-        assert torch.equal(cached.encode("a tree", 8).sequence_1LD, expected.sequence_1LD)
+        assert torch.equal(cached.encode_all(["a tree"], 8)[0].sequence_1LD, expected.sequence_1LD)
         # Made anew, and not read.
         assert file.read_bytes() != content
 

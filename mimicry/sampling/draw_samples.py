@@ -17,8 +17,8 @@ from mimicry.sampling.drawing import draw, usable_model
 from mimicry.sampling.plan import SampleRequest, SampleSet, of_first_series, plan_samples
 from mimicry.study import State
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,

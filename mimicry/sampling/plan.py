@@ -16,7 +16,7 @@ from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_ord
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, default_prompts, read_settings
 from mimicry.tuning.adapters import WEIGHTS, TrainingRun
 from mimicry.tuning.adapters.inspect import AdapterStatus
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.status import StudyStatus

@@ -15,10 +15,8 @@ from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
 from mimicry.common.hardware import host_memory_problem
 from mimicry.tuning.adapters import ANY_LORA, WEIGHTS
 from mimicry.tuning.adapters.weights import check_header
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import trained_modulation
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders, PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     NEGATIVE_PROMPT,
     SamplingSettings,
@@ -26,17 +24,14 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     initial_noise,
     latent_shape,
     sample_latents,
-)
-from mimicry.tuning.hf_diffusers.sd3.transformer import (
-    cache_obstacle,
-    read_transformer,
     sampling_modulations,
 )
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory
+from mimicry.tuning.hf_diffusers.sd3.transformer import cache_obstacle, read_transformer
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.device import fp16_problem, free_memory, training_dtype
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora
 from mimicry.tuning.hf_diffusers.training.kernels import attention
-from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
-from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
 from mimicry.tuning.options.config import TuningConfig
 
 
@@ -234,7 +229,7 @@ def _encode(
 ) -> dict[str, PromptEmbeds]:
     dtype, texts = training_dtype(config), list(prompts)
     encoders = TextEncoders(model, config.variant, device, dtype, _warn)
-    cached = CachedEncoders.of(encoders, config.prompt_cache_dir)
+    cached = CachedEncoders.from_option(encoders, config.prompt_cache_dir)
     made = cached.encode_all(texts, config.max_sequence_length)
     return {text: embeds.to(device, dtype) for text, embeds in zip(texts, made, strict=True)}
 

@@ -25,10 +25,10 @@ from mimicry.sampling.sampler import Sampler
 from mimicry.study.images import ImageFolder, read_rgb
 from mimicry.study.pairing import held_out
 from mimicry.study.tree import Artist, Condition, StudyTree
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.job import parse_job
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop
 from mimicry.tuning.options.config import TuningConfig
@@ -70,7 +70,7 @@ class Laboratory:
         """
         output_dir = self.folder / f"adapter-{artist.name}-{condition}-{seed}"
         train_adapter(
-            parse_job(
+            parse_args(
                 [
                     f"--instance_data_dir={self.paintings(artist, condition)}",
                     f"--pair_with_dir={self.paintings(artist)}",

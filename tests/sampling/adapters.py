@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from mimicry.tuning.adapters import WEIGHTS
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import WeightFiles
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 
 _RANK = 4
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from mimicry.sampling.sampler import Sampler
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
-from mimicry.tuning.hf_diffusers.training.vae import decode
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.latents import decode
 from mimicry.tuning.options.config import TuningConfig
 from tests.random_sd3 import write_random_sd3
 from tests.sampling.adapters import write_adapter

@@ -22,9 +22,9 @@ from mimicry.study.sample_files import read_settings
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings, initial_noise, latent_shape
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 from tests.sampling.adapters import write_adapter
 from tests.small_study import ANNA, MIST, ORIGINAL, output_dir
@@ -93,7 +93,7 @@ def test_samples_are_those_of_a_fresh_pipeline(
     assert capsys.readouterr().out.splitlines()[-1] == str(sheet)
     model = BaseModel(folder=study[0].base_model)
     encoders = TextEncoders(model, None, torch.device("cpu"), torch.float32, warn=print)
-    prompt, negative = encoders.encode("a tree", 77), encoders.encode("", 77)
+    prompt, negative = encoders.encode_all(["a tree", ""], 77)
     for condition in (None, ORIGINAL, MIST):
         pipeline = StableDiffusion3Pipeline.from_pretrained(
             model.folder, text_encoder=None, text_encoder_2=None, text_encoder_3=None

@@ -21,7 +21,7 @@ from mimicry.study.matrix import Selection
 from mimicry.study.sample_files import default_prompts, save_sample
 from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.reports.status import read_status
 from tests.hostile_names import over_hostile_names

@@ -13,11 +13,11 @@ from mimicry.common import hardware
 from mimicry.common.errors import BatchFault
 from mimicry.sampling import sampler
 from mimicry.sampling.sampler import BaseTransformer, Sampler
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import REPLACED, CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.transformer import read_transformer
-from mimicry.tuning.hf_diffusers.training.vae import decode
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.latents import decode
 from mimicry.tuning.options.config import TuningConfig
 from tests.random_sd3 import write_random_sd3
 from tests.sampling.adapters import write_adapter

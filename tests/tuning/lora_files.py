@@ -13,7 +13,7 @@ from mimicry.study.images import ImageFolder
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.weights import Adapter
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT, TARGET_MODULES
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning import preflight

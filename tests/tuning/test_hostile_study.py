@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import Artist, StudyTree
-from mimicry.tuning.hf_diffusers.launch import TrainScript
+from mimicry.tuning.hf_diffusers.foreign_script import ForeignScript
 from tests.fake_hub import FakeHub
 from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
@@ -126,4 +126,4 @@ def test_a_script_of_that_name_is_read_and_not_run(tmp_path: Path) -> None:
     script = write_stand_in(tmp_path)
     script.write_text("raise SystemExit('it was run')\n" + script.read_text())
 
-    assert TrainScript.read(script).known_flags
+    assert ForeignScript.read(script).known_flags

@@ -14,7 +14,7 @@ import pytest
 
 from mimicry.common.errors import UsageError, report
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.hf_diffusers.job import parse_job
+from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 from tests.fake_hub import TOKEN, Answer, FakeHub
 from tests.small_study import ANNA, write_images
 from tests.tuning.hf_diffusers.stand_in import write_stand_in
@@ -139,7 +139,7 @@ def test_a_token_given_as_a_flag_is_not_repeated(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(UsageError) as caught:
-        parse_job([f"--hub_token={TOKEN}", "--hub_token", TOKEN, TOKEN])
+        parse_args([f"--hub_token={TOKEN}", "--hub_token", TOKEN, TOKEN])
 
     report(caught.value)
     said = capsys.readouterr().err

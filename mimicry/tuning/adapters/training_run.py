@@ -1,21 +1,35 @@
-"""training_run.json: what is recorded of one training, typed, and with every key that it was read with."""
+"""training_run.json: what is recorded of one training. No other module writes down its keys.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+`TrainingRun` reads a record, whoever wrote it. The sections are what our own programs write: the fields of
+each are keys of the record, in the order of the file.
+"""
+
+import platform
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
+import mimicry
+from mimicry.common.environment import versions
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import read_json
+from mimicry.tuning.adapters.recipe import recipe, recipe_hash
+from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE, TuningConfig
 
 TRAINING_RUN = "training_run.json"
+
+Read = TypeVar("Read")
+# A field with this value is no key of the record.
+LEFT_OUT: Any = object()
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """How an evaluation loss was measured: two may be compared only where this is equal.
 
-    `on` tells paintings that are trained on from others, in the words of the record.
+    `on` says whether the paintings are trained on, see `mimicry.study.EvaluatedOn`.
     """
 
     timesteps: tuple[float, ...]
@@ -27,11 +41,103 @@ class Evaluated:
         return f"{steps}, {self.on}"
 
 
+class _Key(Generic[Read]):
+    """A key of the record, named like the attribute; `convert` is given None where the key is missing."""
+
+    def __init__(self, convert: Callable[[Any], Read]) -> None:
+        self._convert = convert
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, run: None, owner: type) -> "_Key[Read]": ...
+    @overload
+    def __get__(self, run: "TrainingRun", owner: type) -> Read: ...
+    def __get__(self, run: "TrainingRun | None", owner: type) -> "_Key[Read] | Read":
+        return self if run is None else self._convert(run.content.get(self._name))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _object(value: Any) -> Mapping[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _object_or_empty(value: Any) -> Mapping[str, Any]:
+    return _object(value) or {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _marks(value: Any) -> list[str]:
+    return [str(mark) for mark in value] if isinstance(value, list) else []
+
+
+def _records(value: Any) -> list[dict[str, Any]] | None:
+    return value if isinstance(value, list) else None
+
+
 @dataclass(frozen=True)
 class TrainingRun:
-    """The record of one training. Any key may be missing: another program or an older version wrote it."""
+    """The record of one training. Any key may be missing: another program or an older version wrote it.
+
+    Attributes:
+        content: the whole record, with keys that this version does not know.
+    """
 
     content: Mapping[str, Any]
+
+    # How the training stands (see `mimicry.study.tree.State`), and why it ended.
+    status = _Key(_text)
+    error = _Key(_text)
+    # The hyper-parameters, by name.
+    options = _Key(_object)
+    # What defines the adapter apart from its images, see `mimicry.tuning.adapters.recipe`; and its hash.
+    recipe = _Key(_object)
+    recipe_hash = _Key(_text)
+    # What was odd: what the plan said of it, and what the trainer has found.
+    warnings = _Key(_texts)
+    numerics = _Key(_object)
+    # How the numerics differ from those of sister adapters, by condition.
+    other_numerics = _Key(_object_or_empty)
+    # The images that were trained on: name, size, sha256, and caption where there were captions.
+    images = _Key(_records)
+    # How the images do not pair with the original art, which --allow-unpaired let pass.
+    unpaired = _Key(_marks)
+    class_images = _Key(_object)
+    # Paths of the machine that trained it; they never leave that machine.
+    paths = _Key(_object)
+    started_at = _Key(_text)
+    # When the last attempt ended.
+    finished_at = _Key(_text)
+    # What the training took, over all attempts; and before it was resumed.
+    seconds = _Key(_number)
+    earlier_seconds = _Key(lambda value: float(_number(value) or 0.0))
+    # The step of the checkpoint that the last attempt went on from.
+    resumed_from = _Key(_whole)
+    steps = _Key(lambda value: _whole(value) or 0)
+    peak_memory_bytes = _Key(_number)
+    final_loss = _Key(_number)
+    mean_loss = _Key(_number)
+    # The losses on the evaluation set, with what they were measured on; or why there are none.
+    eval_loss = _Key(_object)
+    # Where the adapter was uploaded to, or what upload is pending and why.
+    hub = _Key(_object_or_empty)
+    # The name of a stack that writes no record of its own.
+    stack = _Key(_text)
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRun | None":
@@ -58,23 +164,23 @@ class TrainingRun:
         return cls(content)
 
     @property
-    def status(self) -> str | None:
-        """How the training stands: see `mimicry.study.tree.State`."""
-        return self._text("status")
+    def exists(self) -> bool:
+        """Whether anything is recorded."""
+        return bool(self.content)
 
     @property
-    def error(self) -> str | None:
-        return self._text("error")
-
-    @property
-    def options(self) -> Mapping[str, Any] | None:
-        """The hyper-parameters, by name."""
-        return self._object("options")
+    def steps_or_none(self) -> int | None:
+        """The steps that were taken; None where the record does not say."""
+        return _whole(self.content.get("steps"))
 
     @property
     def rank(self) -> int | None:
         """The rank that was asked for."""
         return (self.options or {}).get("rank")
+
+    @property
+    def seed(self) -> int | None:
+        return _whole((self.options or {}).get("seed"))
 
     @property
     def hold_out(self) -> int:
@@ -83,41 +189,24 @@ class TrainingRun:
         return count if isinstance(count, int) else 0
 
     @property
-    def recipe(self) -> Mapping[str, Any] | None:
-        """What defines the adapter beside its images; see `mimicry.tuning.adapters.recipe`."""
-        return self._object("recipe")
+    def device(self) -> str | None:
+        """The GPU that trained it, or cpu."""
+        return _text((self.numerics or {}).get("device"))
 
     @property
-    def warnings(self) -> list[str]:
-        """What was odd: what the plan said of it, and what the trainer has found."""
-        warnings = self.content.get("warnings")
-        return [text for text in warnings if isinstance(text, str)] if isinstance(warnings, list) else []
+    def class_image_listing(self) -> str | None:
+        """The sha256 of the list of class images."""
+        return _text((self.class_images or {}).get("listing_sha256"))
 
     @property
-    def numerics(self) -> Mapping[str, Any] | None:
-        return self._object("numerics")
-
-    @property
-    def other_numerics(self) -> Mapping[str, Any]:
-        """In what the numerics differ from those of sister adapters, by condition."""
-        return self._object("other_numerics") or {}
-
-    @property
-    def images(self) -> list[dict[str, Any]] | None:
-        """The images that were trained on: name, size, sha256, and caption where there were captions."""
-        images = self.content.get("images")
-        return images if isinstance(images, list) else None
-
-    @property
-    def unpaired(self) -> list[str]:
-        """In what the images do not pair with the original art, which --allow-unpaired let pass."""
-        marks = self.content.get("unpaired")
-        return [str(mark) for mark in marks] if isinstance(marks, list) else []
+    def weights_sha256(self) -> str | None:
+        """The sha256 of the weights that the record is about; None while there are none."""
+        return _object_or_empty(self.content.get("weights")).get("sha256")
 
     @property
     def evaluated(self) -> Evaluated | None:
         """How the evaluation loss was measured; None where there is none."""
-        facts = self._object("eval_loss") or {}
+        facts = self.eval_loss or {}
         timesteps, on = facts.get("timesteps"), facts.get("on")
         if not isinstance(timesteps, list) or not timesteps or not isinstance(on, str):
             return None
@@ -125,51 +214,184 @@ class TrainingRun:
             return None
         return Evaluated(tuple(map(float, timesteps)), on)
 
-    @property
-    def class_images(self) -> Mapping[str, Any] | None:
-        return self._object("class_images")
+    def ended(self, status: str, error: str, finished_at: str) -> dict[str, Any]:
+        """Return the content of this record for a training that has ended without an adapter."""
+        return {**self.content, "status": status, "error": error, "finished_at": finished_at}
 
-    @property
-    def paths(self) -> Mapping[str, Any] | None:
-        """Paths of the machine that trained it; they never leave that machine."""
-        return self._object("paths")
+    def with_hub(self, hub: Mapping[str, str]) -> dict[str, Any]:
+        """Return the content of this record with a note of an upload."""
+        return {**self.content, "hub": hub}
 
-    @property
-    def weights_sha256(self) -> str | None:
-        """The sha256 of the weights that the record is about; None while there are none."""
-        return (self._object("weights") or {}).get("sha256")
 
-    @property
-    def earlier_seconds(self) -> float:
-        """What the training took before it was resumed."""
-        seconds = self.content.get("earlier_seconds")
-        return float(seconds) if isinstance(seconds, int | float) else 0.0
+class Section:
+    """A part of a record as it is written: a dataclass, whose fields are keys and may hold sections again."""
 
-    @property
-    def resumed_from(self) -> int | None:
-        """The step of the checkpoint that the last attempt went on from."""
-        step = self.content.get("resumed_from")
-        return step if isinstance(step, int) else None
+    def content(self) -> dict[str, Any]:
+        """Return the keys of this part with their values."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: value.content() if isinstance(value, Section) else value
+            for name, value in values.items()
+            if value is not LEFT_OUT
+        }
 
-    @property
-    def finished_at(self) -> str | None:
-        """When the last attempt ended."""
-        return self._text("finished_at")
 
-    @property
-    def hub(self) -> Mapping[str, Any]:
-        """Where the adapter was uploaded to, or what upload is pending and why."""
-        return self._object("hub") or {}
+def joined(*sections: Section) -> dict[str, Any]:
+    """Return the content of training_run.json with these parts, in their order."""
+    return {name: value for section in sections for name, value in section.content().items()}
 
-    @property
-    def steps(self) -> int:
-        steps = self.content.get("steps")
-        return steps if isinstance(steps, int) else 0
 
-    def _object(self, key: str) -> Mapping[str, Any] | None:
-        value = self.content.get(key)
-        return value if isinstance(value, dict) else None
+@dataclass(kw_only=True)
+class Trained(Section):
+    """What is trained, and on what: all that is known before it begins, but for the numerics.
 
-    def _text(self, key: str) -> str | None:
-        value = self.content.get(key)
-        return value if isinstance(value, str) else None
+    `class_images` are left out while some of them are still to be generated.
+    """
+
+    schema: int = 1
+    recipe: dict[str, Any]
+    recipe_hash: str
+    options: dict[str, Any]
+    base_model: dict[str, Any]
+    command: list[str]
+    paths: dict[str, str | None]
+    host: dict[str, str]
+    versions: dict[str, Any]
+    warnings: list[str]
+    held_out: list[str] = LEFT_OUT
+    # As `mimicry.study.image_sets.described_images` returns them.
+    images: list[Any] = field(default_factory=list)
+    unpaired: list[str] = field(default_factory=list)
+    class_images: Mapping[str, Any] = LEFT_OUT
+
+    @classmethod
+    def describe(
+        cls,
+        config: TuningConfig,
+        base_model: Mapping[str, str | None],
+        base_model_folder: Path,
+        *,
+        trainer: str,
+        command: Iterable[str],
+        notes: Iterable[str],
+    ) -> "Trained":
+        """Return what is known of a training without its images.
+
+        Machine paths stand under `paths`, `command` and `host` only, which never leave this machine.
+
+        Args:
+            base_model: its identity, with its `name` on the Hub or None.
+            trainer: see `mimicry.tuning.adapters.recipe.trainer_identity`.
+            notes: the first warnings.
+        """
+        used = recipe(config, base_model, trainer)
+        name, resume = config.pretrained_model_name_or_path, config.resume_from_checkpoint
+        machine_paths = {
+            "cache_dir": config.cache_dir,
+            "prompt_cache_dir": config.prompt_cache_dir,
+            "logging_dir": config.logging_dir,
+            "class_data_dir": config.class_data_dir,
+        }
+        return cls(
+            recipe=used,
+            recipe_hash=recipe_hash(used),
+            options=asdict(config)
+            | {"pretrained_model_name_or_path": None if base_model["name"] is None else name}
+            | dict.fromkeys(machine_paths)
+            | {"resume_from_checkpoint": resume if resume in (RESUME_LATEST, RESUME_NONE) else None},
+            base_model={"name": base_model["name"], "revision": base_model.get("revision"), **base_model},
+            command=list(command),
+            paths={
+                "base_model": str(base_model_folder),
+                "pretrained_model_name_or_path": name,
+                **machine_paths,
+            },
+            host={"name": socket.gethostname(), "platform": platform.platform()},
+            versions=versions(mimicry),
+            warnings=list(notes),
+        )
+
+
+@dataclass(kw_only=True)
+class Memory(Section):
+    """How memory was saved, which changes no bit of the adapter."""
+
+    conditioning_table: bool = LEFT_OUT
+    checkpointed_blocks: int = LEFT_OUT
+
+
+@dataclass(kw_only=True)
+class Numerics(Section):
+    """What may change the last bits of an adapter, how it fitted into memory, how its sisters were made."""
+
+    numerics: dict[str, Any]
+    memory: Memory = field(default_factory=Memory)
+    other_numerics: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class LaterClassImages(Section):
+    """The class images, where they were not known before the training."""
+
+    class_images: Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class Progress(Section):
+    """How far the training is; another script says little of it."""
+
+    status: str
+    started_at: str
+    finished_at: str | None
+    seconds: float = LEFT_OUT
+    stage_seconds: dict[str, float] = LEFT_OUT
+    steps: int
+    resumed_from: int | None = LEFT_OUT
+    earlier_seconds: float = LEFT_OUT
+    loss_spikes: list[dict[str, float]] = LEFT_OUT
+    peak_memory_bytes: int = LEFT_OUT
+
+
+@dataclass(kw_only=True)
+class EvalLoss(Section):
+    """The loss on the evaluation set before and after training, and what it was measured on.
+
+    `on` says whether the paintings are trained on. One that was `skipped` has this reason alone.
+    """
+
+    start: float | None = LEFT_OUT
+    end: float | None = LEFT_OUT
+    on: str = LEFT_OUT
+    images: int = LEFT_OUT
+    timesteps: list[float] = LEFT_OUT
+    skipped: str = LEFT_OUT
+
+
+@dataclass(kw_only=True)
+class Evaluation(Section):
+    """The evaluation."""
+
+    eval_loss: EvalLoss
+
+
+@dataclass(kw_only=True)
+class Result(Section):
+    """What is known once the last step was taken."""
+
+    final_loss: float
+    mean_loss: float
+    draws_sha256: str
+
+
+@dataclass(kw_only=True)
+class Failure(Section):
+    """Why a training ended without an adapter."""
+
+    error: str
+
+
+@dataclass(kw_only=True)
+class Published(Section):
+    """What the weights are that the record is about, see `mimicry.tuning.adapters.weights.Adapter`."""
+
+    weights: dict[str, Any]

@@ -1,6 +1,5 @@
-"""The command that starts a trainer, ours or a copy of the diffusers example."""
+"""The command that starts a trainer: accelerate, the script, its arguments."""
 
-import ast
 import os
 import sys
 from collections.abc import Sequence
@@ -8,89 +7,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.environment import processor_count, typed_threads
-from mimicry.common.errors import UsageError
-from mimicry.tuning.adapters.recipe import trainer_identity
-from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
-from mimicry.tuning.options.flags import TRAINER_OPTIONS, TrainingInputs, trainer_flags
+from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.tuning.options.config import TuningConfig
+from mimicry.tuning.options.flags import TrainingInputs, trainer_flags
 
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"
 _LAUNCHER = _FOLDER / "accelerate_launcher.py"
 _ACCELERATE_CONFIG = _FOLDER / "accelerate_config.yaml"
-# What another script saves lies in a folder that no later run of it is given.
-_NOT_FOR_OTHERS = frozenset({"resume_from_checkpoint"})
 
 
 @dataclass(frozen=True)
 class TrainScript:
-    """A training script: where it lies, and which flags it knows (None: all of ours)."""
+    """A training script: ours, which takes all flags and keeps its own records."""
 
-    path: Path
-    known_flags: frozenset[str] | None = None
+    path: Path = OWN_SCRIPT
 
     @property
     def is_own(self) -> bool:
-        return self.known_flags is None
+        return True
 
     @property
     def identity(self) -> str:
-        """What tells this trainer from others in a recipe."""
-        return trainer_identity(None if self.is_own else self.path)
+        """The name of this trainer in a recipe."""
+        return OWN_TRAINER
 
-    @classmethod
-    def own(cls) -> "TrainScript":
-        return cls(OWN_SCRIPT)
+    def output_dir(self, folder: Path) -> Path:
+        """Return where the script writes while it trains the adapter of `folder`."""
+        return folder
 
-    @classmethod
-    def read(cls, path: Path) -> "TrainScript":
-        """Read the flags of a script with the diffusers example's command line, without running it.
-
-        Raises:
-            UsageError: it cannot be read or parsed, or lacks the flags that no training does without.
-        """
-        try:
-            tree = ast.parse(path.read_text("utf-8"), filename=str(path))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UsageError(f"--train-script {path} cannot be read as Python: {error}") from error
-        known = frozenset(_declared_flags(tree))
-        missing = [
-            name for name in ("instance_data_dir", "output_dir", "instance_prompt") if name not in known
-        ]
-        if missing:
-            raise UsageError(
-                f"--train-script {path} knows no --{', --'.join(missing)}; it takes a script with the "
-                f"command line of diffusers' train_dreambooth_lora_sd3.py"
-            )
-        return cls(path.resolve(), known - _NOT_FOR_OTHERS)
-
-    def words(self, config: TuningConfig, inputs: TrainingInputs) -> list[str]:
-        """Return the script's arguments; a flag that it does not know is left out."""
+    def flags(self, config: TuningConfig, inputs: TrainingInputs) -> dict[str, list[str]]:
+        """Return the words for each flag, by its name."""
         given = inputs.trainer_flags()
         left_out = given.pop("leave_out")
-        flags = {**given, **trainer_flags(config), "leave_out": left_out}
-        if not self.is_own and config.report_to == REPORT_NONE:
-            flags["report_to"] = []  # accelerate, which the diffusers example asks, does not know the word
-        return [word for name, words in flags.items() if self._knows(name) for word in words]
+        return {**given, **trainer_flags(config), "leave_out": left_out}
+
+    def words(self, config: TuningConfig, inputs: TrainingInputs) -> list[str]:
+        """Return the script's arguments."""
+        return [word for words in self.flags(config, inputs).values() for word in words]
 
     def warnings(self, config: TuningConfig) -> list[str]:
         """Return what goes wrong, or gets lost, when this script trains with `config`."""
-        if self.is_own:
-            return []
-        dropped = [
-            option.flag
-            for option in TRAINER_OPTIONS
-            if not self._knows(option.name) and getattr(config, option.name) != option.default
-        ]
-        found = [f"{self.path.name} does not know {flag}, which is left out" for flag in dropped]
-        if config.cache_latents and config.mixed_precision != "no" and self._knows("cache_latents"):
-            found.append(
-                f"{self.path.name} may fail with cached latents in {config.mixed_precision}, as the "
-                f"diffusers example does; if so, type --no-cache-latents"
-            )
-        return found
+        return []
 
-    def _knows(self, name: str) -> bool:
-        return self.known_flags is None or name in self.known_flags
+
+def step_count(config: TuningConfig, inputs: TrainingInputs) -> int:
+    """Return the optimizer steps of a training."""
+    return config.step_count(len(inputs.read_images(config.hold_out).names))
 
 
 def launch_words(script: TrainScript, script_words: Sequence[str], config: TuningConfig) -> list[str]:
@@ -115,15 +78,3 @@ def launch_words(script: TrainScript, script_words: Sequence[str], config: Tunin
 def cpu_threads(process_count: int = 1) -> int:
     """Return OMP_NUM_THREADS when it is set, else a process's share of the processors that we may use."""
     return typed_threads(os.environ) or max(1, processor_count() // process_count)
-
-
-def _declared_flags(tree: ast.AST) -> list[str]:
-    """Return the names of all long flags that the calls of `add_argument` in `tree` declare."""
-    names = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or getattr(node.func, "attr", None) != "add_argument":
-            continue
-        for argument in node.args:
-            if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
-                names.append(str(argument.value)[2:].replace("-", "_"))
-    return names

@@ -4,10 +4,15 @@ from pathlib import Path
 
 from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import recipe, trainer_identity
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import class_images_of
-from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings, host_bytes, needed_bytes
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.preflight import (
+    class_images_of,
+    config_problems,
+    config_warnings,
+    host_bytes,
+    needed_bytes,
+)
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import StackTraits
 
@@ -16,7 +21,7 @@ class Traits(StackTraits):
     """LoRAs of Stable Diffusion 3.x."""
 
     def trainer(self, script: Path | None, train_script: Path | None) -> str:
-        """Return our own trainer's name, whatever started it; or what tells --train-script from others."""
+        """Return our own trainer's name, whatever started it; or name and hash of --train-script."""
         return trainer_identity(train_script)
 
     def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:

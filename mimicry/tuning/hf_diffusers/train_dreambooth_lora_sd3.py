@@ -74,10 +74,10 @@ def train() -> int:
     with quick_imports():
         from accelerate import PartialState
 
-        from mimicry.tuning.hf_diffusers.job import parse_job
         from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+        from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 
-    train_adapter(parse_job())
+    train_adapter(parse_args())
     PartialState().destroy_process_group()
     return 0
 

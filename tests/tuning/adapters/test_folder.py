@@ -18,7 +18,7 @@ from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, W
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter, check_header, check_weights, lora_arguments, peft_config
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT, TARGET_MODULES
 from tests.hostile_names import over_hostile_names
 from tests.tuning.lora_files import MODULES, check_adapter, files_in, lora_tensors, save_lora
 

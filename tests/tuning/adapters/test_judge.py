@@ -16,11 +16,10 @@ from mimicry.study.tree import State
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, recorded_elsewhere
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, Trained, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter, lora_arguments
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.run_description import describe_run
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.lora_files import adapter_spec, files_in, judge, lora_tensors, save_lora
 from tests.tuning.model_files import make_model
@@ -43,10 +42,12 @@ class Room:
     def train(self) -> "Room":
         model = BaseModel.find(self.config)
         assert model is not None
-        run = describe_run(self.config, model, trainer=OWN_TRAINER, command=[], notes=[])
-        images = ImageFolder.read(self.images_dir).records()
+        run = Trained.describe(
+            self.config, model.identity(), model.folder, trainer=OWN_TRAINER, command=[], notes=[]
+        )
+        run.images = ImageFolder.read(self.images_dir).records()
         folder = AdapterFolder(self.output_dir, ADAPTER_FORMAT)
-        folder.publish(save_lora(self.folder / "saved"), run | {"images": images}, None)
+        folder.publish(save_lora(self.folder / "saved"), run.content(), None)
         return self
 
     def judge(self, *, full: bool, trainer: str = OWN_TRAINER, **changes: Any) -> AdapterState:

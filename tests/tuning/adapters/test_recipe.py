@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from mimicry.tuning.adapters.recipe import (
     sister_differences,
     trainer_identity,
 )
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.run_description import describe_run
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, Trained
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from tests.small_study import ANNA, BASE, BORIS, CONFIG, ORIGINAL, output_dir, put_adapter
 from tests.tuning.companions import PRIOR, with_companions
@@ -60,6 +60,16 @@ NOT_IN_RECIPE: dict[str, Any] = {
     "prior_generation_precision": "fp32",
 }
 MODEL = BaseModel(folder=Path("/nowhere"), name="lab/model", revision="c" * 40)
+
+
+def described(
+    config: TuningConfig, model: BaseModel, command: Sequence[str] = (), notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the content of a record before its training begins."""
+    facts = Trained.describe(
+        config, model.identity(), model.folder, trainer=OWN_TRAINER, command=command, notes=notes
+    )
+    return facts.content()
 
 
 def hash_of(model: BaseModel = MODEL, trainer: str = OWN_TRAINER, **values: Any) -> str:
@@ -165,9 +175,7 @@ class TestLocalModel:
         )
         model = BaseModel.find(config)
         assert model is not None
-        run = describe_run(
-            config, model, trainer=OWN_TRAINER, command=[str(tmp_path), "x"], notes=["careful"]
-        )
+        run = described(config, model, command=[str(tmp_path), "x"], notes=["careful"])
         assert run.pop("command") == [str(tmp_path), "x"]
         assert run.pop("paths") == {
             "base_model": str(model_dir.resolve()),
@@ -190,7 +198,7 @@ class TestLocalModel:
 
 def test_a_hub_model_is_told_by_name_and_commit() -> None:
     config = TuningConfig(pretrained_model_name_or_path="lab/model")
-    run = describe_run(config, MODEL, trainer=OWN_TRAINER, command=[], notes=[])
+    run = described(config, MODEL)
     assert run["base_model"] == {"name": "lab/model", "revision": "c" * 40}
     assert run["options"]["pretrained_model_name_or_path"] == "lab/model"
     assert run["recipe_hash"] == recipe_hash(run["recipe"])
@@ -259,7 +267,7 @@ def test_trainer_identity(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "shown"), [("latest", "latest"), ("none", "none"), ("/a/b", None)])
 def test_the_path_of_a_checkpoint_is_no_option_to_publish(value: str, shown: str | None) -> None:
     config = TuningConfig(resume_from_checkpoint=value)
-    run = describe_run(config, MODEL, trainer=OWN_TRAINER, command=[], notes=[])
+    run = described(config, MODEL)
     assert run["options"]["resume_from_checkpoint"] == shown
 
 

@@ -13,7 +13,7 @@ from mimicry.study.tree import State
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.judge import AdapterSpec, judge_adapter
 from mimicry.tuning.adapters.weights import ANY_LORA, AdapterFormat, LoraTensor, check_header, check_weights
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 
 UNET = AdapterFormat(components=("unet",))
 BOTH = AdapterFormat(components=("unet", "text_encoder"))

@@ -16,7 +16,7 @@ from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEI
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.sharing import repair
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.planning.target import Target
 from tests.small_study import ANNA, BORIS, CLARA, DORA, plan_of, put_adapter, target_of, write_adapter
 from tests.tuning.staged_batch import OnStep, make_batch, mark_of, outcomes, output, statuses, succeed

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.transformer import read_transformer, use_fused_layers
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training.kernels import (
     AttentionShape,
     attention_by,
@@ -23,7 +23,7 @@ from mimicry.tuning.hf_diffusers.training.kernels import (
     compile_problem,
     cudnn_version,
 )
-from mimicry.tuning.hf_diffusers.training.run_facts import nvidia_driver
+from mimicry.tuning.hf_diffusers.training.records import nvidia_driver
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, train
 from tests.tuning.hf_diffusers.sd3.resuming import metrics

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.hf_diffusers.preflight import host_bytes, needed_bytes
+from mimicry.tuning.hf_diffusers.spec.preflight import host_bytes, needed_bytes
 from mimicry.tuning.hub import upload as hub_upload
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import StackTraits

@@ -8,7 +8,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
@@ -19,7 +19,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     read_transformer,
 )
 from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
@@ -52,7 +52,7 @@ class AdaptedTransformer:
             extra_keys: what is asked of the transformer beside what training asks.
         """
         say("reading the transformer")
-        config, runtime, schedule = setup.job.config, setup.runtime, setup.data.schedule
+        config, runtime, schedule = setup.args.config, setup.runtime, setup.data.schedule
         keys: set[ModulationKey] = set()
         if config.conditioning_table:
             keys = batches.modulation_keys() | set(extra_keys)
@@ -98,7 +98,7 @@ class AdaptedTransformer:
         return cache_modulation(
             self.transformer,
             self.setup.model,
-            self.setup.job.config,
+            self.setup.args.config,
             timesteps_T=maker.sigmas.timesteps,
             pooled_NP=maker.prompts.pooled_NP.to(self.runtime.device),
             keys=keys,
@@ -121,7 +121,7 @@ class AdaptedTransformer:
         self.checkpointed = more_checkpointed(self.transformer, before)
         return self.checkpointed > before
 
-    def predict(self, batch: Batch) -> Tensor:
+    def predict(self, batch: ForwardBatch) -> Tensor:
         """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""
         noisy_BCHW = flow_matching.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigmas_B)
         prediction_BCHW: Tensor = self.transformer(
@@ -133,7 +133,7 @@ class AdaptedTransformer:
         )[0]
         return prediction_BCHW
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: ForwardBatch) -> Tensor:
         """Return the loss of a batch, a scalar in fp32.
 
         It is the mean over the samples of the style; with prior preservation (Ruiz et al. 2023, DreamBooth,
@@ -151,7 +151,7 @@ class AdaptedTransformer:
         loss = self._mean_loss(prediction_BCHW, batch, slice(count))
         return loss + config.prior_loss_weight * self._mean_loss(prediction_BCHW, batch, slice(count, None))
 
-    def _mean_loss(self, prediction_BCHW: Tensor, batch: Batch, rows: slice) -> Tensor:
+    def _mean_loss(self, prediction_BCHW: Tensor, batch: ForwardBatch, rows: slice) -> Tensor:
         return flow_matching.flow_loss(
             prediction_BCHW[rows],
             batch.latents_BCHW[rows],

@@ -6,22 +6,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
-from mimicry.tuning.hf_diffusers.training.data import TrainingData
+from mimicry.tuning.hf_diffusers.training.data import PromptPlan, SampleSchedule, TrainingData
+from mimicry.tuning.hf_diffusers.training.device import send
 from mimicry.tuning.hf_diffusers.training.flow_matching import SigmaTable, draw_timestep_index
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
-from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import Sample
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
-from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
-from mimicry.tuning.hf_diffusers.training.transfer import send
 
 
 @dataclass(frozen=True)
-class Batch:
+class ForwardBatch:
     """The samples of one forward pass, on the device.
 
     `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
@@ -84,7 +82,7 @@ class BatchMaker:
         timestep_indices: Sequence[int],
         prompt_indices: Sequence[int],
         samples: tuple[Sample, ...] = (),
-    ) -> Batch:
+    ) -> ForwardBatch:
         """Return the batch of these samples; on any thread.
 
         Args:
@@ -94,7 +92,7 @@ class BatchMaker:
         sequence_BLD, pooled_projections = self.prompts.rows(prompt_indices)
         if self.modulation is not None:
             pooled_projections = self.modulation.rows(levels, prompt_indices)
-        return Batch(
+        return ForwardBatch(
             latents_BCHW=send(torch.stack(list(latents)), self.device),
             noise_BCHW=send(torch.stack(list(noise)), self.device),
             sigmas_B=send(self.sigmas.sigmas[levels], self.device),
@@ -117,7 +115,7 @@ class BatchSource:
     maker: BatchMaker
 
     @classmethod
-    def of(
+    def from_data(
         cls,
         model: BaseModel,
         data: TrainingData,
@@ -145,7 +143,7 @@ class BatchSource:
             for sample in samples
         }
 
-    def make(self, first: int) -> Batch:
+    def make(self, first: int) -> ForwardBatch:
         """Draw the samples of index `first` and following, as many as a batch has; on any thread.
 
         With prior preservation as many class samples come after them.

@@ -18,8 +18,6 @@ from torch import Tensor
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
 from mimicry.study.class_images import ClassImages, generated_name
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import generation_precision, generation_settings
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     SamplingSettings,
@@ -27,16 +25,18 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     initial_noise,
     latent_shape,
     sample_latents,
+    sampling_modulation,
 )
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_obstacle,
     read_transformer,
-    sampling_modulation,
 )
-from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.precision import DTYPES
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.preflight import generation_precision, generation_settings
+from mimicry.tuning.hf_diffusers.training.device import DTYPES
+from mimicry.tuning.hf_diffusers.training.distributed import say
+from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
-from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
 
 _LOCK = ".class_images.lock"
 # After so long a wait for another process that is said again: a log without new lines looks like a fault.

@@ -14,21 +14,21 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.study import EvaluatedOn, ImageFolder
-from mimicry.tuning.hf_diffusers.job import Job
+from mimicry.tuning.adapters.training_run import EvalLoss
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationKey
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training import rng
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.device import Prefetch, worker_count
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from mimicry.tuning.options.config import TuningConfig
 
@@ -72,15 +72,15 @@ def eval_batch_size(device: torch.device, training_size: int) -> int:
     return _GPU_BATCH_SIZE if device.type == "cuda" else training_size
 
 
-def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
+def find_eval_set(args: TrainerArgs, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
     """Choose and encode the images to evaluate on; None when there is no evaluation, which is printed.
 
     A training does not fail for its evaluation: faults of the images are warnings.
     """
-    if job.config.eval_timesteps == 0:
+    if args.config.eval_timesteps == 0:
         _skip(record, "--eval_timesteps is 0")
         return None
-    folder = job.inputs.read_eval_images(0)
+    folder = args.inputs.read_eval_images(0)
     if folder is None:
         _skip(record, "no --eval_data_dir was given")
         return None
@@ -88,13 +88,13 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     if problem is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)
         return None
-    hold_out = job.config.hold_out
-    held_out = job.inputs.read_eval_images(hold_out) if hold_out else None
+    hold_out = args.config.hold_out
+    held_out = args.inputs.read_eval_images(hold_out) if hold_out else None
     if held_out is not None and len(held_out.names) < hold_out:
         _skip(record, "the folder of --eval_data_dir lacks paintings that --hold_out holds out")
         return None
     chosen = held_out or replace(folder, names=folder.names[:_MOST_IMAGES])
-    on = _on(job, chosen)
+    on = _on(args, chosen)
     left_out = 0 if held_out else len(folder.names) - len(chosen.names)
     say(
         f"encoding {len(chosen.names)} images for the evaluation{_WORDS_ON[on]}"
@@ -106,20 +106,20 @@ def find_eval_set(job: Job, latents: LatentSource, record: RunRecord) -> ImageFo
     except TrainingFailed as error:
         _skip(record, "an image of --eval_data_dir cannot be read", str(error))
         return None
-    record.eval_facts = {"on": on}
+    record.eval_loss = EvalLoss(on=on)
     return chosen
 
 
-def _on(job: Job, evaluated: ImageFolder) -> EvaluatedOn:
-    if job.config.hold_out:
+def _on(args: TrainerArgs, evaluated: ImageFolder) -> EvaluatedOn:
+    if args.config.hold_out:
         return EvaluatedOn.HELD_OUT
     # An image of another name may show a painting that is trained on, or not.
-    trained = set(job.inputs.read_images(0).stems)
+    trained = set(args.inputs.read_images(0).stems)
     return EvaluatedOn.UNKNOWN if trained.isdisjoint(evaluated.stems) else EvaluatedOn.IN_SAMPLE
 
 
 def _skip(record: RunRecord, reason: str, problem: str = "") -> None:
-    record.eval_facts = {"skipped": reason}
+    record.eval_loss = EvalLoss(skipped=reason)
     if problem:
         # Names a path of this machine, which has no place in training_run.json.
         say(f"--eval_data_dir: {problem}")
@@ -170,16 +170,12 @@ class Evaluation:
     def _levels(self) -> list[int]:
         return eval_timestep_indices(self._model.runtime.config, len(self._batches.maker.sigmas))
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What is evaluated on, for the record."""
-        if self._images is None:
-            return {}
-        timesteps = self._batches.maker.sigmas.timesteps
-        return {
-            "images": len(self._images.names),
-            "timesteps": [round(float(timesteps[level]), 3) for level in self._levels()],
-        }
+    def record_set(self) -> None:
+        """Note in the record how many images are evaluated, and at which timesteps."""
+        if self._images is not None:
+            timesteps = self._batches.maker.sigmas.timesteps
+            self._record.eval_loss.images = len(self._images.names)
+            self._record.eval_loss.timesteps = [round(float(timesteps[level]), 3) for level in self._levels()]
 
     def evaluate_at(self, step: int) -> None:
         """Record the loss after optimizer step `step`, 0 being the base model; once for each step.
@@ -228,7 +224,7 @@ class Evaluation:
         return math.fsum(values) / len(values)
 
     def _group_errors(
-        self, groups: Sequence[Sequence[_Point]], number: int, coming: Prefetch[Batch]
+        self, groups: Sequence[Sequence[_Point]], number: int, coming: Prefetch[ForwardBatch]
     ) -> Tensor:
         """Return the errors of a group in one pass; in passes of training's size where memory is short."""
         group, small = groups[number], self._training_passes
@@ -241,11 +237,11 @@ class Evaluation:
             # The error held on to what is freed here.
             self._is_short_of_memory = True
             self._model.runtime.free_memory()
-            self._record.warn(f"out of GPU memory: so many samples are evaluated in one pass: {small.size}")
+            self._record.warn(f"out of GPU memory: evaluation batch size reduced to {small.size}")
         parts = [group[first : first + small.size] for first in range(0, len(group), small.size)]
         return torch.cat([self._errors(self._batch(part, small))[: len(part)] for part in parts])
 
-    def _batch(self, points: Sequence[_Point], passes: _Passes) -> Batch:
+    def _batch(self, points: Sequence[_Point], passes: _Passes) -> ForwardBatch:
         """Return the batch of `points`, filled up with the last one: the transformer sees one size only."""
         latents, noise = [], []
         for path, stem, level in points:
@@ -260,7 +256,7 @@ class Evaluation:
             prompt_indices=[_PROMPT] * passes.size,
         )
 
-    def _errors(self, batch: Batch) -> Tensor:
+    def _errors(self, batch: ForwardBatch) -> Tensor:
         """Return the mean squared error of each sample, of shape (B,), in fp32."""
         velocity_BCHW = self._model.predict(batch).float()
         target_BCHW = batch.noise_BCHW - batch.latents_BCHW

@@ -13,9 +13,13 @@ from peft.utils import get_peft_model_state_dict
 
 from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder
 from mimicry.tuning.adapters.weights import lora_arguments
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES, chooses_modules
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import choose_modules
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import (
+    ADAPTER_FORMAT,
+    TARGET_MODULES,
+    choose_modules,
+    chooses_modules,
+)
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_lora
 from mimicry.tuning.options.config import TuningConfig

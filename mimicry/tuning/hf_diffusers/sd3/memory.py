@@ -8,9 +8,8 @@ from diffusers import SD3Transformer2DModel
 from torch.utils.checkpoint import checkpoint
 
 from mimicry.common.hardware import free_host_bytes
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.training.device_memory import free_device_bytes
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.device import free_device_bytes, training_dtype
 from mimicry.tuning.options.config import TuningConfig
 
 # Bytes for each value of the stream through the blocks (batch x tokens x width), in 16-bit precision; counted

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.hardware import host_memory_problem
-from mimicry.tuning.hf_diffusers.training.transfer import send
+from mimicry.tuning.hf_diffusers.training.device import send
 
 _ADAPTIVE_NORMS = (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX)
 _EMBEDDING = "time_text_embed"

@@ -4,8 +4,10 @@ Source of the mathematics: Ho and Salimans 2022, "Classifier-Free Diffusion Guid
 flow is that of `flow_matching`. Latents stay in fp32 from the noise to the image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -13,9 +15,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
+from mimicry.tuning.hf_diffusers.sd3.transformer import cache_modulation
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.training import rng
+from mimicry.tuning.options.config import TuningConfig
 
 # What the transformer takes as pooled projections, of shape (1, width), for a step counted from 0 and for a
 # prompt: PROMPT or NEGATIVE. Rows of a conditioning table, or else the pooled prompt.
@@ -114,3 +119,59 @@ def _scheduler(
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
     scheduler.set_timesteps(steps, device=device)
     return scheduler
+
+
+def sampling_modulation(
+    transformer: SD3Transformer2DModel,
+    model: BaseModel,
+    config: TuningConfig,
+    prompt: PromptEmbeds,
+    negative: PromptEmbeds,
+    *,
+    steps: int,
+    batch_size: int,
+) -> StepModulation | None:
+    """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
+
+    See `sampling_modulations`, for one prompt.
+    """
+    made = sampling_modulations(
+        transformer, model, config, [prompt, negative], negative=1, steps=steps, batch_size=batch_size
+    )
+    return made[0] if made else None
+
+
+def sampling_modulations(
+    transformer: SD3Transformer2DModel,
+    model: BaseModel,
+    config: TuningConfig,
+    prompts: Sequence[PromptEmbeds],
+    *,
+    negative: int,
+    steps: int,
+    batch_size: int,
+) -> list[StepModulation] | None:
+    """Return for each of `prompts` what a `CachedModulationTransformer` takes instead of pooled prompts.
+
+    They share a cache of `steps` rows a prompt, whose timesteps are not those of training. Return None
+    for a transformer that needs no cache.
+
+    Args:
+        negative: which of the prompts is the negative prompt.
+    """
+    cache = cache_modulation(
+        transformer,
+        model,
+        config,
+        timesteps_T=sampling_timesteps(model.folder / "scheduler", steps),
+        pooled_NP=torch.cat([prompt.pooled_1P for prompt in prompts]),
+        keys=list(product(range(steps), range(len(prompts)))),
+        batch_size=batch_size,
+    )
+    if cache is None:
+        return None
+    return [partial(_row, cache, {PROMPT: index, NEGATIVE: negative}) for index in range(len(prompts))]
+
+
+def _row(cache: ModulationCache, prompt_indices: Mapping[int, int], step: int, which: int) -> Tensor:
+    return cache.rows([step], [prompt_indices[which]])

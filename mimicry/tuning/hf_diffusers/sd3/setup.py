@@ -8,30 +8,29 @@ import torch
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.job import Job
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.memory import image_tokens
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training import data
+from mimicry.tuning.hf_diffusers.training.device import check_quantization
 from mimicry.tuning.hf_diffusers.training.optimizers import check_optimizer
-from mimicry.tuning.hf_diffusers.training.quantization import check_quantization
-from mimicry.tuning.hf_diffusers.training.records import RunRecord
-from mimicry.tuning.hf_diffusers.training.run_facts import describe_training
+from mimicry.tuning.hf_diffusers.training.records import RunRecord, describe_training
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A job together with what was found for it: device, base model and data."""
+    """What a training was asked for, with what was found for it: device, base model and data."""
 
-    job: Job
+    args: TrainerArgs
     runtime: Runtime
     model: BaseModel
     data: data.TrainingData
 
     @classmethod
-    def prepare(cls, job: Job) -> "Setup":
-        """Find everything that the job needs.
+    def prepare(cls, args: TrainerArgs) -> "Setup":
+        """Find everything that the training needs.
 
         Raises:
             UsageError: a precision or kernel that the device does not have, more processes than GPUs, a
@@ -40,28 +39,28 @@ class Setup:
             TrainingFailed: the images or their captions cannot be used.
             BatchFault: the base model cannot be had, or cannot be trained at this resolution.
         """
-        runtime = Runtime.start(job.config, job.inputs.output_dir)
+        runtime = Runtime.start(args.config, args.inputs.output_dir)
         with runtime.processes.failing_together():
-            images = data.usable_images(job)
-            captions = data.usable_captions(job, images)
-            model = _usable_model(job, runtime.device)
+            images = data.usable_images(args)
+            captions = data.usable_captions(args, images)
+            model = _usable_model(args, runtime.device)
             found = data.TrainingData.make(
-                job.config,
+                args.config,
                 images,
                 captions,
-                data.usable_class_images(job.config, model),
+                data.usable_class_images(args.config, model),
                 process_count=runtime.processes.count,
                 process_index=runtime.processes.index,
             )
             transformer, clip = model.config_of("transformer"), model.config_of("text_encoder")
-            prompt_tokens = clip["max_position_embeddings"] + job.config.max_sequence_length
+            prompt_tokens = clip["max_position_embeddings"] + args.config.max_sequence_length
             runtime = runtime.with_kernels(
                 batch_size=found.schedule.forward_batch_size,
                 head_count=transformer["num_attention_heads"],
-                token_count=image_tokens(model, job.config.resolution) + prompt_tokens,
+                token_count=image_tokens(model, args.config.resolution) + prompt_tokens,
                 head_width=transformer["attention_head_dim"],
             )
-        return cls(job=job, runtime=runtime, model=model, data=found)
+        return cls(args=args, runtime=runtime, model=model, data=found)
 
     @contextmanager
     def claimed(self) -> Iterator[Claim | None]:
@@ -70,16 +69,18 @@ class Setup:
             claim = None
             with self.runtime.processes.failing_together():
                 if self.runtime.processes.is_main:
-                    claim = stack.enter_context(Claim.take(self.job.inputs.output_dir))
+                    claim = stack.enter_context(Claim.take(self.args.inputs.output_dir))
             yield claim
 
     def new_record(self, claim: Claim | None = None) -> RunRecord:
         """Return the record of a training by this setup, which has not begun."""
-        job = self.job
+        args = self.args
+        trained, numerics = describe_training(args, self.model, self.data, self.runtime)
         record = RunRecord(
-            output_dir=job.inputs.output_dir,
-            config=job.config,
-            facts=describe_training(job, self.model, self.data, self.runtime),
+            output_dir=args.inputs.output_dir,
+            config=args.config,
+            trained=trained,
+            numerics=numerics,
             runtime=self.runtime,
             claim=claim,
         )
@@ -88,8 +89,8 @@ class Setup:
         return record
 
 
-def _usable_model(job: Job, device: torch.device) -> BaseModel:
-    config = job.config
+def _usable_model(args: TrainerArgs, device: torch.device) -> BaseModel:
+    config = args.config
     model = BaseModel.resolve(config)
     problems = model.problems(config.resolution)
     if problems:

@@ -14,10 +14,11 @@ from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransform
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.training import rng
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Stateful
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.device import Prefetch, worker_count
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer, make_scheduler, optimizer_warnings
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.hf_diffusers.training.resume import save_checkpoint
 
 # Lines of progress in a whole run, for the log.
 _REPORTS = 20
@@ -145,8 +146,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.runtime.free_memory()
         blocks = self.model.checkpointed
-        self.record.warn(f"out of GPU memory: so many blocks are checkpointed from here on: {blocks}")
-        self.record.add_memory(checkpointed_blocks=blocks)
+        self.record.warn(f"out of GPU memory: {blocks} blocks are checkpointed from now on")
+        self.record.numerics.memory.checkpointed_blocks = blocks
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the state that `checkpoint` holds."""
@@ -155,7 +156,7 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the state after the last whole optimizer step; signals wait meanwhile."""
         with stop_signals_held():
-            self.record.save_checkpoint(self.model.parameters, self._parts())
+            save_checkpoint(self.record, self.model.parameters, self._parts())
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:

@@ -1,18 +1,14 @@
 """Reading the transformer, whole or with a modulation cache in place of a third of its weights."""
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.common.hardware import host_memory_problem
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import named_layers
-from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     REPLACED,
     CachedModulationTransformer,
@@ -23,17 +19,20 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
     row_width,
     trained_modulation,
 )
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
-from mimicry.tuning.hf_diffusers.sd3.sampling import NEGATIVE, PROMPT, StepModulation, sampling_timesteps
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import named_layers
+from mimicry.tuning.hf_diffusers.training.device import loading_arguments, training_dtype
+from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
-from mimicry.tuning.hf_diffusers.training.quantization import loading_arguments
 from mimicry.tuning.options.config import TuningConfig
 
 # What the cache replaces is never quantised, so that a training is the same with a cache and without; nor is
 # the last layer, which the velocity comes out of.
 UNQUANTISED = (*REPLACED, "proj_out")
+
+# The layers of query, key and value, as diffusers names them, and the norms behind them.
+_IMAGE = (("to_q", "norm_q"), ("to_k", "norm_k"), ("to_v", None))
+_PROMPT = (("add_q_proj", "norm_added_q"), ("add_k_proj", "norm_added_k"), ("add_v_proj", None))
 
 
 def read_transformer(
@@ -131,57 +130,58 @@ def cache_modulation(
     )
 
 
-def sampling_modulation(
-    transformer: SD3Transformer2DModel,
-    model: BaseModel,
-    config: TuningConfig,
-    prompt: PromptEmbeds,
-    negative: PromptEmbeds,
-    *,
-    steps: int,
-    batch_size: int,
-) -> StepModulation | None:
-    """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
+class JointAttention:
+    """Computes the attention of a transformer block; diffusers calls it with the block's layers.
 
-    See `sampling_modulations`, for one prompt.
+    Queries and keys are normalised before heads and tokens change places, and stay where they are in memory:
+    diffusers' own processor copies each of them before the norm and after it, and again in the backward pass.
     """
-    made = sampling_modulations(
-        transformer, model, config, [prompt, negative], negative=1, steps=steps, batch_size=batch_size
+
+    def __call__(
+        self,
+        layers: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what the image attends to, (B, S, D), and with a prompt what the prompt attends to.
+
+        Args:
+            hidden_states: the image, of shape (B, S, D).
+            encoder_hidden_states: the prompt, of shape (B, S, D).
+            attention_mask: diffusers passes it on, and Stable Diffusion 3 has none.
+        """
+        image = _project(layers, hidden_states, _IMAGE)
+        if encoder_hidden_states is None:
+            return _out(layers, _attend(*image))
+        prompt = _project(layers, encoder_hidden_states, _PROMPT)
+        attended_BND = _attend(*(torch.cat(parts, dim=1) for parts in zip(image, prompt, strict=True)))
+        lengths = [hidden_states.shape[1], encoder_hidden_states.shape[1]]
+        image_BSD, prompt_BSD = torch.split(attended_BND, lengths, dim=1)
+        if not layers.context_pre_only:
+            prompt_BSD = layers.to_add_out(prompt_BSD)
+        return _out(layers, image_BSD), prompt_BSD
+
+
+def _project(layers: Any, values_BSD: Tensor, names: Sequence[tuple[str, str | None]]) -> list[Tensor]:
+    """Return query, key and value, of shape (B, S, H, K); `names` are those of their layers and norms."""
+    projected = []
+    for layer, norm in names:
+        projected_BSD = getattr(layers, layer)(values_BSD)
+        heads_BSHK = projected_BSD.view(*projected_BSD.shape[:-1], layers.heads, -1)
+        normalise = None if norm is None else getattr(layers, norm)
+        projected.append(heads_BSHK if normalise is None else normalise(heads_BSHK))
+    return projected
+
+
+def _attend(query_BNHK: Tensor, key_BNHK: Tensor, value_BNHK: Tensor) -> Tensor:
+    attended_BHNK = F.scaled_dot_product_attention(
+        query_BNHK.transpose(1, 2), key_BNHK.transpose(1, 2), value_BNHK.transpose(1, 2)
     )
-    return made[0] if made else None
+    return attended_BHNK.transpose(1, 2).flatten(2)
 
 
-def sampling_modulations(
-    transformer: SD3Transformer2DModel,
-    model: BaseModel,
-    config: TuningConfig,
-    prompts: Sequence[PromptEmbeds],
-    *,
-    negative: int,
-    steps: int,
-    batch_size: int,
-) -> list[StepModulation] | None:
-    """Return for each of `prompts` what a `CachedModulationTransformer` takes instead of pooled prompts.
-
-    They share a cache of `steps` rows a prompt, whose timesteps are not those of training. Return None
-    for a transformer that needs no cache.
-
-    Args:
-        negative: which of the prompts is the negative prompt.
-    """
-    cache = cache_modulation(
-        transformer,
-        model,
-        config,
-        timesteps_T=sampling_timesteps(model.folder / "scheduler", steps),
-        pooled_NP=torch.cat([prompt.pooled_1P for prompt in prompts]),
-        keys=list(product(range(steps), range(len(prompts)))),
-        batch_size=batch_size,
-    )
-    if cache is None:
-        return None
-    return [partial(_row, cache, {PROMPT: index, NEGATIVE: negative}) for index in range(len(prompts))]
-
-
-def _row(cache: ModulationCache, prompt_indices: Mapping[int, int], step: int, which: int) -> Tensor:
-    return cache.rows([step], [prompt_indices[which]])
+def _out(layers: Any, attended_BSD: Tensor) -> Tensor:
+    linear, dropout = layers.to_out
+    output_BSD: Tensor = dropout(linear(attended_BSD))
+    return output_BSD

@@ -30,12 +30,12 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     initial_noise,
     latent_shape,
     sample_latents,
+    sampling_modulation,
 )
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
-from mimicry.tuning.hf_diffusers.sd3.transformer import sampling_modulation
-from mimicry.tuning.hf_diffusers.training.console import say
+from mimicry.tuning.hf_diffusers.training.distributed import say
+from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
-from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
 from mimicry.tuning.options.config import TuningConfig
 
 _BASE = "base"
@@ -66,7 +66,7 @@ class Validation:
     ) -> None:
         self._setup = setup
         self._model = model
-        self._config = setup.job.config
+        self._config = setup.args.config
         self._prompts = prompts
         self._record = record
         self._settings = SamplingSettings(resolution=self._config.resolution)
@@ -86,7 +86,7 @@ class Validation:
         return is_due(self._config, len(self._setup.data.images.names), step)
 
     def _draw(self, name: str, what: str) -> None:
-        folder = self._setup.job.inputs.output_dir / SAMPLES
+        folder = self._setup.args.inputs.output_dir / SAMPLES
         if (folder / (name + _LATENTS)).exists() or not self._setup.runtime.processes.is_main:
             return
         with _only_a_warning(self._record, what), self._record.stage("validate"):
@@ -135,16 +135,16 @@ class Validation:
 
 def decode_samples(setup: Setup, record: RunRecord) -> None:
     """Decode all latents that the run has left; call it when nothing refers to the transformer any more."""
-    files = sorted((setup.job.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
+    files = sorted((setup.args.inputs.output_dir / SAMPLES).glob(f"*{_LATENTS}"))
     if not files or not setup.runtime.processes.is_main:
         return
     with record.stage("decode"), _only_a_warning(record, "validation images"):
         # Accelerate lets go of the optimizer, and gives memory back.
         setup.runtime.accelerator.free_memory()
-        vae = load_vae(setup.model, setup.job.config.variant, setup.runtime.device)
+        vae = load_vae(setup.model, setup.args.config.variant, setup.runtime.device)
         for file in files:
             name = file.name.removesuffix(_LATENTS)
-            count = setup.job.config.num_validation_images
+            count = setup.args.config.num_validation_images
             paths = [file.with_name(f"{name}_{index}.png") for index in range(count)]
             if name == _BASE:
                 paths = base_paths(setup)
@@ -160,16 +160,16 @@ def decode_samples(setup: Setup, record: RunRecord) -> None:
 
 def base_paths(setup: Setup) -> list[Path]:
     """Return where the base model's images belong: one folder for all runs with the same of them."""
-    root, count = setup.job.inputs.base_samples_dir, setup.job.config.num_validation_images
+    root, count = setup.args.inputs.base_samples_dir, setup.args.config.num_validation_images
     if root is None:
-        return [setup.job.inputs.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
+        return [setup.args.inputs.output_dir / SAMPLES / f"{_BASE}_{index}.png" for index in range(count)]
     key = sha256_text(canonical_json(_facts(setup)))[:16]
     return [root / key / f"{index}.png" for index in range(count)]
 
 
 def _facts(setup: Setup) -> dict[str, Any]:
     """Return all that the base model's images depend on, but for their number."""
-    config = setup.job.config
+    config = setup.args.config
     return {
         "base_model": setup.model.identity(),
         "variant": config.variant,

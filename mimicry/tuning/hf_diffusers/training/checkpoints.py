@@ -165,7 +165,7 @@ class Checkpoints:
             shutil.rmtree(hidden, ignore_errors=True)
 
     def _difference(self, checkpoint: Checkpoint) -> str:
-        """Say in words what tells a checkpoint's run from ours; empty when nothing does."""
+        """Return how a checkpoint's run differs from ours; empty when it does not."""
         words: list[str] = []
         if checkpoint.facts["images"] != self.images:
             words += record_differences(checkpoint.facts["images"], self.images)

@@ -1,6 +1,6 @@
 """What a training shows: images, their captions, class images, and in which order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,18 +10,96 @@ from mimicry.common.errors import TrainingFailed, UsageError
 from mimicry.study import Captions, ImageFolder, ImageRecord
 from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import refuse_changed_images
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import (
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.preflight import (
     class_images_of,
     generation_precision,
     generation_settings,
 )
-from mimicry.tuning.hf_diffusers.job import Job
-from mimicry.tuning.hf_diffusers.training.precision import fp16_problem
-from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
-from mimicry.tuning.hf_diffusers.training.rng import CLASS, SamplePlan
-from mimicry.tuning.hf_diffusers.training.schedule import SampleSchedule
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
+from mimicry.tuning.hf_diffusers.training.device import fp16_problem
+from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample, SamplePlan
 from mimicry.tuning.options.config import TuningConfig
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """The prompts of a run.
+
+    `texts` are distinct, the first one is the instance prompt. `of_image` has a row of `texts` for each
+    image, `of_class` the row for class samples.
+    """
+
+    texts: tuple[str, ...]
+    of_image: tuple[int, ...]
+    of_class: int
+
+    @classmethod
+    def make(
+        cls, instance_prompt: str, captions: Sequence[str | None], class_prompt: str | None
+    ) -> "PromptPlan":
+        """Return the plan for images with these captions; one without gets the instance prompt."""
+        of_image = [caption or instance_prompt for caption in captions]
+        of_class = class_prompt or instance_prompt
+        texts = list(dict.fromkeys([instance_prompt, *of_image, of_class]))
+        rows = {text: row for row, text in enumerate(texts)}
+        return cls(tuple(texts), tuple(rows[text] for text in of_image), rows[of_class])
+
+    @property
+    def class_text(self) -> str:
+        """The prompt of class samples."""
+        return self.texts[self.of_class]
+
+    def index_of(self, sample: Sample) -> int:
+        """Return the row of `texts` for `sample`."""
+        return self.of_class if sample.kind == CLASS else self.of_image[sample.image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSchedule:
+    """The forward passes of one process of a run.
+
+    `plans` are the orders of samples: of the images that the style is learned from, then of class images, if
+    there are any.
+    """
+
+    config: TuningConfig
+    plans: tuple[SamplePlan, ...]
+    process_count: int = 1
+    process_index: int = 0
+
+    @property
+    def step_count(self) -> int:
+        """The optimizer steps of the whole run."""
+        return self.config.step_count(len(self.plans[0].stems))
+
+    @property
+    def batch_count(self) -> int:
+        """The forward passes of this process in the whole run."""
+        return self.step_count * self.config.gradient_accumulation_steps
+
+    @property
+    def forward_batch_size(self) -> int:
+        """The samples of one forward pass; with prior preservation half of them show class images."""
+        return self.config.train_batch_size * len(self.plans)
+
+    def first_sample(self, batch: int) -> int:
+        """Return the index of the first sample of this process's batch of that number, counted from 0.
+
+        The processes take turns, batch by batch: together they go through the samples as one would.
+        """
+        return (batch * self.process_count + self.process_index) * self.config.train_batch_size
+
+    def batch_samples(self, first: int) -> tuple[Sample, ...]:
+        """Return the samples of the batch that begins with index `first`; class samples come last."""
+        indices = range(first, first + self.config.train_batch_size)
+        return tuple(plan.sample(index) for plan in self.plans for index in indices)
+
+    def own_indices(self) -> Iterator[int]:
+        """Return the indices of the samples of the whole run that this process computes, in order."""
+        for batch in range(self.batch_count):
+            first = self.first_sample(batch)
+            yield from range(first, first + self.config.train_batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +171,14 @@ def _sample_plans(
     return samples, replace(samples, stems=stems, repeats=1, kind=CLASS)
 
 
-def usable_images(job: Job) -> ImageFolder:
+def usable_images(args: TrainerArgs) -> ImageFolder:
     """List the images to train on.
 
     Raises:
         TrainingFailed: they cannot be used.
     """
-    images = job.inputs.read_images(job.config.hold_out)
-    problem = job.inputs.hold_out_problem(job.config.hold_out)
+    images = args.inputs.read_images(args.config.hold_out)
+    problem = args.inputs.hold_out_problem(args.config.hold_out)
     if problem is not None:
         raise TrainingFailed(problem)
     problem = images.problem()
@@ -109,15 +187,15 @@ def usable_images(job: Job) -> ImageFolder:
     return images
 
 
-def usable_captions(job: Job, images: ImageFolder) -> Captions | None:
+def usable_captions(args: TrainerArgs, images: ImageFolder) -> Captions | None:
     """Read the captions of `images`; None where none are asked for.
 
     Raises:
         TrainingFailed: they cannot be used.
     """
-    if not job.config.captions:
+    if not args.config.captions:
         return None
-    original = job.inputs.read_caption_images()
+    original = args.inputs.read_caption_images()
     problem = None if original is None else original.problem()
     if problem is not None:
         raise TrainingFailed(f"--caption_data_dir: {problem}")

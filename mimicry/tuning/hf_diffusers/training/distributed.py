@@ -23,8 +23,10 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
+from mimicry.common.environment import process_index
 from mimicry.common.errors import MimicryError, TrainingFailed, UsageError
 from mimicry.common.processes import Interrupted, drop_held_signals, held_signal, stop_signals_held
+from mimicry.common.text import printable
 
 Value = TypeVar("Value")
 
@@ -36,11 +38,19 @@ _RECORDS_TIMEOUT = timedelta(seconds=60)
 _DONE = "mimicry/done"
 
 
+def say(text: str) -> None:
+    """Print a line for people at once, in the main process; under the wrapper it goes to train.log."""
+    # A full disk, or a reader that has closed the pipe, must not end a training.
+    if process_index() == 0:
+        with suppress(OSError):
+            print(printable(text), flush=True)
+
+
 class Processes:
     """The processes of one training, as seen by one of them. A lone process never waits."""
 
     def __init__(self, count: int = 1, index: int = 0, group: Any = None) -> None:
-        """See `of`; `group` is torch's group of all processes, for messages."""
+        """See `from_accelerator`; `group` is torch's group of all processes, for messages."""
         self.count = count
         self.index = index
         self._group = group
@@ -48,7 +58,7 @@ class Processes:
         self._end_is_common = False
 
     @classmethod
-    def of(cls, accelerator: Accelerator) -> "Processes":
+    def from_accelerator(cls, accelerator: Accelerator) -> "Processes":
         """Return the processes that `accelerator` has joined."""
         count = int(accelerator.num_processes)
         if count == 1:

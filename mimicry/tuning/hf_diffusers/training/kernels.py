@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.device import training_dtype
 from mimicry.tuning.options.config import TuningConfig
 
 _BACKENDS = {

@@ -1,150 +1,191 @@
-"""What a run leaves beside its weights: metrics.jsonl, training_run.json, and a line for each stage."""
+"""What a run leaves besides its weights: metrics.jsonl, training_run.json, and a line for each stage."""
 
 import json
 import math
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-from safetensors import SafetensorError
-from torch import Tensor
+import torch
 
 from mimicry.common.claims import Claim
-from mimicry.common.errors import ClaimLost, TrainingFailed, disk_fault
-from mimicry.common.files import set_aside, sha256_text, utc_now, write_bytes, write_json
+from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_fault
+from mimicry.common.files import canonical_json, sha256_text, utc_now, write_json
+from mimicry.common.processes import Interrupted, stop_signals_held
+from mimicry.common.tokens import scrub
 from mimicry.study import ImageRecord, State
-from mimicry.tuning.adapters import SAMPLES, Adapter, AdapterFolder, complete_options
-from mimicry.tuning.adapters.recipe import describe_differences, numerics_differences, sister_differences
-from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints, Stateful
-from mimicry.tuning.hf_diffusers.training.console import say
-from mimicry.tuning.hf_diffusers.training.history import History
+from mimicry.study.image_sets import described_images
+from mimicry.tuning.adapters import Adapter, AdapterFolder
+from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.tuning.adapters.training_run import (
+    LEFT_OUT,
+    EvalLoss,
+    Evaluation,
+    Failure,
+    LaterClassImages,
+    Numerics,
+    Progress,
+    Published,
+    Result,
+    Section,
+    Trained,
+    joined,
+)
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
+from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
+from mimicry.tuning.hf_diffusers.training.data import TrainingData
+from mimicry.tuning.hf_diffusers.training.distributed import say
+from mimicry.tuning.hf_diffusers.training.kernels import cudnn_version
+from mimicry.tuning.hf_diffusers.training.rng import Sample
 from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 from mimicry.tuning.hf_diffusers.training.trackers import Reports
-from mimicry.tuning.options.config import RESUME_LATEST, RESUME_NONE, TuningConfig
+from mimicry.tuning.options.config import TuningConfig
+
+# A loss is a spike when it is this many times the median of the losses before it, of which at most WINDOW
+# and at least MINIMUM count: single losses differ by a factor of two or three with the timesteps drawn.
+SPIKE_FACTOR = 5.0
+SPIKE_WINDOW = 50
+SPIKE_MINIMUM = 10
+
+
+@dataclass
+class History:
+    """The losses of a run, with its evaluation losses by step, and the hash of all draws.
+
+    The hash is a chain: a run that is resumed continues it. It is equal for equal sequences of samples.
+    """
+
+    samples_per_step: int
+    losses: list[float] = field(default_factory=list)
+    eval_losses: dict[int, float] = field(default_factory=dict)
+    loss_spikes: list[dict[str, float]] = field(default_factory=list)
+    draws_hash: str = ""
+    _new_draws: list[list[Any]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps that were taken so far, those before a resumption included."""
+        return len(self.losses)
+
+    def restore(self, metrics: bytes, facts: Mapping[str, Any]) -> None:
+        """Become what it was when a checkpoint with these metrics and facts was written."""
+        lines = [json.loads(line) for line in metrics.splitlines()]
+        self.losses = [line["loss"] for line in lines if "loss" in line]
+        self.eval_losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+        self.loss_spikes = list(facts["loss_spikes"])
+        self.draws_hash = facts["draws"]
+
+    def add_loss(self, step: int, loss: float) -> None:
+        """Note the loss of a step that was taken; say it when it is far above those just before it."""
+        before = self.losses[-SPIKE_WINDOW:]
+        if len(before) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * median(before):
+            self.loss_spikes.append({"step": step, "loss": loss})
+            say(f"loss spike at step {step}: {loss:.4f}, where the median was {median(before):.4f}")
+        self.losses.append(loss)
+        end = self.steps * self.samples_per_step
+        taken = [facts for facts in self._new_draws if facts[0] < end]
+        self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
+        self.draws_hash = sha256_text(self.draws_hash + canonical_json(taken))
+
+    def add_draw(self, sample: Sample, timestep_index: int) -> None:
+        """Note a sample; it goes into the hash once its optimizer step was taken."""
+        crop = sample.crop
+        kind = [sample.kind] if sample.kind else []
+        self._new_draws.append(
+            [sample.index, sample.stem, crop.across, crop.down, crop.flipped, timestep_index, *kind]
+        )
+
+
+class StageClock:
+    """Times the stages of a run, in `seconds` by name; what takes place several times is added up.
+
+    The time of a stage within another one is not part of the other one's.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        # Of the stages within the one that is being timed.
+        self._within = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the body as a stage of that name."""
+        begin, within_outer, self._within = time.monotonic(), self._within, 0.0
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begin
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._within
+            self._within = within_outer + seconds
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """The record of one run; nothing is written before `begin`.
+    """The record of one run; nothing is written before `resume.begin`.
 
     Only the main process writes; others keep the same record in memory.
 
     Attributes:
-        facts: what is known before training; see `describe_training`.
+        trained: what is known before training, with the numerics; see `describe_training`.
         claim: what lets us write into the folder; checked each time, since another process may have taken it.
-        eval_facts: what was evaluated on, or why nothing was.
+        eval_loss: what is evaluated on, or why nothing is.
+        generated: the class images, where this run had to wait for some of them.
         adapter: what was published, which no later error changes.
+        resumed: the checkpoint that the run goes on from.
         earlier_seconds: what the processes before a resumption took, up to the checkpoint.
     """
 
     output_dir: Path
     config: TuningConfig
-    facts: dict[str, Any]
+    trained: Trained
+    numerics: Numerics
     runtime: Runtime
     claim: Claim | None = None
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=utc_now)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    eval_facts: dict[str, Any] = field(default_factory=dict)
+    stage: StageClock = field(default_factory=StageClock)
+    eval_loss: EvalLoss = field(default_factory=EvalLoss)
+    generated: LaterClassImages | None = None
     adapter: Adapter | None = None
     resumed: Checkpoint | None = None
     earlier_seconds: float = 0.0
-    # The seconds of the stages within the one that is being timed.
-    _within: float = 0.0
 
     @cached_property
     def history(self) -> History:
         """The losses and draws so far."""
         return History(self.config.samples_per_step)
 
-    def begin(self) -> None:
-        """Set aside what is in the way, load the record of a run that is resumed, and say that we run.
-
-        Raises:
-            UsageError: the checkpoint that was asked for does not fit.
-            TrainingFailed: the numerics differ from those of sister adapters, and must not.
-        """
-        self.resumed = self.runtime.processes.broadcast_from_main(self._clear_way)
-        if self.resumed is not None:
-            self._resume(self.resumed)
-        elif self._writes:
-            set_aside(self.output_dir, [SAMPLES], "unfinished")
-            self._folder.metrics.write_bytes(b"")
-        if self._writes:
-            options = complete_options(self.facts["recipe"]) or {}
-            self.reports.begin(self.output_dir, options, run_id=self._report_id, steps=self.steps)
-        self.write(State.RUNNING)
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The checkpoints that lie in the folder, of this run or another."""
-        return Checkpoints(
-            output_dir=self.output_dir,
-            recipe=self.facts["recipe"],
-            images=self.facts["images"],
-            class_images=self.facts.get("class_images"),
-            limit=self.config.checkpoints_total_limit,
-        )
-
     @cached_property
     def reports(self) -> Reports:
         """The trackers that metrics are sent to."""
         return Reports(self.runtime.accelerator, self.warn)
 
+    @cached_property
+    def report_id(self) -> str:
+        """The name of this run for trackers: that of the run that it resumes, or a new one."""
+        new = sha256_text(f"{self.output_dir.absolute()} {self.started_at}")[:16]
+        return new if self.resumed is None else str(self.resumed.facts.get("report_id", new))
+
     @property
-    def _folder(self) -> AdapterFolder:
+    def folder(self) -> AdapterFolder:
         return AdapterFolder(self.output_dir)
 
     @property
-    def _writes(self) -> bool:
+    def writes(self) -> bool:
+        """Whether this is the process that writes."""
         return self.runtime.processes.is_main
-
-    def _clear_way(self) -> Checkpoint | None:
-        """Choose the checkpoint to resume from, and set aside what is in the way."""
-        complete = self._folder.has_weights
-        self._compare_sisters(complete)
-        # Where an adapter is complete, it is to be trained anew, not from what its training has left.
-        latest = self.config.resume_from_checkpoint == RESUME_LATEST
-        wanted = RESUME_NONE if complete and latest else self.config.resume_from_checkpoint
-        resumed, unused = self.checkpoints.choose(wanted)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.clear_way(unused)
-        for name, reason in unused.items():
-            self.warn(f"not resumed from {name}: {reason}; it is set aside")
-        if complete:
-            aside = self._folder.set_aside("replaced")
-            if aside is not None and resumed is not None and not resumed.folder.exists():
-                resumed = replace(resumed, folder=aside / resumed.folder.name)
-        return resumed
-
-    def _compare_sisters(self, complete: bool) -> None:
-        """Warn where the artist's other adapters were made by other numerics, or refuse to train."""
-        found = sister_differences(self.output_dir, self.facts["recipe"], self.facts["numerics"])
-        self.facts["other_numerics"] = found
-        if not found:
-            return
-        if not self.config.require_same_numerics:
-            self.warn(describe_differences(found))
-            return
-        problem = (
-            f"{describe_differences(found)}, and --require-same-numerics is given; train this one as those "
-            f"were, those again with --overwrite, or leave it out"
-        )
-        if not complete:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            self.write(State.BLOCKED, error=problem)
-        raise TrainingFailed(problem)
 
     @property
     def images(self) -> list[ImageRecord]:
         """The images as they were at the start of the run."""
-        records: list[ImageRecord] = self.facts["images"]
-        return records
+        return self.trained.images
 
     @property
     def complete(self) -> bool:
@@ -160,29 +201,11 @@ class RunRecord:
         """Return the seconds that the run took so far, in all processes that took part in it."""
         return round(self.earlier_seconds + time.monotonic() - self.started, 3)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of the run; what takes place several times is added up.
-
-        The time of a stage within another one is not part of the other one's.
-        """
-        begin, within_outer, self._within = time.monotonic(), self._within, 0.0
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - begin
-            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds - self._within
-            self._within = within_outer + seconds
-
     def warn(self, text: str) -> None:
         """Print a warning and keep it in training_run.json, once for each text."""
-        if text not in self.facts["warnings"]:
-            self.facts["warnings"].append(text)
+        if text not in self.trained.warnings:
+            self.trained.warnings.append(text)
             say(f"warning: {text}")
-
-    def add_memory(self, **facts: Any) -> None:
-        """Keep in training_run.json how memory is saved, which changes no bit of the adapter."""
-        self.facts["memory"] |= facts
 
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
@@ -207,42 +230,33 @@ class RunRecord:
         self.history.eval_losses[step] = loss
         self._append_metrics({"step": step, "eval_loss": loss})
 
-    def save_checkpoint(self, parameters: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> None:
-        """Write a checkpoint of the present step; one that cannot be written is a warning."""
-        if not self.steps or not self._writes:
+    def _append_metrics(self, line: Mapping[str, Any]) -> None:
+        if not self.writes:
             return
-        self._check_claim()
-        facts = {
-            "recipe_hash": self.facts["recipe_hash"],
-            "numerics": self.facts["numerics"],
-            "draws": self.history.draws_hash,
-            "loss_spikes": self.history.loss_spikes,
-            "report_id": self._report_id,
-            "started_at": self.started_at,
-            "seconds": self.seconds(),
-        }
-        try:
-            with self.stage("save"):
-                self.checkpoints.save(self.steps, parameters, parts, facts)
-        except (OSError, SafetensorError) as error:
-            reason = disk_fault(error) or str(getattr(error, "strerror", None) or error)
-            self.warn(f"checkpoint-{self.steps} could not be written: {reason}")
-        else:
-            say(f"checkpoint-{self.steps} is there")
+        self.check_claim()
+        with self.folder.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.reports.add(line)
+
+    def check_claim(self) -> None:
+        """Check that we may still write into the folder.
+
+        Raises:
+            ClaimLost: another process has taken it over.
+        """
+        if self.claim is not None:
+            self.claim.check()
+
+    def write(self, status: State, error: str | None = None) -> None:
+        """Write training_run.json of a run in that state; `error` says why it ended."""
+        if self.writes:
+            self.check_claim()
+            failure = [] if error is None else [Failure(error=error)]
+            write_json(self.folder.record, joined(*_sections(self, status), *failure))
 
     def finished(self) -> dict[str, Any]:
         """Return the whole content of training_run.json for a run that reached its last step."""
-        return self.content(State.COMPLETE) | {
-            "final_loss": self.history.losses[-1],
-            "mean_loss": fmean(self.history.losses),
-            "draws_sha256": self.history.draws_hash,
-        }
-
-    def end_with(self, adapter: Adapter) -> None:
-        """Note that the adapter is published, and remove the checkpoints that led to it."""
-        self.adapter = adapter
-        self.checkpoints.remove_all()
-        say(f"saved {self.output_dir}: rank {adapter.rank}, {len(adapter.modules)} modules")
+        return joined(*_sections(self, State.COMPLETE), _result(self))
 
     def write_after_end(self) -> None:
         """Write the record of a published adapter anew, with what took place since: times and warnings.
@@ -251,64 +265,141 @@ class RunRecord:
         """
         if self.adapter is None:
             return
+        sections = [*_sections(self, State.COMPLETE), _result(self), Published(weights=self.adapter.record())]
         with suppress(ClaimLost, OSError), nullcontext() if self.claim is None else self.claim.fenced():
-            write_json(self._folder.record, self.finished() | {"weights": self.adapter.record()})
+            write_json(self.folder.record, joined(*sections))
 
-    def _check_claim(self) -> None:
-        if self.claim is not None:
-            self.claim.check()
 
-    def _append_metrics(self, line: dict[str, Any]) -> None:
-        if not self._writes:
-            return
-        self._check_claim()
-        with self._folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-        self.reports.add(line)
+def _sections(record: RunRecord, status: State) -> list[Section]:
+    """Return what training_run.json holds of a run in that state."""
+    progress = Progress(
+        status=status,
+        started_at=record.started_at,
+        finished_at=None if status == State.RUNNING else utc_now(),
+        seconds=record.seconds(),
+        stage_seconds={name: round(seconds, 3) for name, seconds in record.stage.seconds.items()},
+        steps=record.steps,
+        resumed_from=None if record.resumed is None else record.resumed.step,
+        earlier_seconds=record.earlier_seconds,
+        loss_spikes=record.history.loss_spikes,
+        peak_memory_bytes=record.runtime.peak_memory_bytes(),
+    )
+    known = [record.trained, record.numerics, *([] if record.generated is None else [record.generated])]
+    return [*known, progress, Evaluation(eval_loss=_evaluated(record))]
 
-    @cached_property
-    def _report_id(self) -> str:
-        """The name of this run for trackers: that of the run that it resumes, or a new one."""
-        new = sha256_text(f"{self.output_dir.absolute()} {self.started_at}")[:16]
-        return new if self.resumed is None else str(self.resumed.facts.get("report_id", new))
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        """Go on with the record of the run that wrote `checkpoint`, as it was then."""
-        metrics = checkpoint.metrics()
-        if self._writes:
-            write_bytes(self._folder.metrics, metrics)
-        self.history.restore(metrics, checkpoint.facts)
-        self.started_at = checkpoint.facts.get("started_at", self.started_at)
-        self.earlier_seconds = checkpoint.facts.get("seconds", 0.0)
-        say(f"resuming after step {self.steps}")
-        changed = numerics_differences(checkpoint.facts["numerics"], self.facts["numerics"])
-        if changed:
-            self.warn(f"resumed with other numerics, so the last bits may differ: {', '.join(changed)}")
+def _evaluated(record: RunRecord) -> EvalLoss:
+    if record.eval_loss.skipped is not LEFT_OUT:
+        return record.eval_loss
+    losses = record.history.eval_losses
+    end = losses.get(record.config.step_count(len(record.images)))
+    return replace(record.eval_loss, start=losses.get(0), end=end)
 
-    def write(self, status: State, **more: Any) -> None:
-        """Write training_run.json of a run in that state, and what `more` there is to say."""
-        if self._writes:
-            self._check_claim()
-            write_json(self._folder.record, self.content(status) | more)
 
-    def content(self, status: State) -> dict[str, Any]:
-        """Return what training_run.json holds of a run in that state."""
-        return self.facts | {
-            "status": status,
-            "started_at": self.started_at,
-            "finished_at": None if status == State.RUNNING else utc_now(),
-            "seconds": self.seconds(),
-            "stage_seconds": {name: round(seconds, 3) for name, seconds in self.stage_seconds.items()},
-            "steps": self.steps,
-            "resumed_from": None if self.resumed is None else self.resumed.step,
-            "earlier_seconds": self.earlier_seconds,
-            "loss_spikes": self.history.loss_spikes,
-            "peak_memory_bytes": self.runtime.peak_memory_bytes(),
-            "eval_loss": self._eval_loss(),
-        }
+def _result(record: RunRecord) -> Result:
+    losses = record.history.losses
+    return Result(final_loss=losses[-1], mean_loss=fmean(losses), draws_sha256=record.history.draws_hash)
 
-    def _eval_loss(self) -> dict[str, Any]:
-        if "skipped" in self.eval_facts:
-            return self.eval_facts
-        end = self.history.eval_losses.get(self.config.step_count(len(self.images)))
-        return {"start": self.history.eval_losses.get(0), "end": end, **self.eval_facts}
+
+@contextmanager
+def recording_end(record: RunRecord) -> Iterator[None]:
+    """Run the body; an error that ends it is written into the record."""
+    try:
+        yield
+    except Interrupted as stop:
+        _write(record, State.INTERRUPTED, f"stopped by {stop}")
+        raise
+    except ClaimLost:
+        raise
+    except MimicryError as error:
+        _write(record, State.FAILED, str(error))
+        raise
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"out of GPU memory: {str(error).splitlines()[0]}; leave --gradient-checkpointing, "
+            f"--cache-latents and --conditioning-table on and --checkpointed-blocks out, or type a smaller "
+            f"--resolution or --train-batch-size, or --quantize-base nf4"
+        )
+        _write(record, State.FAILED, message)
+        raise TrainingFailed(message) from error
+    except Exception as error:
+        fault = disk_fault(error)
+        _write(record, State.FAILED, fault or f"{type(error).__name__}: {error}".strip())
+        if fault:
+            raise TrainingFailed(fault) from error
+        raise
+    finally:
+        record.reports.close()
+
+
+def _write(record: RunRecord, state: State, error: str) -> None:
+    """Write that the run has ended without an adapter, unless there is one."""
+    if not record.complete:
+        # The fault that ended the run may also prevent this; that fault is what is reported then.
+        with stop_signals_held(), suppress(OSError):
+            record.write(state, scrub(error))
+
+
+def describe_training(
+    args: TrainerArgs, model: BaseModel, data: TrainingData, runtime: Runtime
+) -> tuple[Trained, Numerics]:
+    """Return the parts of training_run.json that are known before training."""
+    config, inputs = args.config, args.inputs
+    trained = Trained.describe(
+        config,
+        model.identity(),
+        model.folder,
+        trainer=OWN_TRAINER,
+        command=args.command,
+        notes=inputs.notes,
+    )
+    trained.paths |= inputs.recorded_paths()
+    trained.held_out = list(inputs.held_out(config.hold_out))
+    pairing = inputs.read_pairing(config.hold_out)
+    trained.images, trained.unpaired = described_images(pairing, data.captions, config.reading)
+    if data.class_images is not None and not data.class_images.missing():
+        trained.class_images = data.class_images.record()
+    # No part of the numerics: kernels are compiled before they are shipped, and a driver only loads them.
+    # Compared with sisters, it would stop a study each time that a cluster is updated.
+    trained.versions["nvidia_driver"] = nvidia_driver() if runtime.device.type == "cuda" else None
+    return trained, Numerics(numerics=_numerics(runtime, trained.versions))
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's driver, which torch does not know; None where there is none."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # A line for each GPU.
+    return done.stdout.partition("\n")[0].strip() or None
+
+
+def _numerics(runtime: Runtime, versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may change the last bits of a result without being part of the recipe."""
+    config, device = runtime.config, runtime.device
+    cuda = device.type == "cuda"
+    libraries = ["diffusers", "transformers", "peft", "accelerate", "numpy", "pillow"]
+    if config.quantize_base != "none" or config.use_8bit_adam:
+        libraries.append("bitsandbytes")
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "hip": torch.version.hip if cuda else None,
+        "cudnn": cudnn_version() if cuda else None,
+        "threads": None if cuda else torch.get_num_threads(),
+        "cpu_capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
+        "attention_backend": ", ".join(runtime.attention_choice.names) or "default",
+        "compile": config.compile_blocks,
+        "quantisation": None if config.quantize_base == "none" else config.quantize_base,
+        "deterministic": config.deterministic,
+        "tf32": config.allow_tf32,
+        "torch": torch.__version__,
+        **{library: versions[library] for library in libraries},
+    }

@@ -10,8 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.metric_trackers import report_problems
-from mimicry.tuning.hf_diffusers.training.device_memory import free_memory, peak_memory_bytes
+from mimicry.tuning.hf_diffusers.spec.preflight import report_problems
+from mimicry.tuning.hf_diffusers.training.device import (
+    fp16_problem,
+    free_memory,
+    peak_memory_bytes,
+    training_dtype,
+)
 from mimicry.tuning.hf_diffusers.training.distributed import GROUP_OPTIONS, Processes
 from mimicry.tuning.hf_diffusers.training.kernels import (
     AttentionChoice,
@@ -20,7 +25,6 @@ from mimicry.tuning.hf_diffusers.training.kernels import (
     choose_attention,
     compile_problem,
 )
-from mimicry.tuning.hf_diffusers.training.precision import fp16_problem, training_dtype
 from mimicry.tuning.hf_diffusers.training.trackers import tracker_arguments
 from mimicry.tuning.options.config import TuningConfig
 
@@ -66,7 +70,7 @@ class Runtime:
             kwargs_handlers=[GROUP_OPTIONS],
             **tracker_arguments(config, output_dir),
         )
-        return cls(config, accelerator, Processes.of(accelerator))
+        return cls(config, accelerator, Processes.from_accelerator(accelerator))
 
     def with_kernels(
         self, *, batch_size: int, head_count: int, token_count: int, head_width: int

@@ -58,11 +58,11 @@ def endings(folder: Path, pair: int, rank: int) -> list[str]:
 def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     from mimicry.tuning.hf_diffusers.sd3 import adapted_transformer, setup
     from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-    from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+    from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 
     make_batch, batch_loss = BatchSource.make, AdaptedTransformer.loss
 
-    def faulty_batch(batches: BatchSource, first: int) -> Batch:
+    def faulty_batch(batches: BatchSource, first: int) -> ForwardBatch:
         if first == _FAULTY_SAMPLE:
             if fault == "stop":
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -74,7 +74,7 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
                 raise ZeroDivisionError("a bug")
         return make_batch(batches, first)
 
-    def faulty_loss(model: AdaptedTransformer, batch: Batch) -> Any:
+    def faulty_loss(model: AdaptedTransformer, batch: ForwardBatch) -> Any:
         nothing = fault == "nan" and batch.samples[0].index == _FAULTY_SAMPLE
         return batch_loss(model, batch) * (float("nan") if nothing else 1.0)
 
@@ -93,8 +93,8 @@ def _plant(patch: pytest.MonkeyPatch, fault: str) -> None:
 
 
 def _train_all(trainings: list[dict[str, Any]]) -> list[str]:
-    from mimicry.tuning.hf_diffusers.job import parse_job
     from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
+    from mimicry.tuning.hf_diffusers.spec.trainer_args import parse_args
 
     found = []
     for training in trainings:
@@ -103,7 +103,7 @@ def _train_all(trainings: list[dict[str, Any]]) -> list[str]:
                 _plant(patch, training["fault"])
             try:
                 with stop_signals_raise():
-                    train_adapter(parse_job(training["flags"]))
+                    train_adapter(parse_args(training["flags"]))
                 found.append("complete")
             except (MimicryError, Interrupted, SystemExit, ZeroDivisionError) as error:
                 found.append(f"{type(error).__name__}: {error}")

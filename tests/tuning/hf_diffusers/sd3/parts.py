@@ -5,41 +5,42 @@ from pathlib import Path
 import torch
 
 from mimicry.tuning.adapters.weights import Adapter
-from mimicry.tuning.hf_diffusers.job import Job, parse_job
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.stages import train_adapter
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs, parse_args
+from mimicry.tuning.hf_diffusers.training.device import training_dtype
 from mimicry.tuning.hf_diffusers.training.latents import LatentSource
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.resume import begin
 from tests.tuning.hf_diffusers.studio import Studio
 
 
-def make_job(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Job:
+def make_args(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> TrainerArgs:
     """Return the job of a short run."""
-    return parse_job(studio.words(output_dir, *flags, images=images))
+    return parse_args(studio.words(output_dir, *flags, images=images))
 
 
 def train(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Adapter:
     """Train in this process, from the flags to the published adapter."""
-    adapter = train_adapter(make_job(studio, output_dir, *flags, images=images))
+    adapter = train_adapter(make_args(studio, output_dir, *flags, images=images))
     assert adapter is not None
     return adapter
 
 
 def make_trainer(studio: Studio, output_dir: Path, *flags: str, images: Path | None = None) -> Trainer:
     """Return a trainer that has taken no step yet."""
-    setup = Setup.prepare(make_job(studio, output_dir, *flags, images=images))
-    config, device, data = setup.job.config, setup.runtime.device, setup.data
+    setup = Setup.prepare(make_args(studio, output_dir, *flags, images=images))
+    config, device, data = setup.args.config, setup.runtime.device, setup.data
     encoders = TextEncoders(setup.model, config.variant, device, training_dtype(config), warn=print)
     prompts = encoders.encode_all(data.prompts.texts, config.max_sequence_length)
     latents = LatentSource.load(setup.model, data.images.paths, config, device, data.class_paths)
-    batches = BatchSource.of(setup.model, data, setup.runtime, prompts, latents)
+    batches = BatchSource.from_data(setup.model, data, setup.runtime, prompts, latents)
     record = setup.new_record()
     model = AdaptedTransformer.load(setup, batches, record)
-    record.begin()
+    begin(record)
     return Trainer(model, batches.with_modulation(model.modulation), record)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mimicry.common.processes import Interrupted, stop_signals_raise
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -41,7 +41,7 @@ def stopped(studio: Studio, folder: Path, after: int, *flags: str, micro_step: i
     """Train until a stop signal comes in a micro-step of the optimizer step after step `after`."""
     make_batch = BatchSource.make
 
-    def stop_at(batches: BatchSource, first: int) -> Batch:
+    def stop_at(batches: BatchSource, first: int) -> ForwardBatch:
         if first == 2 * after + micro_step:
             os.kill(os.getpid(), signal.SIGTERM)
         return make_batch(batches, first)

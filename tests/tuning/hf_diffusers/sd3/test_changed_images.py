@@ -8,7 +8,7 @@ import pytest
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -51,7 +51,7 @@ def test_images_that_are_left_out_are_not_looked_at(studio: Studio, images: Path
     victim = sorted(images.iterdir())[1]
     victim.write_bytes(b"no image")
     flags = (f"--leave_out={victim.stem}", "--leave_out=--never", f"--eval_data_dir={images}")
-    assert make_job(studio, tmp_path / "out", *flags).inputs.leave_out == (victim.stem, "--never")
+    assert make_args(studio, tmp_path / "out", *flags).inputs.leave_out == (victim.stem, "--never")
     train(studio, tmp_path / "out", *flags, images=images)
 
     run = training_run(tmp_path / "out")

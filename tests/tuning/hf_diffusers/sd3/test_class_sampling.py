@@ -20,9 +20,9 @@ from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
-from mimicry.tuning.hf_diffusers.training.precision import training_dtype
+from mimicry.tuning.hf_diffusers.training.device import training_dtype
 from tests.tuning.hf_diffusers.sd3.many_prompts import class_flags
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 COUNT = 3
@@ -37,11 +37,13 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepare(studio: Studio, folder: Path, *flags: str, count: int = COUNT) -> Setup:
-    return Setup.prepare(make_job(studio, folder / "out", *class_flags(folder, count), *QUICK, *flags))
+    return Setup.prepare(make_args(studio, folder / "out", *class_flags(folder, count), *QUICK, *flags))
 
 
 def encoders(setup: Setup) -> TextEncoders:
-    return TextEncoders(setup.model, None, setup.runtime.device, training_dtype(setup.job.config), warn=print)
+    return TextEncoders(
+        setup.model, None, setup.runtime.device, training_dtype(setup.args.config), warn=print
+    )
 
 
 def generate(setup: Setup, prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
@@ -194,7 +196,7 @@ def test_two_processes_make_each_image_once(
     worker = threading.Thread(target=work)
     # The setup comes first: at its time the images are missing.
     setup = prepare(studio, mine)
-    embeds = encoders(setup).encode("x", 77)
+    embeds = encoders(setup).encode_all(["x"], 77)[0]
     monkeypatch.setattr(class_sampling, "read_transformer", None)
     worker.start()
     generate(setup, embeds, embeds)
@@ -205,7 +207,7 @@ def test_two_processes_make_each_image_once(
 
 def test_settings_that_came_meanwhile_are_refused(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path)
-    embeds = encoders(setup).encode("x", 77)
+    embeds = encoders(setup).encode_all(["x"], 77)[0]
     (tmp_path / SETTINGS).write_text('{"prompt": "something else"}')
     with pytest.raises(TrainingFailed, match="prompt 'something else' -> 'a painting'"):
         generate(setup, embeds, embeds)
@@ -213,7 +215,7 @@ def test_settings_that_came_meanwhile_are_refused(studio: Studio, tmp_path: Path
 
 def test_a_folder_that_cannot_be_made_is_named(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path / "file" / "class")
-    embeds = encoders(setup).encode("x", 77)
+    embeds = encoders(setup).encode_all(["x"], 77)[0]
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(TrainingFailed, match=r"--class_data_dir: images cannot be generated in .*file/class"):
         generate(setup, embeds, embeds)

@@ -15,8 +15,8 @@ from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import ClaimedElsewhere, ClaimLost, TrainingFailed, UsageError
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.sd3 import stages
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from tests.tuning.hf_diffusers.sd3.parts import train
@@ -65,7 +65,7 @@ class TestClaim:
     ) -> None:
         make_batch, seen = BatchSource.make, []
 
-        def lose(batches: BatchSource, first: int) -> Batch:
+        def lose(batches: BatchSource, first: int) -> ForwardBatch:
             if first == 4:
                 lose_claim(tmp_path)
                 seen.append(files(tmp_path))
@@ -98,7 +98,7 @@ class TestFullDisk:
     def test_in_the_steps(self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make_batch = BatchSource.make
 
-        def fill(batches: BatchSource, first: int) -> Batch:
+        def fill(batches: BatchSource, first: int) -> ForwardBatch:
             if first == 4:
                 raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
             return make_batch(batches, first)
@@ -146,7 +146,7 @@ def test_a_checkpoint_may_be_asked_for_before_the_first_step(
         os.kill(os.getpid(), signal.SIGUSR1)
         return encode(encoders, *arguments)
 
-    def look(batches: BatchSource, first: int) -> Batch:
+    def look(batches: BatchSource, first: int) -> ForwardBatch:
         seen.append(checkpoint_names(tmp_path))
         return make_batch(batches, first)
 

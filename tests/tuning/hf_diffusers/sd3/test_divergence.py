@@ -9,8 +9,8 @@ import torch
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
-from mimicry.tuning.hf_diffusers.training import history
+from mimicry.tuning.hf_diffusers.sd3.batches import ForwardBatch
+from mimicry.tuning.hf_diffusers.training import records
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -42,7 +42,7 @@ def test_a_gradient_that_is_no_number_ends_the_training(
 ) -> None:
     batch_loss = AdaptedTransformer.loss
 
-    def endless_slope(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+    def endless_slope(model: AdaptedTransformer, batch: ForwardBatch) -> torch.Tensor:
         loss = batch_loss(model, batch)
         if batch.samples[0].index >= 6:
             loss.register_hook(lambda slope: slope * float("inf"))  # type: ignore[no-untyped-call]
@@ -83,4 +83,4 @@ def test_loss_spikes_are_recorded(studio: Studio, tmp_path: Path, capsys: pytest
         record.add_step(step, losses.get(step, 1.0), 1e-4, 1.0, 0.1)
     assert record.finished()["loss_spikes"] == [{"step": 30, "loss": 5.1}, {"step": 80, "loss": 7.0}]
     assert "loss spike at step 30: 5.1000, where the median was 1.0000" in capsys.readouterr().out
-    assert (history.SPIKE_FACTOR, history.SPIKE_WINDOW) == (5.0, 50)
+    assert (records.SPIKE_FACTOR, records.SPIKE_WINDOW) == (5.0, 50)

@@ -15,7 +15,7 @@ from mimicry.study.images import read_rgb
 from mimicry.study.tree import State
 from mimicry.tuning.hf_diffusers.sd3 import evaluation
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchMaker
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.evaluation import (
     Evaluation,
     eval_batch_size,
@@ -26,7 +26,7 @@ from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training.latents import apply_crop, to_pixels
 from mimicry.tuning.hf_diffusers.training.rng import Crop, normal
 from mimicry.tuning.options.config import TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import make_job, make_trainer, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -49,8 +49,8 @@ def weights(folder: Path) -> bytes:
 
 def evaluation_of(trainer: Trainer, studio: Studio, *flags: str) -> Evaluation:
     """Return an evaluation of `trainer` on the original art."""
-    job = make_job(studio, trainer.record.output_dir, *flags, on(studio.images))
-    images = find_eval_set(job, trainer.batches.latents, trainer.record)
+    args = make_args(studio, trainer.record.output_dir, *flags, on(studio.images))
+    images = find_eval_set(args, trainer.batches.latents, trainer.record)
     return Evaluation(trainer.model, trainer.batches, images, trainer.record)
 
 
@@ -194,7 +194,7 @@ def test_batches_made_ahead_have_the_same_values(
     threads: list[bool] = []
     make = BatchMaker.make
 
-    def watched(maker: BatchMaker, *words: Any, **more: Any) -> Batch:
+    def watched(maker: BatchMaker, *words: Any, **more: Any) -> ForwardBatch:
         threads.append(threading.current_thread().name.startswith("prefetch"))
         return make(maker, *words, **more)
 
@@ -226,7 +226,7 @@ class TestBatchSize:
         found: list[int] = []
         predict = AdaptedTransformer.predict
 
-        def watched(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+        def watched(model: AdaptedTransformer, batch: ForwardBatch) -> torch.Tensor:
             if not torch.is_grad_enabled():
                 found.append(len(batch.latents_BCHW))
             return predict(model, batch)
@@ -279,7 +279,7 @@ class TestBatchSize:
     ) -> None:
         predict = AdaptedTransformer.predict
 
-        def short_of_memory(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+        def short_of_memory(model: AdaptedTransformer, batch: ForwardBatch) -> torch.Tensor:
             # The second batch of the evaluation, and all others of its size.
             if len(batch.latents_BCHW) == 3 and sizes:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
@@ -291,7 +291,7 @@ class TestBatchSize:
         # 16 samples by three: the others by two, the odd one of a group filled up.
         assert sizes == [3] + 4 * [2, 2] + [2] + 5 * [2, 2] + [2]
         (warning,) = training_run(tmp_path / "short")["warnings"]
-        assert warning == "out of GPU memory: so many samples are evaluated in one pass: 2"
+        assert warning == "out of GPU memory: evaluation batch size reduced to 2"
         monkeypatch.undo()
         train(studio, tmp_path / "plenty", *flags)
         assert weights(tmp_path / "short") == weights(tmp_path / "plenty")
@@ -300,7 +300,7 @@ class TestBatchSize:
     def test_it_is_an_error_where_the_batches_are_as_small_as_those_of_training(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def no_memory(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+        def no_memory(model: AdaptedTransformer, batch: ForwardBatch) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
         monkeypatch.setattr(AdaptedTransformer, "predict", no_memory)
@@ -388,8 +388,8 @@ class TestRecords:
         for number in range(23):
             shutil.copyfile(path, many / f"{number:02}.jpg")
         trainer = make_trainer(studio, tmp_path / "out")
-        job = make_job(studio, tmp_path / "out", on(many))
-        chosen = find_eval_set(job, trainer.batches.latents, trainer.record)
+        args = make_args(studio, tmp_path / "out", on(many))
+        chosen = find_eval_set(args, trainer.batches.latents, trainer.record)
         assert chosen is not None
         assert chosen.stems == [f"{number:02}" for number in range(20)]
         assert "encoding 20 images for the evaluation, the first by name; 3 more are left out\n" in (
@@ -404,7 +404,8 @@ class TestRecords:
         for step in (0, STEPS, STEPS):
             evaluation.evaluate_at(step)
         assert [line["step"] for line in metrics(tmp_path)] == [STEPS]
-        assert trainer.record.content(State.RUNNING)["eval_loss"]["start"] == 0.75
+        trainer.record.write(State.RUNNING)
+        assert training_run(tmp_path)["eval_loss"]["start"] == 0.75
 
 
 class TestVae:
@@ -486,7 +487,7 @@ class TestLoop:
 
 
 def test_the_flag_is_no_hyper_parameter(studio: Studio, tmp_path: Path) -> None:
-    job = make_job(studio, tmp_path, "--eval-data-dir=x")
-    assert job.inputs.eval_data_dir == Path("x")
-    assert make_job(studio, tmp_path).inputs.eval_data_dir is None
-    assert not hasattr(job.config, "eval_data_dir")
+    args = make_args(studio, tmp_path, "--eval-data-dir=x")
+    assert args.inputs.eval_data_dir == Path("x")
+    assert make_args(studio, tmp_path).inputs.eval_data_dir is None
+    assert not hasattr(args.config, "eval_data_dir")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from mimicry.common.processes import Interrupted, stop_signals_raise
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
 from tests.tuning.hf_diffusers.sd3.parts import train
@@ -174,7 +174,7 @@ class TestStopSignals:
     ) -> None:
         make_batch, seen = BatchSource.make, []
 
-        def ask(batches: BatchSource, first: int) -> Batch:
+        def ask(batches: BatchSource, first: int) -> ForwardBatch:
             seen.append(checkpoint_names(tmp_path))
             if first == 5:
                 os.kill(os.getpid(), signal.SIGUSR1)

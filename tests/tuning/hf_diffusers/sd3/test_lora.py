@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from mimicry.common.errors import AdapterBroken, UsageError
 from mimicry.tuning.adapters.weights import Adapter
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter, chosen_modules, save_adapter
+from mimicry.tuning.hf_diffusers.spec.lora_modules import TARGET_MODULES
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b
 from tests.tuning.hf_diffusers.studio import Studio

@@ -10,7 +10,7 @@ import torch
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3 import adapted_transformer
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.batches import ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.many_prompts import write_captioned, write_class_images
@@ -118,7 +118,7 @@ class TestExactResume:
         ]
 
 
-def batches(trainer: Trainer, count: int = 8) -> list[Batch]:
+def batches(trainer: Trainer, count: int = 8) -> list[ForwardBatch]:
     return [trainer.batches.make(first) for first in range(count)]
 
 
@@ -233,7 +233,7 @@ class TestPriorPreservation:
         seen: list[tuple[int, set[int]]] = []
         predict = AdaptedTransformer.predict
 
-        def watched(model: AdaptedTransformer, batch: Batch) -> torch.Tensor:
+        def watched(model: AdaptedTransformer, batch: ForwardBatch) -> torch.Tensor:
             if not batch.samples:
                 seen.append((len(batch.latents_BCHW), set(batch.prompt_indices)))
             return predict(model, batch)

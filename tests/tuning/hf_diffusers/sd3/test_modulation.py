@@ -10,7 +10,6 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.sd3 import modulation
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     CachedModulationTransformer,
@@ -21,6 +20,7 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
     row_width,
     trained_modulation,
 )
+from mimicry.tuning.hf_diffusers.spec.lora_modules import TARGET_MODULES
 from tests.tuning.hf_diffusers.sd3.pretended_gpu import GPU, PretendedGpu
 from tests.tuning.hf_diffusers.sd3.wide import CPU, POOLED_WIDTH, TIMESTEPS, Passes, write_transformer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 DRAWN = ("--random_flip", "--eval_timesteps=0")
@@ -53,9 +53,9 @@ def test_what_is_left_out_goes_by_the_name_of_the_original(
 ) -> None:
     stem = sorted(studio.images.iterdir())[1].stem
     flags = (f"--pair_with_dir={studio.images}", f"--leave_out={stem}")
-    job = make_job(studio, tmp_path / "out", *flags, images=renamed)
+    args = make_args(studio, tmp_path / "out", *flags, images=renamed)
 
-    images = job.inputs.read_images(0)
+    images = args.inputs.read_images(0)
 
     assert len(images.names) == len(list(renamed.iterdir())) - 1
     assert stem not in images.stems

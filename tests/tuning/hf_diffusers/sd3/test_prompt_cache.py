@@ -15,9 +15,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import TEXT_COMPONENTS, CachedEncoders, default_folder
-from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
+from mimicry.tuning.hf_diffusers.sd3.prompts import (
+    TEXT_COMPONENTS,
+    CachedEncoders,
+    PromptEmbeds,
+    TextEncoders,
+    default_folder,
+)
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from tests.hostile_names import over_hostile_names
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
@@ -67,12 +72,12 @@ def test_the_second_time_no_component_is_read_and_no_bit_differs(
     dtype: torch.dtype, length: int, studio: Studio, prompt_cache: Path, read_components: list[str]
 ) -> None:
     encoders = encoders_of(studio.base_model, dtype=dtype)
-    expected = encoders.encode(PROMPT, length)
+    expected = encoders.encode_all([PROMPT], length)[0]
     read_components.clear()
 
-    first = CachedEncoders(encoders, prompt_cache).encode(PROMPT, length)
+    first = CachedEncoders(encoders, prompt_cache).encode_all([PROMPT], length)[0]
     assert sorted(read_components) == sorted(TEXT_COMPONENTS)
-    second = CachedEncoders(encoders, prompt_cache).encode(PROMPT, length)
+    second = CachedEncoders(encoders, prompt_cache).encode_all([PROMPT], length)[0]
 
     assert len(read_components) == len(TEXT_COMPONENTS)
     assert first.sequence_1LD.shape[1] == 77 + length
@@ -85,7 +90,7 @@ def test_of_many_prompts_only_those_that_are_new_are_encoded(
 ) -> None:
     warnings: list[str] = []
     cached = CachedEncoders(encoders_of(studio.base_model, warnings), prompt_cache)
-    expected = [cached.encode(prompt, 77) for prompt in (PROMPT, LONG)]
+    expected = [cached.encode_all([prompt], 77)[0] for prompt in (PROMPT, LONG)]
     read_components.clear()
     warnings.clear()
     capsys.readouterr()
@@ -111,7 +116,7 @@ def test_of_many_prompts_only_those_that_are_new_are_encoded(
 def test_any_prompt_is_cached(hostile_name: str, studio: Studio, prompt_cache: Path) -> None:
     cached = CachedEncoders(encoders_of(studio.base_model), prompt_cache)
     prompt = f"in the style of {hostile_name}".encode("utf-8", "replace").decode()
-    assert_equal(cached.encode(prompt, 77), cached.encode(prompt, 77))
+    assert_equal(cached.encode_all([prompt], 77)[0], cached.encode_all([prompt], 77)[0])
     assert len(cached_files(prompt_cache)) == 1
 
 
@@ -136,7 +141,7 @@ def test_whatever_else_is_asked_for_is_something_else(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TextEncoders, "encode_all", fake)
         for asked, prompt, length in ((encoders, PROMPT, 77), other(encoders)):
-            CachedEncoders(asked, prompt_cache).encode(prompt, length)
+            CachedEncoders(asked, prompt_cache).encode_all([prompt], length)[0]
     assert len(cached_files(prompt_cache)) == 2
 
 
@@ -149,7 +154,7 @@ class TestBaseModel:
         with pytest.MonkeyPatch.context() as patch:
             embeds = PromptEmbeds(torch.zeros(1, 1, 1), torch.zeros(1, 1))
             patch.setattr(TextEncoders, "encode_all", lambda *_: [embeds])
-            CachedEncoders(encoders, folder).encode(PROMPT, 77)
+            CachedEncoders(encoders, folder).encode_all([PROMPT], 77)[0]
         (path,) = cached_files(folder)
         return path.name
 
@@ -205,7 +210,7 @@ def test_a_broken_file_is_made_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cached = CachedEncoders(encoders_of(studio.base_model), prompt_cache)
-    expected = cached.encode(PROMPT, 77)
+    expected = cached.encode_all([PROMPT], 77)[0]
     (path,) = cached_files(prompt_cache)
     whole = path.read_bytes()
     damaged = damage(whole)
@@ -214,12 +219,12 @@ def test_a_broken_file_is_made_anew(
     read_components.clear()
     capsys.readouterr()
 
-    assert_equal(cached.encode(PROMPT, 77), expected)
+    assert_equal(cached.encode_all([PROMPT], 77)[0], expected)
 
     assert len(read_components) == len(TEXT_COMPONENTS)
     assert "broken and made again" in capsys.readouterr().out
     assert path.read_bytes() == whole
-    assert_equal(cached.encode(PROMPT, 77), expected)
+    assert_equal(cached.encode_all([PROMPT], 77)[0], expected)
     assert len(read_components) == len(TEXT_COMPONENTS)
 
 
@@ -227,7 +232,7 @@ def test_warnings_of_a_prompt_that_is_cut_come_from_the_cache_too(studio: Studio
     first: list[str] = []
     second: list[str] = []
     for warnings in (first, second):
-        CachedEncoders(encoders_of(studio.base_model, warnings), prompt_cache).encode(LONG, 77)
+        CachedEncoders(encoders_of(studio.base_model, warnings), prompt_cache).encode_all([LONG], 77)
     assert [warning.split()[0] for warning in first] == ["CLIP", "CLIP", "T5"]
     assert second == first
 
@@ -240,9 +245,9 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
     folder = tmp_path / "file" / ("below" if obstacle == "below a file" else "")
     warnings: list[str] = []
     cached = CachedEncoders(encoders_of(studio.base_model, warnings), folder)
-    expected = encoders_of(studio.base_model).encode(PROMPT, 77)
+    expected = encoders_of(studio.base_model).encode_all([PROMPT], 77)[0]
 
-    assert_equal(cached.encode(PROMPT, 77), expected)
+    assert_equal(cached.encode_all([PROMPT], 77)[0], expected)
 
     (warning,) = warnings
     assert "--prompt-cache-dir" in warning
@@ -252,7 +257,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
 def test_a_file_has_ordinary_permissions_and_nothing_is_left_beside_it(
     studio: Studio, prompt_cache: Path
 ) -> None:
-    CachedEncoders(encoders_of(studio.base_model), prompt_cache).encode(PROMPT, 77)
+    CachedEncoders(encoders_of(studio.base_model), prompt_cache).encode_all([PROMPT], 77)[0]
     (path,) = cached_files(prompt_cache)
     mask = os.umask(0)
     os.umask(mask)
@@ -263,8 +268,8 @@ def test_a_file_has_ordinary_permissions_and_nothing_is_left_beside_it(
 _WRITER = """
 import sys, time, torch
 from pathlib import Path
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.sd3.prompt_cache import CachedEncoders
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
 
 torch.set_num_threads(1)
@@ -275,7 +280,7 @@ cached = CachedEncoders(encoders, Path(sys.argv[2]))
 while not Path(sys.argv[3]).exists():
     time.sleep(0.01)
 for _ in range(40):
-    got = cached.encode("a prompt", 77)
+    got = cached.encode_all(["a prompt"], 77)[0]
     assert torch.equal(got.sequence_1LD, embeds.sequence_1LD)
     for path in cached.folder.glob("[!.]*"):
         path.unlink(missing_ok=True)
@@ -313,9 +318,9 @@ class TestFolder:
     def test_it_can_be_named(self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         encoders = encoders_of(studio.base_model)
-        assert CachedEncoders.of(encoders, "~/embeddings").folder == tmp_path / "embeddings"
-        assert CachedEncoders.of(encoders, "here").folder == Path("here")
-        assert CachedEncoders.of(encoders, None).folder == default_folder()
+        assert CachedEncoders.from_option(encoders, "~/embeddings").folder == tmp_path / "embeddings"
+        assert CachedEncoders.from_option(encoders, "here").folder == Path("here")
+        assert CachedEncoders.from_option(encoders, None).folder == default_folder()
 
 
 class TestTraining:

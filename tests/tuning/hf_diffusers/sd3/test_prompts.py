@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds, TextEncoders
-from mimicry.tuning.hf_diffusers.training.prompt_plan import PromptPlan
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.data import PromptPlan
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, Crop, Sample
 from tests.tuning.hf_diffusers.studio import Studio
 
@@ -23,7 +23,9 @@ CPU = torch.device("cpu")
 def encode(
     folder: Path, prompt: str, *, length: int = 77, dtype: torch.dtype = torch.float32
 ) -> PromptEmbeds:
-    return TextEncoders(BaseModel(folder=folder), None, CPU, dtype, warn=print).encode(prompt, length)
+    return TextEncoders(BaseModel(folder=folder), None, CPU, dtype, warn=print).encode_all([prompt], length)[
+        0
+    ]
 
 
 def encoders_for(folder: Path, warnings: list[str]) -> TextEncoders:
@@ -173,10 +175,10 @@ def test_a_prompt_that_is_cut_is_warned_of(studio: Studio) -> None:
     warnings: list[str] = []
     encoders = encoders_for(studio.base_model, warnings)
 
-    encoders.encode(PROMPT, 77)
+    encoders.encode_all([PROMPT], 77)[0]
     assert warnings == []
 
-    encoders.encode("of a very long description " * 40, 77)
+    encoders.encode_all(["of a very long description " * 40], 77)[0]
     assert [warning.partition(" reads the first 77 of the prompt's ")[0] for warning in warnings] == [
         "CLIP",
         "CLIP",

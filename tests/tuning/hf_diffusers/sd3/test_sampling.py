@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import (
     CachedModulationTransformer,
     WeightFiles,
@@ -26,7 +25,8 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     sample_latents,
     sampling_timesteps,
 )
-from mimicry.tuning.hf_diffusers.training.vae import decode, load_vae
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae
 from tests.tuning.hf_diffusers.studio import Studio
 
 CPU = torch.device("cpu")

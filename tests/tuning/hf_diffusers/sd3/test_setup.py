@@ -11,12 +11,13 @@ import torch
 
 from mimicry.common.errors import BatchFault, TrainingFailed, UsageError
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
-from tests.tuning.hf_diffusers.sd3.parts import make_job
+from mimicry.tuning.hf_diffusers.training.resume import begin
+from tests.tuning.hf_diffusers.sd3.parts import make_args
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 
 def prepare(studio: Studio, folder: Path, *flags: str, images: Path | None = None) -> Setup:
-    return Setup.prepare(make_job(studio, folder / "out", *flags, images=images))
+    return Setup.prepare(make_args(studio, folder / "out", *flags, images=images))
 
 
 def test_images_are_listed_by_stem_and_other_files_passed_over(studio: Studio, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_more_processes_than_gpus_are_refused(
 
 def test_each_of_several_processes_has_its_turn(studio: Studio, tmp_path: Path) -> None:
     setup = prepare(studio, tmp_path, "--train_batch_size=2", "--max_train_steps=2")
-    config = dataclasses.replace(setup.job.config, num_processes=3)
+    config = dataclasses.replace(setup.args.config, num_processes=3)
     schedule = dataclasses.replace(setup.data.schedule, config=config, process_count=3)
     own = [list(dataclasses.replace(schedule, process_index=index).own_indices()) for index in range(3)]
     assert own == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
@@ -100,7 +101,7 @@ def test_tf32_is_used_when_asked_for_and_never_else(
         switch.allow_tf32 = not flag
     setup = prepare(studio, tmp_path, *flag)
     assert [switch.allow_tf32 for switch in tf32_switches] == [bool(flag)] * 2
-    setup.new_record().begin()
+    begin(setup.new_record())
     assert training_run(tmp_path / "out")["numerics"]["tf32"] == bool(flag)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.errors import TrainingFailed
-from tests.tuning.hf_diffusers.sd3.parts import make_job, make_trainer, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, make_trainer, train
 from tests.tuning.hf_diffusers.sd3.resuming import WEIGHTS, names
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -63,5 +63,5 @@ def test_other_numerics_are_warned_of_or_refused(
 def test_another_recipe_is_no_sister(mist: Path, studio: Studio) -> None:
     pretend(mist, "1.0")
     trainer = make_trainer(studio, mist, STRICT, "--rank=2")
-    assert trainer.config == make_job(studio, mist, STRICT, "--rank=2").config
+    assert trainer.config == make_args(studio, mist, STRICT, "--rank=2").config
     assert training_run(mist)["other_numerics"] == {}

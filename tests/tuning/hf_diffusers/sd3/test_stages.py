@@ -18,14 +18,13 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study.tree import State
 from mimicry.tuning.hf_diffusers.sd3 import trainer, validation
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.training import rng
-from mimicry.tuning.hf_diffusers.training.latents import LatentSource
+from mimicry.tuning.hf_diffusers.training.latents import LatentSource, load_vae
 from mimicry.tuning.hf_diffusers.training.optimizers import make_optimizer
-from mimicry.tuning.hf_diffusers.training.vae import load_vae
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 from tests.tuning.lora_files import adapter_spec, judge
 
@@ -38,7 +37,7 @@ class Recorder:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.streams: dict[tuple[object, ...], str] = {}
         self.samples: list[rng.Sample] = []
-        self.batches: list[Batch] = []
+        self.batches: list[ForwardBatch] = []
         normal, make_batch, sample = rng.normal, BatchSource.make, rng.SamplePlan.sample
 
         def watched_normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...]) -> Any:
@@ -46,7 +45,7 @@ class Recorder:
             self.streams[seed, purpose, index, name, shape] = hashlib.sha256(values.tobytes()).hexdigest()
             return values
 
-        def watched_batch(batches: BatchSource, first: int) -> Batch:
+        def watched_batch(batches: BatchSource, first: int) -> ForwardBatch:
             self.batches.append(make_batch(batches, first))
             return self.batches[-1]
 
@@ -267,9 +266,9 @@ class TestFailure:
             "metrics.jsonl",
             "training_run.json",
         ]
-        job = make_job(studio, folder)
-        images = Setup.prepare(job).data.images
-        existing = judge(folder, adapter_spec(job.config, "mimicry"), images, full=True)
+        args = make_args(studio, folder)
+        images = Setup.prepare(args).data.images
+        existing = judge(folder, adapter_spec(args.config, "mimicry"), images, full=True)
         assert existing.state is State.PENDING
 
     def test_a_diverging_loss_leaves_nothing_that_looks_complete(

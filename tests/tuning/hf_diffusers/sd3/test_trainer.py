@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.options.config import WEIGHTING_SCHEMES
 from tests.tuning.hf_diffusers.sd3.parts import draw_lora_b, make_trainer
@@ -130,7 +130,7 @@ def test_what_the_next_step_needs_is_made_before_the_device_is_waited_for(
     made: dict[int, threading.Event] = defaultdict(threading.Event)
     make, refuse, waited = BatchSource.make, Trainer.refuse_divergence, []
 
-    def watched(batches: BatchSource, first: int) -> Batch:
+    def watched(batches: BatchSource, first: int) -> ForwardBatch:
         batch = make(batches, first)
         made[first].set()
         return batch

@@ -10,13 +10,13 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from mimicry.common import hardware
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_modulation,
     cache_obstacle,
     read_transformer,
 )
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import Studio, training_run

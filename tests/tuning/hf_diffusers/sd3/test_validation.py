@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mimicry.study.sample_files import read_settings
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.sd3 import validation
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
@@ -23,8 +22,9 @@ from mimicry.tuning.hf_diffusers.sd3.sampling import (
     latent_shape,
     sample_latents,
 )
-from mimicry.tuning.hf_diffusers.training.vae import decode
-from tests.tuning.hf_diffusers.sd3.parts import make_job, train
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.training.latents import decode
+from tests.tuning.hf_diffusers.sd3.parts import make_args, train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, WEIGHTS, assert_same_end, metrics, stopped
 from tests.tuning.hf_diffusers.studio import Studio, training_run
 
@@ -47,8 +47,8 @@ def base_latents(studio: Studio, prompt: str) -> Tensor:
             sample_latents(
                 SD3Transformer2DModel.from_pretrained(model.folder / "transformer").eval(),
                 model.folder / "scheduler",
-                encoders.encode(prompt, 77),
-                encoders.encode("", 77),
+                encoders.encode_all([prompt], 77)[0],
+                encoders.encode_all([""], 77)[0],
                 initial_noise(42, "validation_noise", index, "", latent_shape(model, 32)),
                 SamplingSettings(resolution=32, steps=2),
             )
@@ -144,7 +144,7 @@ def test_the_base_draws_before_the_adapter_learns(
     ],
 )
 def test_images_are_due_when_epochs_end(flags: str, steps: list[int], studio: Studio, tmp_path: Path) -> None:
-    config = make_job(studio, tmp_path, *flags.split()).config
+    config = make_args(studio, tmp_path, *flags.split()).config
 
     due = [step for step in range(config.step_count(4) + 1) if validation.is_due(config, 4, step)]
     assert due == steps

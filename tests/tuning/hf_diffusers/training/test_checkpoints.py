@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.adapters.checkpoint_facts import NotWholeError
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.training import checkpoints
 from mimicry.tuning.hf_diffusers.training.checkpoints import Checkpoint, Checkpoints
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
@@ -55,7 +55,7 @@ class TestWhatLies:
         seen: list[list[str]] = []
         make_batch = BatchSource.make
 
-        def look(batches: BatchSource, first: int) -> Batch:
+        def look(batches: BatchSource, first: int) -> ForwardBatch:
             if first % 2 == 0:
                 seen.append(checkpoint_names(tmp_path))
             return make_batch(batches, first)

@@ -11,8 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from mimicry.tuning.adapters.weights import lora_arguments
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES
-from mimicry.tuning.hf_diffusers.sd3.attention import JointAttention
+from mimicry.tuning.hf_diffusers.sd3.transformer import JointAttention
+from mimicry.tuning.hf_diffusers.spec.lora_modules import TARGET_MODULES
 from mimicry.tuning.hf_diffusers.training.fused_layers import FusedLora, use_fused_lora, use_fused_norms
 
 RANK = 4

@@ -20,11 +20,12 @@ from torch._dynamo.utils import counters
 
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch
+from mimicry.tuning.hf_diffusers.sd3.batches import ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
 from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_first
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import kernels
+from mimicry.tuning.hf_diffusers.training.device import DTYPES
 from mimicry.tuning.hf_diffusers.training.kernels import (
     AttentionChoice,
     AttentionShape,
@@ -35,7 +36,6 @@ from mimicry.tuning.hf_diffusers.training.kernels import (
     compile_blocks,
     compile_problem,
 )
-from mimicry.tuning.hf_diffusers.training.precision import DTYPES
 from mimicry.tuning.options.config import TuningConfig
 from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.sd3.wide import POOLED_WIDTH, TIMESTEPS, Passes, write_transformer
@@ -226,7 +226,7 @@ class TestCheckedAttention:
             output: Tensor = right(query, *rest, **more)
             return output
 
-        def loss(model: AdaptedTransformer, batch: Batch) -> Tensor:
+        def loss(model: AdaptedTransformer, batch: ForwardBatch) -> Tensor:
             under_way.append(True)
             return right_loss(model, batch)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mimicry.tuning.hf_diffusers.training.prefetch import Prefetch, worker_count
+from mimicry.tuning.hf_diffusers.training.device import Prefetch, worker_count
 from mimicry.tuning.options.config import TuningConfig
 
 DEADLINE_SECONDS = 20

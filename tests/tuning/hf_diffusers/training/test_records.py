@@ -17,12 +17,12 @@ from PIL import Image
 from mimicry.common.files import canonical_json, sha256_text
 from mimicry.common.processes import Interrupted
 from mimicry.tuning.hf_diffusers.sd3 import stages
-from mimicry.tuning.hf_diffusers.sd3.batches import Batch, BatchSource
+from mimicry.tuning.hf_diffusers.sd3.batches import BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.trainer import Trainer
 from mimicry.tuning.hf_diffusers.training import records
-from mimicry.tuning.hf_diffusers.training.records import RunRecord
+from mimicry.tuning.hf_diffusers.training.records import RunRecord, nvidia_driver
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
-from tests.tuning.hf_diffusers.sd3.parts import train
+from tests.tuning.hf_diffusers.sd3.parts import make_trainer, train
 from tests.tuning.hf_diffusers.studio import SECRET, Studio, training_run
 
 STEPS = 5
@@ -169,7 +169,9 @@ class TestStages:
 
     def new_record(self, folder: Path) -> RunRecord:
         nowhere: Any = None
-        return RunRecord(output_dir=folder, config=TuningConfig(), facts={}, runtime=nowhere)
+        return RunRecord(
+            output_dir=folder, config=TuningConfig(), trained=nowhere, numerics=nowhere, runtime=nowhere
+        )
 
     def test_a_second_belongs_to_the_innermost_stage_alone(self, clock: list[float], tmp_path: Path) -> None:
         record = self.new_record(tmp_path)
@@ -187,7 +189,7 @@ class TestStages:
                 clock[0] += 2
         with record.stage("save"):
             clock[0] += 0.5
-        assert record.stage_seconds == {"train": 6, "validate": 60, "save": 600.5}
+        assert record.stage.seconds == {"train": 6, "validate": 60, "save": 600.5}
 
     def test_one_that_fails_is_timed_too(self, clock: list[float], tmp_path: Path) -> None:
         record = self.new_record(tmp_path)
@@ -198,7 +200,7 @@ class TestStages:
                 raise LookupError
         with record.stage("save"):
             clock[0] += 5
-        assert record.stage_seconds == {"train": 3, "validate": 4, "save": 5}
+        assert record.stage.seconds == {"train": 3, "validate": 4, "save": 5}
 
 
 def test_checkpoints_evaluation_and_the_table_have_stages_of_their_own(
@@ -239,7 +241,7 @@ def test_while_it_runs_the_record_says_so(
     seen: list[dict[str, Any]] = []
     make_batch = BatchSource.make
 
-    def look(batches: BatchSource, first: int) -> Batch:
+    def look(batches: BatchSource, first: int) -> ForwardBatch:
         seen.append(training_run(tmp_path))
         return make_batch(batches, first)
 
@@ -265,3 +267,31 @@ def test_a_stop_is_recorded(studio: Studio, tmp_path: Path, monkeypatch: pytest.
     run = training_run(tmp_path)
     assert (run["status"], run["error"], run["steps"]) == ("interrupted", "stopped by SIGTERM", 1)
     assert not os.path.lexists(tmp_path / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo 580.95.05; echo 580.95.05", "580.95.05"),
+        ("echo No devices were found; exit 6", None),
+        ("exit 0", None),
+        (None, None),
+    ],
+)
+def test_the_driver_is_asked_for_its_version(
+    script: str | None, version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    assert nvidia_driver() == version
+
+
+def test_the_cpu_has_none_of_it(studio: Studio, tmp_path: Path) -> None:
+    make_trainer(studio, tmp_path)
+    run = training_run(tmp_path)
+    assert {run["numerics"][name] for name in ("cuda", "hip", "cudnn")} == {None}
+    # Sisters are not compared by it.
+    assert run["versions"]["nvidia_driver"] is None
+    assert not [name for name in run["numerics"] if "driver" in name]

@@ -1,4 +1,4 @@
-"""The base model as files: what it is, whether it is there, and which image sizes it takes. No torch."""
+"""The base model: its files, what is wrong with them, and its download from the Hub. No torch."""
 
 import json
 import os
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mimicry.common.errors import BatchFault
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
-from mimicry.tuning.hf_diffusers.download import cached_file, download
+from mimicry.tuning.hub.upload import hub_is_offline, read_access_error
 from mimicry.tuning.options.config import TuningConfig
 
 COMPONENTS = (
@@ -74,7 +75,7 @@ class BaseModel:
         return cls(folder=folder, name=name, revision=folder.name if _COMMIT.fullmatch(folder.name) else None)
 
     def identity(self, components: Sequence[str] = COMPONENTS) -> dict[str, str | None]:
-        """Return what tells this model from others: Hub name and commit, or a fingerprint of a folder.
+        """Return what identifies this model: Hub name and commit, or a fingerprint of a folder.
 
         The folder's own path is not part of it: a copy elsewhere is the same model. In a folder only
         `components` are read.
@@ -178,3 +179,75 @@ def _file_facts(path: Path) -> list[int | str]:
         head = file.read(1 << 20)
         file.seek(-(1 << 20), 2)
         return [size, sha256_text((head + file.read()).hex())]
+
+
+def cached_file(config: TuningConfig, name: str) -> Path | None:
+    """Return a file of the base model that huggingface_hub has in its cache, or None; without the network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(
+            config.pretrained_model_name_or_path,
+            name,
+            cache_dir=config.cache_dir,
+            revision=config.revision,
+        )
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def download(config: TuningConfig) -> Path:
+    """Download the base model, and return the folder of its snapshot.
+
+    Raises:
+        BatchFault: it cannot be downloaded; the message says why, and what to do.
+    """
+    from diffusers import StableDiffusion3Pipeline
+
+    name = config.pretrained_model_name_or_path
+    try:
+        folder = StableDiffusion3Pipeline.download(
+            name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
+        )
+    # The client raises errors of its HTTP library, which differ between its versions.
+    except Exception as error:
+        raise BatchFault(access_problem(name, error)) from error
+    return Path(folder)
+
+
+def missing_model_problems(config: TuningConfig, *, network: bool) -> list[str]:
+    """Return why a base model that is not on this machine cannot be downloaded.
+
+    Args:
+        network: ask the Hub; without it only the form of the name is checked.
+    """
+    name = config.pretrained_model_name_or_path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return [f"--pretrained-model-name-or-path {name}: there is no such folder"]
+    if not network:
+        return []
+    if hub_is_offline():
+        return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset it"]
+    error = read_access_error(name)
+    return [] if error is None else [access_problem(name, error)]
+
+
+def access_problem(name: str, error: Exception) -> str:
+    """Return a message for a base model that could not be had from the Hub."""
+    # diffusers wraps the client's errors into its own.
+    cause = error.__cause__ if type(error) is OSError and isinstance(error.__cause__, Exception) else error
+    kind = type(cause).__name__
+    if kind == "GatedRepoError":
+        return (
+            f"access to {name} is refused: accept its licence at https://huggingface.co/{name} with the "
+            f"account of HF_TOKEN, and set HF_TOKEN in the environment or in .env"
+        )
+    if kind in ("RepositoryNotFoundError", "HFValidationError"):
+        return (
+            f"--pretrained-model-name-or-path {name}: no such folder here, and no such model on the Hub "
+            f"that HF_TOKEN may read"
+        )
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else kind
+    return f"base model {name} cannot be had from the Hub: {first}; check the network, or name a local folder"

@@ -1,4 +1,4 @@
-"""A quantised base: what is refused, what diffusers is asked for, and trainings with the real library."""
+"""Free memory, and a quantised base: what is refused, what diffusers is asked for, the real library."""
 
 import importlib.metadata
 import sys
@@ -14,8 +14,9 @@ import torch
 from mimicry.common.errors import UsageError
 from mimicry.tuning.hf_diffusers.sd3 import setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import UNQUANTISED
-from mimicry.tuning.hf_diffusers.training.quantization import (
+from mimicry.tuning.hf_diffusers.training.device import (
     check_quantization,
+    free_device_bytes,
     loading_arguments,
 )
 from mimicry.tuning.options.config import TuningConfig
@@ -25,6 +26,7 @@ from tests.tuning.hf_diffusers.studio import Studio, training_run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 QUANTISED = ("nf4", "int8")
+GIB = 1 << 30
 
 
 @pytest.fixture
@@ -163,3 +165,27 @@ def test_on_a_gpu(kind: str, studio: Studio, tmp_path: Path) -> None:
     flags = ("--mixed_precision=bf16", "--conditioning_table", f"--quantize_base={kind}")
     train(studio, tmp_path / "out", *flags)
     assert training_run(tmp_path / "out")["numerics"]["quantisation"] == kind
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_free_memory_counts_a_limit_and_what_the_allocator_holds(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fractions = {1: 1.0}
+
+    def fraction(number: Any) -> float:
+        # The real one refuses torch.device("cuda"), and the others do not.
+        assert isinstance(number, int)
+        return fractions[number]
+
+    for name, value in {
+        "mem_get_info": (60 * GIB, 80 * GIB),
+        "memory_reserved": 12 * GIB,
+        "memory_allocated": 10 * GIB,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert free_device_bytes(torch.device(device)) == 62 * GIB
+    fractions[1] = 0.25
+    assert free_device_bytes(torch.device(device)) == 10 * GIB

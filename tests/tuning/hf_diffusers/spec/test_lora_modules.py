@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from diffusers import SD3Transformer2DModel
 
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.lora_modules import module_problems
-from mimicry.tuning.hf_diffusers.preflight import config_problems, config_warnings
 from mimicry.tuning.hf_diffusers.sd3.lora import chosen_modules
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import module_problems
+from mimicry.tuning.hf_diffusers.spec.preflight import config_problems, config_warnings
 from mimicry.tuning.options.config import TuningConfig
 
 

@@ -1,14 +1,51 @@
-"""Which modules of the transformer get a LoRA, by --lora-layers and --lora-blocks. No torch."""
+"""Which modules of the transformer get a LoRA, and the format of the adapters that result. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mimicry.common.errors import AdapterBroken, UsageError, nearest
 from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
-from mimicry.tuning.hf_diffusers.adapter_format import TARGET_MODULES, chooses_modules
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.adapters.weights import AdapterFormat
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 
+# The modules that get a LoRA, by the end of their names: the attention projections of each joint block.
+TARGET_MODULES = (
+    "attn.add_k_proj",
+    "attn.add_q_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "attn.to_k",
+    "attn.to_out.0",
+    "attn.to_q",
+    "attn.to_v",
+)
+
 _WEIGHT = ".weight"
+
+
+def chooses_modules(lora_layers: str | None, lora_blocks: str | None) -> bool:
+    """Return whether these options ask for other modules than the TARGET_MODULES of all blocks."""
+    return lora_layers is not None or lora_blocks is not None
+
+
+class SD3AdapterFormat(AdapterFormat):
+    """LoRAs of one rank on the transformer."""
+
+    def target_modules(self, modules: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+        """Return the ends of the modules' names where they are the usual ones of all blocks."""
+        if chooses_modules(options.get("lora_layers"), options.get("lora_blocks")):
+            return list(modules)
+        # peft matches a module by the end of its name. The short names are right only if every module that
+        # ends so was trained, which holds when the blocks are numbered from 0 without a gap.
+        ends = {module.partition(".attn.")[2] for module in modules}
+        blocks = {module.partition(".attn.")[0] for module in modules}
+        numbered = {f"transformer_blocks.{number}" for number in range(len(blocks))}
+        names = {f"attn.{end}" for end in ends}
+        return sorted(names) if blocks == numbered and names == set(TARGET_MODULES) else list(modules)
+
+
+ADAPTER_FORMAT = SD3AdapterFormat(components=("transformer",), one_rank=True)
 
 
 def named_layers(config: TuningConfig) -> Sequence[str]:

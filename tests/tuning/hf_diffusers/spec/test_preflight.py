@@ -1,22 +1,28 @@
-"""The folder of class images: which are used, which are missing, and what it was made with."""
+"""What is checked of a configuration: class images and their settings, trackers that must be installed."""
 
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.class_settings import (
+from mimicry.tuning.hf_diffusers.spec import preflight
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.preflight import (
+    chosen_trackers,
     class_images_of,
     generation_precision,
     generation_settings,
+    report_problems,
 )
 from mimicry.tuning.options.config import TuningConfig
 from tests.small_study import write_images
 from tests.tuning.companions import PRIOR
+from tests.tuning.lora_files import batch_problems
+from tests.tuning.model_files import make_model
 
 MODEL = BaseModel(folder=Path("nowhere"), name="lab/tiny", revision="0" * 40)
 
@@ -153,3 +159,57 @@ class TestSettings:
 )
 def test_the_precision_is_by_default_that_of_training(values: dict[str, Any], precision: str) -> None:
     assert generation_precision(TuningConfig(**PRIOR | values)) == precision
+
+
+def install(patch: pytest.MonkeyPatch, *names: str) -> None:
+    def version(name: str) -> str:
+        if name not in names:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    patch.setattr(preflight, "version", version)
+
+
+@pytest.mark.parametrize(
+    ("installed", "report_to", "chosen", "missing"),
+    [
+        ((), "none", [], ""),
+        (("tensorboard", "wandb"), "none", [], ""),
+        (("tensorboard",), "tensorboard", ["tensorboard"], ""),
+        (("wandb",), "TensorBoard", None, "tensorboard is not installed"),
+        ((), "wandb", None, "wandb is not installed"),
+        (("wandb",), "all", ["wandb"], ""),
+        (("wandb", "tensorboard"), "all", ["tensorboard", "wandb"], ""),
+        ((), "all", None, "tensorboard or wandb is not installed"),
+    ],
+)
+def test_what_is_asked_for_must_be_installed(
+    installed: tuple[str, ...],
+    report_to: str,
+    chosen: list[str] | None,
+    missing: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, *installed)
+    config = TuningConfig(report_to=report_to)
+
+    problems = report_problems(config)
+
+    if chosen is None:
+        (problem,) = problems
+        assert missing in problem
+        assert "pip install 'mimicry[reports]'" in problem
+    else:
+        assert problems == []
+        assert chosen_trackers(config) == chosen
+
+
+def test_a_batch_is_refused_before_it_begins(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("batch")
+    config = TuningConfig(
+        report_to="wandb", resolution=64, pretrained_model_name_or_path=str(make_model(folder / "model"))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        (problem,) = batch_problems(config, folder, 1, uploads=False)
+    assert problem.startswith("--report-to wandb: ")

@@ -10,8 +10,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from mimicry.common.errors import BatchFault
-from mimicry.tuning.hf_diffusers.base_model import COMPONENTS, BaseModel
-from mimicry.tuning.hf_diffusers.download import access_problem
+from mimicry.tuning.hf_diffusers.spec.base_model import COMPONENTS, BaseModel, access_problem
 from mimicry.tuning.options.config import TuningConfig
 from tests.hostile_names import over_hostile_names
 from tests.tuning.model_files import (

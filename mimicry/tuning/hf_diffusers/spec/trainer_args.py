@@ -37,7 +37,7 @@ OUT_OF_SCOPE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainerArgs:
     """What the trainer is asked to do: hyper-parameters, inputs, and the command that said so."""
 
     config: TuningConfig
@@ -45,8 +45,8 @@ class Job:
     command: tuple[str, ...]
 
 
-def parse_job(words: Sequence[str] | None = None) -> Job:
-    """Return the job that the command line asks for.
+def parse_args(words: Sequence[str] | None = None) -> TrainerArgs:
+    """Return what the command line asks for.
 
     Raises:
         UsageError: flags that are unknown or out of scope, and values out of bounds; all problems at once.
@@ -67,7 +67,7 @@ def parse_job(words: Sequence[str] | None = None) -> Job:
     if problems:
         raise UsageError(*problems)
     command = (Path(sys.argv[0]).name, *words)
-    return Job(config=config, inputs=TrainingInputs.take(values), command=command)
+    return TrainerArgs(config=config, inputs=TrainingInputs.take(values), command=command)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import pytest
 
 import mimicry
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.job import OUT_OF_SCOPE, Job, parse_job
+from mimicry.tuning.hf_diffusers.spec.trainer_args import OUT_OF_SCOPE, TrainerArgs, parse_args
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.flags import TRAINER_OPTIONS
 from tests.hostile_names import over_hostile_names
@@ -37,13 +37,13 @@ BOOLEANS = [option.name for option in OPTIONS if option.type is bool and not opt
 COMPANIONS = {"with_prior_preservation": ("--class_prompt=art", "--class_data_dir=class")}
 
 
-def parse(*words: str) -> Job:
-    return parse_job([*NEEDED, *words])
+def parse(*words: str) -> TrainerArgs:
+    return parse_args([*NEEDED, *words])
 
 
 def problems(*words: str) -> list[str]:
     with pytest.raises(UsageError) as caught:
-        parse_job(words)
+        parse_args(words)
     return list(caught.value.problems)
 
 
@@ -101,11 +101,11 @@ def test_dashes_and_underscores_are_one_flag() -> None:
 
 @over_hostile_names
 def test_values_are_taken_as_they_are(hostile_name: str) -> None:
-    job = parse_job(
+    args = parse_args(
         [f"--instance-data-dir={hostile_name}", f"--output_dir={hostile_name}", f"--note={hostile_name}"]
     )
-    assert job.inputs.input_dir == job.inputs.output_dir == Path(hostile_name)
-    assert job.inputs.notes == (hostile_name,)
+    assert args.inputs.input_dir == args.inputs.output_dir == Path(hostile_name)
+    assert args.inputs.notes == (hostile_name,)
 
 
 @pytest.mark.parametrize("value", ["--a-b --c", "-x", "a=b=c", "100 %"])
@@ -114,9 +114,9 @@ def test_a_value_may_look_like_a_flag(value: str) -> None:
 
 
 def test_the_last_value_counts_and_notes_add_up() -> None:
-    job = parse("--rank=4", "--rank=8", "--note=one", "--note", "two")
-    assert job.config.rank == 8
-    assert job.inputs.notes == ("one", "two")
+    args = parse("--rank=4", "--rank=8", "--note=one", "--note", "two")
+    assert args.config.rank == 8
+    assert args.inputs.notes == ("one", "two")
 
 
 def test_the_rank_of_a_process_is_taken_and_not_read() -> None:
@@ -125,7 +125,7 @@ def test_the_rank_of_a_process_is_taken_and_not_read() -> None:
 
 def test_the_command_is_kept_as_typed() -> None:
     words = [*NEEDED, "--max-train-steps", "3"]
-    assert parse_job(words).command[1:] == tuple(words)
+    assert parse_args(words).command[1:] == tuple(words)
 
 
 def test_abbreviations_are_not_guessed() -> None:
