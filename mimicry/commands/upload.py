@@ -5,10 +5,10 @@ from typing import Any
 from mimicry.common.errors import BatchFault
 from mimicry.study import AdapterId, ImageFolder, State, StudyTree
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
-from mimicry.tuning.execution import (
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.execution.uploads import (
     PendingUpload,
     due_repositories,
-    open_tracker,
     pending_upload,
     upload_pending,
 )

@@ -10,13 +10,12 @@ from mimicry.common.children import Interrupted
 from mimicry.common.errors import BatchFault
 from mimicry.common.programs import NOT_AS_ASKED
 from mimicry.study import Condition, State
-from mimicry.tuning.execution import (
-    Engine,
-    LocalEngine,
-    Result,
-    open_tracker,
-    upload_owed,
-)
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.execution.batch import Batch
+from mimicry.tuning.execution.bookkeeping import Result
+from mimicry.tuning.execution.executor import Executor, with_queue
+from mimicry.tuning.execution.local import LocalExecutor
+from mimicry.tuning.execution.uploads import upload_owed
 from mimicry.tuning.hub import colliding_names, hub_problems, token_problems
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
@@ -46,7 +45,7 @@ class Orchestrator:
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
-    engine: Engine = field(default_factory=LocalEngine)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     def show(self, *, verbose: bool, full: bool = False) -> int:
         """Print the plan, and what would forbid it; write nothing into the study.
@@ -58,7 +57,7 @@ class Orchestrator:
         if verbose:
             print(image_lists(plan), end="")
             print(tables.commands(plan))
-        print(self.engine.script(plan), end="")
+        print(self.executor.describe(plan), end="")
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
@@ -96,9 +95,9 @@ class Orchestrator:
 
     def _carry_out(self, plan: Plan) -> int:
         counts = [target.step_count for target in plan.of(State.PENDING, State.QUEUED)]
-        display = BatchDisplay(counts, plan.known_seconds(), self.engine.workers)
+        display = BatchDisplay(counts, plan.known_seconds(), self.executor.capacity)
         tracker = open_tracker(plan.call.tree)
-        batch = self.engine.batch(plan, tracker, display, wait=self.wait)
+        batch = Batch(plan, self.executor, tracker, display, wait=self.wait)
         results: list[Result] = []
         try:
             if plan.call.uploads:
@@ -125,7 +124,7 @@ class Orchestrator:
             by_condition=self.by_condition,
             full=full,
         )
-        return self.engine.with_queue(plan)
+        return with_queue(plan, self.executor.queued(plan.call.tree))
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""

@@ -17,7 +17,7 @@ _ENGINE = ("--no-push-to-hub", "--engine=slurm", "--slurm-mem=400M", "--slurm-cp
 
 def submissions(tree: StudyTree) -> list[Path]:
     """Return the folders of all submissions to the cluster."""
-    return sorted(tree.slurm.glob("mimicry-*"))
+    return sorted(tree.queue("slurm").glob("mimicry-*"))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.adapters.bookmark import open_tracker
 from tests.slurm.cluster_call import ClusterCall, submissions
 from tests.slurm.real_slurm import RealSlurm
 from tests.slurm.slow_stack import SlowStack

@@ -10,7 +10,7 @@ from mimicry.common.files import read_json
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters.folder import TRAIN_LOG
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.slurm_queue import jobs_of_study
+from mimicry.tuning.execution.slurm import jobs_of_study
 from tests.chaos.tiny_pilot import TinyPilot, faults_of
 from tests.slurm.cluster_call import ClusterCall, submissions
 from tests.slurm.real_slurm import RealSlurm
@@ -23,7 +23,7 @@ _REQUEUED = "Requeued job"
 
 def printed(tree: StudyTree) -> str:
     """Return what all jobs have printed so far."""
-    return "".join(path.read_text() for path in tree.slurm.glob("*/*_log.out"))
+    return "".join(path.read_text() for path in tree.queue("slurm").glob("*/*_log.out"))
 
 
 def steps_on(node: str, pilot: TinyPilot, tree: StudyTree) -> bool:

@@ -11,8 +11,8 @@ from mimicry.common.children import Interrupted
 from mimicry.common.errors import TrainingFailed
 from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.execution.places import Place
 from mimicry.tuning.planning.plan import Plan

@@ -6,7 +6,7 @@ from mimicry.common.children import Interrupted, has_parent
 from mimicry.common.claims import Claim
 from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import set_aside, utc_now
-from mimicry.tuning.execution.attempt import Attempt
+from mimicry.tuning.execution.outcome import Attempt
 from mimicry.tuning.hf_diffusers.artist_job import FOREIGN_OUTPUT, ArtistJob
 from mimicry.tuning.hf_diffusers.outcome import publish_foreign, record_bytes, record_end
 from mimicry.tuning.hf_diffusers.script_run import run_script

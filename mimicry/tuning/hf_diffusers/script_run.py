@@ -10,7 +10,7 @@ from mimicry.common.files import utc_now
 from mimicry.common.scrubbing import mask_token
 from mimicry.common.text import shell_line
 from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.execution.supervision import MetricsReader, StallGuard, follow
+from mimicry.tuning.execution.outcome import MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.progress import StepDisplay, is_terminal
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from mimicry.common.children import has_parent
 from mimicry.common.errors import MimicryError, report
 from mimicry.study import StudyTree
-from mimicry.tuning.execution.bookmarks import record_adapter
+from mimicry.tuning.adapters.bookmark import record_adapter
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 
 

@@ -24,7 +24,6 @@ from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.grouped_help import option, program
 from mimicry.tuning.options.inputs import TrainingInputs, input_options
 from mimicry.tuning.options.series import Series, all_series, chosen_series
-from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, cluster_options
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT, series_of_call, study_file_of
 from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, StudyFile
 
@@ -34,17 +33,14 @@ __all__ = [
     "MOST_REPLICATES",
     "OPTIONS",
     "ORDERS",
-    "SLURM",
     "STUDY",
     "STUDY_VARIANT",
     "Series",
-    "SlurmSettings",
     "StudyFile",
     "TrainingInputs",
     "TuningConfig",
     "all_series",
     "chosen_series",
-    "cluster_options",
     "condition_filters",
     "data_root_option",
     "handed_on_options",

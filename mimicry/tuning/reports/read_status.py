@@ -7,7 +7,8 @@ from typing import Any
 from mimicry.study import StudyTree
 from mimicry.study.cells import CellImages
 from mimicry.study.tree import ALL
-from mimicry.tuning.execution import QueueUnknown, live_jobs, open_tracker
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.execution.engines import queued_jobs
 from mimicry.tuning.options import selection_of
 from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
@@ -37,8 +38,7 @@ def read_status(parameters: Mapping[str, Any], study_file: StudyFile) -> StudySt
         selection=selection_of(parameters),
     )
     status = study_status(images, stack.traits.adapter_format, meant, bookmarks)
-    try:
-        return with_jobs(status, live_jobs(tree))
-    except QueueUnknown as error:
-        print(f"warning: jobs of the cluster are left out: {error}", file=sys.stderr)
-        return status
+    jobs, faults = queued_jobs(tree)
+    for fault in faults:
+        print(f"warning: jobs of the cluster are left out: {fault}", file=sys.stderr)
+    return with_jobs(status, jobs)

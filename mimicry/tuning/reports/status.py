@@ -13,7 +13,7 @@ from mimicry.study.tracker import Bookmarks
 from mimicry.study.tree import ALL, NONE
 from mimicry.tuning.adapters import AdapterFormat
 from mimicry.tuning.adapters.training_run import Evaluated
-from mimicry.tuning.execution import QueuedJob
+from mimicry.tuning.execution.executor import QueuedJob
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
 from mimicry.tuning.reports.cell import Cell, CellReader, Recorded
 

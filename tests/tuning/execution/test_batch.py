@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.children import Interrupted, stop_signals_raise
+from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, ClaimedElsewhere
 from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.local_job import LocalJob
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
@@ -349,12 +349,12 @@ def test_a_stopped_artist_has_the_steps_that_its_trainer_recorded(tree: StudyTre
 def test_a_stop_signal_that_comes_while_a_claim_is_refused_is_not_lost(
     tree: StudyTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> LocalJob:
+    def refuse(path: Path) -> Claim:
         os.kill(os.getpid(), signal.SIGTERM)
         raise ClaimedElsewhere("in use")
 
-    batch, executor = make_batch(plan_of(tree))
-    monkeypatch.setattr(executor, "submit", refuse)
+    batch, _ = make_batch(plan_of(tree))
+    monkeypatch.setattr(Claim, "take_anew", refuse)
 
     with stop_signals_raise(), pytest.raises(Interrupted):
         batch.run()

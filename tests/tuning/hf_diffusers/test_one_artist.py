@@ -14,7 +14,7 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.hf_diffusers import artist_job, one_artist, script_run
 from mimicry.tuning.hf_diffusers.artist_job import ArtistJob
 from mimicry.tuning.hf_diffusers.launch import TrainScript

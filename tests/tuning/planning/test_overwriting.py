@@ -8,8 +8,8 @@ import pytest
 from mimicry.common.children import Interrupted
 from mimicry.study.states import State
 from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (

@@ -7,8 +7,8 @@ from typing import Any
 from mimicry.study.cells import CellImages
 from mimicry.study.states import State
 from mimicry.study.tree import Artist, Condition, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, PARTS, SCHEMA, STATE
-from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.reports.cell import Cell
 from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status

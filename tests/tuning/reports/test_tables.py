@@ -8,7 +8,7 @@ import pytest
 
 from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
-from mimicry.tuning.execution.result import Result
+from mimicry.tuning.execution.bookkeeping import Result
 from mimicry.tuning.hub.job import HubOptions
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target

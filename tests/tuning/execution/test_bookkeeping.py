@@ -1,4 +1,4 @@
-"""Several calls on one tree: each artist is trained once, and nothing fresh is thrown away."""
+"""A batch hears of sister adapters with other numerics: shown and kept, or blocked."""
 
 import json
 from collections.abc import Callable
@@ -13,14 +13,168 @@ from mimicry.common.files import write_json
 from mimicry.study.states import State
 from mimicry.study.tracker import ProgressTracker
 from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEIGHTS, AdapterFolder
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.sharing import repair
+from mimicry.tuning.execution.bookkeeping import repair
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.planning.target import Target
-from tests.small_study import ANNA, BORIS, CLARA, DORA, plan_of, put_adapter, target_of, write_adapter
-from tests.tuning.staged_batch import OnStep, make_batch, mark_of, outcomes, output, statuses, succeed
+from mimicry.tuning.reports.tables import summary
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    CLARA,
+    DORA,
+    EVERYBODY,
+    plan_of,
+    put_adapter,
+    target_of,
+    write_adapter,
+)
+from tests.tuning.staged_batch import (
+    Ending,
+    OnStep,
+    fail,
+    make_batch,
+    mark_of,
+    outcomes,
+    output,
+    statuses,
+    succeed,
+)
+
+FOUND = {"mist__none": ["torch '2.12' -> '2.13'"]}
+PHRASE = "other numerics than mist__none (torch '2.12' -> '2.13')"
+
+
+def succeed_otherwise(target: Target, on_step: OnStep) -> int:
+    write_adapter(target.folder.path, target.images.path, other_numerics=FOUND)
+    return 0
+
+
+def refuse(target: Target, on_step: OnStep) -> int:
+    write_json(target.folder.record, {"status": "blocked", "error": PHRASE})
+    return 1
+
+
+def test_a_difference_is_kept_and_shown(tree: StudyTree, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tree)
+    batch, _ = make_batch(plan, {ANNA: succeed_otherwise})
+
+    batch.run()
+
+    assert mark_of(tree)["other_numerics"] == FOUND
+    assert "other_numerics" not in mark_of(tree, BORIS)
+    assert summary(plan, batch.results).count(PHRASE) == 1
+    assert f", {PHRASE}\n" in capsys.readouterr().out
+
+
+def test_a_refusal_is_no_failure(tree: StudyTree) -> None:
+    """Nor do three of them in a row stop the batch: the next artist may have no sisters."""
+    plan = plan_of(tree)
+    batch, executor = make_batch(plan, dict.fromkeys(EVERYBODY[:3], refuse))
+
+    batch.run()
+
+    assert executor.trained == list(EVERYBODY)
+    assert outcomes(batch) == ["blocked", "blocked", "blocked", "trained"]
+    mark = mark_of(tree, EVERYBODY[0])
+    assert (mark["status"], mark["error"]) == ("blocked", PHRASE)
+    assert summary(plan, batch.results).endswith("1 trained, 3 blocked")
+
+
+def succeed_evaluated(target: Target, on_step: OnStep) -> int:
+    on_step({"step": 0, "eval_loss": 1.25})
+    for step in (1, 2):
+        on_step({"step": step, "loss": 0.5})
+    on_step({"step": 2, "eval_loss": 1.125})
+    write_adapter(target.folder.path, target.images.path, eval_loss={"start": 1.25, "end": 1.125})
+    return 0
+
+
+def test_the_loss_on_the_original_art_is_kept_and_shown(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, _ = make_batch(plan_of(tree), {ANNA: succeed_evaluated})
+
+    batch.run()
+
+    assert [result.evaluation for result in batch.results] == ["", "eval 1.250 -> 1.125", "", ""]
+    assert mark_of(tree)["eval_loss"] == {"start": 1.25, "end": 1.125}
+    assert "eval_loss" not in mark_of(tree, BORIS)
+    assert ", mean loss 0.2500, eval 1.250 -> 1.125\n" in capsys.readouterr().out
+
+
+def test_a_training_that_fails_between_evaluations_forgets_the_loss_of_the_one_before(
+    tree: StudyTree,
+) -> None:
+    make_batch(plan_of(tree), {ANNA: succeed_evaluated})[0].run()
+
+    def fail_evaluated(target: Target, on_step: OnStep) -> int | None:
+        on_step({"step": 0, "eval_loss": 1.25})
+        return fail("it burned")(target, on_step)
+
+    make_batch(plan_of(tree, overwrite=True), {ANNA: fail_evaluated})[0].run()
+
+    assert mark_of(tree)["status"] == "failed"
+    assert "eval_loss" not in mark_of(tree)
+
+
+ODD = "checkpoint-100 could not be written: no room"
+
+
+def warning(*texts: str, **fields: Any) -> Ending:
+    """Complete, with these warnings in the record beside those of the plan."""
+
+    def ending(target: Target, on_step: OnStep) -> int:
+        write_adapter(target.folder.path, target.images.path, warnings=[*target.warnings, *texts], **fields)
+        return 0
+
+    return ending
+
+
+def fail_oddly(target: Target, on_step: OnStep) -> int:
+    write_json(target.folder.record, {"status": "failed", "error": "it burned", "warnings": [ODD]})
+    return 1
+
+
+@pytest.mark.parametrize("ending", [warning(ODD), fail_oddly], ids=["complete", "failed"])
+def test_a_warning_of_the_trainer_is_said_and_summed_up(
+    ending: Ending, tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tree, artists=("Anna_Berg",))
+    batch, _ = make_batch(plan, {ANNA: ending})
+
+    batch.run()
+
+    assert f"[1/1] {ANNA}: warning: {ODD}\n" in capsys.readouterr().out
+    assert summary(plan, batch.results).count(ODD) == 1
+
+
+def test_a_warning_of_the_plan_is_not_said_again(tree: StudyTree, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tree, artists=("Anna_Berg",))
+    batch, _ = make_batch(plan, {ANNA: warning()})
+
+    batch.run()
+
+    assert "warning: " not in capsys.readouterr().out
+    assert summary(plan, batch.results).count("3 images; the defaults are meant for 20") == 1
+
+
+def test_a_resumed_training_has_the_time_of_all_its_attempts(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tree, artists=("Anna_Berg",))
+    batch, _ = make_batch(plan, {ANNA: warning(resumed_from=27, earlier_seconds=3600.0, seconds=3605.998)})
+
+    batch.run()
+
+    assert 3600 <= mark_of(tree)["seconds"] < 3660
+    # In tenths of a second, as for others.
+    assert mark_of(tree)["seconds"] == round(mark_of(tree)["seconds"], 1)
+    assert mark_of(tree)["started_at"] == "2026-01-02T03:04:05+00:00"
+    assert "complete in 0:00, resumed at step 27" in capsys.readouterr().out
+    assert "0:00 of 1:00:00" in summary(plan, batch.results)
 
 
 def others(folder: Path) -> Claim:

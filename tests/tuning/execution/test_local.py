@@ -188,7 +188,7 @@ def test_each_training_has_a_line_of_its_own_and_leaves_it_to_the_next(
         lines.append((label, position))
         return StepDisplay(label, total, position)
 
-    monkeypatch.setattr("mimicry.tuning.execution.batch.StepDisplay", shown)
+    monkeypatch.setattr("mimicry.tuning.execution.bookkeeping.StepDisplay", shown)
     long = step_until(lambda: len(executor.trained) == 4)
     batch, executor = make_batch(plan_of(tree), {ANNA: long}, places=TWO)
     batch.run()
