@@ -6,7 +6,7 @@ adapter holds the claim to its folder, and looks again at what lies there once i
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -134,9 +134,9 @@ class Training:
         """
         return self.books.recheck(self.target)
 
-    def bookmark(self) -> Bookmark:
-        """Return its bookmark as it is now."""
-        return read_bookmarks(self.books.tracker).get(self.key, Bookmark())
+    def news(self) -> Bookmark:
+        """Return its bookmark, if another call has changed it since this one began; else an empty one."""
+        return self.books.news(self.key, read_bookmarks(self.books.tracker))
 
     def say(self, text: str) -> None:
         """Print a line about it."""
@@ -291,26 +291,31 @@ class Bookkeeper:
         """Return those that other calls have ended since the plan was made, and how; changes nothing."""
         marks, ended = read_bookmarks(self.tracker), []
         for training in trainings:
-            target, mark = training.target, marks.get(training.key, Bookmark())
-            is_new = target.folder.weights_identity() != target.weights or mark.status is State.FAILED
-            if is_new and not is_as_planned(target):
+            target = training.target
+            has_failed = self.news(training.key, marks).status is State.FAILED
+            is_changed = has_failed or target.folder.weights_identity() != target.weights
+            if is_changed and not is_as_planned(target):
                 found = self._by_others(target, target.judge(), marks)
                 if found is not None:
                     ended.append((training, found))
         return ended
 
     def _by_others(
-        self, target: Target, found: AdapterState, marks: dict[str, Bookmark]
+        self, target: Target, found: AdapterState, marks: Mapping[str, Bookmark]
     ) -> AdapterState | None:
         """Return how another call has ended a target since the plan was made; None when none has."""
         if found.state in KEPT:
             reason = f", {found.reason}" if found.reason else ""
             return AdapterState(found.state, f"{found.state}: trained {ELSEWHERE}{reason}")
-        now = marks.get(target.adapter.key, Bookmark())
-        is_new = now != self._marked.get(target.adapter.key, Bookmark())
-        if found.state is State.PENDING and is_new and now.status is State.FAILED:
-            return AdapterState(State.FAILED, f"{now.error} ({ELSEWHERE})")
+        mark = self.news(target.adapter.key, marks)
+        if found.state is State.PENDING and mark.status is State.FAILED:
+            return AdapterState(State.FAILED, f"{mark.error} ({ELSEWHERE})")
         return None
+
+    def news(self, key: str, marks: Mapping[str, Bookmark]) -> Bookmark:
+        """See `Training.news`; `marks` are the bookmarks as they are now."""
+        mark = marks.get(key, Bookmark())
+        return Bookmark() if mark == self._marked.get(key, Bookmark()) else mark
 
     def ended(self, one: Training, end: JobEnd) -> None:
         """Record and say how a training ended."""
@@ -386,7 +391,7 @@ class Bookkeeper:
     def _correct(self, one: Training, mark: Bookmark) -> None:
         """Record what another call has left, unless it has recorded that itself."""
         settled = (State.COMPLETE,) if mark.status is State.COMPLETE else (State.FAILED, State.BLOCKED)
-        if one.bookmark().status not in settled:
+        if read_bookmarks(self.tracker).get(one.key, Bookmark()).status not in settled:
             self.tracker.record(one.key, **mark.to_json())
 
     def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:

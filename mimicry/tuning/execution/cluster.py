@@ -307,7 +307,7 @@ class ClusterJob(Job):
         if found.state in KEPT and not is_as_planned(target):
             warnings = tuple(target.folder.readable_run.warnings)
             return JobEnd(state=found.state, error=found.reason, recorded=True, warnings=warnings)
-        mark = self.training.bookmark()
+        mark = self.training.news()
         # Once it has settled, whatever the worker has written can be seen from here.
         if now - self._gone_at >= SETTLE_SECONDS or mark.status in (State.FAILED, State.BLOCKED):
             return self._failure(mark)

@@ -1,7 +1,6 @@
-"""A batch hears of sister adapters with other numerics: shown and kept, or blocked."""
+"""What the books of a batch keep: numerics, evaluations, warnings, claims of other calls, repairs."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from mimicry.tuning.reports.tables import summary
 from tests.small_study import (
     ANNA,
     BORIS,
-    CLARA,
-    DORA,
     EVERYBODY,
     plan_of,
     put_adapter,
@@ -182,16 +179,6 @@ def others(folder: Path) -> Claim:
     return Claim.take_anew(folder)
 
 
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Return what lets something happen while a batch waits for others."""
-
-    def happens(action: Callable[[], object]) -> None:
-        monkeypatch.setattr("mimicry.tuning.execution.batch.time.sleep", lambda _: action())
-
-    return happens
-
-
 class TestPlan:
     def test_an_artist_that_another_call_trains_is_shown_as_such(self, tree: StudyTree) -> None:
         with others(output(tree)):
@@ -216,97 +203,11 @@ class TestPlan:
 
 
 class TestBatch:
-    def test_without_waiting_it_is_left_and_told(self, tree: StudyTree) -> None:
-        with others(output(tree)):
-            batch, executor = make_batch(plan_of(tree), wait=False)
-            batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA]
-        assert outcomes(batch) == ["trained"] * 3 + ["claimed"]
-        assert batch.results[-1].error.startswith("in use by pid ")
-
     def test_without_waiting_nothing_is_recorded_of_it(self, tree: StudyTree) -> None:
         open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
         with others(output(tree)):
             make_batch(plan_of(tree), wait=False)[0].run()
         assert mark_of(tree)["status"] == "pending"
-
-    def test_one_that_another_call_completes_is_skipped(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        claim = others(output(tree))
-
-        def complete() -> None:
-            put_adapter(tree)
-            claim.release()
-
-        meanwhile(complete)
-        batch, executor = make_batch(plan_of(tree))
-        batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA]
-        assert outcomes(batch) == ["trained"] * 3 + ["skipped"]
-        assert statuses(tree) == ["complete"] * 4
-
-    def test_one_that_another_call_leaves_is_trained(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        claim = others(output(tree))
-        meanwhile(claim.release)
-        batch, executor = make_batch(plan_of(tree))
-        batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA, ANNA]
-        assert statuses(tree) == ["complete"] * 4
-
-    def test_one_that_failed_elsewhere_is_not_repeated(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        claim = others(output(tree))
-        plan = plan_of(tree)
-
-        def fail() -> None:
-            key = plan.requests[0].adapter(ANNA).key
-            open_tracker(tree).record(key, status="failed", error="it burned")
-            claim.release()
-
-        meanwhile(fail)
-        batch, executor = make_batch(plan)
-        batch.run()
-        assert ANNA not in executor.trained
-        assert (batch.results[-1].word, batch.results[-1].error) == (
-            "failed",
-            "it burned (by another call)",
-        )
-
-    def test_a_failure_of_an_earlier_day_is_tried_again(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        plan = plan_of(tree)
-        open_tracker(tree).record(plan.requests[0].adapter(ANNA).key, status="failed", error="it burned")
-        with others(output(tree)) as claim:
-            meanwhile(claim.release)
-            batch, executor = make_batch(plan_of(tree))
-            batch.run()
-        assert executor.trained[-1] == ANNA
-
-    def test_one_that_was_completed_since_the_plan_is_skipped(self, tree: StudyTree) -> None:
-        batch, executor = make_batch(plan_of(tree))
-        put_adapter(tree)
-        batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA]
-        assert outcomes(batch) == ["trained", "skipped", "trained", "trained"]
-        assert batch.results[1].error == "complete: trained by another call"
-        assert mark_of(tree)["status"] == "complete"
-
-    def test_two_calls_that_overwrite_train_once_and_keep_what_is_fresh(self, tree: StudyTree) -> None:
-        put_adapter(tree)
-        first, _ = make_batch(plan_of(tree, overwrite=True))
-        second, executor = make_batch(plan_of(tree, overwrite=True))
-        first.run()
-        fresh = (output(tree) / WEIGHTS).stat()
-        second.run()
-        assert executor.trained == []
-        assert outcomes(second) == ["skipped"] * 4
-        assert (output(tree) / WEIGHTS).stat().st_ino == fresh.st_ino
-        assert len(list((output(tree) / "set_aside").iterdir())) == 1
 
     def test_a_lost_claim_is_no_failure_of_ours(self, tree: StudyTree) -> None:
         def lose(target: Target, on_step: OnStep) -> int:
@@ -318,10 +219,6 @@ class TestBatch:
         batch.run()
         assert outcomes(batch) == ["trained"] * 3 + ["skipped"]
         assert statuses(tree) == ["complete"] * 4
-
-    def test_no_claim_is_left(self, tree: StudyTree) -> None:
-        make_batch(plan_of(tree))[0].run()
-        assert list(tree.data_root.rglob(".claim*")) == []
 
     def test_a_stopped_trainer_is_an_interruption_and_the_others_go_on(self, tree: StudyTree) -> None:
         def be_stopped(target: Target, on_step: OnStep) -> int:
