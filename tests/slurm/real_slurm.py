@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,7 @@ import psutil
 from tests.left_behind import end_processes, lives, with_variable
 
 NODES = ("n1", "n2")
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munge")
 _START_SECONDS = 120.0
 _IN_SERVICE = ("idle", "mixed", "allocated", "planned", "completing")
 _CONF = """\
@@ -80,6 +79,11 @@ def why_not() -> str:
     return "" if os.geteuid() == 0 else "the daemons of Slurm need root"
 
 
+def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without variables of a job that the tests may run in."""
+    return {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SUBMITIT"))}
+
+
 @dataclass
 class RealSlurm:
     """The daemons, and what a test does to them."""
@@ -88,8 +92,9 @@ class RealSlurm:
     # Programs that use it and that end with the test, such as calls of apply_tuning.
     users: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _ports: list[socket.socket] = field(default_factory=list)
     # Without what a single test adds: a node that it starts anew outlives it.
-    _environment: dict[str, str] = field(default_factory=os.environ.copy)
+    _environment: dict[str, str] = field(default_factory=lambda: without_slurm(os.environ))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -98,13 +103,14 @@ class RealSlurm:
 
     def call(self, *words: str) -> str:
         """Run a program of Slurm and return its output."""
+        environment = without_slurm(os.environ) | self.environment
         return subprocess.run(
-            words, env=os.environ | self.environment, check=True, capture_output=True, text=True, timeout=60
+            words, env=environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout
 
-    def running_on(self, node: str) -> list[str]:
-        """Return the ids of the jobs that run on a node."""
-        lines = self.call("squeue", "-h", "-r", "-t", "RUNNING", "-w", node, "-o", "%i").splitlines()
+    def running_on(self, nodes: str) -> list[str]:
+        """Return the ids of the jobs that run on a node, or on one of several with commas between them."""
+        lines = self.call("squeue", "-h", "-r", "-t", "RUNNING", "-w", nodes, "-o", "%i").splitlines()
         return [line.strip() for line in lines]
 
     def kill_node(self, node: str) -> None:
@@ -193,18 +199,19 @@ class RealSlurm:
             )
 
     def up(self, max_array_size: int) -> None:
-        """Start everything, and wait until both nodes are idle."""
+        """Start everything, and wait until both nodes take jobs."""
         self.folder.mkdir(parents=True)
         (self.folder / "state").mkdir()
         for number in range(2):
             (self.folder / f"nvidia{number}").symlink_to("/dev/null")
+        self._ports += [_reserved_port() for _ in range(1 + len(NODES))]
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         names = {
             "folder": self.folder,
             "host": socket.gethostname().partition(".")[0],
-            "ports": _free_ports(3),
+            "ports": [port.getsockname()[1] for port in self._ports],
             "max_array_size": max_array_size,
         }
         (self.folder / "slurm.conf").write_text(_CONF.format_map(names))
@@ -215,11 +222,12 @@ class RealSlurm:
             *(f"--socket={self.folder / 'munge.socket'}", f"--pid-file={self.folder / 'munged.pid'}"),
             *(f"--log-file={self.folder / 'munged.log'}", f"--seed-file={self.folder / 'munged.seed'}"),
         )
-        self.await_true((self.folder / "munge.socket").exists)
+        # The socket is there before anything answers.
+        self.await_true(lambda: bool(self.call("munge", "-n", f"--socket={self.folder / 'munge.socket'}")))
         self._start("slurmctld", "slurmctld", "-D", "-i")
         for node in NODES:
             self._start(node, "slurmd", "-D", "-N", node)
-        self.await_true(lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle").count("\n") == 2)
+        self.await_true(lambda: all(self._takes_jobs(node) for node in NODES))
 
     def clear(self) -> None:
         """End the programs that use it, and cancel all jobs.
@@ -245,11 +253,11 @@ class RealSlurm:
         Raises:
             AssertionError: there was more to stop; the message names it.
         """
+        is_clear = False
         if "slurmctld" in self._processes:
             with suppress(TimeoutError, RuntimeError):
                 self.clear()
-        for node in NODES:
-            end_processes(partial(self._processes_on, node))
+                is_clear = True
         for name in (*NODES, "slurmctld", "munged"):
             process = self._processes.pop(name, None)
             if process is None:
@@ -260,10 +268,13 @@ class RealSlurm:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        while self._ports:
+            self._ports.pop().close()
         left = end_processes(
-            lambda: {*self._using_it(), *self._watchers_on(NODES[0]), *self._watchers_on(NODES[1])}, 5
+            lambda: {*self._using_it(), *self._watchers_on(NODES[0]), *self._watchers_on(NODES[1])},
+            5 if is_clear else 0,
         )
-        assert not left, f"Slurm has left processes behind: {left}"
+        assert not left or not is_clear, f"Slurm has left processes behind: {left}"
 
 
 @contextmanager
@@ -277,17 +288,12 @@ def real_slurm(folder: Path, max_array_size: int = 1001) -> Iterator[RealSlurm]:
         slurm.down()
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def _reserved_port() -> socket.socket:
+    """Return a socket that keeps its port from others until it is closed, but not from Slurm.
 
-
-def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without variables of a job that the tests may run in."""
-    return {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SUBMITIT"))}
+    It has no listener, and Slurm asks for SO_REUSEADDR too, so that Slurm may listen there all the same.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("", 0))
+    return reserved

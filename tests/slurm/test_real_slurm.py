@@ -16,9 +16,9 @@ def test_one_that_does_not_come_up_says_why_and_leaves_nothing() -> None:
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="slurm") as name:
         folder = Path(name).resolve() / "s"
-        with pytest.raises(RuntimeError, match=r"slurmctld has ended: .*MaxArraySize"):
-            with real_slurm(folder, max_array_size=-1):
-                pass
+        failure = pytest.raises(RuntimeError, match=r"slurmctld has ended: .*MaxArraySize")
+        with failure, real_slurm(folder, max_array_size=-1):
+            pass
         assert with_variable("SLURM_CONF", str(folder / "slurm.conf")) == []
 
 
@@ -33,6 +33,6 @@ def test_a_node_that_was_killed_takes_jobs_again(slurm: RealSlurm, drained: bool
 
 def test_what_a_test_leaves_in_the_queue_is_cancelled(slurm: RealSlurm) -> None:
     slurm.call("sbatch", "--output=/dev/null", "--wrap=sleep 600")
-    slurm.await_true(lambda: bool(slurm.running_on("n1") + slurm.running_on("n2")))
+    slurm.await_true(lambda: bool(slurm.running_on("n1,n2")))
     slurm.clear()
     assert slurm.call("squeue", "-h") == ""
