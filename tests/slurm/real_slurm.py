@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,8 @@ from tests.left_behind import end_processes, lives, with_variable
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munge")
-_START_SECONDS = 120.0
+# Long, as a busy machine may take long; a daemon that ends is noticed at once.
+_PATIENCE_SECONDS = 600.0
 _IN_SERVICE = ("idle", "mixed", "allocated", "planned", "completing")
 _CONF = """\
 ClusterName=mimicry
@@ -53,7 +55,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
 ReturnToService=2
-SlurmdTimeout=20
+SlurmdTimeout=300
+MessageTimeout=60
 MaxArraySize={max_array_size}
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 Gres=gpu:2
@@ -92,6 +95,8 @@ class RealSlurm:
     # Programs that use it and that end with the test, such as calls of apply_tuning.
     users: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # Ends everything when this process is gone, whatever ended it.
+    _guard: subprocess.Popen[bytes] | None = None
     _ports: list[socket.socket] = field(default_factory=list)
     # Without what a single test adds: a node that it starts anew outlives it.
     _environment: dict[str, str] = field(default_factory=lambda: without_slurm(os.environ))
@@ -108,10 +113,13 @@ class RealSlurm:
             words, env=environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout
 
+    def jobs(self) -> set[str]:
+        """Return the ids of all jobs that have not ended."""
+        return set(self.call("squeue", "-h", "-r", "-o", "%i").split())
+
     def running_on(self, nodes: str) -> list[str]:
         """Return the ids of the jobs that run on a node, or on one of several with commas between them."""
-        lines = self.call("squeue", "-h", "-r", "-t", "RUNNING", "-w", nodes, "-o", "%i").splitlines()
-        return [line.strip() for line in lines]
+        return self.call("squeue", "-h", "-r", "-t", "RUNNING", "-w", nodes, "-o", "%i").split()
 
     def kill_node(self, node: str) -> None:
         """End all processes of a node at once, as a power cut does, and tell the controller."""
@@ -139,7 +147,7 @@ class RealSlurm:
             self.call("scontrol", "update", f"nodename={node}", "state=resume")
         return state in _IN_SERVICE
 
-    def await_true(self, is_so: Callable[[], bool], seconds: float = _START_SECONDS) -> None:
+    def await_true(self, is_so: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> None:
         """Wait until `is_so` returns True.
 
         Raises:
@@ -183,6 +191,15 @@ class RealSlurm:
                 if process.environ().get("SLURMD_NODENAME") == node:
                     yield process
 
+    def programs_on(self, node: str, script: str) -> list[psutil.Process]:
+        """Return the processes on a node whose first argument is a script of this name."""
+        found = []
+        for process in self._processes_on(node):
+            with suppress(psutil.Error):
+                if any(word.endswith(f"/{script}") for word in process.cmdline()[1:2]):
+                    found.append(process)
+        return found
+
     def _using_it(self) -> list[psutil.Process]:
         return with_variable("SLURM_CONF", self.environment["SLURM_CONF"])
 
@@ -201,6 +218,13 @@ class RealSlurm:
     def up(self, max_array_size: int) -> None:
         """Start everything, and wait until both nodes take jobs."""
         self.folder.mkdir(parents=True)
+        self._guard = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self.folder)],
+            cwd=Path(__file__).parents[2],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         (self.folder / "state").mkdir()
         for number in range(2):
             (self.folder / f"nvidia{number}").symlink_to("/dev/null")
@@ -243,7 +267,7 @@ class RealSlurm:
         def is_empty() -> bool:
             # A job that was being put back into the queue may not have heard of an earlier one.
             self.call("scancel", "-u", "root")
-            return not self.call("squeue", "-h")
+            return not self.jobs()
 
         self.await_true(is_empty, 30)
 
@@ -270,11 +294,17 @@ class RealSlurm:
                 process.wait()
         while self._ports:
             self._ports.pop().close()
-        left = end_processes(
-            lambda: {*self._using_it(), *self._watchers_on(NODES[0]), *self._watchers_on(NODES[1])},
-            5 if is_clear else 0,
-        )
+        left = self.end_everything(5 if is_clear else 0)
+        if self._guard is not None:
+            self._guard.communicate(timeout=60)
         assert not left or not is_clear, f"Slurm has left processes behind: {left}"
+
+    def end_everything(self, grace_seconds: float = 0.0) -> list[str]:
+        """Kill all processes that are left of it; return what they were."""
+        return end_processes(
+            lambda: {*self._using_it(), *self._watchers_on(NODES[0]), *self._watchers_on(NODES[1])},
+            grace_seconds,
+        )
 
 
 @contextmanager
@@ -297,3 +327,8 @@ def _reserved_port() -> socket.socket:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.bind(("", 0))
     return reserved
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    RealSlurm(Path(sys.argv[1])).end_everything()
