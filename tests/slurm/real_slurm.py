@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from tests.left_behind import end_processes, lives, with_variable
+from tests.ports import number_of, reserved_port
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munge")
@@ -228,14 +229,14 @@ class RealSlurm:
         (self.folder / "state").mkdir()
         for number in range(2):
             (self.folder / f"nvidia{number}").symlink_to("/dev/null")
-        self._ports += [_reserved_port() for _ in range(1 + len(NODES))]
+        self._ports += [reserved_port() for _ in range(1 + len(NODES))]
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         names = {
             "folder": self.folder,
             "host": socket.gethostname().partition(".")[0],
-            "ports": [port.getsockname()[1] for port in self._ports],
+            "ports": [number_of(port) for port in self._ports],
             "max_array_size": max_array_size,
         }
         (self.folder / "slurm.conf").write_text(_CONF.format_map(names))
@@ -316,17 +317,6 @@ def real_slurm(folder: Path, max_array_size: int = 1001) -> Iterator[RealSlurm]:
         yield slurm
     finally:
         slurm.down()
-
-
-def _reserved_port() -> socket.socket:
-    """Return a socket that keeps its port from others until it is closed, but not from Slurm.
-
-    It has no listener, and Slurm asks for SO_REUSEADDR too, so that Slurm may listen there all the same.
-    """
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("", 0))
-    return reserved
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tests.slurm.real_slurm import RealSlurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-_STEPS = 40
+_STEPS = 20
 _REQUEUED = "Requeued job"
 _TRAINER = "train_dreambooth_lora_sd3.py"
 
