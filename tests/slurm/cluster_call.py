@@ -41,6 +41,7 @@ class ClusterCall:
                 stderr=output,
                 start_new_session=True,
             )
+        slurm.users.append(process)
         return cls(process, log)
 
     @classmethod
@@ -58,4 +59,5 @@ class ClusterCall:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise AssertionError(self.said()) from None
