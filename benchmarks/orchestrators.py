@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mimicry.common.files import read_json
 from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.adapters.bookmark import STEP
 from mimicry.tuning.adapters.folder import TRAIN_LOG
-from mimicry.tuning.execution.bookmarks import STEP
 from tests.chaos.tiny_pilot import TinyPilot, add_demo_option, start_pilot
 from tools.results_file import add_output_option, report
 

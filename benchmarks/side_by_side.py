@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from mimicry.common.files import read_json
-from mimicry.tuning.execution.bookmarks import STEP
+from mimicry.tuning.adapters.bookmark import STEP
 from tests.chaos.tiny_pilot import TinyPilot, add_demo_option, faults_of, start_pilot
 from tools.results_file import add_output_option, report
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from benchmarks.study_model import HOUR, Outcome, Setting, Simulation
 from mimicry.common.files import read_json
 from mimicry.study.tree import NONE
+from mimicry.tuning.adapters.bookmark import STEP
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.bookmarks import STEP
 from mimicry.tuning.options.slurm_options import SIGNAL_SECONDS
 from tests.chaos.tiny_pilot import TinyPilot, add_demo_option
 from tools.results_file import add_output_option, report

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mimicry.study.matrix import Selection
 from mimicry.study.tracker import Bookmarks
 from mimicry.study.tree import AdapterId, Artist, Condition, State, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
+from mimicry.tuning.adapters.inspect import QueuedJob
 from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
@@ -160,6 +161,7 @@ def plan_of(
     *,
     asked: AdapterSpec | None = None,
     bookmarks: Bookmarks | None = None,
+    queue: Mapping[str, QueuedJob] | None = None,
     full: bool = False,
     artists: tuple[str, ...] = (),
     pilot: bool = False,
@@ -173,6 +175,7 @@ def plan_of(
             )
         ],
         bookmarks or {},
+        queue=queue,
         full=full,
     )
 

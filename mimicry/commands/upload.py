@@ -7,9 +7,9 @@ import click
 from mimicry.common.errors import BatchFault
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
-from mimicry.tuning.execution import (
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.execution.uploads import (
     due_repositories,
-    open_tracker,
     pending_upload,
     upload_pending,
 )

@@ -141,10 +141,13 @@ class StudyTree:
     def quarantine(self) -> Path:
         return self.data_root / "progress" / "quarantine.json"
 
-    @property
-    def slurm(self) -> Path:
-        """The folder of what was submitted to Slurm: which job is for which adapter, and what jobs print."""
-        return self.data_root / "progress" / "slurm"
+    def queue(self, engine: str) -> Path:
+        """Return the folder of what was submitted to a cluster: which job is for which adapter.
+
+        Args:
+            engine: the kind of cluster, such as slurm.
+        """
+        return self.data_root / "progress" / engine
 
     def image_lists(self, condition: Condition) -> Path:
         """Return the file with the lists that are too long for the plan of a condition."""

@@ -5,7 +5,7 @@ python mimicry/tuning/apply_tuning.py --protection mist --pilot
 """
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mimicry.common.processes import run_command
 from mimicry.common.text import printable
 from mimicry.study import ChosenConditions, StudyTree
 from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
-from mimicry.tuning.execution import Engine, LocalEngine, SlurmEngine, choose_places
+from mimicry.tuning.execution.engines import engine_options, make_executor
 from mimicry.tuning.hub.names import refuse_names
 from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.options.click_options import (
@@ -39,14 +39,12 @@ from mimicry.tuning.options.click_options import (
     tree_options,
 )
 from mimicry.tuning.options.config import OPTIONS
-from mimicry.tuning.options.slurm_options import SLURM, SlurmSettings, cluster_options
 from mimicry.tuning.options.study_defaults import series_of_call, study_file_of
 from mimicry.tuning.options.study_file import MOST_REPLICATES, ORDERS, Series
 from mimicry.tuning.orchestrator import Orchestrator
 from mimicry.tuning.planning import Request
 from mimicry.tuning.stacks import RUNNER_CONFIG, Stack
 
-_OF_THIS_MACHINE = ("gpus", "parallel")
 _CONDITION_PARAMETERS = ("protections", "countermeasures")
 # What reaches a stack through {options} only, by parameter.
 _HANDED_ON = {declared.name: declared.flag for declared in OPTIONS} | {
@@ -175,7 +173,7 @@ _call_options = options(
 @_condition_options
 @selection_options
 @_call_options
-@cluster_options
+@engine_options
 @handed_on_options
 @hyper_parameter_options
 @click.pass_context
@@ -190,7 +188,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         series = series_of_call(context, take_config(parameters))
         with problems:
             processes = max(one.config.num_processes for one in series)
-            engine = _engine(context, processes)
+            executor = make_executor(context, processes)
         for one in series:
             one.config.refuse_train_script(parameters["train_script"])
     with problems:
@@ -209,7 +207,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
         typed=TypedCommand.from_context(context),
         quarantine_unpaired=parameters["quarantine_unpaired"],
         wait=parameters["wait"],
-        engine=engine,
+        executor=executor,
     )
     verbose, full = parameters["verbose"], parameters["full"]
     if parameters["as_json"]:
@@ -219,41 +217,6 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
     if not parameters["dry_run"]:
         return orchestrator.train(verbose=verbose)
     return orchestrator.show(verbose=verbose, full=full)
-
-
-def _engine(context: click.Context, processes: int) -> Engine:
-    """Return what carries the plan out.
-
-    Args:
-        processes: those that train an adapter together.
-
-    Raises:
-        UsageError: options of the cluster that it cannot take, or that have no effect.
-    """
-    parameters = context.params
-    if parameters["engine"] == SLURM:
-        if given := _typed(context, _OF_THIS_MACHINE):
-            raise UsageError(
-                f"{', '.join(given)} would have no effect with --engine slurm; type --slurm-gres for the "
-                f"GPUs of a job, and --slurm-max-parallel for the number of jobs at a time"
-            )
-        return SlurmEngine(SlurmSettings.of(parameters))
-    if given := _typed(context, [name for name in parameters if name.startswith("slurm_")]):
-        raise UsageError(
-            f"{', '.join(given)} would have no effect without --engine slurm; type that too, or leave "
-            f"{'it' if len(given) == 1 else 'them'} out"
-        )
-    return LocalEngine(choose_places(parameters["gpus"], parameters["parallel"], processes))
-
-
-def _typed(context: click.Context, names: Collection[str]) -> list[str]:
-    """Return the flags of these parameters, as far as they were typed."""
-    return [
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name in names
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
 
 
 def _conditions(context: click.Context) -> ChosenConditions:

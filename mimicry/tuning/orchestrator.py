@@ -9,13 +9,12 @@ from pathlib import Path
 from mimicry.common.errors import BatchFault
 from mimicry.common.processes import NOT_AS_ASKED, Interrupted
 from mimicry.study import Condition, State
-from mimicry.tuning.execution import (
-    Engine,
-    LocalEngine,
-    Result,
-    open_tracker,
-    upload_owed,
-)
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.execution.batch import Batch
+from mimicry.tuning.execution.bookkeeping import Result
+from mimicry.tuning.execution.executor import Executor
+from mimicry.tuning.execution.local import LocalExecutor
+from mimicry.tuning.execution.uploads import upload_owed
 from mimicry.tuning.hub.names import colliding_names, token_problems
 from mimicry.tuning.hub.upload import hub_problems
 from mimicry.tuning.options.click_options import TypedCommand
@@ -46,7 +45,7 @@ class Orchestrator:
     typed: TypedCommand = field(default_factory=lambda: TypedCommand(("apply_tuning",), {}))
     quarantine_unpaired: bool = False
     wait: bool = True
-    engine: Engine = field(default_factory=LocalEngine)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     def show(self, *, verbose: bool, full: bool = False) -> int:
         """Print the plan, and what would forbid it; write nothing into the study.
@@ -58,7 +57,7 @@ class Orchestrator:
         if verbose:
             print(image_lists(plan), end="")
             print(tables.commands(plan))
-        print(self.engine.script(plan), end="")
+        print(self.executor.describe(plan), end="")
         for problem in self._problems(plan, network=False):
             print(f"warning: the training would be refused: {problem}", file=sys.stderr)
         return 0
@@ -96,9 +95,9 @@ class Orchestrator:
 
     def _carry_out(self, plan: Plan) -> int:
         counts = [target.step_count for target in plan.of(State.PENDING, State.QUEUED)]
-        display = BatchDisplay(counts, plan.known_seconds(), self.engine.workers)
+        display = BatchDisplay(counts, plan.known_seconds(), self.executor.capacity)
         tracker = open_tracker(plan.call.tree)
-        batch = self.engine.batch(plan, tracker, display, wait=self.wait)
+        batch = Batch(plan, self.executor, tracker, display, wait=self.wait)
         results: list[Result] = []
         try:
             if plan.call.uploads:
@@ -122,7 +121,7 @@ class Orchestrator:
         return make_plan(
             self.requests,
             open_tracker(tree).bookmarks(),
-            queue=self.engine.queued(tree),
+            queue=self.executor.queued(tree),
             absent=self.absent,
             by_condition=self.by_condition,
             full=full,

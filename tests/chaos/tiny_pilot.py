@@ -13,10 +13,10 @@ from typing import Any
 
 from mimicry.common.files import read_json, sha256_file, write_json
 from mimicry.study.tree import AdapterId, Condition, StudyTree
+from mimicry.tuning.adapters.bookmark import STEP
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, METRICS, TRAIN_LOG, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.weights import lora_arguments
-from mimicry.tuning.execution.bookmarks import STEP
 
 _IMAGES = 3
 _WORDS = (

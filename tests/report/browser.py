@@ -3,15 +3,21 @@
 import base64
 import importlib.util
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.left_behind import none_left_behind
+from tests.ports import number_of, reserved_port
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 DESKTOP, PHONE = (1440, 900), (390, 844)
+# Long, as a busy machine may take long.
+_PATIENCE_SECONDS = 100.0
 # Chromium has no sandbox for root, and is to ask nothing of a network.
 _FLAGS = (
     "--headless=new",
@@ -32,7 +38,11 @@ needs_browser = pytest.mark.skipif(
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
-    """Yield a driver of selenium."""
+    """Yield a driver of selenium.
+
+    Raises:
+        AssertionError: Chromium or its driver does not end with it.
+    """
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -40,11 +50,14 @@ def open_browser() -> Iterator[Any]:
     for flag in _FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with none_left_behind(), reserved_port() as port:
+        service = webdriver.ChromeService(DRIVER, port=number_of(port))
+        driver = webdriver.Chrome(options=options, service=service)
+        driver.set_script_timeout(_PATIENCE_SECONDS)
+        try:
+            yield driver
+        finally:
+            driver.quit()
 
 
 def open_page(driver: Any, path: Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
@@ -54,6 +67,18 @@ def open_page(driver: Any, path: Path, size: tuple[int, int] = DESKTOP, *, dark:
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     driver.get(path.absolute().as_uri())
+
+
+def comes_true(condition: Callable[[], bool]) -> bool:
+    """Wait until something is so, and return whether it is.
+
+    What a key or a click asks for may come some time after it: Chromium closes a dialog, moves the focus and
+    submits a form when it gets to it.
+    """
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while not (is_so := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return is_so
 
 
 def load_everything(driver: Any) -> None:

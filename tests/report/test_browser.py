@@ -3,7 +3,8 @@
 import csv
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mimicry.study.tree import StudyTree
 from tests.report.browser import (
     DESKTOP,
     PHONE,
+    comes_true,
     errors,
     faults,
     load_everything,
@@ -77,14 +79,6 @@ def focused(driver: Any) -> Any:
     return driver.switch_to.active_element
 
 
-def comes_true(condition: Callable[[], bool]) -> bool:
-    """Wait until something is so, for ten seconds at most."""
-    end = time.monotonic() + 10
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
-
-
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_everything_loads_from_disk_and_fits(driver: Any, page: Path, size: tuple[int, int]) -> None:
     open_page(driver, page, size)
@@ -138,19 +132,18 @@ def test_a_click_enlarges_and_the_arrow_keys_go_along_the_row(driver: Any, page:
     viewer = driver.find_element(By.ID, "viewer")
     caption = driver.find_element(By.ID, "viewer-caption")
 
-    assert viewer.is_displayed()
-    assert caption.text == captions[0]
+    assert comes_true(viewer.is_displayed)
+    assert comes_true(lambda: caption.text == captions[0])
     assert PROMPT in caption.text
     focused(driver).send_keys(Keys.ARROW_RIGHT)
-    assert caption.text == captions[1]
+    assert comes_true(lambda: caption.text == captions[1])
     focused(driver).send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert caption.text == captions[-1]
+    assert comes_true(lambda: caption.text == captions[-1])
     image = driver.find_element(By.ID, "viewer-image")
     driver.execute_async_script("arguments[0].decode().then(arguments[1])", image)
     assert image.get_property("naturalWidth") > 0
     focused(driver).send_keys(Keys.ESCAPE)
-    assert not viewer.is_displayed()
-    # The event that moves the focus comes after the dialog has gone.
+    assert comes_true(lambda: not viewer.is_displayed())
     assert comes_true(lambda: focused(driver) == shots[-1])
 
 
@@ -162,19 +155,19 @@ def test_the_keyboard_alone_enlarges_and_closes(driver: Any, page: Path) -> None
     shot = driver.find_element(By.CSS_SELECTOR, ".gallery[open] tr.painting .shot")
     driver.execute_script("arguments[0].focus()", shot)
     tip = driver.find_element(By.ID, "tip")
-    assert tip.is_displayed()
+    assert comes_true(tip.is_displayed)
     assert tip.text == shot.find_element(By.TAG_NAME, "img").get_attribute("alt")
     shot.send_keys(Keys.ESCAPE)
-    assert not tip.is_displayed()
+    assert comes_true(lambda: not tip.is_displayed())
 
     shot.send_keys(Keys.ENTER)
     viewer = driver.find_element(By.ID, "viewer")
-    assert viewer.is_displayed()
+    assert comes_true(viewer.is_displayed)
     for _ in range(2):
         focused(driver).send_keys(Keys.TAB)
-    assert focused(driver).text == "Close"
+    assert comes_true(lambda: focused(driver).text == "Close")
     focused(driver).send_keys(Keys.SPACE)
-    assert not viewer.is_displayed()
+    assert comes_true(lambda: not viewer.is_displayed())
     assert comes_true(lambda: focused(driver) == shot)
 
 
@@ -187,11 +180,11 @@ def test_a_table_is_sorted_by_keyboard(driver: Any, page: Path) -> None:
     button.send_keys(Keys.ENTER)
     heading = driver.find_element(By.CSS_SELECTOR, "#matrix thead th:nth-child(3)")
 
-    assert heading.get_attribute("aria-sort") == "ascending"
+    assert comes_true(lambda: heading.get_attribute("aria-sort") == "ascending")
     losses = cells(driver, "#matrix", 2)
     assert losses == sorted(losses)
     button.send_keys(Keys.SPACE)
-    assert heading.get_attribute("aria-sort") == "descending"
+    assert comes_true(lambda: heading.get_attribute("aria-sort") == "descending")
     assert cells(driver, "#matrix", 2) == sorted(losses, reverse=True)
 
 
@@ -201,14 +194,14 @@ def test_artists_are_filtered_in_table_and_pictures(driver: Any, page: Path) -> 
     open_page(driver, page)
     driver.find_element(By.ID, "filter").send_keys("ánna b")
 
-    assert cells(driver, "#matrix", 0) == ["Anna Berg"]
+    assert comes_true(lambda: cells(driver, "#matrix", 0) == ["Anna Berg"])
     galleries = driver.find_elements(By.CSS_SELECTOR, ".gallery")
     assert [one.get_attribute("data-artist") for one in galleries if one.is_displayed()] == [str(ANNA)]
     assert driver.find_element(By.ID, "count").text == "1 of 4 artists"
     driver.find_element(By.ID, "filter").clear()
     driver.find_element(By.ID, "filter").send_keys("\ue008")
     driver.find_element(By.ID, "odd").click()
-    assert sorted(cells(driver, "#matrix", 0)) == ["Boris Cole", "Clara Dunn"]
+    assert comes_true(lambda: sorted(cells(driver, "#matrix", 0)) == ["Boris Cole", "Clara Dunn"])
 
 
 def test_marks_stand_in_their_cells(driver: Any, page: Path) -> None:
@@ -240,25 +233,33 @@ def test_a_rating_pack_is_answered_and_scored(
     open_page(driver, folder / "pack" / "index.html", PHONE)
     assert faults(driver) == []
     driver.find_element(By.ID, "rater").send_keys('me, "R2"', Keys.ENTER)
-    second = f"Pair 2 of {len(key)}"
+
+    def shows(number: int) -> bool:
+        shown = driver.find_element(By.ID, "number").text
+        return bool(shown == f"Pair {number + 1} of {len(key)}")
+
     for number, row in enumerate(key):
+        assert comes_true(partial(shows, number))
         if number == 1:
             # What was answered is remembered, and the page may be closed.
             driver.refresh()
             driver.find_element(By.ID, "rater").send_keys(Keys.ENTER)
-            # Chromium submits a form some time after the key that asks for it.
-            assert comes_true(lambda: driver.find_element(By.ID, "number").text == second)
+            assert comes_true(partial(shows, 1))
             driver.find_element(By.ID, "back").click()
+            assert comes_true(partial(shows, 0))
             chosen = driver.find_element(By.CSS_SELECTOR, "input[name=quality]:checked")
             assert chosen.get_attribute("value") == key[0]["other"]
             driver.find_element(By.CSS_SELECTOR, "#questions [type=submit]").click()
+            assert comes_true(partial(shows, 1))
         if number == 0:
             assert faults(driver) == []
         for question, side in (("quality", row["other"]), ("style", row["original"])):
             driver.find_element(By.CSS_SELECTOR, f"input[name={question}][value={side}]").click()
         load_everything(driver)
         driver.find_element(By.CSS_SELECTOR, "#questions [type=submit]").click()
-    driver.find_element(By.CSS_SELECTOR, "#end .save").click()
+    save = driver.find_element(By.CSS_SELECTOR, "#end .save")
+    assert comes_true(save.is_displayed)
+    save.click()
     assert errors(driver) == []
 
     saved = tmp_path / "answers-me_R2_.csv"

@@ -17,7 +17,7 @@ _ENGINE = ("--no-push-to-hub", "--engine=slurm", "--slurm-mem=400M", "--slurm-cp
 
 def submissions(tree: StudyTree) -> list[Path]:
     """Return the folders of all submissions to the cluster."""
-    return sorted(tree.slurm.glob("mimicry-*"))
+    return sorted(tree.queue("slurm").glob("mimicry-*"))
 
 
 @dataclass
@@ -41,6 +41,7 @@ class ClusterCall:
                 stderr=output,
                 start_new_session=True,
             )
+        slurm.users.append(process)
         return cls(process, log)
 
     @classmethod
@@ -58,4 +59,5 @@ class ClusterCall:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise AssertionError(self.said()) from None

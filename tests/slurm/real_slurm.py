@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,9 +19,14 @@ from pathlib import Path
 
 import psutil
 
+from tests.left_behind import end_processes, lives, with_variable
+from tests.ports import number_of, reserved_port
+
 NODES = ("n1", "n2")
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
-_START_SECONDS = 120.0
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munge")
+# Long, as a busy machine may take long; a daemon that ends is noticed at once.
+_PATIENCE_SECONDS = 600.0
+_IN_SERVICE = ("idle", "mixed", "allocated", "planned", "completing")
 _CONF = """\
 ClusterName=mimicry
 SlurmctldHost={host}(127.0.0.1)
@@ -50,7 +56,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
 ReturnToService=2
-SlurmdTimeout=20
+SlurmdTimeout=300
+MessageTimeout=60
 MaxArraySize={max_array_size}
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 Gres=gpu:2
@@ -76,12 +83,24 @@ def why_not() -> str:
     return "" if os.geteuid() == 0 else "the daemons of Slurm need root"
 
 
+def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without variables of a job that the tests may run in."""
+    return {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SUBMITIT"))}
+
+
 @dataclass
 class RealSlurm:
     """The daemons, and what a test does to them."""
 
     folder: Path
+    # Programs that use it and that end with the test, such as calls of apply_tuning.
+    users: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # Ends everything when this process is gone, whatever ended it.
+    _guard: subprocess.Popen[bytes] | None = None
+    _ports: list[socket.socket] = field(default_factory=list)
+    # Without what a single test adds: a node that it starts anew outlives it.
+    _environment: dict[str, str] = field(default_factory=lambda: without_slurm(os.environ))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -90,67 +109,107 @@ class RealSlurm:
 
     def call(self, *words: str) -> str:
         """Run a program of Slurm and return its output."""
+        environment = without_slurm(os.environ) | self.environment
         return subprocess.run(
-            words, env=os.environ | self.environment, check=True, capture_output=True, text=True, timeout=60
+            words, env=environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout
 
-    def running_on(self, node: str) -> list[str]:
-        """Return the ids of the jobs that run on a node."""
-        lines = self.call("squeue", "-h", "-r", "-t", "RUNNING", "-w", node, "-o", "%i").splitlines()
-        return [line.strip() for line in lines]
+    def jobs(self) -> set[str]:
+        """Return the ids of all jobs that have not ended."""
+        return set(self.call("squeue", "-h", "-r", "-o", "%i").split())
+
+    def running_on(self, nodes: str) -> list[str]:
+        """Return the ids of the jobs that run on a node, or on one of several with commas between them."""
+        return self.call("squeue", "-h", "-r", "-t", "RUNNING", "-w", nodes, "-o", "%i").split()
 
     def kill_node(self, node: str) -> None:
         """End all processes of a node at once, as a power cut does, and tell the controller."""
         daemon = self._processes.pop(node)
-        own = list(self._processes_of(node))
-        # What watches over the processes goes first, or it would still report how they ended.
-        steps = {parent for one in own for parent in one.parents() if parent.name() == "slurmstepd"}
-        for process in (psutil.Process(daemon.pid), *steps, *own):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        daemon.kill()
         daemon.wait()
+        # What watches over the processes goes first, or it would still report how they ended.
+        end_processes(lambda: self._watchers_on(node))
+        end_processes(lambda: self._processes_on(node))
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
 
     def start_node(self, node: str) -> None:
+        """Start a node that was killed, and wait until it takes jobs."""
         self._start(node, "slurmd", "-D", "-N", node)
-        self.await_true(lambda: self.call("sinfo", "-h", "-N", "-n", node, "-o", "%T").startswith(("i", "d")))
-        self.call("scontrol", "update", f"nodename={node}", "state=resume")
+        self.await_true(lambda: self._takes_jobs(node))
 
-    def await_true(self, is_so: Callable[[], bool], seconds: float = _START_SECONDS) -> None:
+    def _takes_jobs(self, node: str) -> bool:
+        """Return whether the controller gives jobs to a node; one that was drained is resumed.
+
+        One that was down comes back by itself when its daemon reports, see ReturnToService. To ask for it
+        would be too early before that, and is refused after it.
+        """
+        state = self.call("sinfo", "-h", "-N", "-p", "main", "-n", node, "-o", "%T").strip()
+        if state.startswith("drain"):
+            self.call("scontrol", "update", f"nodename={node}", "state=resume")
+        return state in _IN_SERVICE
+
+    def await_true(self, is_so: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> None:
         """Wait until `is_so` returns True.
 
         Raises:
+            RuntimeError: a daemon has ended meanwhile.
             TimeoutError: it did not in time; the message has the end of the controller's log.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            try:
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    raise RuntimeError(f"{name} has ended: {self._log_of(name)}")
+            # The controller may not be up yet, or what is asked about has ended.
+            with suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
                 if is_so():
                     return
-            except subprocess.CalledProcessError:
-                pass  # the controller is not up yet
             time.sleep(0.1)
-        log = self.folder / "slurmctld.log"
-        raise TimeoutError(log.read_text()[-2000:] if log.exists() else "there is no log of the controller")
+        raise TimeoutError(self._log_of("slurmctld"))
 
-    def _processes_of(self, node: str) -> Iterator[psutil.Process]:
+    def _log_of(self, name: str) -> str:
+        """Return the ends of what a daemon has printed and logged."""
+        names = (f"{name}.out", f"slurmd.{name}.log" if name in NODES else f"{name}.log")
+        paths = [path for path in (self.folder / file for file in names) if path.exists()]
+        return "\n".join(path.read_text("utf-8", "replace")[-2000:] for path in paths) or "there is no log"
+
+    def _watchers_on(self, node: str) -> Iterator[psutil.Process]:
+        """Yield what slurmd has started to watch over jobs, known by its log as its environment is wiped."""
+        daemon = self._processes.get(node)
+        log = str(self.folder / f"slurmd.{node}.log")
         for process in psutil.process_iter():
-            try:
-                environment = process.environ()
-            except psutil.Error:
-                continue
-            if (
-                environment.get("SLURMD_NODENAME") == node
-                and environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-            ):
-                yield process
+            with suppress(psutil.Error):
+                is_watcher = process.name() in ("slurmd", "slurmstepd") and lives(process)
+                is_daemon = daemon is not None and process.pid == daemon.pid
+                if is_watcher and not is_daemon and log in {file.path for file in process.open_files()}:
+                    yield process
+
+    def _processes_on(self, node: str) -> Iterator[psutil.Process]:
+        """Yield what runs on a node, but for slurmd itself."""
+        yield from self._watchers_on(node)
+        for process in self._using_it():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURMD_NODENAME") == node:
+                    yield process
+
+    def programs_on(self, node: str, script: str) -> list[psutil.Process]:
+        """Return the processes on a node whose first argument is a script of this name."""
+        found = []
+        for process in self._processes_on(node):
+            with suppress(psutil.Error):
+                if any(word.endswith(f"/{script}") for word in process.cmdline()[1:2]):
+                    found.append(process)
+        return found
+
+    def _using_it(self) -> list[psutil.Process]:
+        return with_variable("SLURM_CONF", self.environment["SLURM_CONF"])
 
     def _start(self, name: str, *words: str) -> None:
-        path = f"{os.environ['PATH']}:/usr/sbin"
+        path = f"{self._environment['PATH']}:/usr/sbin"
         with (self.folder / f"{name}.out").open("ab") as output:
             self._processes[name] = subprocess.Popen(
                 [shutil.which(words[0], path=path) or words[0], *words[1:]],
-                env=os.environ | self.environment | {"PATH": path},
+                env=self._environment | self.environment | {"PATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -158,18 +217,26 @@ class RealSlurm:
             )
 
     def up(self, max_array_size: int) -> None:
-        """Start everything, and wait until both nodes are idle."""
+        """Start everything, and wait until both nodes take jobs."""
         self.folder.mkdir(parents=True)
+        self._guard = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self.folder)],
+            cwd=Path(__file__).parents[2],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         (self.folder / "state").mkdir()
         for number in range(2):
             (self.folder / f"nvidia{number}").symlink_to("/dev/null")
+        self._ports += [reserved_port() for _ in range(1 + len(NODES))]
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         names = {
             "folder": self.folder,
             "host": socket.gethostname().partition(".")[0],
-            "ports": _free_ports(3),
+            "ports": [number_of(port) for port in self._ports],
             "max_array_size": max_array_size,
         }
         (self.folder / "slurm.conf").write_text(_CONF.format_map(names))
@@ -180,33 +247,65 @@ class RealSlurm:
             *(f"--socket={self.folder / 'munge.socket'}", f"--pid-file={self.folder / 'munged.pid'}"),
             *(f"--log-file={self.folder / 'munged.log'}", f"--seed-file={self.folder / 'munged.seed'}"),
         )
-        self.await_true((self.folder / "munge.socket").exists)
+        # The socket is there before anything answers.
+        self.await_true(lambda: bool(self.call("munge", "-n", f"--socket={self.folder / 'munge.socket'}")))
         self._start("slurmctld", "slurmctld", "-D", "-i")
         for node in NODES:
             self._start(node, "slurmd", "-D", "-N", node)
-        self.await_true(lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle").count("\n") == 2)
+        self.await_true(lambda: all(self._takes_jobs(node) for node in NODES))
+
+    def clear(self) -> None:
+        """End the programs that use it, and cancel all jobs.
+
+        Raises:
+            TimeoutError: there are jobs left; their nodes may be gone.
+        """
+        for process in self.users:
+            process.kill()
+            process.wait()
+        self.users.clear()
+
+        def is_empty() -> bool:
+            # A job that was being put back into the queue may not have heard of an earlier one.
+            self.call("scancel", "-u", "root")
+            return not self.jobs()
+
+        self.await_true(is_empty, 30)
 
     def down(self) -> None:
-        """Cancel all jobs and stop what was started, the controller last."""
+        """Cancel all jobs and stop what was started, the controller last.
+
+        Raises:
+            AssertionError: there was more to stop; the message names it.
+        """
+        is_clear = False
         if "slurmctld" in self._processes:
-            subprocess.run(
-                ["scancel", "-u", "root"], env=os.environ | self.environment, check=False, timeout=60
-            )
-            with suppress(TimeoutError):  # its nodes may be gone
-                self.await_true(lambda: not self.call("squeue", "-h"), 30)
-        for node in NODES:
-            for process in list(self._processes_of(node)):
-                process.kill()
+            with suppress(TimeoutError, RuntimeError):
+                self.clear()
+                is_clear = True
         for name in (*NODES, "slurmctld", "munged"):
-            process_ = self._processes.pop(name, None)
-            if process_ is None:
+            process = self._processes.pop(name, None)
+            if process is None:
                 continue
-            process_.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             try:
-                process_.wait(20)
+                process.wait(20)
             except subprocess.TimeoutExpired:
-                process_.kill()
-                process_.wait()
+                process.kill()
+                process.wait()
+        while self._ports:
+            self._ports.pop().close()
+        left = self.end_everything(5 if is_clear else 0)
+        if self._guard is not None:
+            self._guard.communicate(timeout=60)
+        assert not left or not is_clear, f"Slurm has left processes behind: {left}"
+
+    def end_everything(self, grace_seconds: float = 0.0) -> list[str]:
+        """Kill all processes that are left of it; return what they were."""
+        return end_processes(
+            lambda: {*self._using_it(), *self._watchers_on(NODES[0]), *self._watchers_on(NODES[1])},
+            grace_seconds,
+        )
 
 
 @contextmanager
@@ -220,17 +319,6 @@ def real_slurm(folder: Path, max_array_size: int = 1001) -> Iterator[RealSlurm]:
         slurm.down()
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without variables of a job that the tests may run in."""
-    return {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SUBMITIT"))}
+if __name__ == "__main__":
+    sys.stdin.read()
+    RealSlurm(Path(sys.argv[1])).end_everything()

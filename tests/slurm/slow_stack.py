@@ -34,6 +34,10 @@ note("begun.jsonl", first=first)
 with (output / "metrics.jsonl").open("a" if first else "w") as metrics:
     for step in range(first + 1, steps + 1):
         time.sleep(0.1)
+        if step == steps and not stopped:
+            note("waiting.jsonl", first=first)
+            while not ((stack / "may_end").exists() or stopped):
+                time.sleep(0.1)
         metrics.write(json.dumps({"step": step, "loss": 0.5}) + "\\n")
         metrics.flush()
         if stopped or step % 10 == 0:
@@ -54,7 +58,7 @@ note("done.jsonl", first=first)
 
 @dataclass
 class SlowStack:
-    """The stack in `folder`; a step takes a tenth of a second."""
+    """The stack in `folder`; a step takes a tenth of a second, and the last one waits for `let_end`."""
 
     folder: Path
 
@@ -64,19 +68,32 @@ class SlowStack:
         folder: Path,
         steps: int,
         failing: dict[str, str] | None = None,
+        *,
+        may_end: bool = True,
     ) -> "SlowStack":
-        """Write the stack; `failing` has messages by name of artist."""
+        """Write the stack; `failing` has messages by name of artist, and `may_end` is of the last step."""
         folder.mkdir()
         command = "{python} {stack_dir}/train.py {input_dir} {output_dir}"
         (folder / "runner_config.json").write_text(json.dumps({"command": command}))
         (folder / "train.py").write_text(_SCRIPT)
         settings = {"steps": steps, "failing": failing or {}}
         (folder / "settings.json").write_text(json.dumps(settings))
-        return cls(folder)
+        stack = cls(folder)
+        if may_end:
+            stack.let_end()
+        return stack
+
+    def let_end(self) -> None:
+        """Let trainings take their last step."""
+        (self.folder / "may_end").touch()
 
     def begun(self) -> list[dict[str, object]]:
         """Return a line for each time that a training began: cell, node, gpu, at, and its first step."""
         return self._lines("begun.jsonl")
+
+    def waiting(self) -> list[dict[str, object]]:
+        """Return a line for each time that a training came to its last step, before it was taken."""
+        return self._lines("waiting.jsonl")
 
     def done(self) -> list[dict[str, object]]:
         """Return a line for each training that reached its end."""

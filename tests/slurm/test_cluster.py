@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.adapters.bookmark import open_tracker
 from tests.slurm.cluster_call import ClusterCall, submissions
 from tests.slurm.real_slurm import RealSlurm
 from tests.slurm.slow_stack import SlowStack
@@ -34,9 +34,11 @@ def study(tmp_path: Path) -> StudyTree:
 def test_a_job_sees_a_gpu_that_no_other_has_at_that_time(
     slurm: RealSlurm, study: StudyTree, tmp_path: Path
 ) -> None:
-    stack = SlowStack.write(tmp_path / "slow", steps=30)
-    code, said = ClusterCall.run(slurm, tmp_path / "log", words_of(study, stack))
-    assert code == 0, said
+    stack = SlowStack.write(tmp_path / "slow", steps=2, may_end=False)
+    call = ClusterCall.start(slurm, tmp_path / "log", words_of(study, stack))
+    slurm.await_true(lambda: len(stack.waiting()) == 4)
+    stack.let_end()
+    assert call.end() == 0, call.said()
     ends = {line["cell"]: float(str(line["at"])) for line in stack.done()}
     in_use: dict[tuple[object, object], float] = {}
     for line in stack.begun():
@@ -44,18 +46,19 @@ def test_a_job_sees_a_gpu_that_no_other_has_at_that_time(
         assert gpu in {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
         assert in_use.get(gpu, 0.0) < float(str(line["at"]))
         in_use[gpu] = ends[line["cell"]]
-    assert len(in_use) > 1
+    assert len(in_use) == 4
 
 
 def test_without_waiting_it_leaves_and_the_same_command_submits_nothing_again(
     slurm: RealSlurm, study: StudyTree, tmp_path: Path
 ) -> None:
-    stack = SlowStack.write(tmp_path / "slow", steps=30)
+    stack = SlowStack.write(tmp_path / "slow", steps=2, may_end=False)
     words = words_of(study, stack)
     code, said = ClusterCall.run(slurm, tmp_path / "first.log", [*words, "--no-wait"])
     assert (code, "4 queued" in said) == (3, True), said
     code, said = ClusterCall.run(slurm, tmp_path / "second.log", [*words, "--dry-run"])
     assert (code, "4 queued" in said, "#SBATCH" in said) == (0, True, False), said
+    stack.let_end()
     code, said = ClusterCall.run(slurm, tmp_path / "third.log", words)
     assert code == 0, said
     assert len(submissions(study)) == 1
@@ -81,14 +84,15 @@ def test_no_more_run_at_a_time_than_may_also_of_several_arrays(
 def test_a_cancelled_job_is_told_and_submitted_again(
     slurm: RealSlurm, study: StudyTree, tmp_path: Path
 ) -> None:
-    stack = SlowStack.write(tmp_path / "slow", steps=100)
+    stack = SlowStack.write(tmp_path / "slow", steps=11, may_end=False)
     words = words_of(study, stack, f"--artist={ANNA.name}")
     call = ClusterCall.start(slurm, tmp_path / "log", words)
-    slurm.await_true(lambda: bool(stack.begun()))
+    slurm.await_true(lambda: bool(stack.waiting()))
     slurm.call("scancel", "-u", "root")
     assert call.end() == 1
     assert "was cancelled" in call.said()
     assert statuses(study)["interrupted"] == 1
+    stack.let_end()
     code, said = ClusterCall.run(slurm, tmp_path / "again.log", words)
     assert code == 0, said
     assert len(stack.done()) == 1
@@ -98,11 +102,12 @@ def test_a_cancelled_job_is_told_and_submitted_again(
 def test_a_job_that_is_to_stop_as_it_begins_does_not_fail(
     slurm: RealSlurm, study: StudyTree, tmp_path: Path
 ) -> None:
-    stack = SlowStack.write(tmp_path / "slow", steps=2)
+    stack = SlowStack.write(tmp_path / "slow", steps=2, may_end=False)
     call = ClusterCall.start(slurm, tmp_path / "log", words_of(study, stack, f"--artist={ANNA.name}"))
-    slurm.await_true(lambda: bool(slurm.running_on("n1") + slurm.running_on("n2")))
-    (job,) = slurm.running_on("n1") + slurm.running_on("n2")
+    slurm.await_true(lambda: bool(slurm.running_on("n1,n2")))
+    (job,) = slurm.running_on("n1,n2")
     slurm.call("scancel", "--signal=USR2", job)
+    stack.let_end()
     assert call.end() == 0, call.said()
     assert len(stack.done()) == 1
 
@@ -113,7 +118,6 @@ def test_a_job_that_does_not_start_is_told(slurm: RealSlurm, study: StudyTree, t
     code, said = ClusterCall.run(slurm, tmp_path / "log", words)
     assert code == 3
     assert re.search(r"job \d+ is pending \(JobHeldUser\), and will not start by itself", said)
-    slurm.call("scancel", "-u", "root")
 
 
 def test_what_slurm_refuses_is_told_and_leaves_nothing(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.execution.slurm_queue import new_submission
+from mimicry.tuning.execution.slurm import new_submission
 
 _SCRIPT = """\
 #!/bin/sh

@@ -10,8 +10,8 @@ from typing import IO, Any
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.processes import Interrupted
 from mimicry.study.tree import Artist, State, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.execution.local import LocalExecutor
 from mimicry.tuning.execution.places import Place
 from mimicry.tuning.planning.display import BatchDisplay

@@ -72,7 +72,7 @@ def test_a_dry_run_shows_what_sbatch_gets_and_writes_nothing(
     assert ended.code == 0
     assert "4 train" in ended.out
     assert "submitit.core._submit" in ended.out
-    assert not quick_studio.tree.slurm.exists()
+    assert not quick_studio.tree.queue("slurm").exists()
 
 
 def test_a_machine_without_slurm_is_told(quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_what_is_queued_is_neither_submitted_nor_a_failure(
     submitit = FakeSubmitit().install(monkeypatch)
     first = quick_studio.tune("--engine=slurm", "--no-wait")
     assert first.code == 3
-    (name,) = (path.name for path in quick_studio.tree.slurm.glob("mimicry-*"))
+    (name,) = (path.name for path in quick_studio.tree.queue("slurm").glob("mimicry-*"))
     fake_slurm.show(*(f"{name}|1|{number}|PENDING||Priority" for number in range(4)))
     second = quick_studio.tune("--engine=slurm", "--no-wait")
     assert second.code == 3

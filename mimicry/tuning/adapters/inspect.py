@@ -16,6 +16,7 @@ from mimicry.common.claims import CLAIM, Lease, read_lease
 from mimicry.study import AdapterId, Captions, Condition, Pairing, State, StudyTree, hold_out_problem
 from mimicry.study.cells import CellImages
 from mimicry.study.tracker import Bookmarks
+from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.judge import (
@@ -39,20 +40,28 @@ _THREADS = 8
 
 
 class QueuedJob(Protocol):
-    """A job for a cell that an executor has in its queue, and that has not ended.
-
-    `recipe` is the hash of the recipe that it was submitted with, where that is known.
-    """
+    """What an executor's queue holds for an adapter. `str()` says how it is."""
 
     @property
-    def id(self) -> str:
-        """What the queue calls it."""
+    def id(self) -> str: ...
 
     @property
-    def recipe(self) -> str | None: ...
+    def recipe(self) -> str | None:
+        """The hash of the recipe that it was submitted with; None for a stack without options."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it may still train."""
+
+    @property
+    def runs(self) -> bool: ...
+
+    @property
+    def how_to_cancel(self) -> str:
+        """The command that ends it."""
 
     def log(self, tree: StudyTree) -> Path:
-        """Return the file that the job prints into."""
+        """Return the file that it prints into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +203,7 @@ class Inspector:
             return AdapterStatus(adapter=adapter, state=State.BROKEN, reason=reason)
         lease = read_lease(folder.path) if CLAIM in names else None
         job = self.queue.get(adapter.key)
+        job = job if job is not None and job.is_live else None
         status = AdapterStatus(
             adapter=adapter,
             state=State.PENDING,
@@ -302,13 +312,12 @@ class Inspector:
             return State.BLOCKED, problem
         if TRAINING_RUN in names:
             return _ended(run)
-        bookmark = self.bookmarks.get(adapter.key, {})
-        if bookmark.get("status") in _ENDED:
-            return State(bookmark["status"]), str(bookmark.get("error") or "")
+        bookmark = Bookmark.from_json(self.bookmarks.get(adapter.key, {}))
+        if bookmark.status in _ENDED:
+            return bookmark.status, bookmark.error or ""
         if folder.checkpoint_names():
             return State.INTERRUPTED, _GOES_ON
-        note = bookmark.get("note")
-        return State.PENDING, f"its old adapter was {note}" if note else ""
+        return State.PENDING, f"its old adapter was {bookmark.note}" if bookmark.note else ""
 
     def _image_problem(self, status: AdapterStatus, pairing: Pairing) -> str:
         """Say why a cell cannot be trained on its images, as far as their names tell; empty if it can."""

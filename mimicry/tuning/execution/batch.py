@@ -1,66 +1,26 @@
-"""Carrying out a plan: targets go to an executor, and what becomes of them into the tracker."""
+"""Carrying out a plan: trainings go to an executor, and what becomes of them into the books."""
 
 import signal
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from mimicry.common.claims import claimed_by
-from mimicry.common.errors import ClaimedElsewhere, ClaimLost, MimicryError, report
+from mimicry.common.errors import MimicryError, report
 from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.execution.bookkeeping import Bookkeeper, Training
-from mimicry.tuning.execution.executor import Executor, Job, JobEnd
-from mimicry.tuning.execution.result import SAME_FAILURES, Result
+from mimicry.tuning.execution.bookkeeping import SAME_FAILURES, Bookkeeper, JobEnd, Result, Training
+from mimicry.tuning.execution.executor import ChildJob, Executor, Job
 from mimicry.tuning.planning import Plan, Target
-from mimicry.tuning.planning.display import BatchDisplay, StepDisplay
+from mimicry.tuning.planning.display import BatchDisplay
 
-# Between two looks at targets that others train, and at running jobs.
+# Between two looks at targets that others train.
 WAIT_SECONDS = 2.0
-_POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """Shows how a training goes: its own display, and its part in that of the batch."""
-
-    training: Training
-    books: Bookkeeper
-    display: BatchDisplay
-    steps: StepDisplay
-
-    @property
-    def key(self) -> str:
-        return self.training.target.adapter.key
-
-    def begun(self, where: str) -> None:
-        self.books.say_begun(self.training, where)
-
-    def phase(self, text: str) -> None:
-        self.steps.phase(text)
-
-    def step(self, line: dict[str, Any]) -> None:
-        self.steps.step(line)
-        self.display.step(self.key, int(line["step"]))
-
-
-@dataclass
-class _Running:
-    """A job, with its training as it is recorded, its steps as they are shown, and the line of its bar."""
-
-    job: Job
-    training: Training
-    steps: StepDisplay
-    position: int
 
 
 class Batch:
-    """A plan being carried out, beside other calls on the same tree (see `sharing`)."""
+    """A plan being carried out, beside other calls on the same tree (see `bookkeeping`)."""
 
     def __init__(
         self,
@@ -71,12 +31,20 @@ class Batch:
         *,
         wait: bool = True,
     ) -> None:
-        """See the orchestrator; with `wait`, the end is put off until targets that others train are done."""
+        """See the orchestrator.
+
+        Args:
+            wait: for targets that others train, and for jobs that go on without this program.
+        """
         self._plan = plan
         self._executor = executor
         self._display = display
         self._wait = wait
-        self._said: set[str] = set()
+        self._waiting: list[Training] = []
+        self._running: list[Job] = []
+        # Targets that other calls work on; they are looked at again.
+        self._claimed: list[Target] = []
+        self._has_withdrawn = False
         self.books = Bookkeeper(plan, tracker, display)
 
     @property
@@ -88,168 +56,176 @@ class Batch:
         """Train all targets that are to be trained.
 
         Raises:
-            Interrupted: a stop signal came; what was in training is marked as interrupted.
+            BatchFault: nothing can be trained.
+            Interrupted: a stop signal came. What was in training is marked as interrupted, unless it goes on
+                without this program.
         """
         self.books.prepare()
-        todo = self._plan.of(State.PENDING)
-        labels = [
-            f"[{number}/{len(todo)}] {printable(self._plan.name_of(target))}"
+        todo = self._plan.of(State.PENDING, State.QUEUED)
+        self._claimed = self._plan.of(State.CLAIMED)
+        self._train(
+            Training(target, f"[{number}/{len(todo)}] {self._name(target)}", self.books)
             for number, target in enumerate(todo, start=1)
-        ]
-        elsewhere = self._plan.of(State.CLAIMED)
-        left = self._train(deque(zip(todo, labels, strict=True)), elsewhere)
-        if self.books.gives_up:
-            self._say_given_up(left)
-            return
-        self._look_again(elsewhere)
+        )
+        if not self._gives_up():
+            self._look_again()
 
-    def _train(self, waiting: "deque[tuple[Target, str]]", elsewhere: list[Target]) -> int:
-        """Train the targets `waiting`, each with its label; return how many are left after too many failures.
-
-        Those that another call has claimed go into `elsewhere`.
-        """
-        running: list[_Running] = []
+    def _train(self, trainings: Iterable[Training]) -> None:
+        """Train these; when too many fail alike, some are left waiting."""
+        self._waiting = list(trainings)
         try:
-            while running or (waiting and not self.books.gives_up):
-                while waiting and not self.books.gives_up and self._may_begin(waiting[0][0]):
-                    target, label = waiting.popleft()
-                    if not self._submit(target, label, running):
-                        self._say_claimed(target)
-                        elsewhere.append(target)
-                ended = [self._poll(one, running, elsewhere) for one in list(running)]
-                if not any(ended):
-                    time.sleep(_POLL_SECONDS)
-        except Interrupted as stop:
-            raise self._cancel(running, stop) from None
-        except BaseException:
-            self._cancel(running, Interrupted(signal.SIGTERM))
+            while self._running or (self._waiting and not self.books.gives_up):
+                self._submit()
+                if self._leaves():
+                    break
+                if not self._poll():
+                    time.sleep(self._executor.poll_seconds)
+        except BaseException as error:
+            stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGTERM)
+            stop = self._stop([job for job in self._running if isinstance(job, ChildJob)], stop)
+            if isinstance(error, Interrupted):
+                raise stop from None
             raise
-        return len(waiting)
+        finally:
+            self._leave_behind()
 
-    def _may_begin(self, target: Target) -> bool:
-        """Return whether the executor takes `target` now; why it does not although it is not full is said."""
-        if self._executor.is_full:
+    def _submit(self) -> None:
+        """Hand to the executor what it takes now."""
+        while self._waiting and not self.books.gives_up:
+            # A signal finds a job either not begun or among those that run.
+            with stop_signals_held():
+                jobs = self._executor.submit(self._waiting)
+                self._running += jobs
+                for job in jobs:
+                    self._waiting.remove(job.training)
+            if not jobs:
+                return
+
+    def _leaves(self) -> bool:
+        """Return whether the jobs are left to themselves: nobody waits for them, or they will not begin."""
+        if not self._running or any(isinstance(job, ChildJob) for job in self._running):
             return False
-        obstacle = self._executor.obstacle(target)
-        if obstacle and obstacle not in self._said:
-            self._said.add(obstacle)
-            self._display.say(obstacle)
-        return not obstacle
+        return not self._wait or (not self._waiting and all(job.is_stuck for job in self._running))
 
-    def _submit(self, target: Target, label: str, running: list[_Running]) -> bool:
-        """Hand a target to the executor; False, when another call works on it."""
-        # Above the bars of trainings is that of the batch.
-        taken = {one.position for one in running}
-        position = next(line for line in count(1) if line not in taken)
-        steps = StepDisplay(self._plan.short_name_of(target), target.step_count, position)
-        training = Training(target, label)
-        shown = _Shown(training, self.books, self._display, steps)
-        # A signal finds the job either not begun or among those that are running.
-        with stop_signals_held():
-            self._display.begin(shown.key, target.step_count)
-            try:
-                job = self._executor.submit(target, shown, self.books.recheck)
-            except (ClaimedElsewhere, ClaimLost):
-                steps.close()
-                self._display.end(shown.key, well=False)
-                return False
-            running.append(_Running(job, training, steps, position))
-        return True
-
-    def _poll(self, one: _Running, running: list[_Running], elsewhere: list[Target]) -> bool:
-        """Look at a running job; True when it has ended."""
-        end: JobEnd | None = None
-        try:
-            end = one.job.poll()
+    def _poll(self) -> bool:
+        """Look at all jobs; return whether some have ended."""
+        self._executor.look()
+        before = len(self._running)
+        for job in list(self._running):
+            end = job.poll()
             if end is None:
-                one.steps.tick()
-                self._display.tick()
-                return False
-        except ClaimLost:
-            self._say_claimed(one.job.target)
-            elsewhere.append(one.job.target)
-        one.steps.close()
-        running.remove(one)
-        well = end is not None and end.state is State.COMPLETE and not end.elsewhere
-        self._display.end(one.job.target.adapter.key, well=well)
-        if end is not None:
-            self.books.ended(one.training, end)
+                job.training.tick()
+                continue
+            self._running.remove(job)
+            if end.state is State.CLAIMED:
+                job.training.paused()
+                self._claimed.append(job.training.target)
+                holder = claimed_by(job.training.target.folder.path)
+                self._say(f"{self._name(job.training.target)}: {holder}; looked at again later")
+                continue
+            self.books.ended(job.training, end)
             self._leave_bad_place(end.where)
-        return True
+        self._display.tick()
+        self._withdraw()
+        return len(self._running) < before
 
     def _leave_bad_place(self, where: str) -> None:
         """Use a place no more where trainings fail alike, if there are others: it would fail all targets."""
         if where and self.books.fails_always(where) and self._executor.leave(where):
             self.books.forget_failures(where)
-            self._display.say(
+            self._say(
                 f"{where}: {SAME_FAILURES} trainings in a row failed alike; nothing more is trained there"
             )
 
-    def _cancel(self, running: list[_Running], stop: Interrupted) -> Interrupted:
-        """Stop all running jobs side by side, and mark them as interrupted; return the last signal."""
-        self._ask_to_stop(running, stop)
-        for number, one in enumerate(running, start=1):
+    def _withdraw(self) -> None:
+        """After too many failures alike, take back what has not begun."""
+        if self._has_withdrawn or not self.books.gives_up:
+            return
+        count = self._executor.withdraw()
+        if count:
+            self._has_withdrawn = True
+            self._say(
+                f"{SAME_FAILURES} artists in a row failed alike; {count} jobs that had not begun are "
+                f"cancelled, and {len(self._waiting)} are not submitted"
+            )
+            self._waiting.clear()
+
+    def _stop(self, jobs: Sequence[ChildJob], stop: Interrupted) -> Interrupted:
+        """Stop jobs side by side, and mark them as interrupted; return the last signal."""
+        for job in jobs:
+            job.ask_to_stop(stop.number)
+        for number, job in enumerate(jobs, start=1):
             try:
-                self._end_cancelled(one, stop)
+                self._end_stopped(job, stop)
             except Interrupted as hurry:  # a second Ctrl-C: the others hurry as well
                 stop = hurry
-                self._ask_to_stop(running[number:], stop)
+                for other in jobs[number:]:
+                    other.ask_to_stop(stop.number)
         return stop
 
-    def _end_cancelled(self, one: _Running, stop: Interrupted) -> None:
+    def _end_stopped(self, job: ChildJob, stop: Interrupted) -> None:
         """Wait until nothing of a job is left that was asked to stop, and mark it as interrupted."""
         try:
-            one.job.cancel(stop.number)
+            job.cancel(stop.number)
         finally:
-            one.steps.close()
-            end = one.job.poll() or JobEnd(state=State.INTERRUPTED)
+            self._running.remove(job)
+            end = job.poll() or JobEnd(state=State.INTERRUPTED)
             try:
-                interrupted = JobEnd(state=State.INTERRUPTED, error=f"stopped by {stop}", steps=end.steps)
-                self.books.not_complete(one.training, interrupted)
-            except MimicryError as error:  # the stop signal comes first
-                report(error)
+                if end.elsewhere:
+                    self.books.ended(job.training, end)
+                elif end.state is not State.CLAIMED:
+                    error = f"stopped by {stop}"
+                    stopped = JobEnd(state=State.INTERRUPTED, error=error, steps=end.steps)
+                    self.books.stopped(job.training, stopped)
+            except MimicryError as fault:  # the stop signal comes first
+                report(fault)
 
-    def _ask_to_stop(self, running: Sequence[_Running], stop: Interrupted) -> None:
-        for one in running:
-            one.job.ask_to_stop(stop.number)
+    def _leave_behind(self) -> None:
+        """Note which jobs go on without this program."""
+        jobs, self._running = self._running, []
+        for job in jobs:
+            self.books.queued(job.training, job.remark)
+        if jobs:
+            self._say(self._executor.left_behind(jobs))
+            if self._waiting:
+                self._say(
+                    f"{len(self._waiting)} are not submitted, as the queue is full; type the command again"
+                )
 
-    def _look_again(self, elsewhere: list[Target]) -> None:
+    def _look_again(self) -> None:
         """See what becomes of targets that others train, and train those that were left."""
-        said = False
-        while elsewhere:
-            free = [target for target in elsewhere if not claimed_by(target.folder.path)]
-            for target in free:
-                elsewhere.remove(target)
-            left = self._train(
-                deque((target, printable(self._plan.name_of(target))) for target in free), elsewhere
-            )
-            if left:
-                self._say_given_up(left + len(elsewhere))
+        is_told = False
+        while self._claimed:
+            free = [target for target in self._claimed if not claimed_by(target.folder.path)]
+            self._claimed = [target for target in self._claimed if target not in free]
+            self._train(Training(target, self._name(target), self.books) for target in free)
+            if self._gives_up():
                 return
-            if not elsewhere or not self._wait:
+            if not self._claimed or not self._wait:
                 break
-            if not said:
-                said = True
-                for target in elsewhere:
-                    self._display.say(
-                        printable(f"{self._plan.name_of(target)}: waiting, {claimed_by(target.folder.path)}")
-                    )
-                self._display.say("type --no-wait for not waiting until others are done")
+            if not is_told:
+                is_told = True
+                for target in self._claimed:
+                    self._say(f"{self._name(target)}: waiting, {claimed_by(target.folder.path)}")
+                self._say("type --no-wait for not waiting until others are done")
             time.sleep(WAIT_SECONDS)
         self.books.results += [
             Result(target=target, state=State.CLAIMED, error=claimed_by(target.folder.path))
-            for target in elsewhere
+            for target in self._claimed
         ]
 
-    def _say_given_up(self, left: int) -> None:
-        self._display.say(
-            f"{SAME_FAILURES} artists in a row failed alike; the other {left} are left for the next call "
-            f"of the same command"
-        )
-
-    def _say_claimed(self, target: Target) -> None:
-        self._display.say(
-            printable(
-                f"{self._plan.name_of(target)}: {claimed_by(target.folder.path)}; looked at again later"
+    def _gives_up(self) -> bool:
+        """Return whether the rest is left to the next call, and say so."""
+        left = len(self._waiting) + len(self._claimed)
+        if left and self.books.gives_up:
+            self._say(
+                f"{SAME_FAILURES} artists in a row failed alike; the other {left} are left for the next call "
+                f"of the same command"
             )
-        )
+        return self.books.gives_up or self._has_withdrawn
+
+    def _name(self, target: Target) -> str:
+        return printable(self._plan.name_of(target))
+
+    def _say(self, text: str) -> None:
+        self._display.say(printable(text))

@@ -1,38 +1,201 @@
-"""Keeping book of a plan that is carried out: bookmarks in the tracker, results, and what is said of each."""
+"""The books of a plan that is carried out: bookmarks, results, what is said, and what other calls have done.
+
+Several calls of apply_tuning may share one tree, and each adapter is trained once: a call that works on an
+adapter holds the claim to its folder, and looks again at what lies there once it has it.
+"""
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
+from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.common.files import utc_now
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import AdapterState, describe_differences
-from mimicry.tuning.adapters.bookmark import Bookmark, read_bookmarks
-from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
-from mimicry.tuning.execution.executor import JobEnd
-from mimicry.tuning.execution.result import Result, same_failure
-from mimicry.tuning.execution.sharing import is_as_planned, recheck, repair
+from mimicry.tuning.adapters import AdapterFolder, AdapterState, describe_differences
+from mimicry.tuning.adapters.bookmark import Bookmark, complete_bookmark, log_path, read_bookmarks
 from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target, refuse_new_recipes
-from mimicry.tuning.planning.display import BatchDisplay, duration, eval_change
+from mimicry.tuning.planning.display import BatchDisplay, StepDisplay, duration, eval_change
 
+ELSEWHERE = "by another call"
 # Adapters that are good, and trained again only when that is asked for.
-_KEPT = (State.COMPLETE, State.STALE)
+KEPT = (State.COMPLETE, State.STALE)
+# After this many trainings or uploads in a row that failed alike, the others would fail as well.
+SAME_FAILURES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class JobEnd:
+    """How a job ended.
+
+    Attributes:
+        state: how the adapter is; CLAIMED when another call works on it, and it is to be looked at again.
+        error: why it is not complete.
+        elsewhere: there was nothing to do, since another call has done it.
+        recorded: a worker that is a call of apply_tuning itself has trained it and keeps the tracker.
+        where: the place that it was trained in, where there are several.
+        steps: those that the training took.
+        code: the exit code of the training.
+        log_lines: the last lines that it printed.
+        log: a file that says more about a failure, beside the adapter's own log.
+        warnings: those in the adapter's record.
+    """
+
+    state: State
+    error: str = ""
+    elsewhere: bool = False
+    recorded: bool = False
+    where: str = ""
+    steps: int = 0
+    code: int = 0
+    log_lines: tuple[str, ...] = ()
+    log: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one target.
+
+    Attributes:
+        state: how its adapter is now.
+        trained: by this call, or by a job of it.
+        seconds: of this call, without the `earlier_seconds` before it went on from a checkpoint.
+        error: empty for a good end.
+        owed: why an upload is still pending.
+        evaluation: the loss on the original art before and after, for people; empty when there was none.
+        numerics: how the adapter's numerics differ from those of its sisters, for people.
+        warnings: what the training itself has found odd.
+    """
+
+    target: Target
+    state: State
+    trained: bool = False
+    uploaded: bool = False
+    seconds: float = 0.0
+    earlier_seconds: float = 0.0
+    loss: float | None = None
+    error: str = ""
+    owed: str = ""
+    evaluation: str = ""
+    numerics: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """What the summary says."""
+        if self.trained:
+            return "trained"
+        if self.uploaded:
+            return "uploaded"
+        if self.owed:
+            return "owed"
+        return "skipped" if self.state in KEPT else self.state.value
+
+
+@dataclass(eq=False)
 class Training:
-    """A target in training: what it is called in messages, and when it began."""
+    """A target that is to be trained, for the executor that takes it on: what it asks and tells.
+
+    `label` names it in lines for people. It is shown from `begun` on, until it is paused or has ended.
+    """
 
     target: Target
     label: str
+    books: "Bookkeeper"
     started_at: str = field(default_factory=utc_now)
-    began: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=time.monotonic)
+    _steps: StepDisplay | None = None
+    _line: int = 0
 
+    @property
+    def key(self) -> str:
+        return self.target.adapter.key
+
+    @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        """How long it has taken since it began."""
+        return time.monotonic() - self._began
+
+    def recheck(self) -> AdapterState | None:
+        """Return what another call has made of it; None when it is still to be trained.
+
+        For a worker that has claimed the folder. What the plan saw there, and wants to be trained again, is
+        set aside.
+
+        Raises:
+            BatchFault: another call has brought another recipe into the study.
+        """
+        return self.books.recheck(self.target)
+
+    def news(self) -> Bookmark:
+        """Return its bookmark, if another call has changed it since this one began; else an empty one."""
+        return self.books.news(self.key, read_bookmarks(self.books.tracker))
+
+    def say(self, text: str) -> None:
+        """Print a line about it."""
+        self.books.display.say(f"{self.label}: {text}")
+
+    def begun(self, where: str = "") -> None:
+        """Say that the training begins, or goes on; `where` names the place, where there are several."""
+        self.started_at, self._began = utc_now(), time.monotonic()
+        display, tree = self.books.display, self.books.plan.call.tree
+        # The line above those of trainings is that of the batch.
+        taken = {training.line for training in self.books.shown}
+        self.line = next(line for line in count(1) if line not in taken)
+        self.books.shown.append(self)
+        name, steps = self.books.plan.short_name_of(self.target), self.target.step_count
+        self._steps = StepDisplay(name, steps, self.line)
+        display.begin(self.key, steps)
+        facts = [
+            f"training on {len(self.target.images.names)} images",
+            where,
+            display.time_left(),
+            f"log: {log_path(tree, self.target.folder)}",
+        ]
+        self.say(printable("; ".join(filter(None, facts))))
+
+    def phase(self, text: str) -> None:
+        """Show the last line that was logged before the first step."""
+        if self._steps is not None:
+            self._steps.phase(text)
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+        if self._steps is not None:
+            self._steps.step(line)
+            self.books.display.step(self.key, int(line["step"]))
+
+    def tick(self) -> None:
+        """Show how long it has taken, while there is no step yet."""
+        if self._steps is not None:
+            self._steps.tick()
+
+    def paused(self) -> None:
+        """Show it no longer, if it was shown; it may begin again."""
+        if self._hide():
+            self.books.display.leave(self.key)
+
+    def over(self, *, well: bool) -> None:
+        """Show that it has ended; how long one took that ended well tells what others will take."""
+        if not self._hide():  # nobody saw it begin
+            self.books.display.begin(self.key, self.target.step_count)
+            well = False
+        self.books.display.end(self.key, well=well)
+
+    def _hide(self) -> bool:
+        if self._steps is None:
+            return False
+        self._steps.close()
+        self._steps = None
+        self.books.shown.remove(self)
+        return True
 
 
 @dataclass
@@ -43,6 +206,7 @@ class Bookkeeper:
     tracker: ProgressTracker
     display: BatchDisplay
     results: list[Result] = field(default_factory=list)
+    shown: list[Training] = field(default_factory=list)
     # Of the trainings that ended last: the place and why, up to the last one that ended otherwise.
     _failures: list[tuple[str, str]] = field(default_factory=list)
     _failures_by_place: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -51,14 +215,14 @@ class Bookkeeper:
 
     @property
     def gives_up(self) -> bool:
-        """Whether so many trainings failed alike that the others would fail as well.
+        """Whether the last trainings failed alike, so that the others would fail as well.
 
         One that still runs may end well, which shows that they would not.
         """
         return same_failure([words for _, words in self._failures])
 
     def fails_always(self, where: str) -> bool:
-        """Return whether so many trainings in a row failed alike in this place, whatever others did."""
+        """Return whether the last trainings in this place failed alike, whatever others did."""
         return same_failure(self._failures_by_place[where])
 
     def forget_failures(self, where: str) -> None:
@@ -85,7 +249,7 @@ class Bookkeeper:
         except MimicryError as error:
             raise BatchFault(*error.problems) from error
         self._marked = {**known, **marks}
-        for target in self.plan.of(State.COMPLETE, State.STALE):
+        for target in self.plan.of(*KEPT):
             mended = repair(target.folder)
             if mended:
                 self.display.say(printable(f"{self.plan.name_of(target)}: {mended}"))
@@ -95,10 +259,9 @@ class Bookkeeper:
         if target.state is State.BLOCKED:
             return Bookmark.ended(State.BLOCKED, error=target.reason)
         mark = Bookmark()
-        if target.state is State.PENDING and target.existing not in _KEPT:
+        if target.state is State.PENDING and target.existing not in KEPT:
             mark = Bookmark.waiting(len(target.images.names))
-        # The call that trains a claimed one will record its state.
-        elif target.state is not State.CLAIMED and known.status is not State.COMPLETE:
+        elif target.state in (State.PENDING, *KEPT) and known.status is not State.COMPLETE:
             mark = complete_bookmark(self.plan.call.tree, target.folder)
         overwrite = self.plan.overwrite_mark(target)
         if overwrite is not None:
@@ -106,146 +269,208 @@ class Bookkeeper:
         return mark if mark.named else None
 
     def recheck(self, target: Target) -> AdapterState | None:
-        """Return what another call has made of a claimed target; None when it is still to be trained.
-
-        What the plan saw in its folder, and wants to be trained again, is set aside.
-
-        Raises:
-            BatchFault: another call has brought another recipe into the study.
-        """
+        """See `Training.recheck`."""
         refuse_new_recipes(self.plan, target.request)
-        key = target.adapter.key
         if is_as_planned(target):
-            if target.existing in _KEPT:
+            if target.existing in KEPT:
                 note = OVERWRITTEN if self.plan.call.overwrite else RETRAINED
                 mark = Bookmark.waiting(len(target.images.names)).with_fields(note=note)
-                self.tracker.record(key, **mark.to_json())
+                self.tracker.record(target.adapter.key, **mark.to_json())
             aside = target.folder.set_aside(target.existing)
             self.display.say(
                 printable(f"{self.plan.name_of(target)}: {target.existing} adapter set aside in {aside}")
             )
             return None
-        return recheck(target, self._marked.get(key, Bookmark()), self.bookmark(target))
+        found = target.judge()
+        if found.state is State.BROKEN:
+            target.folder.set_aside(State.BROKEN)
+            return None
+        return self._by_others(target, found, read_bookmarks(self.tracker))
 
-    def bookmark(self, target: Target) -> Bookmark:
-        """Return the bookmark of a target as it is now."""
-        return read_bookmarks(self.tracker).get(target.adapter.key, Bookmark())
+    def done_by_others(self, trainings: Sequence[Training]) -> list[tuple[Training, AdapterState]]:
+        """Return those that other calls have ended since the plan was made, and how; changes nothing."""
+        marks, ended = read_bookmarks(self.tracker), []
+        for training in trainings:
+            target = training.target
+            has_failed = self.news(training.key, marks).status is State.FAILED
+            is_changed = has_failed or target.folder.weights_identity() != target.weights
+            if is_changed and not is_as_planned(target):
+                found = self._by_others(target, target.judge(), marks)
+                if found is not None:
+                    ended.append((training, found))
+        return ended
 
-    def say_begun(self, one: Training, where: str = "") -> None:
-        """Say that a training begins, where it runs and has its log, and how long all of them will take."""
-        words = [
-            f"training on {len(one.target.images.names)} images",
-            where,
-            self.display.time_left(),
-            f"log: {log_path(self.plan.call.tree, one.target.folder)}",
-        ]
-        self.display.say(printable(f"{one.label}: {'; '.join(filter(None, words))}"))
+    def _by_others(
+        self, target: Target, found: AdapterState, marks: Mapping[str, Bookmark]
+    ) -> AdapterState | None:
+        """Return how another call has ended a target since the plan was made; None when none has."""
+        if found.state in KEPT:
+            reason = f", {found.reason}" if found.reason else ""
+            return AdapterState(found.state, f"{found.state}: trained {ELSEWHERE}{reason}")
+        mark = self.news(target.adapter.key, marks)
+        if found.state is State.PENDING and mark.status is State.FAILED:
+            return AdapterState(State.FAILED, f"{mark.error} ({ELSEWHERE})")
+        return None
+
+    def news(self, key: str, marks: Mapping[str, Bookmark]) -> Bookmark:
+        """See `Training.news`; `marks` are the bookmarks as they are now."""
+        mark = marks.get(key, Bookmark())
+        return Bookmark() if mark == self._marked.get(key, Bookmark()) else mark
 
     def ended(self, one: Training, end: JobEnd) -> None:
         """Record and say how a training ended."""
-        if end.state is not State.FAILED:
+        one.over(well=end.state is State.COMPLETE and not end.elsewhere)
+        if end.state is State.FAILED:
+            self._note_failure(one, end)
+        else:
             self._failures.clear()
             self._failures_by_place[end.where].clear()
         if end.elsewhere:
             self._done_elsewhere(one, end)
-            return
-        if end.state is State.COMPLETE:
+        elif end.state in KEPT:
             self._completed(one, end)
-            return
-        if end.state is State.FAILED:
-            self._show_failure(one, end)
-        elif end.state is State.BLOCKED:
-            self.display.say(f"{one.label}: blocked: {end.error}")
         else:
-            self.display.say(f"{one.label}: interrupted, {end.error}; the same command takes it up")
-        self.not_complete(one, end)
+            self._not_complete(one, end)
+
+    def stopped(self, one: Training, end: JobEnd) -> None:
+        """Record a training that ended because this program is stopped."""
+        one.paused()
+        self._record_end(one, end)
+
+    def queued(self, one: Training, remark: str) -> None:
+        """Note that a training goes on without this program."""
+        one.paused()
+        self.results.append(Result(target=one.target, state=State.QUEUED, error=remark))
+
+    def _note_failure(self, one: Training, end: JobEnd) -> None:
+        # Failures that differ in the adapter only are alike.
+        folder = one.target.folder.path
+        alike = end.error.replace(str(folder), "").replace(folder.name, "")
+        self._failures.append((end.where, alike))
+        self._failures_by_place[end.where].append(alike)
 
     def _done_elsewhere(self, one: Training, end: JobEnd) -> None:
-        target = one.target
-        result = Result(target=target, state=end.state, error=end.error)
+        result = Result(target=one.target, state=end.state, error=end.error)
         self.results.append(result)
-        self.display.say(f"{one.label}: {result.word}, {end.error}")
-        if end.state is State.FAILED:
-            self._note_failure(end.where, end.error)
-        elif self.bookmark(target).status is not State.COMPLETE:
-            mark = complete_bookmark(self.plan.call.tree, target.folder)
-            self.tracker.record(target.adapter.key, **mark.to_json())
+        one.say(f"{result.word}, {end.error}")
+        if end.state is not State.FAILED:
+            self._correct(one, complete_bookmark(self.plan.call.tree, one.target.folder))
 
-    def not_complete(self, one: Training, end: JobEnd) -> None:
-        """Record a training that ended without an adapter."""
-        seconds = round(one.seconds(), 1)
+    def _not_complete(self, one: Training, end: JobEnd) -> None:
+        words = f"{end.state}: {end.error}"
+        if end.state is State.INTERRUPTED:
+            words = f"interrupted, {end.error}; the same command takes it up"
+        one.say(words + (f"; see {printable(end.log)}" if end.log else ""))
+        for line in end.log_lines if end.state is State.FAILED else ():
+            self.display.say(f"    | {line}")
+        self._record_end(one, end)
+
+    def _record_end(self, one: Training, end: JobEnd) -> None:
         warnings = self._say_warnings(one, end)
+        seconds = 0.0 if end.recorded else round(one.seconds, 1)
         result = Result(
             target=one.target, state=end.state, seconds=seconds, error=end.error, warnings=warnings
         )
-        self._record(
-            result,
-            Bookmark.ended(
-                end.state,
-                started_at=one.started_at,
-                seconds=seconds,
-                steps=end.steps,
-                error=end.error,
-                log=log_path(self.plan.call.tree, one.target.folder),
-            ),
+        # If the tracker cannot be written the batch ends, and its summary must have the result.
+        self.results.append(result)
+        if end.recorded:
+            # An adapter that was to be replaced is as good as before.
+            if not is_as_planned(one.target):
+                self._correct(one, Bookmark.ended(end.state, error=end.error))
+            return
+        mark = Bookmark.ended(
+            end.state,
+            started_at=one.started_at,
+            seconds=seconds,
+            steps=end.steps,
+            error=end.error,
+            log=log_path(self.plan.call.tree, one.target.folder),
         )
+        self.tracker.record(one.key, **mark.to_json())
+
+    def _correct(self, one: Training, mark: Bookmark) -> None:
+        """Record what another call has left, unless it has recorded that itself."""
+        settled = (State.COMPLETE,) if mark.status is State.COMPLETE else (State.FAILED, State.BLOCKED)
+        if read_bookmarks(self.tracker).get(one.key, Bookmark()).status not in settled:
+            self.tracker.record(one.key, **mark.to_json())
 
     def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:
         """Say what the training itself has found odd, and return it; the plan's own warnings were said."""
         run = one.target.folder.readable_run
-        said = {*one.target.warnings, *one.target.inputs.notes, describe_differences(run.other_numerics)}
-        warnings = tuple(warning for warning in end.warnings if warning not in said)
+        known = {*one.target.warnings, *one.target.inputs.notes, describe_differences(run.other_numerics)}
+        warnings = tuple(warning for warning in end.warnings if warning not in known)
         for warning in warnings:
-            self.display.say(f"{one.label}: warning: {warning}")
+            one.say(f"warning: {warning}")
         return warnings
 
     def _completed(self, one: Training, end: JobEnd) -> None:
-        target, seconds, code = one.target, one.seconds(), end.code
-        run = target.folder.readable_run
+        target, run = one.target, one.target.folder.readable_run
         mark = complete_bookmark(self.plan.call.tree, target.folder)
-        # Start and end of the programs around the training count as well.
-        mark = mark.with_fields(seconds=round(run.earlier_seconds + seconds, 1))
-        if run.resumed_from is None:
-            mark = mark.with_fields(started_at=one.started_at)
-        resumed = "" if run.resumed_from is None else f", resumed at step {run.resumed_from}"
+        seconds, earlier = mark.seconds or 0.0, 0.0
+        if not end.recorded:
+            # Start and end of the programs around the training count as well.
+            seconds, earlier = one.seconds, run.earlier_seconds
+            mark = mark.with_fields(seconds=round(earlier + seconds, 1))
+            if run.resumed_from is None:
+                mark = mark.with_fields(started_at=one.started_at)
         warnings = self._say_warnings(one, end)
-        hub = mark.hub or {}
-        loss, evaluation = mark.loss, eval_change(mark.eval_loss)
+        hub, evaluation = mark.hub or {}, eval_change(mark.eval_loss)
         numerics = describe_differences(mark.other_numerics or {})
-        self.display.say(
-            f"{one.label}: complete in {duration(seconds)}{resumed}"
-            + (f", mean loss {loss:.4f}" if loss is not None else "")
-            + (f", {evaluation}" if evaluation else "")
-            + (f", {numerics}" if numerics else "")
-            + (f", uploaded to {hub['repository_id']}" if "repository_id" in hub else "")
-        )
+        facts = [
+            f"{end.state} in {duration(seconds)}",
+            "" if run.resumed_from is None else f"resumed at step {run.resumed_from}",
+            "" if mark.loss is None else f"mean loss {mark.loss:.4f}",
+            end.error,
+            evaluation,
+            numerics,
+            f"uploaded to {hub['repository_id']}" if "repository_id" in hub else "",
+        ]
+        one.say(", ".join(filter(None, facts)))
         result = Result(
             target=target,
-            state=State.COMPLETE,
-            trained=True,
+            state=end.state,
+            trained=end.state is State.COMPLETE,
             seconds=seconds,
-            earlier_seconds=run.earlier_seconds,
-            loss=loss,
+            earlier_seconds=earlier,
+            loss=mark.loss,
+            error=end.error,
             # The adapter is whole, so what went wrong came after it.
-            owed=str(hub.get("error", "")) or (f"unknown, exit code {code}" if code else ""),
+            owed=str(hub.get("error", "")) or (f"unknown, exit code {end.code}" if end.code else ""),
             evaluation=evaluation,
             numerics=numerics,
             warnings=warnings,
         )
-        self._record(result, mark)
-
-    def _record(self, result: Result, mark: Bookmark) -> None:
-        # If the tracker cannot be written the batch ends, and its summary must have the result.
         self.results.append(result)
-        self.tracker.record(result.target.adapter.key, **mark.to_json())
+        if end.recorded:
+            self._correct(one, mark)
+        else:
+            self.tracker.record(one.key, **mark.to_json())
 
-    def _note_failure(self, where: str, words: str) -> None:
-        self._failures.append((where, words))
-        self._failures_by_place[where].append(words)
 
-    def _show_failure(self, one: Training, end: JobEnd) -> None:
-        folder = one.target.folder.path
-        self._note_failure(end.where, end.error.replace(str(folder), "").replace(folder.name, ""))
-        self.display.say(f"{one.label}: failed: {end.error}")
-        for line in end.log_lines:
-            self.display.say(f"    | {line}")
+def is_as_planned(target: Target) -> bool:
+    """Return whether the adapter that the plan saw, and wants to be trained again, is still there."""
+    if target.existing is State.PENDING:
+        return False
+    return target.folder.weights_identity() == target.weights
+
+
+def repair(folder: AdapterFolder) -> str:
+    """Repair the folder of a complete adapter, unless a call works there; return what was repaired.
+
+    Leftovers of killed processes are removed, and a damaged adapter_config.json is written again. A folder
+    that may not be written stays as it is, and so does one that another call has emptied meanwhile.
+    """
+    with suppress(MimicryError, OSError):
+        fault = folder.config_fault()
+        if fault or (folder.path / CLAIM).exists() or folder.leftovers() or folder.spent_checkpoints():
+            with Claim.take_anew(folder.path):
+                folder.remove([*folder.leftovers(), *folder.spent_checkpoints()])
+                if fault:
+                    folder.write_config()
+                    return f"{fault}; it was written again"
+    return ""
+
+
+def same_failure(failures: list[str]) -> bool:
+    """Return whether the last failures are alike, so that the others would fail as well."""
+    return len(failures) >= SAME_FAILURES and len(set(failures[-SAME_FAILURES:])) == 1

@@ -1,99 +1,122 @@
-"""What carries a plan out: this machine, or a Slurm cluster."""
+"""What --engine chooses from: the executors, each with the options that only it has."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
+import click
+from click.core import ParameterSource
+
+from mimicry.common.errors import UsageError
 from mimicry.study import StudyTree
-from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookkeeping import Bookkeeper
+from mimicry.tuning.adapters.inspect import QueuedJob
+from mimicry.tuning.execution.cluster import QueueUnknown
+from mimicry.tuning.execution.executor import Executor
 from mimicry.tuning.execution.local import LocalExecutor
-from mimicry.tuning.execution.places import Place
-from mimicry.tuning.execution.result import Result
-from mimicry.tuning.execution.slurm import SlurmSubmitter
-from mimicry.tuning.execution.slurm_batch import SlurmBatch
-from mimicry.tuning.execution.slurm_queue import QueuedJob, live_jobs
-from mimicry.tuning.options.slurm_options import SlurmSettings
-from mimicry.tuning.planning import Plan
-from mimicry.tuning.planning.display import BatchDisplay
+from mimicry.tuning.execution.places import choose_places
+from mimicry.tuning.execution.slurm import SlurmExecutor, jobs_of_study
+from mimicry.tuning.options.click_options import option, options
+from mimicry.tuning.options.slurm_options import SLURM, SLURM_TOPIC, SlurmSettings, slurm_options
 
 
-class AnyBatch(Protocol):
-    """A plan being carried out."""
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A choice of --engine.
 
-    @property
-    def results(self) -> list[Result]:
-        """What became of the targets so far."""
+    Attributes:
+        parameters: the click parameters that have an effect with this engine only, or how they begin.
+        make: makes the executor from the parameters of a call, and the number of processes that train an
+            adapter together. Raises UsageError.
+        instead: what to use in the place of options of other engines.
+        queued: the jobs of a study that are in its queue. Raises QueueUnknown.
+    """
 
-    def run(self) -> None:
-        """Train all targets that are to be trained."""
+    name: str
+    parameters: tuple[str, ...]
+    make: Callable[[Mapping[str, Any], int], Executor]
+    instead: str = ""
+    queued: Callable[[StudyTree], Mapping[str, QueuedJob]] | None = None
 
-
-class Engine(Protocol):
-    """What carries plans out."""
-
-    @property
-    def workers(self) -> int:
-        """How many trainings it runs at a time, for an estimate of the time left."""
-
-    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
-        """Return the jobs for cells in the engine's queue that have not ended, by key."""
-
-    def script(self, plan: Plan) -> str:
-        """Return the script that it would submit for the plan; empty where it submits none."""
-
-    def batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay, *, wait: bool) -> AnyBatch:
-        """Return the plan as a batch to run; see its class for `wait`."""
+    def has(self, parameter: str) -> bool:
+        """Return whether a parameter has an effect with this engine only."""
+        return parameter.startswith(self.parameters)
 
 
-@dataclass(frozen=True)
-class LocalEngine:
-    """This machine, and its places in which trainings run side by side."""
+_LOCAL = Engine(
+    name="local",
+    parameters=("gpus", "parallel"),
+    make=lambda given, processes: LocalExecutor(
+        places=choose_places(given["gpus"], given["parallel"], processes)
+    ),
+)
+_SLURM = Engine(
+    name=SLURM,
+    parameters=("slurm_",),
+    make=lambda given, _: SlurmExecutor(SlurmSettings.of(given)),
+    instead="type --slurm-gres for the GPUs of a job, and --slurm-max-parallel for the number of jobs at a "
+    "time",
+    queued=jobs_of_study,
+)
+# The first one is the default.
+ENGINES = (_LOCAL, _SLURM)
 
-    places: tuple[Place, ...] = (Place(),)
-
-    @property
-    def workers(self) -> int:
-        return len(self.places)
-
-    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
-        return {}
-
-    def script(self, plan: Plan) -> str:
-        return ""
-
-    def batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay, *, wait: bool) -> Batch:
-        return Batch(plan, LocalExecutor(places=self.places), tracker, display, wait=wait)
+engine_options = options(
+    option(
+        "--engine",
+        topic=SLURM_TOPIC,
+        type=click.Choice([engine.name for engine in ENGINES]),
+        default=ENGINES[0].name,
+        help="Train on this machine, or submit a job for each adapter to a Slurm cluster.",
+    ),
+    slurm_options,
+)
 
 
-@dataclass(frozen=True)
-class SlurmEngine:
-    """A Slurm cluster, with what each job asks it for."""
+def make_executor(context: click.Context, processes: int) -> Executor:
+    """Return the executor that a command with `engine_options` asks for.
 
-    settings: SlurmSettings
+    Args:
+        processes: those that train an adapter together.
 
-    @property
-    def workers(self) -> int:
-        """How many jobs may run at a time; 1 where only the cluster knows."""
-        return self.settings.max_parallel or 1
+    Raises:
+        UsageError: options that the engine cannot take, or that have no effect with it.
+    """
+    (engine,) = (engine for engine in ENGINES if engine.name == context.params["engine"])
+    for other in ENGINES:
+        given = [] if other is engine else _typed(context, other)
+        if given and other is ENGINES[0]:
+            raise UsageError(
+                f"{', '.join(given)} would have no effect with --engine {engine.name}; {engine.instead}"
+            )
+        if given:
+            them = "it" if len(given) == 1 else "them"
+            raise UsageError(
+                f"{', '.join(given)} would have no effect without --engine {other.name}; type that too, or "
+                f"leave {them} out"
+            )
+    return engine.make(context.params, processes)
 
-    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
-        """Return what is in the queue of the cluster, by key.
 
-        Raises:
-            QueueUnknown: Slurm does not answer.
-        """
-        return live_jobs(tree)
+def queued_jobs(tree: StudyTree) -> tuple[dict[str, QueuedJob], list[str]]:
+    """Return the jobs of a study that may still train, by key, and which queues do not answer."""
+    jobs: dict[str, QueuedJob] = {}
+    faults = []
+    for engine in ENGINES:
+        if engine.queued is None:
+            continue
+        try:
+            jobs |= {key: job for key, job in engine.queued(tree).items() if job.is_live}
+        except QueueUnknown as error:
+            faults.append(str(error))
+    return jobs, faults
 
-    def script(self, plan: Plan) -> str:
-        """Return what sbatch would be given.
 
-        Raises:
-            BatchFault: submitit is missing, or this machine has no Slurm.
-        """
-        return SlurmSubmitter(plan.call.tree, self.settings).script(plan)
-
-    def batch(self, plan: Plan, tracker: ProgressTracker, display: BatchDisplay, *, wait: bool) -> SlurmBatch:
-        books = Bookkeeper(plan, tracker, display)
-        return SlurmBatch(books, SlurmSubmitter(plan.call.tree, self.settings), wait=wait)
+def _typed(context: click.Context, engine: Engine) -> Collection[str]:
+    """Return the flags of an engine's own options that were typed."""
+    return [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name is not None
+        and engine.has(parameter.name)
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]

@@ -1,61 +1,45 @@
-"""Where and how targets are trained: what every executor offers to the batch."""
+"""What every executor offers to the batch: where and how trainings run.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+An executor trains on this machine, in the queue of a cluster, or anywhere else; the batch is the same. The
+worker that trains holds the claim to the adapter's folder.
+"""
 
-from mimicry.study import State
-from mimicry.tuning.adapters import AdapterState
-from mimicry.tuning.planning import Target
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
-# Says, once the folder is claimed, what another call has made of it; None: it is still to be trained.
-Recheck = Callable[[Target], AdapterState | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobEnd:
-    """How a job ended.
-
-    `state` is how the adapter is, `error` why it is not complete. `where` is the place that it was trained
-    in, as the watcher was told. `steps` are those that the training took,
-    `code` is its exit code, `log_lines` are the last lines of what it printed, `warnings` are those that its
-    record tells of. With `elsewhere` there was nothing to do: another call has done it.
-    """
-
-    state: State
-    error: str = ""
-    elsewhere: bool = False
-    where: str = ""
-    steps: int = 0
-    code: int = 0
-    log_lines: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+from mimicry.study import StudyTree
+from mimicry.tuning.adapters.inspect import QueuedJob
+from mimicry.tuning.execution.bookkeeping import JobEnd, Training
+from mimicry.tuning.planning import Plan
 
 
-class Watcher(Protocol):
-    """Is told how a training goes."""
+class Job(ABC):
+    """A training that an executor has taken on, and that goes on without this program."""
 
-    def begun(self, where: str) -> None:
-        """Take that the training begins, and where, in words; empty where there is one place only."""
+    # Whether it will not begin by itself.
+    is_stuck = False
+    # How it is, for people; empty where that is not known.
+    remark = ""
 
-    def phase(self, text: str) -> None:
-        """Take the last line that was logged before the first step."""
+    def __init__(self, training: Training) -> None:
+        self.training = training
 
-    def step(self, line: dict[str, Any]) -> None:
-        """Take a line of metrics.jsonl."""
-
-
-class Job(Protocol):
-    """One target in training."""
-
-    target: Target
-
+    @abstractmethod
     def poll(self) -> JobEnd | None:
-        """Tell the watcher what is new; return how the job ended, or None while it runs. Does not wait."""
+        """Tell the training what is new; return how the job ended, or None while it goes on. Does not wait.
 
+        A target that another call works on ends as CLAIMED.
+        """
+
+
+class ChildJob(Job):
+    """A job that ends with this program."""
+
+    @abstractmethod
     def ask_to_stop(self, number: int) -> None:
         """Send the job this signal, and return at once. Asked again, it hurries."""
 
+    @abstractmethod
     def cancel(self, number: int) -> None:
         """Stop the job with this signal, unless it was asked to, and wait until nothing of it is left.
 
@@ -64,29 +48,56 @@ class Job(Protocol):
         """
 
 
-class Executor(Protocol):
-    """Trains targets. The worker that trains holds the claim to the adapter's folder."""
+class Executor(ABC):
+    """Trains targets."""
+
+    # Between two looks at jobs.
+    poll_seconds = 0.05
 
     @property
+    @abstractmethod
     def capacity(self) -> int:
-        """How many jobs it runs at a time, at most."""
+        """How many trainings run at a time, for an estimate of the time left."""
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it runs so many jobs already."""
+    @abstractmethod
+    def submit(self, waiting: Sequence[Training]) -> Sequence[Job]:
+        """Take on some of those that wait, the first ones first; none when nothing can begin now.
 
-    def obstacle(self, target: Target) -> str:
-        """Return why `target` has to wait although the executor is not full; empty when it need not.
+        It is called again at once after it has taken some, else after the next look at the jobs. A signal to
+        stop is held back meanwhile. While no job runs, it takes one or raises an error.
 
-        It never has to while no job runs.
+        Raises:
+            BatchFault: nothing can be trained.
         """
+
+    def look(self) -> None:
+        """Learn how the jobs are; called before each is polled."""
+        return
+
+    def withdraw(self) -> int:
+        """Take back the jobs of this call that have not begun; return how many they are."""
+        return 0
 
     def leave(self, where: str) -> bool:
         """Begin no more jobs in this place; False, and nothing changes, where there is no other."""
+        return False
 
-    def submit(self, target: Target, watcher: Watcher, recheck: Recheck) -> Job:
-        """Begin to train `target`, unless another call has done so since it was planned.
+    def left_behind(self, jobs: Sequence[Job]) -> str:
+        """Return what to say of jobs that go on without this program."""
+        return f"{len(jobs)} go on"
+
+    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
+        """Return the jobs of a study that are known, by the key of the adapter, those that have ended too.
 
         Raises:
-            ClaimedElsewhere: another call works on it.
+            QueueUnknown: the queue does not answer.
         """
+        return {}
+
+    def describe(self, plan: Plan) -> str:
+        """Return what would be submitted for the plan, for a dry run. Writes nothing.
+
+        Raises:
+            BatchFault: nothing can be submitted from here.
+        """
+        return ""

@@ -1,30 +1,51 @@
-"""Submitting trainings to a Slurm cluster, through submitit: arrays of jobs, one job for each cell."""
+"""Slurm as an executor: jobs are submitted through submitit, listed by squeue, and cancelled by scancel.
+
+Each submission has a folder below `progress/slurm/`, whose name is the name of its jobs:
+
+    progress/slurm/mimicry-1f0c2a9b/cells.json    {"submitted_at", "cells": {key: recipe}}
+
+It is written before the jobs are submitted, and the job with index N of an array is for cell N. So every job
+is known by its name, whatever ended the call that submitted it. Keys are those of the tracker. A recipe is a
+hash, or null for a stack without options.
+"""
 
 import importlib
 import secrets
 import shlex
+import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mimicry.common.errors import BatchFault, MimicryError
+from mimicry.common.files import read_json, utc_now, write_json
 from mimicry.study import State, StudyTree
-from mimicry.study.tree import NONE
-from mimicry.tuning.execution.slurm_queue import JOB_NAME, forget_submission, new_submission
+from mimicry.tuning.execution.bookkeeping import KEPT
+from mimicry.tuning.execution.cluster import (
+    ClusterExecutor,
+    ClusterQueuedJob,
+    QueueFull,
+    QueueUnknown,
+    SubmissionUnknown,
+    worker_words,
+)
 from mimicry.tuning.execution.slurm_task import IGNORING, SlurmTask
-from mimicry.tuning.options.click_options import option_words
-from mimicry.tuning.options.slurm_options import LOCAL, SIGNAL_SECONDS, SlurmSettings
+from mimicry.tuning.options.slurm_options import SIGNAL_SECONDS, SLURM, SlurmSettings
 from mimicry.tuning.planning import Plan, Target
 from mimicry.tuning.planning.plan import training_of
-from mimicry.tuning.stacks import STACKS
 
+CELLS = "cells.json"
+JOB_NAME = "mimicry-"
 # A training that has taken steps is put back as often as it takes; see `SlurmTask.checkpoint`.
 _MOST_TIMEOUTS = 100_000
 _DEFAULT_ARRAY = 1000
-_SCONTROL_SECONDS = 60
+# Older submissions have left the queue.
+_MOST_SUBMISSIONS = 200
+_PROGRAM_SECONDS = 120
+_FIELDS = "%j|%F|%K|%T|%N|%r"
 # How sbatch says that it would take fewer jobs, or the same ones later.
 _FULL = (
     *("maxsubmit", "submit limit", "grpsubmit", "temporarily unable", "queue is full", "try again"),
@@ -32,31 +53,87 @@ _FULL = (
 )
 # The jobs may have been submitted all the same.
 _UNKNOWN = ("socket timed out", "unable to contact", "communication", "zero bytes")
-# Adapters that are good, and trained again only when that is asked for.
-_KEPT = (State.COMPLETE, State.STALE)
+# A job in one of these has ended; all others may still train.
+_ENDED = frozenset(
+    {
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "REVOKED", "TIMEOUT"),
+    }
+)
+# Why a job waits that will not begin unless somebody does something about it.
+_STUCK = (
+    *("JobHeld", "launch failed", "BadConstraints", "DependencyNeverSatisfied", "Invalid", "NotAllowed"),
+    *("PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "AccountNot"),
+)
 
 
-class QueueFull(MimicryError):
-    """The cluster takes no more jobs for now."""
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """A job for a cell, as squeue shows it: `state` and `reason` are Slurm's words.
+
+    `recipe` is the hash of the recipe that it was submitted with.
+    """
+
+    name: str
+    id: str
+    state: str
+    node: str = ""
+    reason: str = ""
+    recipe: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self.state not in _ENDED
+
+    @property
+    def runs(self) -> bool:
+        return self.state in ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it will not start by itself."""
+        return self.state == "PENDING" and any(word.lower() in self.reason.lower() for word in _STUCK)
+
+    @property
+    def was_cancelled(self) -> bool:
+        return self.state == "CANCELLED"
+
+    @property
+    def how_to_cancel(self) -> str:
+        """The command that ends it."""
+        return f"scancel {self.id}"
+
+    @property
+    def remedy(self) -> str:
+        """The commands that get a stuck job going, or end it."""
+        return (
+            f"see `scontrol show job {self.id}`, then `scontrol release {self.id}` or `{self.how_to_cancel}`"
+        )
+
+    def log(self, tree: StudyTree) -> Path:
+        """Return the file that the job prints into."""
+        return tree.queue(SLURM) / self.name / f"{self.id}_0_log.out"
+
+    def __str__(self) -> str:
+        words = f"job {self.id} is {self.state.lower().replace('_', ' ')}"
+        if self.runs and self.node:
+            return f"{words} on {self.node}"
+        return f"{words} ({self.reason})" if self.reason not in ("", "None") else words
 
 
-class SubmissionUnknown(MimicryError):
-    """Slurm did not say whether it took the jobs."""
+class SlurmExecutor(ClusterExecutor):
+    """A Slurm cluster, with what each job asks it for."""
 
+    name = SLURM
 
-@dataclass(frozen=True)
-class SlurmSubmitter:
-    """Submits trainings of a study, with what each job asks the cluster for."""
-
-    tree: StudyTree
-    settings: SlurmSettings
+    def __init__(self, settings: SlurmSettings) -> None:
+        super().__init__(settings.max_parallel)
+        self._settings = settings
 
     def largest_array(self) -> int:
         """Return how many jobs an array of this cluster may have."""
         try:
-            shown = subprocess.run(
-                ["scontrol", "show", "config"], capture_output=True, text=True, timeout=_SCONTROL_SECONDS
-            ).stdout
+            shown = _run(["scontrol", "show", "config"]).stdout
         except (OSError, subprocess.TimeoutExpired):
             return _DEFAULT_ARRAY
         for line in shown.splitlines():
@@ -65,24 +142,16 @@ class SlurmSubmitter:
                 return max(1, int(value) - 1)
         return _DEFAULT_ARRAY
 
-    def submit(self, targets: Sequence[Target], *, after: str = "") -> str:
-        """Submit a job for each target, as one array, and return its number.
-
-        Args:
-            after: the number of an array that has to end first.
-
-        Raises:
-            QueueFull: fewer jobs, or the same later, may be taken.
-            SubmissionUnknown: Slurm did not answer; what is in its queue tells later.
-            BatchFault: Slurm refuses them.
-        """
+    def submit_array(self, targets: Sequence[Target], *, after: str = "") -> str:
+        """Submit a job for each target; see `ClusterExecutor.submit_array`."""
         submitit = _submitit()
         name = f"{JOB_NAME}{secrets.token_hex(4)}"
+        tree = targets[0].request.tree
         recipes = {target.adapter.key: target.request.spec.recipe_hash for target in targets}
-        folder = new_submission(self.tree, name, recipes)
-        tasks = [_task(target, self.settings.python) for target in targets]
+        folder = new_submission(tree, name, recipes)
+        tasks = [_task(target, self._settings.python) for target in targets]
         try:
-            executor = self._executor(submitit, folder, name, targets[0], after)
+            executor = self._submitter(submitit, folder, name, targets[0], after)
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
@@ -98,10 +167,8 @@ class SlurmSubmitter:
             raise BatchFault(f"--engine slurm: {error}") from error
         return str(jobs[0].job_id).partition("_")[0]
 
-    def script(self, plan: Plan) -> str:
+    def describe(self, plan: Plan) -> str:
         """Return the script that sbatch would be given for what is to be trained; empty for nothing.
-
-        Nothing is written.
 
         Raises:
             BatchFault: submitit is missing, or this machine has no Slurm.
@@ -112,7 +179,9 @@ class SlurmSubmitter:
         submitit = _submitit()
         name = f"{JOB_NAME}NAME"
         try:
-            executor = self._executor(submitit, self.tree.slurm.absolute() / name, name, targets[0], "")
+            executor = self._submitter(
+                submitit, plan.call.tree.queue(SLURM).absolute() / name, name, targets[0], ""
+            )
         except (RuntimeError, ValueError) as error:
             raise BatchFault(f"--engine slurm: {error}") from error
         if len(targets) > 1:
@@ -121,10 +190,23 @@ class SlurmSubmitter:
         text: str = executor._make_submission_file_text(executor._submitit_command_str, "uid")
         return text.rstrip("\n") + "\n"
 
-    def _executor(
+    def queued(self, tree: StudyTree) -> Mapping[str, SlurmJob]:
+        """See `jobs_of_study`."""
+        return jobs_of_study(tree)
+
+    def cancel_waiting(self, jobs: Sequence[ClusterQueuedJob]) -> None:
+        """Cancel those that have not begun."""
+        if jobs:
+            _run(["scancel", "--state=PENDING", *(job.id for job in jobs)])
+
+    def how_to_cancel(self, jobs: Sequence[ClusterQueuedJob]) -> str:
+        """Return the command that ends these jobs."""
+        return f"scancel --name={','.join(sorted({job.name for job in jobs}))}"
+
+    def _submitter(
         self, submitit: ModuleType, folder: Path, name: str, target: Target, after: str
     ) -> Any:  # of submitit, which has no types for its parameters
-        settings = self.settings
+        settings = self._settings
         # A preemption may signal a job that has just begun. Python would end of it before submitit takes the
         # signal, and Slurm would call the job failed instead of putting it back into the queue.
         python = shlex.join([*IGNORING, settings.python])
@@ -157,46 +239,63 @@ class SlurmSubmitter:
         return executor
 
 
-def cell_words(target: Target, python: str) -> list[str]:
-    """Return the command that trains `target` on a node: one call of apply_tuning for one cell.
+def new_submission(tree: StudyTree, name: str, recipes: Mapping[str, str | None]) -> Path:
+    """Note that jobs with this name will be submitted; return the folder of their files.
 
-    Every hyper-parameter is explicit, so that a study.toml that is changed meanwhile changes nothing.
+    Args:
+        recipes: the hash of the recipe of each cell, by key, in the order of the jobs.
+
+    Raises:
+        MimicryError: it cannot be written.
     """
-    request, artist, condition = target.request, target.artist, target.request.condition
-    stack = request.stack
-    words = [
-        *(python, "-m", "mimicry.tuning.apply_tuning", f"--engine={LOCAL}", "--study=none", "--no-wait"),
-        f"--data-root={request.tree.data_root.absolute()}",
-        f"--stack={stack.name if stack.folder.parent == STACKS else stack.folder}",
-        f"--variant={request.variant or NONE}",
-        f"--protection={condition.protection}",
-        f"--countermeasure={condition.countermeasure}",
-        *(f"--split={artist.split}", f"--style={artist.style}", f"--artist={artist.name}"),
-        f"--min-samples-per-artist={request.min_samples_per_artist}",
-        f"--stall-minutes={request.stall_minutes:g}",
-    ]
-    if stack.takes_options:
-        words += option_words(request.config)
-    if request.hub is None or not request.uploads:
-        words.append("--no-push-to-hub")
-    else:
-        words += ["--push-to-hub", *request.hub.words()]
-    if request.train_script is not None:
-        words.append(f"--train-script={request.train_script}")
-    # Of an --overwrite of many, the others still have the old recipe when the first is trained.
-    flags = {
-        "--retrain-stale": request.retrain_stale or request.overwrite,
-        "--allow-mixed-recipes": request.allow_mixed_recipes,
-        "--allow-unpaired": request.allow_unpaired,
-    }
-    return [*words, *(flag for flag, given in flags.items() if given)]
+    folder = tree.queue(SLURM) / name
+    try:
+        # Submitit keeps pickles there, and who could write them could run programs as this user.
+        folder.mkdir(mode=0o700, parents=True)
+        write_json(folder / CELLS, {"submitted_at": utc_now(), "cells": recipes})
+    except OSError as error:
+        raise MimicryError(
+            f"{folder} cannot be written: {error.strerror}; make room or get write permission"
+        ) from error
+    return folder
+
+
+def forget_submission(folder: Path) -> None:
+    """Take back `new_submission`, after Slurm has refused the jobs."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def jobs_of_study(tree: StudyTree) -> dict[str, SlurmJob]:
+    """Return the jobs for cells of the study that Slurm knows, by key.
+
+    Jobs that have ended are among them for as long as Slurm shows them. Of several for a cell it is the one
+    that is live, or else the last.
+
+    Raises:
+        QueueUnknown: Slurm does not answer.
+    """
+    submissions = _submissions(tree)
+    if not submissions:
+        return {}
+    found: dict[str, SlurmJob] = {}
+    order = {name: number for number, name in enumerate(submissions)}
+    rows = sorted(_squeue(list(submissions)), key=lambda row: order.get(row[0].name, -1))
+    for job, index in rows:
+        cells = submissions.get(job.name, [])
+        if index >= len(cells):
+            continue
+        key, recipe = cells[index]
+        former = found.get(key)
+        if former is None or job.is_live or not former.is_live:
+            found[key] = replace(job, recipe=recipe)
+    return found
 
 
 def _task(target: Target, python: str) -> SlurmTask:
     replaces = None
-    if target.request.overwrite and target.existing in _KEPT:
+    if target.request.overwrite and target.existing in KEPT:
         replaces = training_of(target.folder)
-    return SlurmTask(cell_words(target, python), target.folder.path.absolute(), replaces)
+    return SlurmTask(worker_words(target, python), target.folder.path.absolute(), replaces)
 
 
 def _submitit() -> ModuleType:
@@ -216,3 +315,50 @@ def _refused(words: str) -> str:
         f"--slurm-partition, --slurm-account, --slurm-qos, --slurm-gres, --slurm-mem, --slurm-cpus and "
         f"--slurm-time"
     )
+
+
+def _submissions(tree: StudyTree) -> dict[str, list[tuple[str, str | None]]]:
+    """Return the cells of the newest submissions by the name of their jobs, the oldest first."""
+    found: list[tuple[str, str, list[tuple[str, str | None]]]] = []
+    for path in tree.queue(SLURM).glob(f"{JOB_NAME}*/{CELLS}"):
+        try:
+            content: Any = read_json(path)
+            cells = list(content["cells"].items())
+            found.append((str(content["submitted_at"]), path.parent.name, cells))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # torn by a crash of the machine: without it the jobs run all the same
+    found.sort(key=lambda one: one[:2])
+    return {name: cells for _, name, cells in found[-_MOST_SUBMISSIONS:]}
+
+
+def _squeue(names: Sequence[str]) -> list[tuple[SlurmJob, int]]:
+    """Return the jobs of these names, each with its index in its array."""
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--name={','.join(names)}"]
+    try:
+        shown = _run([*words, f"--format={_FIELDS}"])
+    except FileNotFoundError as error:
+        raise QueueUnknown(
+            "there is no squeue on this machine; type the command on a login node of the cluster"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise QueueUnknown(f"squeue has not answered within {_PROGRAM_SECONDS} s") from error
+    if shown.returncode != 0:
+        raise QueueUnknown(f"squeue failed: {shown.stderr.strip() or shown.returncode}")
+    return [row for line in shown.stdout.splitlines() if (row := _row(line)) is not None]
+
+
+def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    # In a session of its own a Ctrl-C does not reach it.
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=_PROGRAM_SECONDS, start_new_session=True
+    )
+
+
+def _row(line: str) -> tuple[SlurmJob, int] | None:
+    name, number, index, state, node, reason = (line.strip().split("|", 5) + [""] * 6)[:6]
+    if not name.startswith(JOB_NAME):
+        return None
+    is_array = index.isdigit()
+    job_id = f"{number}_{index}" if is_array else number
+    job = SlurmJob(name=name, id=job_id, state=state, node=node, reason=reason)
+    return job, int(index) if is_array else 0

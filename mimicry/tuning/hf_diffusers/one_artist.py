@@ -27,9 +27,8 @@ from mimicry.common.tokens import mask_token, scrub
 from mimicry.study import AdapterId, Captions, ImageFolder, State, StudyTree
 from mimicry.study.image_checks import bad_images, unreadable
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
-from mimicry.tuning.execution.attempt import Attempt
-from mimicry.tuning.execution.bookmarks import record_adapter
-from mimicry.tuning.execution.supervision import POLL_SECONDS, MetricsReader, StallGuard, follow
+from mimicry.tuning.adapters.bookmark import record_adapter
+from mimicry.tuning.execution.outcome import POLL_SECONDS, Attempt, MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.foreign_script import FOREIGN_OUTPUT, ForeignScript, ForeignTraining
 from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words, step_count
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT

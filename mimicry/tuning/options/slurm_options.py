@@ -12,8 +12,7 @@ from mimicry.common.errors import UsageError
 from mimicry.tuning.options.click_options import option, options
 
 SLURM_TOPIC = "Slurm"
-LOCAL, SLURM = "local", "slurm"
-ENGINES = (LOCAL, SLURM)
+SLURM = "slurm"
 # What a job does before its time limit takes this long at most: a step, a checkpoint, the ends of programs.
 SIGNAL_SECONDS = 180
 _LEAST_MINUTES = 10
@@ -48,7 +47,7 @@ class SlurmSettings:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "SlurmSettings":
-        """Return what a command with `cluster_options` was given.
+        """Return what a command with `slurm_options` was given.
 
         Raises:
             UsageError: values that Slurm cannot take, all of them.
@@ -117,14 +116,7 @@ def _slurm(name: str, parameter: str | None = None, **facts: Any) -> Any:
     return option(f"--slurm-{name}", f"{_PREFIX}{parameter or name}", topic=SLURM_TOPIC, **facts)
 
 
-cluster_options = options(
-    option(
-        "--engine",
-        topic=SLURM_TOPIC,
-        type=click.Choice(ENGINES),
-        default=LOCAL,
-        help="Train on this machine, or submit a job for each adapter to a Slurm cluster.",
-    ),
+slurm_options = options(
     _slurm("partition", help="Partition; by default that of the cluster."),
     _slurm("account", help="Account that the time is charged to."),
     _slurm("qos", help="Quality of service."),

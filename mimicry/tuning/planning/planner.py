@@ -235,8 +235,8 @@ def _queued(job: QueuedJob, target: Target) -> str:
     if job.recipe in (None, target.request.spec.recipe_hash):
         return str(job)
     return (
-        f"{job}, and was submitted with other options than these; to train it with these, `scancel {job.id}` "
-        f"and use the same command again"
+        f"{job}, and was submitted with other options than these; to train it with these, "
+        f"`{job.how_to_cancel}` and use the same command again"
     )
 
 

@@ -16,9 +16,10 @@ from mimicry.study.cells import CellImages
 from mimicry.study.matrix import CellFilter, Matrix
 from mimicry.study.tree import ALL, NONE, series_name
 from mimicry.tuning.adapters import AdapterSpec
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector, QueuedJob
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.execution import QueueUnknown, live_jobs, open_tracker
+from mimicry.tuning.execution.engines import queued_jobs
 from mimicry.tuning.options.click_options import selection_of
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT
@@ -199,11 +200,10 @@ def look_at(inspector: Inspector, matrix: Matrix) -> StudyStatus:
 
 
 def _queue(tree: StudyTree) -> Mapping[str, QueuedJob]:
-    try:
-        return live_jobs(tree)
-    except QueueUnknown as error:
-        print(f"warning: jobs of the cluster are left out: {error}", file=sys.stderr)
-        return {}
+    jobs, faults = queued_jobs(tree)
+    for fault in faults:
+        print(f"warning: jobs of the cluster are left out: {fault}", file=sys.stderr)
+    return jobs
 
 
 def _of_another_recipe(recipes: StudyRecipes, spec: AdapterSpec | None) -> list[tuple[AdapterId, str]]:

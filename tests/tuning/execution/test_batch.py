@@ -1,21 +1,18 @@
-"""Batches: order, bookmarks, what a failure stops. The trainings are staged by a fake executor."""
+"""Batches, whatever executor carries them out: order, bookmarks, what a failure stops, what others do."""
 
-import json
-import os
-import signal
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mimicry.common.errors import BatchFault, ClaimedElsewhere
-from mimicry.common.processes import Interrupted, stop_signals_raise
-from mimicry.study.tree import StudyTree
-from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder
+from mimicry.common.claims import Claim
+from mimicry.common.errors import BatchFault
+from mimicry.common.processes import Interrupted
+from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.local_job import LocalJob
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
@@ -25,55 +22,81 @@ from tests.small_study import (
     DORA,
     EVERYBODY,
     STEMS,
+    bookmarks_in,
+    listing,
     plan_of,
     put_adapter,
 )
 from tests.tuning.staged_batch import (
     Ending,
     OnStep,
-    StagedChild,
-    be_stopped,
     fail,
     leave_broken,
-    make_batch,
     mark_of,
-    outcomes,
     output,
     owe_upload,
-    stall,
     statuses,
     succeed,
 )
+from tests.tuning.staged_executors import Stage, batch_on, staged
+
+HERE, SLURM, THREADS = "this machine", "slurm", "threads"
 
 
-def test_all_are_trained_in_the_order_of_the_plan_and_marked_complete(
-    tree: StudyTree, capsys: pytest.CaptureFixture[str]
-) -> None:
-    batch, executor = make_batch(plan_of(tree))
+@pytest.fixture(params=[HERE, SLURM, THREADS])
+def stage(
+    request: pytest.FixtureRequest, tree: StudyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Stage]:
+    with staged(request.param, tree, tmp_path, monkeypatch) as found:
+        yield found
 
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """The name of the executor."""
+    return str(request.node.callspec.params["stage"])
+
+
+def run(stage: Stage, *, wait: bool = True, **request: object) -> Batch:
+    batch = batch_on(stage, plan_of(stage.tree, **request), wait=wait)  # type: ignore[arg-type]
     batch.run()
+    return batch
 
-    assert executor.trained == list(EVERYBODY)
-    assert outcomes(batch) == ["trained"] * 4
+
+def words(batch: Batch) -> dict[Artist, str]:
+    return {result.target.artist: result.word for result in batch.results}
+
+
+def errors(batch: Batch) -> dict[Artist, str]:
+    return {result.target.artist: result.error for result in batch.results}
+
+
+def test_all_are_trained_in_the_order_of_the_plan(
+    stage: Stage, tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = run(stage)
+
+    assert stage.trained == list(EVERYBODY)
+    assert list(words(batch)) == list(EVERYBODY)
+    assert set(words(batch).values()) == {"trained"}
     assert [(result.loss, result.error, result.owed) for result in batch.results] == [(0.25, "", "")] * 4
     assert statuses(tree) == ["complete"] * 4
     mark = mark_of(tree)
     assert (mark["images"], mark["steps"], mark["loss"]) == (3, 500, 0.25)
     assert mark.keys().isdisjoint({"error", "note"})
     said = capsys.readouterr().out
-    assert f"[2/4] {ANNA}: training on 3 images; " in said
-    assert f"[2/4] {ANNA}: complete in 0:00, mean loss 0.2500\n" in said
+    assert said.index(f"[2/4] {ANNA}: training on 3 images; ") < said.index(f"[2/4] {ANNA}: complete in ")
+    assert said.count("mean loss 0.2500\n") == 4
 
 
-def test_what_is_to_come_is_written_down_before_the_first_training(tree: StudyTree) -> None:
+def test_what_is_to_come_is_recorded_before_the_first_training(stage: Stage, tree: StudyTree) -> None:
     (tree.images_of(tree.original_art, CLARA) / f"{STEMS[0]}.jpg").write_bytes(b"a second file of one stem")
     put_adapter(tree, artist=BORIS)
-    batch, executor = make_batch(plan_of(tree))
 
-    batch.run()
+    run(stage)
 
-    assert executor.trained == [DORA, ANNA]
-    first, second = executor.bookmarks_before
+    assert stage.trained == [DORA, ANNA]
+    first, second = stage.bookmarks_before
     assert [first[f"none/none/{artist}"]["status"] for artist in EVERYBODY] == [
         "pending", "pending", "complete", "blocked",
     ]  # fmt: skip
@@ -83,289 +106,295 @@ def test_what_is_to_come_is_written_down_before_the_first_training(tree: StudyTr
     assert statuses(tree) == ["complete", "complete", "complete", "blocked"]
 
 
-def test_a_failed_artist_stops_nobody_else(tree: StudyTree, capsys: pytest.CaptureFixture[str]) -> None:
-    batch, executor = make_batch(plan_of(tree), {ANNA: fail("the loss diverged")})
+def test_a_failure_stops_no_other(stage: Stage, tree: StudyTree, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.endings[ANNA] = fail("the loss diverged")
 
-    batch.run()
+    batch = run(stage)
 
-    assert executor.trained == list(EVERYBODY)
-    assert outcomes(batch) == ["trained", "failed", "trained", "trained"]
-    assert batch.results[1].error == "the loss diverged"
+    assert stage.trained == list(EVERYBODY)
+    assert words(batch) == dict.fromkeys(EVERYBODY, "trained") | {ANNA: "failed"}
+    assert errors(batch)[ANNA] == "the loss diverged"
     assert statuses(tree) == ["complete", "failed", "complete", "complete"]
     mark = mark_of(tree)
     assert (mark["error"], mark["steps"], mark["images"]) == ("the loss diverged", 1, 3)
     assert mark["log"] == f"models/lora/hf_diffusers/none__none/{ANNA}/train.log"
     assert {"started_at", "seconds", "updated_at"} <= mark.keys()
-    said = capsys.readouterr().out
-    assert f"[2/4] {ANNA}: failed: the loss diverged\n    | reading\n    | error: the loss diverged\n" in said
+    assert f"[2/4] {ANNA}: failed: the loss diverged" in capsys.readouterr().out
 
 
-def test_a_later_success_clears_the_failure(tree: StudyTree) -> None:
-    make_batch(plan_of(tree), {ANNA: fail("once")})[0].run()
-    batch, executor = make_batch(plan_of(tree))
+def test_a_later_success_clears_the_failure(stage: Stage, tree: StudyTree) -> None:
+    stage.endings[ANNA] = fail("once")
+    run(stage)
+    stage.endings.clear()
+    stage.trained.clear()
+    stage.bookmarks_before.clear()
 
-    batch.run()
+    run(stage)
 
-    assert executor.trained == [ANNA]
-    assert executor.bookmarks_before[0][f"none/none/{ANNA}"]["status"] == "pending"
-    assert "error" not in executor.bookmarks_before[0][f"none/none/{ANNA}"]
-    assert mark_of(tree)["status"] == "complete"
-    assert "error" not in mark_of(tree)
-
-
-def test_the_reason_of_an_executor_that_stopped_a_training_is_kept(tree: StudyTree) -> None:
-    batch, _ = make_batch(plan_of(tree), {ANNA: stall})
-
-    batch.run()
-
-    assert mark_of(tree)["error"] == "no step for 30 minutes"
-    assert outcomes(batch) == ["trained", "failed", "trained", "trained"]
+    assert stage.trained == [ANNA]
+    before = stage.bookmarks_before[0][f"none/none/{ANNA}"]
+    assert (before["status"], before.get("error")) == ("pending", None)
+    assert (mark_of(tree)["status"], mark_of(tree).get("error")) == ("complete", None)
 
 
-def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(tree: StudyTree) -> None:
+def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(stage: Stage, tree: StudyTree) -> None:
     open_tracker(tree).record("x", status="pending")
     tree.tracker.chmod(0o444)
-    batch, executor = make_batch(plan_of(tree))
 
     with pytest.raises(BatchFault, match="cannot be written"):
-        batch.run()
+        run(stage)
 
-    assert executor.trained == []
-
-
-def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: StudyTree) -> None:
-    def notice_and_stall(target: Target, on_step: OnStep) -> int:
-        record = {"status": "interrupted", "error": "stopped by SIGTERM"}
-        target.folder.record.write_text(json.dumps(record))
-        return stall(target, on_step)
-
-    batch, _ = make_batch(plan_of(tree), {ANNA: notice_and_stall})
-
-    batch.run()
-
-    assert (mark_of(tree)["status"], mark_of(tree)["error"]) == ("failed", "no step for 30 minutes")
+    assert stage.trained == []
+    assert not tree.queue("slurm").exists()
 
 
-def test_one_that_was_stopped_before_it_began_a_record_is_interrupted(tree: StudyTree) -> None:
-    def be_stopped_early(target: Target, on_step: OnStep) -> int:
-        target.folder.log.write_text("stopped by SIGHUP\n")
-        return 129
+def test_a_broken_adapter_is_a_failure_whatever_the_exit_code(stage: Stage, tree: StudyTree) -> None:
+    stage.endings[ANNA] = leave_broken
 
-    batch, _ = make_batch(plan_of(tree), dict.fromkeys(EVERYBODY, be_stopped_early))
+    batch = run(stage, artists=("Anna_Berg",))
 
-    batch.run()
-
-    assert outcomes(batch) == ["interrupted"] * 4
-    assert mark_of(tree)["error"] == "stopped by SIGHUP"
-
-
-def test_an_adapter_that_does_not_hold_what_it_promises_is_a_failure_whatever_the_exit_code(
-    tree: StudyTree,
-) -> None:
-    batch, _ = make_batch(plan_of(tree, artists=("Anna_Berg",)), {ANNA: leave_broken})
-
-    batch.run()
-
-    assert outcomes(batch) == ["failed"]
+    assert words(batch) == {ANNA: "failed"}
     assert mark_of(tree)["status"] == "failed"
     assert not (output(tree) / WEIGHTS).exists()
     (kept,) = (output(tree) / "set_aside").glob(f"*-broken/{WEIGHTS}")
     assert kept.read_bytes() == b"torn"
 
 
-def test_an_exit_code_of_zero_and_no_adapter_is_a_failure(tree: StudyTree) -> None:
-    batch, _ = make_batch(plan_of(tree, artists=("Anna_Berg",)), {ANNA: lambda target, on_step: 0})
-
-    batch.run()
-
-    assert batch.results[0].error == "exit code 0 and no adapter"
+def test_exit_code_zero_without_an_adapter_is_a_failure(stage: Stage) -> None:
+    stage.endings[ANNA] = lambda target, on_step: 0
+    assert errors(run(stage, artists=("Anna_Berg",))) == {ANNA: "exit code 0 and no adapter"}
 
 
-def test_an_owed_upload_leaves_the_adapter_complete(tree: StudyTree) -> None:
-    batch, _ = make_batch(plan_of(tree), {ANNA: owe_upload})
+def test_an_owed_upload_leaves_the_adapter_complete(stage: Stage, tree: StudyTree) -> None:
+    stage.endings[ANNA] = owe_upload
 
-    batch.run()
+    batch = run(stage)
 
-    assert outcomes(batch) == ["trained"] * 4
+    assert set(words(batch).values()) == {"trained"}
     assert [result.owed for result in batch.results] == ["", "the Hub is away", "", ""]
     assert mark_of(tree)["status"] == "complete"
     assert mark_of(tree)["hub"] == {"owed": "sd35-lora-x", "error": "the Hub is away"}
 
 
-# When to give up
+class TestGivingUp:
+    def run_with(self, stage: Stage, endings: list[Ending]) -> Batch:
+        stage.endings |= dict(zip(EVERYBODY, endings, strict=True))
+        return run(stage)
+
+    def test_three_failures_alike_end_it(
+        self, stage: Stage, kind: str, tree: StudyTree, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        batch = self.run_with(stage, [fail("out of memory")] * 3 + [succeed])
+
+        assert stage.trained == [DORA, ANNA, BORIS]
+        # What waits in a queue is cancelled.
+        last = {CLARA: "interrupted"} if kind == SLURM else {}
+        assert words(batch) == dict.fromkeys((DORA, ANNA, BORIS), "failed") | last
+        assert statuses(tree) == ["failed"] * 3 + ["interrupted" if last else "pending"]
+        said = capsys.readouterr().out
+        assert "3 artists in a row failed alike; " in said
+        assert ("1 jobs that had not begun are cancelled" in said) == (kind == SLURM)
+        assert ("the other 1 are left" in said) == (kind != SLURM)
+
+    def test_failures_that_differ_in_the_artist_only_are_alike(self, stage: Stage) -> None:
+        def fail_in_own_folder(target: Target, on_step: OnStep) -> int | None:
+            return fail(f"{target.folder}/x of {target.artist.name} cannot be written")(target, on_step)
+
+        batch = self.run_with(stage, [fail_in_own_folder] * 4)
+
+        assert list(words(batch).values()).count("failed") == 3
+        assert len(stage.trained) == 3
+
+    @pytest.mark.parametrize(
+        "endings",
+        [
+            [fail("a"), fail("b"), fail("a"), fail("b")],
+            [fail("a"), fail("a"), fail("b"), fail("a")],
+            [fail("a"), fail("a"), succeed, fail("a")],
+            [fail("a"), succeed, fail("a"), fail("a")],
+        ],
+        ids=["alternating", "two and another", "a success between", "a success before"],
+    )
+    def test_other_failures_do_not(self, stage: Stage, endings: list[Ending]) -> None:
+        batch = self.run_with(stage, endings)
+
+        assert len(stage.trained) == len(batch.results) == 4
 
 
-def run_with(tree: StudyTree, endings: Sequence[Ending]) -> Batch:
-    batch, _ = make_batch(plan_of(tree), dict(zip(EVERYBODY, endings, strict=True)))
-    batch.run()
-    return batch
+class TestOverwrite:
+    def test_an_adapter_is_set_aside_when_its_turn_comes(self, stage: Stage, tree: StudyTree) -> None:
+        put_adapter(tree, artist=ANNA, hub={"repository_id": "lab/anna"})
+        put_adapter(tree, artist=BORIS, recipe={"options": {}})
+        (output(tree) / TRAIN_LOG).write_text("the first training\n")
+        run(stage, artists=("Anna_Berg",))  # takes the bookmark as it was
+        seen: dict[Artist, list[bool]] = {}
+
+        def look(target: Target, on_step: OnStep) -> int:
+            seen[target.artist] = [(output(tree, artist) / WEIGHTS).exists() for artist in (ANNA, BORIS)]
+            assert (output(tree) / TRAIN_LOG).read_text() == "the first training\n"
+            return succeed(target, on_step)
+
+        stage.endings = dict.fromkeys(EVERYBODY, look)
+        batch = run(stage, overwrite=True)
+
+        assert set(words(batch).values()) == {"trained"}
+        assert seen == {
+            DORA: [True, True],
+            ANNA: [False, True],
+            BORIS: [True, False],
+            CLARA: [True, True],
+        }
+        assert len(list((output(tree, BORIS) / "set_aside").glob(f"*-stale/{TRAINING_RUN}"))) == 1
+        assert len(list((output(tree) / "set_aside").glob(f"*-complete/{TRAINING_RUN}"))) == 1
+        first, second = stage.bookmarks_before[:2]
+        # Until its turn comes it is as complete as before.
+        assert first[f"none/none/{ANNA}"]["status"] == "complete"
+        assert first[f"none/none/{ANNA}"]["hub"] == {"repository_id": "lab/anna"}
+        assert second[f"none/none/{ANNA}"]["note"] == OVERWRITTEN
+        # Nothing of the adapter that is gone: it would be taken for news of the one to come.
+        assert second[f"none/none/{ANNA}"].keys() == {
+            *("status", "images", "note", "log", "overwrite", "updated_at")
+        }
+        assert (mark_of(tree)["status"], mark_of(tree).get("note")) == ("complete", None)
 
 
-def test_three_like_failures_in_a_row_stop_the_batch(
-    tree: StudyTree, capsys: pytest.CaptureFixture[str]
-) -> None:
-    batch = run_with(tree, [fail("out of memory")] * 3 + [succeed])
+class TestOtherCalls:
+    def test_what_is_complete_is_left_alone(self, stage: Stage, tree: StudyTree) -> None:
+        folder = put_adapter(tree)
+        before = listing(folder)
 
-    assert outcomes(batch) == ["failed"] * 3
-    assert statuses(tree) == ["failed", "failed", "failed", "pending"]
-    assert "3 artists in a row failed alike; the other 1 are left" in capsys.readouterr().out
+        batch = run(stage)
 
+        assert ANNA not in stage.trained
+        assert ANNA not in words(batch)
+        assert listing(folder) == before
+        assert statuses(tree) == ["complete"] * 4
 
-def test_failures_that_differ_in_the_artist_only_are_alike(tree: StudyTree) -> None:
-    def fail_in_own_folder(target: Target, on_step: OnStep) -> int | None:
-        return fail(f"{target.folder}/x of {target.artist.name} cannot be written")(target, on_step)
+    def test_without_waiting_one_that_is_trained_elsewhere_is_left(
+        self, stage: Stage, kind: str, tree: StudyTree
+    ) -> None:
+        with Claim.take_anew(output(tree)):
+            batch = run(stage, wait=False)
 
-    assert outcomes(run_with(tree, [fail_in_own_folder] * 4)) == ["failed"] * 3
+        ours = "queued" if kind == SLURM else "trained"
+        assert words(batch) == dict.fromkeys((DORA, BORIS, CLARA), ours) | {ANNA: "claimed"}
+        assert errors(batch)[ANNA].startswith("in use by pid ")
+        assert f"none/none/{ANNA}" not in bookmarks_in(tree)
 
+    def test_one_that_another_call_completes_is_skipped(self, stage: Stage, tree: StudyTree) -> None:
+        claim = Claim.take_anew(output(tree))
 
-@pytest.mark.parametrize(
-    "endings",
-    [
-        [fail("a"), fail("b"), fail("a"), fail("b")],
-        [fail("a"), fail("a"), fail("b"), fail("a")],
-        [fail("a"), fail("a"), succeed, fail("a")],
-        [fail("a"), succeed, fail("a"), fail("a")],
-    ],
-    ids=["alternating", "two and another", "a success between", "a success before"],
-)
-def test_other_failures_do_not_stop_it(tree: StudyTree, endings: list[Ending]) -> None:
-    assert len(run_with(tree, endings).results) == 4
+        def complete() -> None:
+            put_adapter(tree)
+            claim.release()
 
+        stage.meanwhile = complete
+        batch = run(stage)
 
-# Overwrite
+        assert stage.trained == [DORA, BORIS, CLARA]
+        assert words(batch) == dict.fromkeys((DORA, BORIS, CLARA), "trained") | {ANNA: "skipped"}
+        assert errors(batch)[ANNA] == "complete: trained by another call"
+        assert statuses(tree) == ["complete"] * 4
 
+    def test_one_that_another_call_leaves_is_trained(self, stage: Stage, tree: StudyTree) -> None:
+        claim = Claim.take_anew(output(tree))
+        stage.meanwhile = claim.release
 
-def test_overwrite_sets_an_adapter_aside_when_its_turn_comes(tree: StudyTree) -> None:
-    put_adapter(tree, artist=ANNA, hub={"repository_id": "lab/anna"})
-    put_adapter(tree, artist=BORIS, recipe={"options": {}})
-    (output(tree) / TRAIN_LOG).write_text("the first training\n")
-    make_batch(plan_of(tree, artists=("Anna_Berg",)))[0].run()  # takes the bookmark as it was
+        run(stage)
 
-    def look_from_dora(target: Target, on_step: OnStep) -> int:
-        assert (output(tree) / WEIGHTS).exists()
-        assert (output(tree, BORIS) / WEIGHTS).exists()
-        return succeed(target, on_step)
+        assert stage.trained == [DORA, BORIS, CLARA, ANNA]
+        assert statuses(tree) == ["complete"] * 4
 
-    def look_from_anna(target: Target, on_step: OnStep) -> int:
-        assert not any(output(tree).glob("*.safetensors"))
-        assert (output(tree, BORIS) / WEIGHTS).exists()
-        assert (output(tree) / TRAIN_LOG).read_text() == "the first training\n"
-        return succeed(target, on_step)
+    def test_one_that_failed_elsewhere_is_not_repeated(self, stage: Stage, tree: StudyTree) -> None:
+        claim = Claim.take_anew(output(tree))
 
-    plan = plan_of(tree, overwrite=True)
-    batch, executor = make_batch(plan, {DORA: look_from_dora, ANNA: look_from_anna})
-    batch.run()
+        def burn() -> None:
+            open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="failed", error="it burned")
+            claim.release()
 
-    assert outcomes(batch) == ["trained"] * 4
-    assert len(list((output(tree) / "set_aside").glob(f"*-complete/{WEIGHTS}"))) == 1
-    assert len(list((output(tree, BORIS) / "set_aside").glob(f"*-stale/{TRAINING_RUN}"))) == 1
-    first, second = executor.bookmarks_before[:2]
-    # Until its turn comes it is as complete as before.
-    assert first[f"none/none/{ANNA}"]["status"] == "complete"
-    assert first[f"none/none/{ANNA}"]["hub"] == {"repository_id": "lab/anna"}
-    assert [second[f"none/none/{artist}"].get("note") for artist in EVERYBODY] == [
-        None, OVERWRITTEN, None, None,
-    ]  # fmt: skip
-    # Nothing of the adapter that is gone: it would be taken for news of the one to come.
-    assert second[f"none/none/{ANNA}"].keys() == {
-        *("status", "images", "note", "log", "overwrite", "updated_at")
-    }
-    assert "note" not in mark_of(tree)
+        stage.meanwhile = burn
+        batch = run(stage)
 
+        assert ANNA not in stage.trained
+        assert (words(batch)[ANNA], errors(batch)[ANNA]) == ("failed", "it burned (by another call)")
 
-def test_bookmarks_say_pending_before_anything_is_set_aside(
-    tree: StudyTree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put_adapter(tree)
-    seen = []
+    def test_a_failure_of_an_earlier_day_is_tried_again(self, stage: Stage, tree: StudyTree) -> None:
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="failed", error="it burned")
+        claim = Claim.take_anew(output(tree))
+        stage.meanwhile = claim.release
 
-    set_aside = AdapterFolder.set_aside
+        run(stage)
 
-    def recording(folder: AdapterFolder, reason: str) -> Path | None:
-        seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
-        return set_aside(folder, reason)
+        assert stage.trained[-1] == ANNA
 
-    monkeypatch.setattr(AdapterFolder, "set_aside", recording)
-    make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
+    def test_one_that_was_completed_since_the_plan_is_skipped(self, stage: Stage, tree: StudyTree) -> None:
+        batch = batch_on(stage, plan_of(tree))
+        put_adapter(tree)
 
-    assert seen == [("pending", OVERWRITTEN)]
-
-
-def test_a_broken_adapter_is_set_aside_under_that_name_and_is_no_overwrite(tree: StudyTree) -> None:
-    put_adapter(tree)
-    (output(tree) / WEIGHTS).write_bytes(b"torn")
-    batch, executor = make_batch(plan_of(tree, artists=("Anna_Berg",)))
-
-    batch.run()
-
-    assert len(list((output(tree) / "set_aside").glob(f"*-broken/{WEIGHTS}"))) == 1
-    assert "note" not in executor.bookmarks_before[0][f"none/none/{ANNA}"]
-    assert json.loads((output(tree) / TRAINING_RUN).read_text())["status"] == "complete"
-
-
-# Stop signals
-
-
-def test_a_stop_signal_marks_the_artist_with_the_step_and_leaves_the_others_pending(tree: StudyTree) -> None:
-    batch, executor = make_batch(plan_of(tree), {ANNA: be_stopped})
-
-    with pytest.raises(Interrupted) as stop:
         batch.run()
 
-    assert stop.value.exit_code == 143
-    assert executor.trained == [DORA, ANNA]
-    assert outcomes(batch) == ["trained", "interrupted"]
-    assert statuses(tree) == ["complete", "interrupted", "pending", "pending"]
-    assert (mark_of(tree)["steps"], mark_of(tree)["error"]) == (7, "stopped by SIGTERM")
+        assert stage.trained == [DORA, BORIS, CLARA]
+        assert words(batch) == dict.fromkeys((DORA, BORIS, CLARA), "trained") | {ANNA: "skipped"}
+        assert errors(batch)[ANNA] == "complete: trained by another call"
+        assert mark_of(tree)["status"] == "complete"
+
+    def test_two_calls_that_overwrite_train_once_and_keep_what_is_fresh(
+        self, stage: Stage, tree: StudyTree
+    ) -> None:
+        put_adapter(tree)
+        first = batch_on(stage, plan_of(tree, overwrite=True))
+        second = batch_on(stage, plan_of(tree, overwrite=True))
+        first.run()
+        stage.trained.clear()
+        fresh = (output(tree) / WEIGHTS).stat()
+
+        second.run()
+
+        assert stage.trained == []
+        assert set(words(second).values()) == {"skipped"}
+        assert (output(tree) / WEIGHTS).stat().st_ino == fresh.st_ino
+        assert len(list((output(tree) / "set_aside").iterdir())) == 1
+
+    def test_no_claim_is_left(self, stage: Stage, tree: StudyTree) -> None:
+        run(stage)
+        assert list(tree.data_root.rglob(".claim*")) == []
 
 
-def test_a_second_ctrl_c_does_not_lose_the_mark(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hurry(child: StagedChild, number: int, grace_seconds: float) -> None:
-        raise Interrupted(signal.SIGINT)
+def test_a_stop_signal_ends_what_ends_with_this_program_and_no_other(
+    stage: Stage, kind: str, tree: StudyTree
+) -> None:
+    def go_on(target: Target, on_step: OnStep) -> None:
+        if not target.folder.metrics.exists():
+            target.folder.metrics.write_text("")
+            on_step({"step": 1, "loss": 0.5})
 
-    monkeypatch.setattr(StagedChild, "stop", hurry)
-    batch, _ = make_batch(plan_of(tree), {ANNA: be_stopped})
+    def stop() -> None:
+        raise Interrupted(15)
 
-    with pytest.raises(Interrupted) as stop:
+    stage.endings[DORA] = go_on
+    stage.at_look = stop
+    batch = batch_on(stage, plan_of(tree))
+
+    with pytest.raises(Interrupted) as stopped:
         batch.run()
 
-    assert stop.value.exit_code == 130
-    assert outcomes(batch) == ["trained", "interrupted"]
-    assert (mark_of(tree)["status"], mark_of(tree)["steps"]) == ("interrupted", 7)
-    assert list(tree.data_root.rglob(".claim*")) == []
+    assert stopped.value.exit_code == 143
+    if kind == SLURM:
+        assert words(batch) == dict.fromkeys(EVERYBODY, "queued")
+        assert statuses(tree) == ["pending"] * 4
+    else:
+        assert words(batch) == {DORA: "interrupted"}
+        assert statuses(tree) == ["interrupted", "pending", "pending", "pending"]
+        assert mark_of(tree, DORA)["error"] == "stopped by SIGTERM"
+    stage.endings.clear()
+    run(stage)
+    assert statuses(tree) == ["complete"] * 4
 
 
-def test_a_stopped_artist_has_the_steps_that_its_trainer_recorded(tree: StudyTree) -> None:
-    def be_stopped_later(target: Target, on_step: OnStep) -> int:
-        target.folder.record.write_text(json.dumps({"status": "interrupted", "steps": 9}))
-        return be_stopped(target, on_step)
+def test_a_queued_cell_is_not_recorded_as_complete(stage: Stage, kind: str, tree: StudyTree) -> None:
+    run(stage, wait=False)
+    batch = batch_on(stage, plan_of(tree, bookmarks=bookmarks_in(tree)), wait=False)
 
-    with pytest.raises(Interrupted):
-        make_batch(plan_of(tree), {ANNA: be_stopped_later})[0].run()
+    batch.run()
 
-    assert mark_of(tree)["steps"] == 9
-
-
-def test_a_stop_signal_that_comes_while_a_claim_is_refused_is_not_lost(
-    tree: StudyTree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> LocalJob:
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise ClaimedElsewhere("in use")
-
-    batch, executor = make_batch(plan_of(tree))
-    monkeypatch.setattr(executor, "submit", refuse)
-
-    with stop_signals_raise(), pytest.raises(Interrupted):
-        batch.run()
-
-    assert outcomes(batch) == []
-
-
-def test_it_is_said_first_that_an_artist_is_trained(
-    tree: StudyTree, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_batch(plan_of(tree, artists=("Anna_Berg",)))[0].run()
-
-    said = capsys.readouterr().out
-    assert said.index("training on 3 images") < said.index("complete in")
+    assert statuses(tree) == ["pending" if kind == SLURM else "complete"] * 4

@@ -15,7 +15,7 @@ from mimicry.common.errors import TrainingFailed
 from mimicry.common.processes import PARENT_PIPE
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import State, StudyTree
-from mimicry.tuning.execution.bookmarks import open_tracker
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.hf_diffusers import one_artist
 from mimicry.tuning.hf_diffusers.foreign_script import ForeignScript
 from mimicry.tuning.hf_diffusers.launch import TrainScript

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mimicry.common.files import read_json
-from mimicry.tuning.execution.bookmarks import STEP
+from mimicry.tuning.adapters.bookmark import STEP
 from tests.chaos.tiny_pilot import TinyPilot, faults_of, start_pilot
 
 DEADLINE_SECONDS = 300

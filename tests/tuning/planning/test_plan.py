@@ -13,10 +13,10 @@ from mimicry.common.files import sha256_file
 from mimicry.common.processes import Interrupted
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import Artist, Condition, State, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.checkpoint_facts import PARTS, SCHEMA
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mimicry.study.tree import Artist, State, StudyTree
-from mimicry.tuning.execution.result import Result
+from mimicry.tuning.execution.bookkeeping import Result
 from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.planning.plan import WAYS_FOR_STALE, Plan
 from mimicry.tuning.planning.target import Target

@@ -1,7 +1,6 @@
-"""Several calls on one tree: each artist is trained once, and nothing fresh is thrown away."""
+"""What the books of a batch keep: numerics, evaluations, warnings, claims of other calls, repairs."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,171 @@ from mimicry.common.errors import MimicryError
 from mimicry.common.files import write_json
 from mimicry.study.tracker import ProgressTracker
 from mimicry.study.tree import State, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, CHECKPOINT_FACTS, WEIGHTS, AdapterFolder
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.sharing import repair
+from mimicry.tuning.execution.bookkeeping import repair
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.planning.target import Target
-from tests.small_study import ANNA, BORIS, CLARA, DORA, plan_of, put_adapter, target_of, write_adapter
-from tests.tuning.staged_batch import OnStep, make_batch, mark_of, outcomes, output, statuses, succeed
+from mimicry.tuning.reports.tables import summary
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    EVERYBODY,
+    plan_of,
+    put_adapter,
+    target_of,
+    write_adapter,
+)
+from tests.tuning.staged_batch import (
+    Ending,
+    OnStep,
+    fail,
+    make_batch,
+    mark_of,
+    outcomes,
+    output,
+    statuses,
+    succeed,
+)
+
+FOUND = {"mist__none": ["torch '2.12' -> '2.13'"]}
+PHRASE = "other numerics than mist__none (torch '2.12' -> '2.13')"
+
+
+def succeed_otherwise(target: Target, on_step: OnStep) -> int:
+    write_adapter(target.folder.path, target.images.path, other_numerics=FOUND)
+    return 0
+
+
+def refuse(target: Target, on_step: OnStep) -> int:
+    write_json(target.folder.record, {"status": "blocked", "error": PHRASE})
+    return 1
+
+
+def test_a_difference_is_kept_and_shown(tree: StudyTree, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tree)
+    batch, _ = make_batch(plan, {ANNA: succeed_otherwise})
+
+    batch.run()
+
+    assert mark_of(tree)["other_numerics"] == FOUND
+    assert "other_numerics" not in mark_of(tree, BORIS)
+    assert summary(plan, batch.results).count(PHRASE) == 1
+    assert f", {PHRASE}\n" in capsys.readouterr().out
+
+
+def test_a_refusal_is_no_failure(tree: StudyTree) -> None:
+    """Nor do three of them in a row stop the batch: the next artist may have no sisters."""
+    plan = plan_of(tree)
+    batch, executor = make_batch(plan, dict.fromkeys(EVERYBODY[:3], refuse))
+
+    batch.run()
+
+    assert executor.trained == list(EVERYBODY)
+    assert outcomes(batch) == ["blocked", "blocked", "blocked", "trained"]
+    mark = mark_of(tree, EVERYBODY[0])
+    assert (mark["status"], mark["error"]) == ("blocked", PHRASE)
+    assert summary(plan, batch.results).endswith("1 trained, 3 blocked")
+
+
+def succeed_evaluated(target: Target, on_step: OnStep) -> int:
+    on_step({"step": 0, "eval_loss": 1.25})
+    for step in (1, 2):
+        on_step({"step": step, "loss": 0.5})
+    on_step({"step": 2, "eval_loss": 1.125})
+    write_adapter(target.folder.path, target.images.path, eval_loss={"start": 1.25, "end": 1.125})
+    return 0
+
+
+def test_the_loss_on_the_original_art_is_kept_and_shown(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, _ = make_batch(plan_of(tree), {ANNA: succeed_evaluated})
+
+    batch.run()
+
+    assert [result.evaluation for result in batch.results] == ["", "eval 1.250 -> 1.125", "", ""]
+    assert mark_of(tree)["eval_loss"] == {"start": 1.25, "end": 1.125}
+    assert "eval_loss" not in mark_of(tree, BORIS)
+    assert ", mean loss 0.2500, eval 1.250 -> 1.125\n" in capsys.readouterr().out
+
+
+def test_a_training_that_fails_between_evaluations_forgets_the_loss_of_the_one_before(
+    tree: StudyTree,
+) -> None:
+    make_batch(plan_of(tree), {ANNA: succeed_evaluated})[0].run()
+
+    def fail_evaluated(target: Target, on_step: OnStep) -> int | None:
+        on_step({"step": 0, "eval_loss": 1.25})
+        return fail("it burned")(target, on_step)
+
+    make_batch(plan_of(tree, overwrite=True), {ANNA: fail_evaluated})[0].run()
+
+    assert mark_of(tree)["status"] == "failed"
+    assert "eval_loss" not in mark_of(tree)
+
+
+ODD = "checkpoint-100 could not be written: no room"
+
+
+def warning(*texts: str, **fields: Any) -> Ending:
+    """Complete, with these warnings in the record beside those of the plan."""
+
+    def ending(target: Target, on_step: OnStep) -> int:
+        write_adapter(target.folder.path, target.images.path, warnings=[*target.warnings, *texts], **fields)
+        return 0
+
+    return ending
+
+
+def fail_oddly(target: Target, on_step: OnStep) -> int:
+    write_json(target.folder.record, {"status": "failed", "error": "it burned", "warnings": [ODD]})
+    return 1
+
+
+@pytest.mark.parametrize("ending", [warning(ODD), fail_oddly], ids=["complete", "failed"])
+def test_a_warning_of_the_trainer_is_said_and_summed_up(
+    ending: Ending, tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tree, artists=("Anna_Berg",))
+    batch, _ = make_batch(plan, {ANNA: ending})
+
+    batch.run()
+
+    assert f"[1/1] {ANNA}: warning: {ODD}\n" in capsys.readouterr().out
+    assert summary(plan, batch.results).count(ODD) == 1
+
+
+def test_a_warning_of_the_plan_is_not_said_again(tree: StudyTree, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tree, artists=("Anna_Berg",))
+    batch, _ = make_batch(plan, {ANNA: warning()})
+
+    batch.run()
+
+    assert "warning: " not in capsys.readouterr().out
+    assert summary(plan, batch.results).count("3 images; the defaults are meant for 20") == 1
+
+
+def test_a_resumed_training_has_the_time_of_all_its_attempts(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tree, artists=("Anna_Berg",))
+    batch, _ = make_batch(plan, {ANNA: warning(resumed_from=27, earlier_seconds=3600.0, seconds=3605.998)})
+
+    batch.run()
+
+    assert 3600 <= mark_of(tree)["seconds"] < 3660
+    # In tenths of a second, as for others.
+    assert mark_of(tree)["seconds"] == round(mark_of(tree)["seconds"], 1)
+    assert mark_of(tree)["started_at"] == "2026-01-02T03:04:05+00:00"
+    assert "complete in 0:00, resumed at step 27" in capsys.readouterr().out
+    assert "0:00 of 1:00:00" in summary(plan, batch.results)
 
 
 def others(folder: Path) -> Claim:
     """Claim `folder` as another call does."""
     return Claim.take_anew(folder)
-
-
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Return what lets something happen while a batch waits for others."""
-
-    def happens(action: Callable[[], object]) -> None:
-        monkeypatch.setattr("mimicry.tuning.execution.batch.time.sleep", lambda _: action())
-
-    return happens
 
 
 class TestPlan:
@@ -61,97 +202,11 @@ class TestPlan:
 
 
 class TestBatch:
-    def test_without_waiting_it_is_left_and_told(self, tree: StudyTree) -> None:
-        with others(output(tree)):
-            batch, executor = make_batch(plan_of(tree), wait=False)
-            batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA]
-        assert outcomes(batch) == ["trained"] * 3 + ["claimed"]
-        assert batch.results[-1].error.startswith("in use by pid ")
-
     def test_without_waiting_nothing_is_recorded_of_it(self, tree: StudyTree) -> None:
         open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
         with others(output(tree)):
             make_batch(plan_of(tree), wait=False)[0].run()
         assert mark_of(tree)["status"] == "pending"
-
-    def test_one_that_another_call_completes_is_skipped(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        claim = others(output(tree))
-
-        def complete() -> None:
-            put_adapter(tree)
-            claim.release()
-
-        meanwhile(complete)
-        batch, executor = make_batch(plan_of(tree))
-        batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA]
-        assert outcomes(batch) == ["trained"] * 3 + ["skipped"]
-        assert statuses(tree) == ["complete"] * 4
-
-    def test_one_that_another_call_leaves_is_trained(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        claim = others(output(tree))
-        meanwhile(claim.release)
-        batch, executor = make_batch(plan_of(tree))
-        batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA, ANNA]
-        assert statuses(tree) == ["complete"] * 4
-
-    def test_one_that_failed_elsewhere_is_not_repeated(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        claim = others(output(tree))
-        plan = plan_of(tree)
-
-        def fail() -> None:
-            key = plan.requests[0].adapter(ANNA).key
-            open_tracker(tree).record(key, status="failed", error="it burned")
-            claim.release()
-
-        meanwhile(fail)
-        batch, executor = make_batch(plan)
-        batch.run()
-        assert ANNA not in executor.trained
-        assert (batch.results[-1].word, batch.results[-1].error) == (
-            "failed",
-            "it burned (by another call)",
-        )
-
-    def test_a_failure_of_an_earlier_day_is_tried_again(
-        self, tree: StudyTree, meanwhile: Callable[[Callable[[], object]], None]
-    ) -> None:
-        plan = plan_of(tree)
-        open_tracker(tree).record(plan.requests[0].adapter(ANNA).key, status="failed", error="it burned")
-        with others(output(tree)) as claim:
-            meanwhile(claim.release)
-            batch, executor = make_batch(plan_of(tree))
-            batch.run()
-        assert executor.trained[-1] == ANNA
-
-    def test_one_that_was_completed_since_the_plan_is_skipped(self, tree: StudyTree) -> None:
-        batch, executor = make_batch(plan_of(tree))
-        put_adapter(tree)
-        batch.run()
-        assert executor.trained == [DORA, BORIS, CLARA]
-        assert outcomes(batch) == ["trained", "skipped", "trained", "trained"]
-        assert batch.results[1].error == "complete: trained by another call"
-        assert mark_of(tree)["status"] == "complete"
-
-    def test_two_calls_that_overwrite_train_once_and_keep_what_is_fresh(self, tree: StudyTree) -> None:
-        put_adapter(tree)
-        first, _ = make_batch(plan_of(tree, overwrite=True))
-        second, executor = make_batch(plan_of(tree, overwrite=True))
-        first.run()
-        fresh = (output(tree) / WEIGHTS).stat()
-        second.run()
-        assert executor.trained == []
-        assert outcomes(second) == ["skipped"] * 4
-        assert (output(tree) / WEIGHTS).stat().st_ino == fresh.st_ino
-        assert len(list((output(tree) / "set_aside").iterdir())) == 1
 
     def test_a_lost_claim_is_no_failure_of_ours(self, tree: StudyTree) -> None:
         def lose(target: Target, on_step: OnStep) -> int:
@@ -163,10 +218,6 @@ class TestBatch:
         batch.run()
         assert outcomes(batch) == ["trained"] * 3 + ["skipped"]
         assert statuses(tree) == ["complete"] * 4
-
-    def test_no_claim_is_left(self, tree: StudyTree) -> None:
-        make_batch(plan_of(tree))[0].run()
-        assert list(tree.data_root.rglob(".claim*")) == []
 
     def test_a_stopped_trainer_is_an_interruption_and_the_others_go_on(self, tree: StudyTree) -> None:
         def be_stopped(target: Target, on_step: OnStep) -> int:

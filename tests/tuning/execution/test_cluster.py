@@ -12,11 +12,9 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
 from mimicry.common.processes import Interrupted
 from mimicry.study.tree import State, StudyTree
-from mimicry.tuning.execution.bookkeeping import Bookkeeper
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.execution.slurm import SlurmSubmitter
-from mimicry.tuning.execution.slurm_batch import SlurmBatch
-from mimicry.tuning.execution.slurm_queue import jobs_of_study, with_queue
+from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.execution.batch import Batch
+from mimicry.tuning.execution.slurm import SlurmExecutor, jobs_of_study
 from mimicry.tuning.options.slurm_options import SlurmSettings
 from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.plan import Plan
@@ -24,7 +22,6 @@ from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, put_
 from tests.tuning.fake_slurm import FakeSlurm, FakeSubmitit, put_submission
 from tests.tuning.staged_batch import mark_of
 
-MODULE = "mimicry.tuning.execution.slurm_batch"
 KEYS = [f"hf_diffusers/none/none/{artist}" for artist in EVERYBODY]
 
 
@@ -38,10 +35,9 @@ class Cluster:
     looks: list[Callable[[], object]] = field(default_factory=list)
     clock: float = 1000.0
 
-    def batch(self, plan: Plan, *, wait: bool = True, max_parallel: int | None = None) -> SlurmBatch:
-        settings = SlurmSettings(max_parallel=max_parallel)
-        books = Bookkeeper(plan, open_tracker(self.tree), BatchDisplay([2]))
-        return SlurmBatch(books, SlurmSubmitter(self.tree, settings), wait=wait)
+    def batch(self, plan: Plan, *, wait: bool = True, max_parallel: int | None = None) -> Batch:
+        executor = SlurmExecutor(SlurmSettings(max_parallel=max_parallel))
+        return Batch(plan, executor, open_tracker(self.tree), BatchDisplay([2]), wait=wait)
 
     def sleep(self, seconds: float) -> None:
         self.clock += seconds
@@ -51,7 +47,7 @@ class Cluster:
 
     def show(self, *states: str) -> None:
         """Show the jobs of the last submission in these states, with a reason after a blank."""
-        (name,) = (path.name for path in self.tree.slurm.glob("mimicry-*"))
+        (name,) = (path.name for path in self.tree.queue("slurm").glob("mimicry-*"))
         rows = [state.partition(" ") for state in states]
         self.slurm.show(*(f"{name}|1|{n}|{row[0]}|n1|{row[2] or 'None'}" for n, row in enumerate(rows)))
 
@@ -62,11 +58,12 @@ def cluster(tree: StudyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tree, FakeSlurm.install(tmp_path / "bin", monkeypatch), FakeSubmitit().install(monkeypatch)
     )
     clock = types.SimpleNamespace(sleep=found.sleep, monotonic=lambda: found.clock)
-    monkeypatch.setattr(f"{MODULE}.time", clock)
+    for module in ("batch", "cluster"):
+        monkeypatch.setattr(f"mimicry.tuning.execution.{module}.time", clock)
     return found
 
 
-def words(batch: SlurmBatch) -> dict[str, str]:
+def words(batch: Batch) -> dict[str, str]:
     return {result.target.artist.name: result.word for result in batch.results}
 
 
@@ -96,7 +93,7 @@ def test_without_waiting_all_are_queued(cluster: Cluster) -> None:
 def test_what_is_queued_is_followed_and_not_submitted_again(cluster: Cluster) -> None:
     put_submission(cluster.tree, KEYS)
     cluster.show("RUNNING", "PENDING", "PENDING", "COMPLETED")
-    plan = with_queue(plan_of(cluster.tree), jobs_of_study(cluster.tree))
+    plan = plan_of(cluster.tree, queue=jobs_of_study(cluster.tree))
     batch = cluster.batch(plan, wait=False)
     batch.run()
     (submitted,) = cluster.submitit.submitted
@@ -114,7 +111,10 @@ def test_what_another_call_has_submitted_meanwhile_is_not_submitted_again(cluste
 
 
 def test_two_calls_do_not_submit_at_the_same_time(cluster: Cluster) -> None:
-    with Claim.take_anew(cluster.tree.slurm), pytest.raises(BatchFault, match="another call is submitting"):
+    with (
+        Claim.take_anew(cluster.tree.queue("slurm")),
+        pytest.raises(BatchFault, match="another call is submitting"),
+    ):
         cluster.batch(plan_of(cluster.tree)).run()
     assert cluster.submitit.submitted == []
 
@@ -169,7 +169,7 @@ def test_a_queue_that_takes_nothing_at_all_is_a_fault(cluster: Cluster) -> None:
     cluster.submitit.largest = 0
     with pytest.raises(BatchFault, match="AssocMaxSubmitJobLimit"):
         cluster.batch(plan_of(cluster.tree)).run()
-    assert list(cluster.tree.slurm.glob("mimicry-*")) == []
+    assert list(cluster.tree.queue("slurm").glob("mimicry-*")) == []
 
 
 def test_ends_without_an_adapter_are_told_by_record_tracker_and_slurm(cluster: Cluster) -> None:
@@ -221,7 +221,7 @@ def test_a_requeued_job_is_followed_on(cluster: Cluster) -> None:
 def test_when_nothing_will_start_the_call_says_so_and_ends(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.looks = [lambda: cluster.show(*["PENDING JobHeldAdmin"] * 4)]
+    cluster.looks = [lambda: cluster.show(*["PENDING JobHeldAdmin"] * 4), lambda: None]
     batch = cluster.batch(plan_of(cluster.tree))
     batch.run()
     assert set(words(batch).values()) == {"queued"}
@@ -233,7 +233,7 @@ def test_three_failures_alike_cancel_what_has_not_begun(cluster: Cluster) -> Non
         for key in KEYS[:3]:
             open_tracker(cluster.tree).record(key, status="failed", error="it burns")
         cluster.show("FAILED", "FAILED", "FAILED", "PENDING Priority")
-        (folder,) = cluster.tree.slurm.glob("mimicry-*")
+        (folder,) = cluster.tree.queue("slurm").glob("mimicry-*")
         for number in range(3):  # each has printed something, in a file of its own
             (folder / f"1_{number}_0_log.out").touch()
 

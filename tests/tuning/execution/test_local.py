@@ -1,5 +1,7 @@
-"""Batches with several trainings at a time, staged by a fake executor."""
+"""Batches on this machine: side by side, with their signals, lines and places."""
 
+import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -7,20 +9,37 @@ from pathlib import Path
 import pytest
 
 from mimicry.common.claims import Claim
-from mimicry.common.processes import Interrupted
+from mimicry.common.errors import ClaimedElsewhere
+from mimicry.common.processes import Interrupted, stop_signals_raise
 from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.execution.places import Place
 from mimicry.tuning.planning.display import StepDisplay
+from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target
-from tests.small_study import ANNA, BORIS, CLARA, DORA, EVERYBODY, plan_of, write_study
+from tests.small_study import (
+    ANNA,
+    BORIS,
+    CLARA,
+    DORA,
+    EVERYBODY,
+    plan_of,
+    put_adapter,
+    write_study,
+)
 from tests.tuning.staged_batch import (
     Ending,
     OnStep,
     StagedChild,
+    be_stopped,
     fail,
     make_batch,
+    mark_of,
     outcomes,
     output,
+    stall,
+    statuses,
     succeed,
 )
 
@@ -188,7 +207,7 @@ def test_each_training_has_a_line_of_its_own_and_leaves_it_to_the_next(
         lines.append((label, position))
         return StepDisplay(label, total, position)
 
-    monkeypatch.setattr("mimicry.tuning.execution.batch.StepDisplay", shown)
+    monkeypatch.setattr("mimicry.tuning.execution.bookkeeping.StepDisplay", shown)
     long = step_until(lambda: len(executor.trained) == 4)
     batch, executor = make_batch(plan_of(tree), {ANNA: long}, places=TWO)
     batch.run()
@@ -212,3 +231,134 @@ def test_several_that_others_have_left_are_trained_side_by_side(
     batch.run()
 
     assert sorted(outcomes(batch)) == ["trained"] * 4
+
+
+def test_the_reason_of_an_executor_that_stopped_a_training_is_kept(tree: StudyTree) -> None:
+    batch, _ = make_batch(plan_of(tree), {ANNA: stall})
+
+    batch.run()
+
+    assert mark_of(tree)["error"] == "no step for 30 minutes"
+    assert outcomes(batch) == ["trained", "failed", "trained", "trained"]
+
+
+def test_a_stalled_trainer_has_failed_though_it_calls_itself_interrupted(tree: StudyTree) -> None:
+    def notice_and_stall(target: Target, on_step: OnStep) -> int:
+        record = {"status": "interrupted", "error": "stopped by SIGTERM"}
+        target.folder.record.write_text(json.dumps(record))
+        return stall(target, on_step)
+
+    batch, _ = make_batch(plan_of(tree), {ANNA: notice_and_stall})
+
+    batch.run()
+
+    assert (mark_of(tree)["status"], mark_of(tree)["error"]) == ("failed", "no step for 30 minutes")
+
+
+def test_one_that_was_stopped_before_it_began_a_record_is_interrupted(tree: StudyTree) -> None:
+    def be_stopped_early(target: Target, on_step: OnStep) -> int:
+        target.folder.log.write_text("stopped by SIGHUP\n")
+        return 129
+
+    batch, _ = make_batch(plan_of(tree), dict.fromkeys(EVERYBODY, be_stopped_early))
+
+    batch.run()
+
+    assert outcomes(batch) == ["interrupted"] * 4
+    assert mark_of(tree)["error"] == "stopped by SIGHUP"
+
+
+def test_bookmarks_say_pending_before_anything_is_set_aside(
+    tree: StudyTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_adapter(tree)
+    seen = []
+
+    set_aside = AdapterFolder.set_aside
+
+    def recording(folder: AdapterFolder, reason: str) -> Path | None:
+        seen.append((mark_of(tree)["status"], mark_of(tree)["note"]))
+        return set_aside(folder, reason)
+
+    monkeypatch.setattr(AdapterFolder, "set_aside", recording)
+    make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
+
+    assert seen == [("pending", OVERWRITTEN)]
+
+
+def test_a_broken_adapter_is_set_aside_under_that_name_and_is_no_overwrite(tree: StudyTree) -> None:
+    put_adapter(tree)
+    (output(tree) / WEIGHTS).write_bytes(b"torn")
+    batch, executor = make_batch(plan_of(tree, artists=("Anna_Berg",)))
+
+    batch.run()
+
+    assert len(list((output(tree) / "set_aside").glob(f"*-broken/{WEIGHTS}"))) == 1
+    assert "note" not in executor.bookmarks_before[0][f"none/none/{ANNA}"]
+    assert json.loads((output(tree) / TRAINING_RUN).read_text())["status"] == "complete"
+
+
+def test_a_stop_signal_marks_the_artist_with_the_step_and_leaves_the_others_pending(tree: StudyTree) -> None:
+    batch, executor = make_batch(plan_of(tree), {ANNA: be_stopped})
+
+    with pytest.raises(Interrupted) as stop:
+        batch.run()
+
+    assert stop.value.exit_code == 143
+    assert executor.trained == [DORA, ANNA]
+    assert outcomes(batch) == ["trained", "interrupted"]
+    assert statuses(tree) == ["complete", "interrupted", "pending", "pending"]
+    assert (mark_of(tree)["steps"], mark_of(tree)["error"]) == (7, "stopped by SIGTERM")
+
+
+def test_a_second_ctrl_c_does_not_lose_the_mark(tree: StudyTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hurry(child: StagedChild, number: int, grace_seconds: float) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(StagedChild, "stop", hurry)
+    batch, _ = make_batch(plan_of(tree), {ANNA: be_stopped})
+
+    with pytest.raises(Interrupted) as stop:
+        batch.run()
+
+    assert stop.value.exit_code == 130
+    assert outcomes(batch) == ["trained", "interrupted"]
+    assert (mark_of(tree)["status"], mark_of(tree)["steps"]) == ("interrupted", 7)
+    assert list(tree.data_root.rglob(".claim*")) == []
+
+
+def test_a_stopped_artist_has_the_steps_that_its_trainer_recorded(tree: StudyTree) -> None:
+    def be_stopped_later(target: Target, on_step: OnStep) -> int:
+        target.folder.record.write_text(json.dumps({"status": "interrupted", "steps": 9}))
+        return be_stopped(target, on_step)
+
+    with pytest.raises(Interrupted):
+        make_batch(plan_of(tree), {ANNA: be_stopped_later})[0].run()
+
+    assert mark_of(tree)["steps"] == 9
+
+
+def test_a_stop_signal_that_comes_while_a_claim_is_refused_is_not_lost(
+    tree: StudyTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Claim:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ClaimedElsewhere("in use")
+
+    batch, _ = make_batch(plan_of(tree))
+    monkeypatch.setattr(Claim, "take_anew", refuse)
+
+    with stop_signals_raise(), pytest.raises(Interrupted):
+        batch.run()
+
+    assert outcomes(batch) == []
+
+
+def test_a_failure_is_shown_with_its_last_lines_and_a_success_with_its_time(
+    tree: StudyTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_batch(plan_of(tree), {ANNA: fail("the loss diverged")})[0].run()
+
+    said = capsys.readouterr().out
+    assert f"[2/4] {ANNA}: failed: the loss diverged\n    | reading\n    | error: the loss diverged\n" in said
+    assert f"[1/4] {DORA}: complete in 0:00, mean loss 0.2500\n" in said

@@ -11,8 +11,8 @@ from mimicry.common.text import printable
 from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder
-from mimicry.tuning.execution.bookmarks import complete_bookmark
-from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
+from mimicry.tuning.adapters.bookmark import complete_bookmark
+from mimicry.tuning.execution.bookkeeping import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.hub.upload import Upload, upload_and_record
 from mimicry.tuning.planning import Action, Plan
 
