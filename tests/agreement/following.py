@@ -17,7 +17,7 @@ from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.folder import WEIGHTS
 from tests.agreement.programs import Cells, Ended, cells, run, status_words
-from tests.agreement.study import Study
+from tests.agreement.study import Expected, Study
 
 PROGRAMS = ("apply_tuning", "mimicry")
 
@@ -129,13 +129,12 @@ def _wrong(study: Study, words: Sequence[str], followed: Followed, states: Cells
 
 def _may_go(study: Study, words: Sequence[str], states: Cells, key: str) -> bool:
     """Return whether a next command may train a cell again whose weights are there."""
-    wanted = study.expected.get(key)
-    if wanted is not None and wanted.action in ("repair", "wait"):
+    wanted = study.expected.get(key, Expected(study.others))
+    if wanted.action in ("repair", "wait"):
         return False
-    if wanted is not None and wanted.light != wanted.state:
-        return wanted.state == "broken"  # a training looks in full
     state = states[key]["state"] if key in states else ""
-    return state == "broken" or (state == "stale" and "--retrain-stale" in words)
+    # A training looks in full, and may find what no status knows yet.
+    return "broken" in (state, wanted.state) or (state == "stale" and "--retrain-stale" in words)
 
 
 def _record(folder: Path) -> dict[str, Any]:

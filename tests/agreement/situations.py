@@ -18,7 +18,7 @@ from mimicry.study.class_images import ClassImages
 from mimicry.study.hold_out import held_out
 from mimicry.study.tree import AdapterId, Condition
 from mimicry.tuning.options.config import TuningConfig
-from tests.agreement.study import STACK, Study, typed_words
+from tests.agreement.study import CELLS, STACK, Study, typed_words
 from tests.small_study import ANNA, BORIS, CLARA, MIST, ORIGINAL, STEMS, write_images
 from tests.tuning.fake_slurm import FakeSlurm, put_submission
 
@@ -97,14 +97,13 @@ def a_painting_held_out(study: Study) -> None:
 
 def hold_out(study: Study, count: int) -> None:
     """Write adapters of all cells that held paintings out of their training."""
-    for condition in (ORIGINAL, MIST):
-        for artist in (ANNA, BORIS):
-            config = replace(study.config, hold_out=count)
-            images = study.record(condition, artist)["images"]
-            stems = held_out([image["stem"] for image in images], count)
-            kept = [image for image in images if image["stem"] not in stems]
-            if kept:
-                study.put_adapter(condition, artist, config, images=kept, held_out=list(stems))
+    for condition, artist in CELLS:
+        config = replace(study.config, hold_out=count)
+        images = study.record(condition, artist)["images"]
+        stems = held_out([image["stem"] for image in images], count)
+        kept = [image for image in images if image["stem"] not in stems]
+        if kept:
+            study.put_adapter(condition, artist, config, images=kept, held_out=list(stems))
 
 
 # Stale
@@ -181,9 +180,8 @@ def class_images_changed(study: Study) -> None:
         num_class_images=2,
     )
     listed = ClassImages(classes, 2).record()
-    for condition in (ORIGINAL, MIST):
-        for artist in (ANNA, BORIS):
-            study.put_adapter(condition, artist, class_images=listed)
+    for condition, artist in CELLS:
+        study.put_adapter(condition, artist, class_images=listed)
     (classes / "two.png").write_bytes((classes / "two.png").read_bytes() + b" ")
     study.typed += ["--with-prior-preservation", "--class-prompt=a painting", "--num-class-images=2"]
     study.typed += [f"--class-data-dir={classes}"]
@@ -313,10 +311,9 @@ def a_stopped_run_of_a_variant_beside_study_toml(study: Study) -> None:
     config = study.asked["r8"] = replace(study.config, rank=8, max_train_steps=200)
     study.write_file()
     stop(study, config, variant="r8")
-    for condition in (ORIGINAL, MIST):
-        for artist in (ANNA, BORIS):
-            study.expect("waiting", "", condition, artist, variant="r8")
-            study.expect("complete", "", condition, artist)
+    for condition, artist in CELLS:
+        study.expect("waiting", "", condition, artist, variant="r8")
+        study.expect("complete", "", condition, artist)
     study.expect("interrupted", "SIGINT", variant="r8", step_count=200, checkpoint=14)
 
 
@@ -491,9 +488,8 @@ def a_variant_of_study_toml(study: Study) -> None:
     config = study.asked["r8"] = replace(study.config, rank=8)
     study.put_adapter(ORIGINAL, ANNA, config, variant="r8")
     study.others = "waiting"
-    for condition in (ORIGINAL, MIST):
-        for artist in (ANNA, BORIS):
-            study.expect("complete", "", condition, artist)
+    for condition, artist in CELLS:
+        study.expect("complete", "", condition, artist)
     study.expect("complete", variant="r8")
 
 

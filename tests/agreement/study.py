@@ -6,7 +6,7 @@ import os
 import subprocess
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +29,7 @@ from tests.small_study import ANNA, BORIS, MIST, ORIGINAL, write_study
 from tests.tuning.model_files import make_model
 
 STACK = "hf_diffusers"
+CELLS = [(condition, artist) for condition in (ORIGINAL, MIST) for artist in (ANNA, BORIS)]
 TRAINER = Path(__file__).with_name("trainer.py")
 
 
@@ -150,9 +151,8 @@ class Study:
         return AdapterFolder(folder.path, ADAPTER_FORMAT)
 
     def put_all(self, config: TuningConfig | None = None, variant: str | None = None) -> None:
-        for condition in (ORIGINAL, MIST):
-            for artist in (ANNA, BORIS):
-                self.put_adapter(condition, artist, config, variant=variant)
+        for condition, artist in CELLS:
+            self.put_adapter(condition, artist, config, variant=variant)
 
     def put_record(
         self,
@@ -262,6 +262,3 @@ def typed_words(config: TuningConfig) -> list[str]:
         f"--max-train-steps={config.max_train_steps}",
         "--no-push-to-hub",
     ]
-
-
-__all__ = ["STACK", "Expected", "Study", "new_study", "replace", "typed_words"]

@@ -1,13 +1,14 @@
 """All programs say the same of each cell, whatever a study has gone through."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.agreement.programs import cells
 from tests.agreement.situations import SITUATIONS, all_complete
-from tests.agreement.study import Study, new_study, replace, typed_words
+from tests.agreement.study import Study, new_study, typed_words
 from tests.agreement.table import agreement
 
 APART = ("a failed bookmark without a record", "max train steps edited in study toml", "a queued job")

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mimicry.study.tree import AdapterId
 from tests.agreement.following import follow
 from tests.agreement.programs import plan_words, run, status_words
 from tests.agreement.situations import SITUATIONS
-from tests.agreement.study import STACK, Study, new_study, replace, typed_words
+from tests.agreement.study import STACK, Study, new_study, typed_words
 from tests.small_study import ANNA, MIST, ORIGINAL, listing
 
 STOPPED = [name for name in SITUATIONS if "run of" in name]
