@@ -113,7 +113,7 @@ def hold_out(study: Study, count: int) -> None:
 def one_image_more(study: Study) -> None:
     write_images(study.images(), ["04_road"])
     write_images(study.images(MIST), ["04_road"])
-    study.expect("stale", "new '04_road.png'", action="none")
+    study.expect("stale", "new '04_road.png'", action="skip")
     study.expect("stale", "new '04_road.png'", MIST)
 
 
@@ -157,7 +157,7 @@ def captions_changed(study: Study) -> None:
 def another_recipe_than_most(study: Study) -> None:
     study.put_adapter(ORIGINAL, ANNA, replace(study.config, learning_rate=0.5))
     study.other_reasons = BY_TYPED_OPTIONS
-    study.expect("stale", "learning_rate", action="none")
+    study.expect("stale", "learning_rate", action="skip")
 
 
 @situation
@@ -166,6 +166,31 @@ def max_train_steps_edited_in_study_toml(study: Study) -> None:
     study.others = "stale"
     study.asked[None] = replace(study.config, max_train_steps=80)
     study.expect("stale", "max_train_steps 60 -> 80")
+
+
+@situation
+def a_variant_edited_in_study_toml(study: Study) -> None:
+    study.put_all(replace(study.config, rank=8), variant="r8")
+    study.write_file(variants="[variants.r8]\nrank = 16\n")
+    study.asked["r8"] = replace(study.config, rank=16)
+    for condition, artist in CELLS:
+        study.expect("stale", "rank 8 -> 16", condition, artist, variant="r8")
+
+
+@situation
+def hold_out_added_to_study_toml(study: Study) -> None:
+    study.write_file(study="hold_out = 1\n")
+    study.asked[None] = replace(study.config, hold_out=1)
+    study.others = "stale"
+    study.expect("stale")
+
+
+@situation
+def the_base_model_of_study_toml_changed(study: Study) -> None:
+    study.write_file()
+    (study.base_model / "vae" / "model.safetensors").write_bytes(b"other")
+    study.others = "stale"
+    study.expect("stale", "another base model")
 
 
 @situation
@@ -444,6 +469,22 @@ def nothing_there(study: Study) -> None:
 def one_adapter_left_to_train(study: Study) -> None:
     study.remove_adapter()
     study.expect("waiting", action="train")
+
+
+@situation
+def a_part_of_the_recipe_in_study_toml(study: Study) -> None:
+    study.write_file()
+    study.tree.study_file.write_text(study.tree.study_file.read_text().replace("max_train_steps = 60", ""))
+    study.typed = ["--max-train-steps=60"]
+    study.remove_adapter()
+    study.expect("waiting", action="train")
+
+
+@situation
+def the_same_images_in_two_conditions(study: Study) -> None:
+    shutil.copytree(study.tree.protected_art / "mist", study.tree.protected_art / "style_guard")
+    for artist in (ANNA, BORIS):
+        study.expect("waiting", "", Condition("style_guard"), artist, action="block")
 
 
 @situation

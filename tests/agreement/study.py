@@ -80,6 +80,10 @@ class Study:
         stack = [] if self.tree.study_file.exists() else [f"--stack={self.stack}"]
         return [f"--data-root={self.tree.data_root}", *stack]
 
+    @property
+    def base_model(self) -> Path:
+        return Path(self.config.pretrained_model_name_or_path)
+
     def expect(
         self,
         state: str,

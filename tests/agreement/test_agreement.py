@@ -42,7 +42,7 @@ def test_a_plan_is_about_the_options_that_are_typed(study: Study) -> None:
 
     planned = cells(study, "plan").values()
 
-    assert {(cell["state"], cell["action"]) for cell in planned} == {("stale", "none")}
+    assert {(cell["state"], cell["action"]) for cell in planned} == {("stale", "skip")}
     assert all("rank 4 -> 8" in cell["reason"] for cell in planned)
     assert {cell["state"] for cell in cells(study, "status").values()} == {"complete"}
 
