@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import AdapterId
-from tests.agreement.following import follow
+from tests.agreement.following import drawing, follow
 from tests.agreement.programs import plan_words, run, status_words
 from tests.agreement.situations import SITUATIONS
 from tests.agreement.study import STACK, Study, new_study, typed_words
@@ -64,6 +64,16 @@ def test_what_verify_found_is_trained_again(name: str, more: str, study: Study) 
 
     assert more in followed.line
     assert (followed.wrong, [*followed.trained]) == ([], [AdapterId(STACK, ORIGINAL, ANNA).key])
+
+
+def test_nothing_is_drawn_with_weights_of_another_condition(study: Study) -> None:
+    SITUATIONS["weights of another condition"](study)
+    with drawing():
+        ended = run(["mimicry", "samples", *study.words])
+
+    drawn = {path.parent for path in study.folder.rglob("mimic_art/**/*.png")}
+    assert (ended.code, len(drawn)) == (1, 3)
+    assert study.tree.samples_of(AdapterId(STACK, ORIGINAL, ANNA)) not in drawn
 
 
 def test_the_end_of_a_study(study: Study) -> None:
