@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from PIL import Image
 from mimicry.study.images import ImageFolder
 from mimicry.study.selection import Selection
 from mimicry.study.states import State
+from mimicry.study.tracker import Bookmarks
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters.folder import AdapterFolder
+from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
@@ -161,7 +162,7 @@ def plan_of(
     condition: Condition = ORIGINAL,
     *,
     asked: AdapterSpec | None = None,
-    bookmarks: Mapping[str, Mapping[str, Any]] | None = None,
+    bookmarks: Bookmarks | None = None,
     full: bool = False,
     artists: tuple[str, ...] = (),
     pilot: bool = False,

@@ -25,8 +25,7 @@ from mimicry.tuning.options import (
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.options.typed_command import TypedCommand
 from mimicry.tuning.reports.next_command import next_command
-from mimicry.tuning.reports.read_status import read_status
-from mimicry.tuning.reports.status import StudyStatus
+from mimicry.tuning.reports.status import StudyStatus, read_status
 from mimicry.tuning.reports.status_text import status_json, status_text
 
 _WATCH_SECONDS = 10.0

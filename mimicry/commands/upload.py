@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import click
+
 from mimicry.common.errors import BatchFault
-from mimicry.study import AdapterId, ImageFolder, State, StudyTree
+from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
 from mimicry.tuning.execution import (
-    PendingUpload,
     due_repositories,
     open_tracker,
     pending_upload,
@@ -20,9 +21,10 @@ from mimicry.tuning.options import (
     option,
     program,
     selection_options,
+    study_file_of,
     tree_options,
 )
-from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.reports.status import read_status
 from mimicry.tuning.reports.tables import upload_summary, upload_table
 from mimicry.tuning.stacks import Stack
 
@@ -33,20 +35,28 @@ from mimicry.tuning.stacks import Stack
 @selection_options
 @hub_options
 @option("--dry-run", topic=CALL, is_flag=True, help="Show what would be uploaded; write nothing, ask nobody.")
-def upload(dry_run: bool, **parameters: Any) -> int:
+@click.pass_context
+def upload(context: click.Context, /, dry_run: bool, **parameters: Any) -> int:
     """Upload every complete adapter that is not on the Hub yet, as a private repository.
 
     All conditions that have adapters are meant, unless --protection or --countermeasure names some. The exit
     code is 1 when an upload failed; the same command tries it again.
     """
     refuse_names({"--hub-namespace": parameters["hub_namespace"]}, parameters["base_model_id"])
-    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
-    hub = HubOptions.of(parameters)
-    uploads = [
-        found
-        for adapter in AdapterFilter.of(parameters).choose(tree, stack.name)
-        if (found := _pending(tree, stack, adapter, hub, full=not dry_run)) is not None
-    ]
+    stack, hub = Stack.find(parameters["stack"]), HubOptions.of(parameters)
+    status = read_status(parameters, study_file_of(context))
+    tree, form, prefix = status.tree, stack.traits.adapter_format, stack.traits.hub_prefix
+    uploads = []
+    for cell in status.cells:
+        if cell.weights is None:
+            continue
+        folder = AdapterFolder(tree.adapter_dir(cell.adapter), form)
+        broken = cell.reason if cell.weights is State.BROKEN else ""
+        if not broken and not dry_run:
+            found = judge_adapter(folder, AdapterSpec(), None, full=True)
+            broken = found.reason if found.state is State.BROKEN else ""
+        job = UploadJob.of(cell.adapter, folder.path, prefix, hub)
+        uploads.append(pending_upload(cell.adapter, folder, job, broken=broken))
     due = due_repositories(uploads)
     faults = [*token_problems(else_do=""), *colliding_names(due, else_do="")] if due and not dry_run else []
     if faults:
@@ -57,17 +67,3 @@ def upload(dry_run: bool, **parameters: Any) -> int:
     ends = upload_pending(tree, uploads, open_tracker(tree), print)
     print(upload_summary(ends), flush=True)
     return 1 if any(end.error for end in ends) else 0
-
-
-def _pending(
-    tree: StudyTree, stack: Stack, adapter: AdapterId, hub: HubOptions, *, full: bool
-) -> PendingUpload | None:
-    """Return the upload of an adapter, None where there is none; its images may have changed."""
-    folder = AdapterFolder(tree.adapter_dir(adapter), stack.traits.adapter_format)
-    no_images = ImageFolder(folder.path, ())
-    found = judge_adapter(folder, AdapterSpec(), no_images, full=full)
-    if found.state is State.PENDING:
-        return None
-    job = UploadJob.of(adapter, folder.path, stack.traits.hub_prefix, hub)
-    broken = found.reason if found.state is State.BROKEN else ""
-    return pending_upload(adapter, folder, job, broken=broken)

@@ -1,15 +1,18 @@
 """What a report is about: the series, conditions and artists of a study, and their effects."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mimicry.common.errors import UsageError
 from mimicry.common.files import utc_now
 from mimicry.report.effects import GroupEffects, group_effects
 from mimicry.report.groups import group_rows
-from mimicry.report.rows import BASELINE, AdapterRow, read_rows
-from mimicry.study import ChosenConditions, Condition, StudyTree, in_order
+from mimicry.report.rows import BASELINE, AdapterRow, rows_of
+from mimicry.study import Condition, StudyTree
 from mimicry.study.tree import NONE
-from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.reports.status import StudyStatus, read_status
 from mimicry.tuning.stacks import Stack
 
 
@@ -17,10 +20,14 @@ from mimicry.tuning.stacks import Stack
 class Content:
     """What was read of a study. The first group is that of the first series that was asked for."""
 
-    tree: StudyTree
+    status: StudyStatus
     stack: str
     made_at: str
     groups: tuple[GroupEffects, ...]
+
+    @property
+    def tree(self) -> StudyTree:
+        return self.status.tree
 
     @property
     def main(self) -> GroupEffects:
@@ -31,29 +38,22 @@ class Content:
         return [row for one in self.groups for row in one.group.rows]
 
 
-def read_content(tree: StudyTree, stack: Stack, chosen: AdapterFilter) -> Content:
+def read_content(parameters: Mapping[str, Any], study_file: StudyFile) -> Content:
     """Read the chosen part of a study, with none__none, which everything is compared with.
 
     Raises:
         UsageError: a filter matches nothing, or there is no adapter.
     """
-    series = chosen.series(tree, stack.name)
-    adapters = chosen.choose(tree, stack.name)
-    if not adapters:
+    status = read_status(parameters, study_file, always=[BASELINE])
+    if not any(cell.weights is not None for cell in status.cells):
         raise UsageError(
-            f"there is no adapter of these artists and conditions in {tree.lora / series[0]}; train one with "
-            f"apply_tuning"
+            f"there is no adapter of these artists and conditions in "
+            f"{status.tree.lora / status.matrix.series[0]}; train one with apply_tuning"
         )
-    artists = chosen.artists(tree, {adapter.artist for adapter in adapters})
-    on_disk = ChosenConditions.choose(tree, needed=False).present
-    conditions = [
-        condition
-        for condition in in_order([BASELINE, *on_disk, *(adapter.condition for adapter in adapters)])
-        if condition == BASELINE or chosen.means(condition)
-    ]
-    rows = read_rows(tree, series, conditions, artists, stack.traits.adapter_format)
-    groups = tuple(group_effects(group) for group in group_rows(rows))
-    return Content(tree=tree, stack=stack.name, made_at=utc_now(), groups=groups)
+    # The series that nothing was trained in have nothing to compare.
+    groups = tuple(group_effects(group) for group in group_rows(rows_of(status)))
+    stack = Stack.find(parameters["stack"]).name
+    return Content(status=status, stack=stack, made_at=utc_now(), groups=groups)
 
 
 def condition_title(condition: Condition) -> str:

@@ -158,7 +158,7 @@ def _effect(group: Group, series: Series, row: AdapterRow, baseline: AdapterRow 
 def adapter_obstacles(group: Group, series: Series, row: AdapterRow) -> list[str]:
     """Say why what an adapter does cannot be compared with what others do; nothing where it can."""
     if row.state is not State.COMPLETE:
-        return [": ".join(filter(None, (row.state_word, row.reason)))]
+        return [": ".join(filter(None, (row.state.value, row.reason)))]
     words = [f"unpaired: {mark}" for mark in row.run.unpaired]
     other_recipe = group.other_recipe(row)
     words += [f"another recipe: {other_recipe}"] if other_recipe else []

@@ -204,7 +204,7 @@ def _usual(samples: Sequence[_Sample | None]) -> str:
 def _sample_cell(sample: _Sample | None, row: AdapterRow | None, usual: str) -> Cell:
     """Return the cell of a sample; `row` is that of its adapter, None for the base model."""
     if sample is None:
-        return Cell(word="not drawn" if row is None or row.is_there else row.state_word)
+        return Cell(word="not drawn" if row is None or row.is_there else row.state.value)
     settings = sample.settings
     marks = []
     if settings.get("adapter") != (None if row is None else row.weights_sha256):

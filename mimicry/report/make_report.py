@@ -16,10 +16,14 @@ from mimicry.report.grids import GridMaker
 from mimicry.report.rating_answers import KEY, read_scores, score_table
 from mimicry.report.rating_pack import PACK, choose_pairs, pairs_of, write_rating_pack
 from mimicry.report.writing import INDEX, REPORT_JSON, refuse_foreign_folder, write_page, write_tables
-from mimicry.study import StudyTree
-from mimicry.tuning.options import condition_filters, option, program, selection_options, tree_options
-from mimicry.tuning.planning import AdapterFilter
-from mimicry.tuning.stacks import Stack
+from mimicry.tuning.options import (
+    condition_filters,
+    option,
+    program,
+    selection_options,
+    study_file_of,
+    tree_options,
+)
 
 _REPORT, _RATING = "Report", "Human ratings"
 
@@ -79,7 +83,10 @@ _REPORT, _RATING = "Report", "Human ratings"
     help="Answers that a rater has saved; score them by the key in the folder of --rating-pack. "
     "May be repeated.",
 )
-def report(output: Path, title: str, paintings: int, samples: int, **parameters: Any) -> int:
+@click.pass_context
+def report(
+    context: click.Context, /, output: Path, title: str, paintings: int, samples: int, **parameters: Any
+) -> int:
     """Report on the study: what each condition does to the evaluation loss, how sure that is, and pictures.
 
     The page opens from disk, without a network; send its folder as a whole. The original art without
@@ -92,10 +99,9 @@ def report(output: Path, title: str, paintings: int, samples: int, **parameters:
             raise UsageError("--rating-answers needs --rating-pack, the folder with the key of these answers")
         print(score_table(read_scores(pack / KEY, answers)))
         return 0
-    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
     if pack is None:
         refuse_foreign_folder("--output", output, REPORT_JSON)
-    content = read_content(tree, stack, AdapterFilter.of(parameters))
+    content = read_content(parameters, study_file_of(context))
     if pack is not None:
         return _write_rating_pack(pack, content, paintings, parameters)
     write_tables(output, content)

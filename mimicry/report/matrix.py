@@ -98,7 +98,7 @@ def _cell(one: ArtistEffect, largest: float) -> MatrixCell:
 
 def _word(effect: Effect) -> str:
     if effect.row.state is not State.COMPLETE:
-        return effect.row.state_word
+        return effect.row.state.value
     first = effect.obstacles[0]
     return next((word for begin, word in _WORDS if first.startswith(begin)), "not comparable")
 
@@ -110,4 +110,4 @@ def _baseline(found: GroupEffects, artist: Artist) -> tuple[str, float | None]:
     if losses:
         mean = sum(losses) / len(losses)
         return f"{mean:.4f}", mean
-    return "no loss" if rows[0].state is State.COMPLETE else rows[0].state_word, None
+    return "no loss" if rows[0].state is State.COMPLETE else rows[0].state.value, None

@@ -151,7 +151,7 @@ def _coverage(found: GroupEffects) -> Fact:
     rows = found.group.rows
     with_data = [row for row in rows if row.state is not State.NO_DATA]
     complete = sum(row.state is State.COMPLETE for row in rows)
-    counted = Counter(row.state_word for row in rows if row.state is not State.COMPLETE)
+    counted = Counter(row.state.value for row in rows if row.state is not State.COMPLETE)
     others = ", ".join(f"{count} {word}" for word, count in counted.most_common())
     text = f"{complete} of {len(with_data)} adapters are complete{f'; {others}' if others else ''}."
     whole = complete == len(with_data)

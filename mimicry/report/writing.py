@@ -99,6 +99,8 @@ def report_json(content: Content) -> dict[str, Any]:
         "groups": [_group_json(found) for found in content.groups],
         "conditions": records(CONDITION_COLUMNS, condition_lines(content.groups)),
         "effects": records(EFFECT_COLUMNS, effect_lines(content.groups)),
+        "data_root": str(content.tree.data_root),
+        "cells": [cell.to_json() for cell in content.status.cells],
         "adapters": records(ADAPTER_COLUMNS, adapter_lines(content.groups)),
     }
 

@@ -15,7 +15,7 @@ from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import Layout, sheet_options, write_contact_sheet
 from mimicry.sampling.drawing import draw, usable_model
 from mimicry.sampling.plan import SampleRequest, SampleSet, of_first_series, plan_samples
-from mimicry.study import State, StudyTree
+from mimicry.study import State
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
@@ -29,9 +29,10 @@ from mimicry.tuning.options import (
     options,
     program,
     selection_options,
+    study_file_of,
     tree_options,
 )
-from mimicry.tuning.planning import AdapterFilter
+from mimicry.tuning.reports.status import read_status
 from mimicry.tuning.stacks import Stack
 
 # What stands in each adapter's record, and may be typed instead.
@@ -114,13 +115,16 @@ _picture_options = options(
 @condition_filters
 @selection_options
 @_picture_options
-def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -> int:
+@click.pass_context
+def draw_samples(
+    context: click.Context, /, dry_run: bool, contact_sheet: Path | None, **parameters: Any
+) -> int:
     """Draw samples with the adapters of the study, into mimic_art/ below the data root.
 
     All conditions that have adapters are drawn, unless --protection or --countermeasure names some. What is
     there with the same settings is skipped, so that the same command takes up where it stopped.
     """
-    request = _request(parameters, base=parameters["base"] or contact_sheet is not None)
+    request = _request(context, parameters, base=parameters["base"] or contact_sheet is not None)
     sets = plan_samples(request)
     if dry_run:
         print(_table(sets))
@@ -145,7 +149,7 @@ def draw_samples(dry_run: bool, contact_sheet: Path | None, **parameters: Any) -
     return 1 if failed else 0
 
 
-def _request(parameters: dict[str, Any], *, base: bool) -> SampleRequest:
+def _request(context: click.Context, parameters: dict[str, Any], *, base: bool) -> SampleRequest:
     typed = {name: parameters[name] for name in (*_CHANGEABLE, "prompt_cache_dir")}
     changes = {name: value for name, value in typed.items() if value is not None}
     TuningConfig(**changes)  # what was typed wrongly is said now, and once
@@ -156,9 +160,7 @@ def _request(parameters: dict[str, Any], *, base: bool) -> SampleRequest:
             f"stack that trains these"
         )
     return SampleRequest(
-        tree=StudyTree(parameters["data_root"]),
-        stack=stack,
-        chosen=AdapterFilter.of(parameters),
+        study=read_status(parameters, study_file_of(context)),
         prompts=parameters["prompts"],
         seeds=parameters["seeds"],
         steps=parameters["steps"],

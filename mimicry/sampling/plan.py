@@ -10,17 +10,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mimicry.common.errors import AdapterBroken, UsageError
-from mimicry.common.files import sha256_text
+from mimicry.common.errors import UsageError
+from mimicry.common.files import sha256_file, sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, default_prompts, read_settings
-from mimicry.tuning.adapters import AdapterFolder, TrainingRun
+from mimicry.tuning.adapters import WEIGHTS, TrainingRun
+from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.options import TuningConfig
-from mimicry.tuning.planning import AdapterFilter
-from mimicry.tuning.planning.on_disk import OwnImages
 from mimicry.tuning.planning.recipes import StudyRecipes
-from mimicry.tuning.stacks import Stack
+from mimicry.tuning.reports.status import StudyStatus
 
 _LONGEST_NAME = 120
 _FROM_RECORD = ("revision", "variant", "resolution", "mixed_precision", "max_sequence_length")
@@ -82,9 +81,7 @@ class SampleRequest:
     How an adapter draws stands in its record; `changes` are hyper-parameters that were typed instead.
     """
 
-    tree: StudyTree
-    stack: Stack
-    chosen: AdapterFilter
+    study: StudyStatus
     prompts: tuple[str, ...] = ()
     seeds: tuple[int, ...]
     steps: int = DEFAULT_STEPS
@@ -92,6 +89,10 @@ class SampleRequest:
     base: bool = False
     overwrite: bool = False
     changes: Mapping[str, Any]
+
+    @property
+    def tree(self) -> StudyTree:
+        return self.study.tree
 
     def config_of(self, run: TrainingRun) -> TuningConfig:
         """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
@@ -110,20 +111,18 @@ def plan_samples(request: SampleRequest) -> list[SampleSet]:
     Raises:
         UsageError: a filter matches nothing, or there is no adapter.
     """
-    tree, stack = request.tree, request.stack
-    planner = _Planner(request)
-    found = [planner.adapter_set(adapter) for adapter in request.chosen.choose(tree, stack.name)]
-    sets = [one for one in found if one is not None]
+    planner, matrix = _Planner(request), request.study.matrix
+    sets = [planner.adapter_set(cell) for cell in request.study.cells if cell.weights is not None]
     if not sets:
         raise UsageError(
-            f"there is no adapter of these artists in {tree.lora}, in "
-            f"{' or '.join(request.chosen.series(tree, stack.name))}; train one with apply_tuning"
+            f"there is no adapter of these artists in {request.tree.lora}, in "
+            f"{' or '.join(matrix.series)}; train one with apply_tuning"
         )
     by_series: dict[str, list[AdapterId]] = defaultdict(list)
     for adapter in (one.adapter for one in sets if one.adapter):
         by_series[adapter.series].append(adapter)
     for adapters in by_series.values():
-        sets = with_recipes(sets, StudyRecipes.read(tree, adapters))
+        sets = with_recipes(sets, StudyRecipes.read(request.tree, adapters))
     return [planner.base_set(sets), *sets] if request.base else sets
 
 
@@ -174,31 +173,25 @@ class _Planner:
     def __init__(self, request: SampleRequest) -> None:
         self._request = request
         self._identity = cache(_model_identity)
-        self._images = OwnImages(request.tree)
 
-    def adapter_set(self, adapter: AdapterId) -> SampleSet | None:
-        """Return the pictures of an adapter; None where there are no weights."""
-        request = self._request
-        folder = AdapterFolder(request.tree.adapter_dir(adapter), request.stack.traits.adapter_format)
-        if not folder.has_weights:
-            return None
-        run = folder.readable_run
+    def adapter_set(self, cell: AdapterStatus) -> SampleSet:
+        """Return the pictures of an adapter."""
+        request, adapter, run = self._request, cell.adapter, cell.run
+        folder = request.tree.adapter_dir(adapter)
         config = request.config_of(run)
         empty = SampleSet(
             adapter=adapter,
-            adapter_dir=folder.path,
+            adapter_dir=folder,
             folder=request.tree.samples_of(adapter),
             config=config,
             unpaired="; ".join(run.unpaired),
         )
-        try:
-            whole = folder.check(run.rank)
-        except AdapterBroken as error:
-            return replace(empty, problem=str(error))
-        problem = self._images.problem(adapter, run)
-        if problem:
+        if cell.weights is State.BROKEN:
+            return replace(empty, problem=cell.reason)
+        if cell.other_images:
             return replace(
-                empty, problem=f"{folder} is not what its folder says, so it draws nothing: {problem}"
+                empty,
+                problem=f"{folder} is not what its folder says, so it draws nothing: {cell.other_images}",
             )
         recorded, identity = (run.recipe or {}).get("base_model"), self._identity(config)
         if recorded is not None and identity is not None and recorded != identity:
@@ -209,7 +202,7 @@ class _Planner:
             )
         instance_prompt = (run.options or {}).get("instance_prompt") or config.instance_prompt
         facts = {
-            "adapter": whole.sha256,
+            "adapter": run.weights_sha256 or sha256_file(folder / WEIGHTS),
             "condition": str(adapter.condition),
             "artist": str(adapter.artist),
         }

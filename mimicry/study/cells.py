@@ -1,19 +1,45 @@
-"""The cells of a study, one for each condition and artist, and the images of each."""
+"""The images of the cells of a study: a cell is one artist in one condition, in one series."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mimicry.common.errors import UsageError
-from mimicry.study.captions import image_records
-from mimicry.study.conditions import ChosenConditions, in_order
-from mimicry.study.hold_out import training_set
+from mimicry.common.files import canonical_json, sha256_text
+from mimicry.study.hold_out import held_out
 from mimicry.study.images import ImageFolder
 from mimicry.study.pairing import Pairing
 from mimicry.study.quarantine import left_out
-from mimicry.study.selection import Selection
-from mimicry.study.tree import ALL, AdapterId, Artist, Condition, Source, StudyTree, folders_in
+from mimicry.study.tree import Artist, Condition, Source, StudyTree
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a cell as their files state them: name, size in bytes and stem of each.
+
+    `fingerprint` changes when one of them is replaced or written to.
+    """
+
+    records: list[dict[str, Any]]
+    fingerprint: str
+
+    @classmethod
+    def read(cls, images: ImageFolder) -> "Listing":
+        """List `images`; nothing but the system's table of files is read.
+
+        Raises:
+            OSError: an image is gone.
+        """
+        folder = os.fspath(images.path)
+        records, changes = [], []
+        # Ten thousands of images: a Path for each takes longer than the system does.
+        for name in images.names:
+            status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118
+            records.append({"name": name, "size": status.st_size, "stem": images.stem(name)})
+            changes.append([name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+        return cls(records, sha256_text(canonical_json(changes)))
 
 
 class CellImages:
@@ -22,8 +48,9 @@ class CellImages:
     def __init__(self, tree: StudyTree) -> None:
         self.tree = tree
         self._sources: dict[Condition, Source | None] = {}
+        self._whole: dict[tuple[Condition, Artist], Pairing | None] = {}
         self._pairings: dict[tuple[Condition, Artist, int], Pairing | None] = {}
-        self._listed: dict[tuple[Condition, Artist, int], list[dict[str, Any]] | None] = {}
+        self._listings: dict[tuple[Condition, Artist, int], Listing | None] = {}
         self._originals: dict[Artist, ImageFolder] = {}
 
     def source(self, condition: Condition) -> Source | None:
@@ -35,8 +62,27 @@ class CellImages:
                 self._sources[condition] = None
         return self._sources[condition]
 
+    def original(self, artist: Artist) -> ImageFolder:
+        """Return an artist's original art, without what is in quarantine."""
+        return self._original(artist).without(self.left_out(artist))
+
+    def left_out(self, artist: Artist) -> frozenset[str]:
+        """Return the stems that are in quarantine, and so left out of all conditions of an artist."""
+        return self._quarantine.get(str(artist), frozenset())
+
+    def held_out(self, artist: Artist, count: int) -> tuple[str, ...]:
+        """Return the stems of the `count` paintings of an artist that --hold-out keeps out of training."""
+        return held_out(self.original(artist).stems, count)
+
+    def whole(self, condition: Condition, artist: Artist) -> Pairing | None:
+        """Return an artist's images in a condition, held-out paintings included; else as `of`."""
+        cell = (condition, artist)
+        if cell not in self._whole:
+            self._whole[cell] = self._read(condition, artist)
+        return self._whole[cell]
+
     def of(self, condition: Condition, artist: Artist, hold_out: int = 0) -> Pairing | None:
-        """Return an artist's images in a condition, without those in quarantine; None when there are none.
+        """Return what a cell is trained on, without what is in quarantine; None when there are no images.
 
         A folder that cannot be listed is returned: that it has no images is not known.
 
@@ -45,30 +91,32 @@ class CellImages:
         """
         cell = (condition, artist, hold_out)
         if cell not in self._pairings:
-            self._pairings[cell] = self._read(*cell)
+            whole = self.whole(condition, artist)
+            held = self.held_out(artist, hold_out)
+            self._pairings[cell] = None if whole is None else whole.without(held)
         return self._pairings[cell]
 
-    def listed(self, condition: Condition, artist: Artist, hold_out: int = 0) -> list[dict[str, Any]] | None:
-        """Return name, size in bytes and stem of each image; None without images, or when one is gone.
+    def listing(self, condition: Condition, artist: Artist, hold_out: int = 0) -> Listing | None:
+        """List what a cell is trained on; None without images, or when one is gone.
 
-        Several adapters may be compared with them: those of a study with replicates are. For `hold_out` see
+        Several adapters may be compared with it: those of a study with replicates are. For `hold_out` see
         `of`.
         """
         cell = (condition, artist, hold_out)
-        if cell not in self._listed:
+        if cell not in self._listings:
             pairing = self.of(*cell)
-            self._listed[cell] = None
-            if pairing is not None:
-                with suppress(OSError):
-                    self._listed[cell] = image_records(pairing.images, None, hashed=False)
-        return self._listed[cell]
+            try:
+                self._listings[cell] = None if pairing is None else Listing.read(pairing.images)
+            except OSError:
+                self._listings[cell] = None
+        return self._listings[cell]
 
     def artists(self, conditions: Iterable[Condition]) -> set[Artist]:
         """Return those who have a folder in one of the conditions, or in the original art."""
         roots = {source.root for each in conditions if (source := self.source(each)) is not None}
         return {artist for root in roots | {self.tree.original_art} for artist in self.tree.artists(root)}
 
-    def _read(self, condition: Condition, artist: Artist, hold_out: int) -> Pairing | None:
+    def _read(self, condition: Condition, artist: Artist) -> Pairing | None:
         source = self.source(condition)
         if source is None:
             return None
@@ -77,8 +125,7 @@ class CellImages:
         images = original if path == original.path else ImageFolder.read(path)
         if not images.names and not images.fault:
             return None
-        left = self._left_out.get(str(artist), frozenset[str]())
-        return training_set(images, original, left, hold_out)
+        return Pairing.of(images, original).without(self.left_out(artist))
 
     def _original(self, artist: Artist) -> ImageFolder:
         if artist not in self._originals:
@@ -87,54 +134,5 @@ class CellImages:
         return self._originals[artist]
 
     @cached_property
-    def _left_out(self) -> dict[str, frozenset[str]]:
+    def _quarantine(self) -> dict[str, frozenset[str]]:
         return left_out(self.tree)
-
-
-def conditions_of_adapters(tree: StudyTree, series: str) -> set[Condition]:
-    """Return the conditions that have a folder of adapters in a series."""
-    found = map(Condition.parse, folders_in(tree.lora / series))
-    return {condition for condition in found if condition is not None}
-
-
-def keys_with_images(
-    tree: StudyTree,
-    series: Iterable[str],
-    *,
-    protections: Sequence[str] = (ALL,),
-    countermeasures: Sequence[str] = (ALL,),
-    selection: Selection | None = None,
-) -> set[str]:
-    """Return the keys of all cells of these series that have images.
-
-    Raises:
-        UsageError: names that match nothing.
-        BatchFault: a folder cannot be listed, or the file of the quarantine cannot be read.
-    """
-    images = CellImages(tree)
-    present = ChosenConditions.choose(tree, protections, countermeasures, needed=False).present
-    found: set[str] = set()
-    for name in series:
-        trained = {
-            condition
-            for condition in conditions_of_adapters(tree, name)
-            if is_named(condition, protections, countermeasures)
-        }
-        conditions = in_order({*present, *trained})
-        artists = (selection or Selection()).choose(
-            sorted(images.artists(conditions)), lambda artist: images.of(Condition(), artist) is not None
-        )
-        found |= {
-            AdapterId.in_series(name, condition, artist).key
-            for artist in artists
-            for condition in conditions
-            if images.of(condition, artist) is not None
-        }
-    return found
-
-
-def is_named(condition: Condition, protections: Sequence[str], countermeasures: Sequence[str]) -> bool:
-    """Return whether the names mean a condition; `all` means every one."""
-    return (ALL in protections or condition.protection in protections) and (
-        ALL in countermeasures or condition.countermeasure in countermeasures
-    )

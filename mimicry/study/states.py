@@ -7,7 +7,7 @@ class State(StrEnum):
     """The state of one adapter, or of one picture that an adapter draws."""
 
     # Not trained yet.
-    PENDING = "pending"
+    PENDING = "waiting"
     # Trained, verified, and as requested.
     COMPLETE = "complete"
     # Complete, but with another recipe or other images than requested.
@@ -26,3 +26,13 @@ class State(StrEnum):
     BLOCKED = "blocked"
     # There are no images of it, and nobody has said that there must be.
     NO_DATA = "no data"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "State | None":
+        # As trackers of the first version have it.
+        return cls.PENDING if value == "pending" else None
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there are whole weights in this state: as asked for, or of another recipe or images."""
+        return self in (State.COMPLETE, State.STALE)

@@ -118,14 +118,15 @@ class Orchestrator:
         return check_images(plan) if full else recall_images(plan)
 
     def _plan(self, *, full: bool) -> Plan:
-        plan = make_plan(
+        tree = self.requests[0].tree
+        return make_plan(
             self.requests,
-            open_tracker(self.requests[0].tree).bookmarks(),
+            open_tracker(tree).bookmarks(),
+            queue=self.engine.queued(tree),
             absent=self.absent,
             by_condition=self.by_condition,
             full=full,
         )
-        return self.engine.with_queue(plan)
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""

@@ -12,9 +12,9 @@ from mimicry.study.sample_files import save_sample
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash
-from mimicry.tuning.planning import AdapterFilter
-from mimicry.tuning.stacks import Stack
+from mimicry.tuning.options.study_file import StudyFile
 from tests.small_study import ANNA, BASE, BORIS, CLARA, CONFIG, COUNTERED, DORA, MIST, ORIGINAL, write_adapter
+from tests.tuning.reports.study_states import parameters_of
 
 STACK = "hf_diffusers"
 START = 0.5
@@ -67,7 +67,7 @@ def put_all(tree: StudyTree, *, seed: int = 42, variant: str | None = None, shif
 
 
 def content_of(tree: StudyTree, **chosen: Any) -> Content:
-    return read_content(tree, Stack.find(STACK), AdapterFilter(**chosen))
+    return read_content(parameters_of(tree, stack=STACK, **chosen), StudyFile())
 
 
 def put_samples(

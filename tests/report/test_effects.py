@@ -81,7 +81,7 @@ def test_an_effect_is_taken_within_its_own_series(tree: StudyTree) -> None:
     one, other = found.by_place[ANNA, MIST].effects
     assert one.value == pytest.approx(0.06)
     assert other.value is None
-    assert "none__none: not trained" in other.obstacles
+    assert "none__none: waiting" in other.obstacles
 
 
 def test_one_seed_tells_no_noise(tree: StudyTree) -> None:
@@ -143,7 +143,7 @@ Spoil = Callable[[StudyTree], Any]
         (lambda tree: put(tree, MIST, ANNA, 0, eval_loss=eval_loss(0.36, images=3)), "3 paintings"),
         (lambda tree: put(tree, MIST, ANNA, 0, eval_loss=eval_loss(0.36, timesteps=[1.0])), "timesteps"),
         (lambda tree: put(tree, MIST, ANNA, 0, eval_loss=eval_loss(0.36, start=0.6)), "starts from"),
-        (lambda tree: put(tree, MIST, ANNA, 0.36, seed=7), "seed 7"),
+        (lambda tree: put(tree, MIST, ANNA, 0.36, seed=7), "seed 42 -> 7"),
     ],
 )
 def test_what_cannot_be_compared_is_not(tree: StudyTree, spoil: Spoil, word: str) -> None:

@@ -110,8 +110,8 @@ def test_a_cell_without_an_adapter_says_so(tree: StudyTree) -> None:
     grid = grid_of(tree)
 
     (row,) = of_kind(grid, "sample")
-    assert [cell.word for cell in row.cells] == ["not drawn", "", "not trained", "not drawn"]
-    assert [column.marks for column in grid.columns] == [(), (), ("not trained",), ("unpaired: lacks '01'",)]
+    assert [cell.word for cell in row.cells] == ["not drawn", "", "waiting", "not drawn"]
+    assert [column.marks for column in grid.columns] == [(), (), ("waiting",), ("unpaired: lacks '01'",)]
 
 
 def test_files_of_others_among_samples_are_left_out(tree: StudyTree) -> None:

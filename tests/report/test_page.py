@@ -56,7 +56,7 @@ def test_a_study_of_the_original_alone_has_a_page(tree: StudyTree, tmp_path: Pat
 
     text = text_of(page_of(tree, tmp_path / "report"))
 
-    assert "No artist can be compared: not trained" in text
+    assert "No artist can be compared: waiting" in text
 
 
 def test_an_attack_that_learns_nothing_is_said(tree: StudyTree, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
-from mimicry.tuning.planning.on_disk import AdapterFilter
-from mimicry.tuning.stacks import Stack
+from mimicry.tuning.options.study_file import StudyFile
+from mimicry.tuning.reports.status import read_status
 from tests.hostile_names import over_hostile_names
 from tests.small_study import (
     ANNA,
@@ -42,6 +42,7 @@ from tests.small_study import (
     write_images,
     write_study,
 )
+from tests.tuning.reports.study_states import parameters_of
 
 
 @pytest.fixture
@@ -55,10 +56,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyTree:
 
 
 def plan(tree: StudyTree, **changes: Any) -> list[SampleSet]:
+    filters = changes.pop("filters", {})
     words: dict[str, Any] = {
-        "tree": tree,
-        "stack": Stack.find("hf_diffusers"),
-        "chosen": AdapterFilter(),
+        "study": read_status(parameters_of(tree, **filters), StudyFile()),
         "prompts": ("a boat", "a tree"),
         "seeds": (0, 1),
         "steps": 2,
@@ -69,7 +69,7 @@ def plan(tree: StudyTree, **changes: Any) -> list[SampleSet]:
 
 def only(**filters: Any) -> dict[str, Any]:
     """Return the part of a request that chooses adapters."""
-    return {"chosen": AdapterFilter(**filters)}
+    return {"filters": filters}
 
 
 def shown(sets: list[SampleSet]) -> list[str]:

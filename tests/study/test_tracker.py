@@ -62,7 +62,7 @@ class TestRecord:
     def test_a_bookmark_is_pending_until_told_otherwise(self, path: Path) -> None:
         ours = tracker_at(path)
         ours.record(KEY, images=20)
-        assert ours.bookmarks()[KEY]["status"] == "pending"
+        assert ours.bookmarks()[KEY]["status"] == "waiting"
         ours.record(KEY, status="interrupted")
         ours.record(KEY, images=21)
         assert ours.bookmarks()[KEY]["status"] == "interrupted"

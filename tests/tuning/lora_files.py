@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
+from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
 from mimicry.tuning.hf_diffusers.stack import TRAITS

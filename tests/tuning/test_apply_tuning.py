@@ -110,7 +110,7 @@ def test_verbose_shows_the_words_that_the_stack_gives(quick_studio: QuickStudio)
 def test_without_uploads_a_command_says_nothing_of_the_hub(quick_studio: QuickStudio) -> None:
     words = ("--hub-namespace=lab", "--base-model-id=a/b", "--artist=Anna_Berg")
 
-    (target,) = json.loads(quick_studio.tune("--dry-run", "--json", *words).out)["targets"]
+    (target,) = json.loads(quick_studio.tune("--dry-run", "--json", *words).out)["cells"]
 
     assert target["repository"] is None
     assert [word for word in target["command"] if "hub" in word or "base-model-id" in word] == [
@@ -136,9 +136,9 @@ def test_json_is_the_plan_and_nothing_else(quick_studio: QuickStudio) -> None:
         "blocked": 0,
         "no data": 0,
     }
-    assert [target["artist"] for target in plan["targets"]] == [DORA.name, CLARA.name, hostile.name]
-    assert plan["targets"][1]["repository"] == "sd35-lora-none-none-Clara_Dunn"
-    assert f"--hub-model-id={plan['targets'][2]['repository']}" in plan["targets"][2]["command"]
+    assert [target["artist"] for target in plan["cells"]] == [DORA.name, CLARA.name, hostile.name]
+    assert plan["cells"][1]["repository"] == "sd35-lora-none-none-Clara_Dunn"
+    assert f"--hub-model-id={plan['targets'][2]['repository']}" in plan["cells"][2]["command"]
     assert listing(quick_studio.folder) == before
 
 

@@ -36,7 +36,7 @@ def test_the_plan_of_the_file_is_that_of_the_same_options(quick_studio: QuickStu
 def test_a_variant_has_its_recipe_and_its_folder(quick_studio: QuickStudio) -> None:
     write_file(quick_studio, "[variants.rank-2]\nrank = 2\n")
 
-    target = plan(quick_studio, "--variant=rank-2")["targets"][0]
+    target = plan(quick_studio, "--variant=rank-2")["cells"][0]
 
     assert f"{quick_studio.stack.name}@rank-2/none__none/" in target["output_dir"]
     wanted = option_words(
@@ -52,7 +52,7 @@ def cells(studio: QuickStudio, *words: str) -> list[tuple[str, str]]:
     """Return condition and artist of each target, in the order of the training."""
     return [
         (f"{one['protection']}__{one['countermeasure']}", one["artist"])
-        for one in plan(studio, *words)["targets"]
+        for one in plan(studio, *words)["cells"]
     ]
 
 

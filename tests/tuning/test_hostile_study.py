@@ -65,14 +65,14 @@ def test_no_name_makes_a_line_of_its_own(quick_studio: QuickStudio, artists: lis
     assert all(line.isprintable() for line in lines)
     assert not [line for line in lines if line.startswith(("error:", "lines", "--style"))]
     commands = [line for line in shown.splitlines() if "train.py" in line]
-    assert [shell_words(line) for line in commands] == [target["command"] for target in plan["targets"]]
+    assert [shell_words(line) for line in commands] == [target["command"] for target in plan["cells"]]
 
 
 def test_repositories_have_valid_names_and_twins_are_refused(
     quick_studio: QuickStudio, artists: list[Artist], fake_hub: FakeHub
 ) -> None:
     plan = json.loads(quick_studio.tune("--dry-run", "--json", "--push-to-hub").out)
-    repositories = [target["repository"] for target in plan["targets"]]
+    repositories = [target["repository"] for target in plan["cells"]]
     assert all(name.isascii() and len(name) <= 96 for name in repositories)
     # Both forms of an accent make one name on the Hub, which is said before anything is trained.
     assert len({name.lower() for name in repositories}) == len(artists) - 1

@@ -8,8 +8,8 @@ import pytest
 from mimicry.common.errors import UsageError
 from mimicry.tuning import stacks
 from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
+from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stack_traits import LOG_BYTES, StackTraits

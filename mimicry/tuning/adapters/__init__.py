@@ -12,9 +12,9 @@ from mimicry.tuning.adapters.folder import (
     AdapterFolder,
 )
 from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat
+from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.numerics import describe_differences, numerics_differences, sister_differences
 from mimicry.tuning.adapters.recipe import complete_options, recipe_differences
-from mimicry.tuning.adapters.state import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import Adapter
 

@@ -3,7 +3,6 @@
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.common.files import utc_now
@@ -11,6 +10,7 @@ from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.adapters import AdapterState, describe_differences
+from mimicry.tuning.adapters.bookmark import Bookmark, read_bookmarks
 from mimicry.tuning.execution.bookmarks import complete_bookmark, log_path
 from mimicry.tuning.execution.executor import JobEnd
 from mimicry.tuning.execution.result import Result, same_failure
@@ -20,20 +20,6 @@ from mimicry.tuning.progress import BatchDisplay, duration, eval_change
 
 # Adapters that are good, and trained again only when that is asked for.
 _KEPT = (State.COMPLETE, State.STALE)
-# What a bookmark says of a former training: it would be taken for that of the next one.
-_OF_ONE_RUN = (
-    "started_at",
-    "seconds",
-    "steps",
-    "loss",
-    "eval_loss",
-    "other_numerics",
-    "unpaired",
-    "recipe_hash",
-    "resumed_from",
-    "hub",
-    "error",
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class Bookkeeper:
     _failures: list[tuple[str, str]] = field(default_factory=list)
     _failures_by_place: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     # The bookmarks as this call left them before its first training.
-    _marked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _marked: dict[str, Bookmark] = field(default_factory=dict)
 
     @property
     def gives_up(self) -> bool:
@@ -88,14 +74,14 @@ class Bookkeeper:
         Raises:
             BatchFault: the tracker cannot be written, so nothing is done.
         """
-        known = self.tracker.bookmarks()
+        known = read_bookmarks(self.tracker)
         marks = {
             target.adapter.key: mark
             for target in self.plan.targets
-            if (mark := self._first_mark(target, known.get(target.adapter.key, {}))) is not None
+            if (mark := self._first_mark(target, known.get(target.adapter.key, Bookmark()))) is not None
         }
         try:
-            self.tracker.record_many(marks)
+            self.tracker.record_many({key: mark.to_json() for key, mark in marks.items()})
         except MimicryError as error:
             raise BatchFault(*error.problems) from error
         self._marked = {**known, **marks}
@@ -104,22 +90,20 @@ class Bookkeeper:
             if mended:
                 self.display.say(printable(f"{self.plan.name_of(target)}: {mended}"))
 
-    def _first_mark(self, target: Target, known: dict[str, Any]) -> dict[str, Any] | None:
+    def _first_mark(self, target: Target, known: Bookmark) -> Bookmark | None:
         """Return what is recorded of a target before the first training; None for nothing new."""
         if target.state is State.BLOCKED:
-            return {"status": State.BLOCKED, "error": target.reason}
-        mark = self.plan.overwrite_mark(target)
+            return Bookmark.ended(State.BLOCKED, error=target.reason)
+        mark = Bookmark()
         if target.state is State.PENDING and target.existing not in _KEPT:
-            return self._new_mark(target) | mark
-        if target.state is State.CLAIMED:
-            return mark or None  # how it is, is told by the call that trains it
-        if known.get("status") == State.COMPLETE:
-            return mark or None
-        return complete_bookmark(self.plan.call.tree, target.folder) | mark
-
-    def _new_mark(self, target: Target) -> dict[str, Any]:
-        images = len(target.images.names)
-        return {**dict.fromkeys(_OF_ONE_RUN), "status": State.PENDING, "images": images}
+            mark = Bookmark.waiting(len(target.images.names))
+        # The call that trains a claimed one will record its state.
+        elif target.state is not State.CLAIMED and known.status is not State.COMPLETE:
+            mark = complete_bookmark(self.plan.call.tree, target.folder)
+        overwrite = self.plan.overwrite_mark(target)
+        if overwrite is not None:
+            mark = mark.with_fields(overwrite=overwrite)
+        return mark if mark.named else None
 
     def recheck(self, target: Target) -> AdapterState | None:
         """Return what another call has made of a claimed target; None when it is still to be trained.
@@ -134,13 +118,18 @@ class Bookkeeper:
         if is_as_planned(target):
             if target.existing in _KEPT:
                 note = OVERWRITTEN if self.plan.call.overwrite else RETRAINED
-                self.tracker.record(key, **self._new_mark(target), note=note)
+                mark = Bookmark.waiting(len(target.images.names)).with_fields(note=note)
+                self.tracker.record(key, **mark.to_json())
             aside = target.folder.set_aside(target.existing)
             self.display.say(
                 printable(f"{self.plan.name_of(target)}: {target.existing} adapter set aside in {aside}")
             )
             return None
-        return recheck(target, self._marked.get(key, {}), self.tracker.bookmarks().get(key, {}))
+        return recheck(target, self._marked.get(key, Bookmark()), self.bookmark(target))
+
+    def bookmark(self, target: Target) -> Bookmark:
+        """Return the bookmark of a target as it is now."""
+        return read_bookmarks(self.tracker).get(target.adapter.key, Bookmark())
 
     def say_begun(self, one: Training, where: str = "") -> None:
         """Say that a training begins, where it runs and has its log, and how long all of them will take."""
@@ -172,14 +161,15 @@ class Bookkeeper:
         self.not_complete(one, end)
 
     def _done_elsewhere(self, one: Training, end: JobEnd) -> None:
-        target, key = one.target, one.target.adapter.key
+        target = one.target
         result = Result(target=target, state=end.state, error=end.error)
         self.results.append(result)
         self.display.say(f"{one.label}: {result.word}, {end.error}")
         if end.state is State.FAILED:
             self._note_failure(end.where, end.error)
-        elif self.tracker.bookmarks().get(key, {}).get("status") != State.COMPLETE:
-            self.tracker.record(key, **complete_bookmark(self.plan.call.tree, target.folder))
+        elif self.bookmark(target).status is not State.COMPLETE:
+            mark = complete_bookmark(self.plan.call.tree, target.folder)
+            self.tracker.record(target.adapter.key, **mark.to_json())
 
     def not_complete(self, one: Training, end: JobEnd) -> None:
         """Record a training that ended without an adapter."""
@@ -190,12 +180,14 @@ class Bookkeeper:
         )
         self._record(
             result,
-            status=end.state,
-            started_at=one.started_at,
-            seconds=seconds,
-            steps=end.steps,
-            error=end.error,
-            log=log_path(self.plan.call.tree, one.target.folder),
+            Bookmark.ended(
+                end.state,
+                started_at=one.started_at,
+                seconds=seconds,
+                steps=end.steps,
+                error=end.error,
+                log=log_path(self.plan.call.tree, one.target.folder),
+            ),
         )
 
     def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:
@@ -212,14 +204,14 @@ class Bookkeeper:
         run = target.folder.readable_run
         mark = complete_bookmark(self.plan.call.tree, target.folder)
         # Start and end of the programs around the training count as well.
-        mark["seconds"] = round(run.earlier_seconds + seconds, 1)
+        mark = mark.with_fields(seconds=round(run.earlier_seconds + seconds, 1))
         if run.resumed_from is None:
-            mark["started_at"] = one.started_at
+            mark = mark.with_fields(started_at=one.started_at)
         resumed = "" if run.resumed_from is None else f", resumed at step {run.resumed_from}"
         warnings = self._say_warnings(one, end)
-        hub = mark.get("hub") or {}
-        loss, evaluation = mark["loss"], eval_change(mark["eval_loss"])
-        numerics = describe_differences(mark["other_numerics"] or {})
+        hub = mark.hub or {}
+        loss, evaluation = mark.loss, eval_change(mark.eval_loss)
+        numerics = describe_differences(mark.other_numerics or {})
         self.display.say(
             f"{one.label}: complete in {duration(seconds)}{resumed}"
             + (f", mean loss {loss:.4f}" if loss is not None else "")
@@ -240,12 +232,12 @@ class Bookkeeper:
             numerics=numerics,
             warnings=warnings,
         )
-        self._record(result, **mark)
+        self._record(result, mark)
 
-    def _record(self, result: Result, **fields: Any) -> None:
+    def _record(self, result: Result, mark: Bookmark) -> None:
         # If the tracker cannot be written the batch ends, and its summary must have the result.
         self.results.append(result)
-        self.tracker.record(result.target.adapter.key, **fields)
+        self.tracker.record(result.target.adapter.key, **mark.to_json())
 
     def _note_failure(self, where: str, words: str) -> None:
         self._failures.append((where, words))

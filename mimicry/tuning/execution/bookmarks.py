@@ -2,15 +2,16 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from mimicry.common.errors import MimicryError
 from mimicry.study import AdapterId, State, StudyTree
-from mimicry.study.cells import keys_with_images
+from mimicry.study.cells import CellImages
+from mimicry.study.matrix import CellFilter, Matrix
 from mimicry.study.selection import Selection
 from mimicry.study.tracker import Bookmarks, ProgressTracker
 from mimicry.study.tree import ALL, series_name
 from mimicry.tuning.adapters import AdapterFolder
+from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
 
@@ -41,13 +42,7 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
         study_file = StudyFile.of(tree)
         planned = planned_variants(study_file)
         study = study_file.study
-        return keys_with_images(
-            tree,
-            {
-                series_name(stack, each)
-                for stack in tree.stacks()
-                for each in (*planned, *tree.variants(stack))
-            },
+        chosen = CellFilter(
             protections=study.get("protections", (ALL,)),
             countermeasures=study.get("countermeasures", (ALL,)),
             selection=Selection(
@@ -57,6 +52,14 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
                 pilot=study.get("pilot", False),
             ),
         )
+        series = {
+            series_name(stack, each): None
+            for stack in tree.stacks()
+            for each in (*planned, *tree.variants(stack))
+        }
+        images = CellImages(tree)
+        cells = Matrix.choose(images, {}, list(series), chosen)
+        return {cell.key for cell in cells if images.of(cell.condition, cell.artist) is not None}
     except MimicryError:
         return (_UNKNOWN,)
 
@@ -66,26 +69,9 @@ def log_path(tree: StudyTree, folder: AdapterFolder) -> str:
     return folder.log.relative_to(tree.data_root).as_posix()
 
 
-def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> dict[str, Any]:
-    """Return the fields of the bookmark for the complete adapter in `folder`."""
-    run = folder.readable_run
-    return {
-        "status": State.COMPLETE,
-        "started_at": run.content.get("started_at"),
-        "seconds": run.content.get("seconds"),
-        "images": None if run.images is None else len(run.images),
-        "steps": run.content.get("steps"),
-        "loss": run.content.get("mean_loss"),
-        "eval_loss": run.content.get("eval_loss"),
-        "other_numerics": run.other_numerics or None,
-        "unpaired": run.unpaired or None,
-        "recipe_hash": run.content.get("recipe_hash"),
-        "resumed_from": run.content.get("resumed_from"),
-        "hub": run.content.get("hub"),
-        "log": log_path(tree, folder) if folder.log.exists() else None,
-        "error": None,
-        "note": None,
-    }
+def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> Bookmark:
+    """Return the bookmark of the complete adapter in `folder`."""
+    return Bookmark.complete(folder.readable_run, log=log_path(tree, folder) if folder.log.exists() else None)
 
 
 def record_adapter(tree: StudyTree, output_dir: Path) -> None:
@@ -99,11 +85,10 @@ def record_adapter(tree: StudyTree, output_dir: Path) -> None:
     folder, tracker = AdapterFolder(tree.adapter_dir(adapter)), open_tracker(tree)
     run = folder.readable_run
     if folder.has_weights:
-        tracker.record(adapter.key, **complete_bookmark(tree, folder))
+        tracker.record(adapter.key, **complete_bookmark(tree, folder).to_json())
     elif run.status in (State.FAILED, State.INTERRUPTED, State.BLOCKED):
-        tracker.record(
-            adapter.key, status=run.status, error=run.error, steps=run.steps, log=log_path(tree, folder)
-        )
+        mark = Bookmark.ended(State(run.status), error=run.error, steps=run.steps, log=log_path(tree, folder))
+        tracker.record(adapter.key, **mark.to_json())
 
 
 def rebuilt_bookmarks(tree: StudyTree) -> Bookmarks:
@@ -112,6 +97,6 @@ def rebuilt_bookmarks(tree: StudyTree) -> Bookmarks:
     for adapter in tree.adapters():
         folder = AdapterFolder(tree.adapter_dir(adapter))
         if folder.has_weights:
-            fields = complete_bookmark(tree, folder)
+            fields = complete_bookmark(tree, folder).to_json()
             found[adapter.key] = {name: value for name, value in fields.items() if value is not None}
     return found

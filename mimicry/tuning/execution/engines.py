@@ -1,8 +1,10 @@
 """What carries a plan out: this machine, or a Slurm cluster."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from mimicry.study import StudyTree
 from mimicry.study.tracker import ProgressTracker
 from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookkeeping import Bookkeeper
@@ -11,7 +13,7 @@ from mimicry.tuning.execution.places import Place
 from mimicry.tuning.execution.result import Result
 from mimicry.tuning.execution.slurm import SlurmSubmitter
 from mimicry.tuning.execution.slurm_batch import SlurmBatch
-from mimicry.tuning.execution.slurm_queue import live_jobs, with_queue
+from mimicry.tuning.execution.slurm_queue import QueuedJob, live_jobs
 from mimicry.tuning.options.slurm_options import SlurmSettings
 from mimicry.tuning.planning import Plan
 from mimicry.tuning.progress import BatchDisplay
@@ -35,8 +37,8 @@ class Engine(Protocol):
     def workers(self) -> int:
         """How many trainings it runs at a time, for an estimate of the time left."""
 
-    def with_queue(self, plan: Plan) -> Plan:
-        """Return the plan with what is in the engine's queue already."""
+    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
+        """Return the jobs for cells in the engine's queue that have not ended, by key."""
 
     def script(self, plan: Plan) -> str:
         """Return the script that it would submit for the plan; empty where it submits none."""
@@ -55,8 +57,8 @@ class LocalEngine:
     def workers(self) -> int:
         return len(self.places)
 
-    def with_queue(self, plan: Plan) -> Plan:
-        return plan
+    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
+        return {}
 
     def script(self, plan: Plan) -> str:
         return ""
@@ -76,13 +78,13 @@ class SlurmEngine:
         """How many jobs may run at a time; 1 where only the cluster knows."""
         return self.settings.max_parallel or 1
 
-    def with_queue(self, plan: Plan) -> Plan:
-        """Return the plan with what is in the queue of the cluster.
+    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
+        """Return what is in the queue of the cluster, by key.
 
         Raises:
             QueueUnknown: Slurm does not answer.
         """
-        return with_queue(plan, live_jobs(plan.call.tree))
+        return live_jobs(tree)
 
     def script(self, plan: Plan) -> str:
         """Return what sbatch would be given.

@@ -10,11 +10,11 @@ from mimicry.common.files import FileIdentity
 from mimicry.common.text import printable
 from mimicry.study import AdapterId, State, StudyTree
 from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, AdapterSpec, judge_adapter
+from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.hub import UploadJob, upload_and_record
-from mimicry.tuning.planning import Plan
+from mimicry.tuning.planning import Action, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,9 @@ def pending_of_plan(plan: Plan) -> list[PendingUpload]:
     """
     found = []
     for target in plan.targets:
-        if target.state is State.PENDING:
-            continue
-        state = target.existing
-        if target.state is State.BLOCKED:
-            # Its images are gone or cannot be read, and its adapter is as good as ever.
-            state = judge_adapter(target.folder, AdapterSpec(), target.images, full=True).state
-        if state in (State.COMPLETE, State.STALE):
-            stale = state is State.STALE
+        weights = target.status.weights
+        if target.action is not Action.TRAIN and weights is not None and weights.has_adapter:
+            stale = weights is State.STALE
             found.append(pending_upload(target.adapter, target.folder, target.upload_job, stale=stale))
     return found
 
@@ -132,7 +127,9 @@ def upload_pending(
             failures, owner = [], repository.partition("/")[0]
             say(f"{label}: uploaded to {repository}")
         ends.append(UploadEnd(adapter=upload.adapter, error=error))
-        tracker.record(upload.adapter.key, **complete_bookmark(tree, AdapterFolder(upload.job.folder)))
+        tracker.record(
+            upload.adapter.key, **complete_bookmark(tree, AdapterFolder(upload.job.folder)).to_json()
+        )
     return ends
 
 

@@ -4,14 +4,13 @@ A call that works on an adapter holds the claim to its folder. Once it has the c
 lies there: another call may have trained the adapter since the plan was made.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import MimicryError
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterFolder, AdapterState
+from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.planning import Target
 
 ELSEWHERE = "by another call"
@@ -41,7 +40,7 @@ def repair(folder: AdapterFolder) -> str:
     return ""
 
 
-def recheck(target: Target, before: Mapping[str, Any], bookmark: Mapping[str, Any]) -> AdapterState | None:
+def recheck(target: Target, before: Bookmark, bookmark: Bookmark) -> AdapterState | None:
     """Return what another call has made of a claimed adapter; None when it is still to be trained.
 
     Args:
@@ -53,8 +52,8 @@ def recheck(target: Target, before: Mapping[str, Any], bookmark: Mapping[str, An
         target.folder.set_aside(State.BROKEN)
         return None
     if found.state is State.PENDING:
-        if bookmark != before and bookmark.get("status") == State.FAILED:
-            return AdapterState(State.FAILED, f"{bookmark.get('error')} ({ELSEWHERE})")
+        if bookmark != before and bookmark.status is State.FAILED:
+            return AdapterState(State.FAILED, f"{bookmark.error} ({ELSEWHERE})")
         return None
     reason = f", {found.reason}" if found.reason else ""
     return AdapterState(found.state, f"{found.state}: trained {ELSEWHERE}{reason}")

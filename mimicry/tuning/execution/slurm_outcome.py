@@ -5,11 +5,11 @@ about a training that had no time to say anything.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from mimicry.common.text import printable
 from mimicry.study import State
 from mimicry.tuning.adapters import AdapterState
+from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.execution.bookkeeping import Bookkeeper
 from mimicry.tuning.execution.bookmarks import complete_bookmark
 from mimicry.tuning.execution.result import Result
@@ -39,16 +39,16 @@ class Outcomes:
         # What is to be replaced is good as well, until its job begins.
         if found.state in _GOOD and not is_as_planned(one.target):
             return self._trained(one, found)
-        if settled or self._mark(one.target).get("status") in _BAD:
+        if settled or self._mark(one.target).status in _BAD:
             return self._not_trained(one)
         return None
 
     def _trained(self, one: Followed, found: AdapterState) -> Result:
         target, run = one.target, one.target.folder.readable_run
         mark = complete_bookmark(self.books.plan.call.tree, target.folder)
-        if self._mark(target).get("status") != State.COMPLETE:
-            self.books.tracker.record(target.adapter.key, **mark)
-        loss, evaluation, seconds = mark["loss"], eval_change(mark["eval_loss"]), mark["seconds"] or 0.0
+        if self._mark(target).status is not State.COMPLETE:
+            self.books.tracker.record(target.adapter.key, **mark.to_json())
+        loss, evaluation, seconds = mark.loss, eval_change(mark.eval_loss), mark.seconds or 0.0
         words = [
             f"{found.state} in {duration(seconds)}",
             "" if loss is None else f"mean loss {loss:.4f}",
@@ -64,7 +64,7 @@ class Outcomes:
             seconds=seconds,
             loss=loss,
             error=found.reason,
-            owed=str((mark.get("hub") or {}).get("error", "")),
+            owed=str((mark.hub or {}).get("error", "")),
             evaluation=evaluation,
             warnings=tuple(warning for warning in run.warnings if warning not in said),
         )
@@ -74,20 +74,20 @@ class Outcomes:
         state, error = State.FAILED, "its job has left the queue, and left no adapter"
         if job is not None:
             error = f"{job}, and left no adapter"
-        if mark.get("status") in _BAD:
-            state, error = State(mark["status"]), str(mark.get("error") or error)
+        if mark.status in (State.FAILED, State.BLOCKED):
+            state, error = mark.status, mark.error or error
         elif job is not None and job.state == "CANCELLED":
             state = State.INTERRUPTED
             error = f"job {job.id} was cancelled; the same command submits it again"
-        elif mark.get("status") == State.INTERRUPTED:
-            state, error = State.INTERRUPTED, f"{mark.get('error') or 'interrupted'}; {error}"
-        if mark.get("status") not in _BAD and not is_as_planned(target):
-            self.books.tracker.record(target.adapter.key, status=state, error=error)
+        elif mark.status is State.INTERRUPTED:
+            state, error = State.INTERRUPTED, f"{mark.error or 'interrupted'}; {error}"
+        if mark.status not in _BAD and not is_as_planned(target):
+            self.books.tracker.record(target.adapter.key, **Bookmark.ended(state, error=error).to_json())
         self._say(one, f"{state}: {error}{self._printed(job)}")
         return Result(target=target, state=state, error=error)
 
-    def _mark(self, target: Target) -> dict[str, Any]:
-        return self.books.tracker.bookmarks().get(target.adapter.key, {})
+    def _mark(self, target: Target) -> Bookmark:
+        return self.books.bookmark(target)
 
     def _printed(self, job: QueuedJob | None) -> str:
         """Say where the output of a job is, which tells what no record does."""

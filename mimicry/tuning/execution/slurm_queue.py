@@ -18,8 +18,7 @@ from typing import Any
 
 from mimicry.common.errors import MimicryError
 from mimicry.common.files import read_json, utc_now, write_json
-from mimicry.study import State, StudyTree
-from mimicry.tuning.planning import Plan
+from mimicry.study import StudyTree
 
 CELLS = "cells.json"
 JOB_NAME = "mimicry-"
@@ -138,23 +137,6 @@ def jobs_of_study(tree: StudyTree) -> dict[str, QueuedJob]:
 def live_jobs(tree: StudyTree) -> dict[str, QueuedJob]:
     """Return the jobs of the study that have not ended; see `jobs_of_study`."""
     return {key: job for key, job in jobs_of_study(tree).items() if job.is_live}
-
-
-def with_queue(plan: Plan, jobs: Mapping[str, QueuedJob]) -> Plan:
-    """Return the plan with the state QUEUED for targets that a live job is for."""
-    targets = []
-    for target in plan.targets:
-        job = jobs.get(target.adapter.key)
-        if job is not None and job.is_live and target.state in (State.PENDING, State.CLAIMED):
-            reason = str(job)
-            if job.recipe not in (None, target.request.spec.recipe_hash):
-                reason += (
-                    f", and was submitted with other options than these; to train it with these, "
-                    f"`scancel {job.id}` and type the same command again"
-                )
-            target = replace(target, state=State.QUEUED, reason=reason)
-        targets.append(target)
-    return replace(plan, targets=tuple(targets))
 
 
 def cancel_jobs(ids: Sequence[str], *, pending_only: bool) -> None:

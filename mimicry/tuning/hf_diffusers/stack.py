@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.adapters.recipe import recipe, trainer_identity
-from mimicry.tuning.adapters.state import AdapterSpec
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.class_settings import class_images_of

@@ -3,17 +3,16 @@
 What most of the project needs of it is named here; the rest lies in its modules.
 """
 
-from mimicry.tuning.planning.on_disk import AdapterFilter
 from mimicry.tuning.planning.one_recipe import recipe_problems, refuse_new_recipes
 from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, Plan, plan_word
 from mimicry.tuning.planning.planner import make_plan
 from mimicry.tuning.planning.request import Request
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.planning.target import Action, Target
 
 __all__ = [
     "OVERWRITTEN",
     "RETRAINED",
-    "AdapterFilter",
+    "Action",
     "Plan",
     "Request",
     "Target",

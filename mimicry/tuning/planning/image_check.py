@@ -23,8 +23,9 @@ from mimicry.study.image_sets import (
 from mimicry.study.images import Reading
 from mimicry.study.quarantine import leave_out
 from mimicry.study.tree import NONE
-from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, Plan
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED
+from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.target import Action, Target
 from mimicry.tuning.progress import checking_bar
 
 
@@ -158,7 +159,7 @@ def _same_bytes(path: Path, other: Path) -> bool:
 
 def _blocked(target: Target, finding: Finding, advice: str) -> Target:
     reason = f"{finding.line(target.lists_at)}; {advice}"
-    return replace(target, state=State.BLOCKED, reason=reason, findings=(finding,))
+    return replace(target, action=Action.BLOCK, reason=reason, findings=(finding,))
 
 
 def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:

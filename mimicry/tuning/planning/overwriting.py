@@ -15,9 +15,7 @@ from typing import Any
 from mimicry.common.files import utc_now
 from mimicry.study import AdapterId
 from mimicry.tuning.adapters import AdapterFolder
-
-# The field of a bookmark.
-MARK = "overwrite"
+from mimicry.tuning.adapters.bookmark import Bookmark
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Overwrite:
         trainings: dict[AdapterId, list[str]] = {}
         for adapter, folder in folders:
             trainings[adapter] = training_of(folder)
-            mark = bookmarks.get(adapter.key, {}).get(MARK)
-            if not isinstance(mark, dict) or not isinstance(mark.get("name"), str):
+            mark = Bookmark.from_json(bookmarks.get(adapter.key, {})).overwrite
+            if mark is None or not isinstance(mark.get("name"), str):
                 continue
             if trainings[adapter] not in ([], mark.get("replaces")):
                 done[adapter] = mark["name"]

@@ -8,12 +8,13 @@ from typing import Any
 
 from mimicry.common.text import first_few
 from mimicry.study import Condition, State
-from mimicry.tuning.planning.overwriting import MARK, Overwrite
+from mimicry.tuning.planning.overwriting import Overwrite
 from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_remarks
 from mimicry.tuning.planning.request import Call, Request
 from mimicry.tuning.planning.target import Target
 
-ALLOW_UNPAIRED = "--allow-unpaired, which marks its adapter as unpaired for good"
+# What a user may do about an adapter of another recipe or other images.
+WAYS_FOR_STALE = "--retrain-stale replaces it, --variant NAME trains this recipe next to it"
 # Kept in the bookmark of an artist whose adapter was set aside, until it is trained again.
 OVERWRITTEN = "set aside by --overwrite"
 RETRAINED = "set aside by --retrain-stale"
@@ -100,11 +101,11 @@ class Plan:
         series = f"{target.request.series} " if self.has_several_series else ""
         return series + (f"{target.request.condition} " if self.has_several_conditions else "")
 
-    def overwrite_mark(self, target: Target) -> dict[str, Any]:
+    def overwrite_mark(self, target: Target) -> dict[str, Any] | None:
         """Return what the bookmark of a target says of the --overwrite that is to train it again."""
         if self.overwrite is None or target.state not in (State.PENDING, State.CLAIMED):
-            return {}
-        return {MARK: self.overwrite.mark(target.adapter)}
+            return None
+        return self.overwrite.mark(target.adapter)
 
     def of(self, *states: State) -> list[Target]:
         return [target for target in self.targets if target.state in states]

@@ -1,32 +1,20 @@
 """Plans a call of apply_tuning: reads the tree and the adapters that are there, and changes nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
-from mimicry.common.claims import claimed_by
 from mimicry.common.errors import UsageError
-from mimicry.study import (
-    AdapterId,
-    Artist,
-    Captions,
-    Condition,
-    ImageFolder,
-    Pairing,
-    Source,
-    State,
-    held_out,
-    hold_out_problem,
-)
-from mimicry.study.quarantine import left_out
-from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.study import Artist, Captions, Condition, ImageFolder, Pairing, Source, State, hold_out_problem
+from mimicry.study.cells import CellImages
+from mimicry.study.tracker import Bookmarks
+from mimicry.tuning.adapters.bookmark import Bookmark
+from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED, AdapterStatus, Inspector, QueuedJob
 from mimicry.tuning.planning.findings import Findings, caption_faults, captions_of
 from mimicry.tuning.planning.overwriting import Overwrite
-from mimicry.tuning.planning.plan import ALLOW_UNPAIRED, OVERWRITTEN, RETRAINED, Plan, with_recipes
-from mimicry.tuning.planning.request import Call, Request
+from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, WAYS_FOR_STALE, Plan, with_recipes
+from mimicry.tuning.planning.request import Request
 from mimicry.tuning.planning.resumption import resumption
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.planning.target import Action, Target
 from mimicry.tuning.planning.twins import block_twins, trained_on_same_images
 
 _CANNOT_LEAVE_OUT = (
@@ -36,8 +24,9 @@ _CANNOT_LEAVE_OUT = (
 
 def make_plan(
     requests: Sequence[Request],
-    bookmarks: Mapping[str, Mapping[str, Any]],
+    bookmarks: Bookmarks,
     *,
+    queue: Mapping[str, QueuedJob] | None = None,
     absent: Sequence[tuple[Condition, str]] = (),
     by_condition: bool = False,
     full: bool = False,
@@ -47,6 +36,7 @@ def make_plan(
     Args:
         requests: at least one, series by series, each with its conditions in the order of training.
         bookmarks: those of this step, by key.
+        queue: the jobs that executors have for cells, by key.
         absent: conditions without images, for the plan to say so.
         by_condition: train one condition after the other, and not all conditions of an artist.
         full: check the values of existing adapters too, not only their headers.
@@ -54,12 +44,11 @@ def make_plan(
     Raises:
         UsageError: a condition has no images, or a filter matches nothing.
     """
-    planner = _Planner(requests[0], bookmarks, full)
+    planner = _Planner(requests, bookmarks, queue or {}, full=full)
     sources = [(request, request.source) for request in requests]
-    least = requests[0].min_samples_per_artist + max(request.hold_out for request in requests)
-    chosen = planner.choose((source for _, source in sources), least)
+    chosen = planner.artists()
     if requests[0].overwrite:
-        folders = ((one.adapter(artist), one.folder(artist)) for one in requests for artist in chosen)
+        folders = ((each.adapter(artist), each.folder(artist)) for each in requests for artist in chosen)
         planner.overwrite = Overwrite.find(folders, bookmarks)
     series = dict.fromkeys(request.series for request in requests)
     cells = []
@@ -81,146 +70,157 @@ def make_plan(
 
 
 class _Planner:
-    """Plans one target after the other; each folder of images is listed once."""
+    """Plans one target after the other."""
 
-    def __init__(self, call: Call, bookmarks: Mapping[str, Mapping[str, Any]], full: bool) -> None:
-        self._call = call
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        bookmarks: Bookmarks,
+        queue: Mapping[str, QueuedJob],
+        *,
+        full: bool,
+    ) -> None:
+        call = requests[0]
+        self._requests = requests
         self._bookmarks = bookmarks
         self._full = full
-        self._read = cache(ImageFolder.read)
-        self._left_out = left_out(call.tree)
+        self._images = CellImages(call.tree)
+        self._inspector = Inspector(
+            self._images,
+            form=call.stack.traits.adapter_format,
+            bookmarks=bookmarks,
+            specs={request.series: request.spec for request in requests},
+            queue=queue,
+            full=full,
+        )
         self._findings = Findings()
         self.overwrite: Overwrite | None = None
 
-    def choose(self, sources: Iterable[Source], least: int) -> list[Artist]:
+    def artists(self) -> list[Artist]:
         """Return the artists that are meant, of those with a folder in any condition.
 
-        Args:
-            least: the number of originals that a pilot needs.
+        Raises:
+            UsageError: a filter matches nothing.
         """
-        call = self._call
-        roots = dict.fromkeys([call.tree.original_art, *(source.root for source in sources)])
-        known = {artist for root in roots for artist in call.tree.artists(root)}
-        return call.selection.choose(sorted(known), lambda artist: len(self._original(artist).names) >= least)
-
-    def _original(self, artist: Artist) -> ImageFolder:
-        tree = self._call.tree
-        images = self._read(tree.images_of(tree.original_art, artist))
-        return images.without(self._left_out.get(str(artist), ()))
+        call = self._requests[0]
+        least = call.min_samples_per_artist + max(request.hold_out for request in self._requests)
+        known = self._images.artists(request.condition for request in self._requests)
+        return call.selection.choose(
+            sorted(known), lambda artist: len(self._images.original(artist).names) >= least
+        )
 
     def target(self, artist: Artist, request: Request, source: Source) -> Target:
         """Return what is to be done for an artist in a condition, whose images lie below `source`."""
-        stems = self._left_out.get(str(artist), frozenset[str]())
-        original = self._original(artist)
-        whole = self._pairing(artist, source, stems)
-        held = held_out(original.stems, request.hold_out)
+        status = self._inspector.look(request.adapter(artist))
+        original = self._images.original(artist)
+        stems = self._images.left_out(artist)
+        whole = self._images.whole(request.condition, artist)
+        if whole is None:
+            nothing = ImageFolder.read(request.tree.images_of(source.root, artist))
+            whole = Pairing.of(nothing, original)
+        held = self._images.held_out(artist, request.hold_out)
         pairing = whole.without(held)
-        images = pairing.images
-        captions = captions_of(request, images, original)
-        state, existing = State.BLOCKED, State.PENDING
+        captions = captions_of(request, pairing.images, original)
+        action = Action.BLOCK
         reason = (
             whole.images.problem()
-            or hold_out_problem(original, images, request.hold_out)
+            or hold_out_problem(original, pairing.images, request.hold_out)
             or _why_blocked(request, pairing)
         )
-        if reason and not request.needs_images and not images.path.is_dir():
-            state = State.NO_DATA
+        if reason and not request.needs_images and not pairing.images.path.is_dir():
+            action = Action.NONE
         faults = caption_faults(captions) if not reason else []
         if faults:
             reason = faults[0].line("-v")
-        folder = request.folder(artist)
-        if not reason:
-            found = judge_adapter(folder, request.spec, images, captions=captions, full=self._full)
-            existing = found.state
-            state, reason = self._decide(request.adapter(artist), request, source, images, found)
-            if state is State.PENDING and existing is State.PENDING:
-                state, reason = self._resumed(request, folder, images, captions, reason)
-            if state is State.PENDING and stems and not request.stack.takes_options:
-                state, reason = State.BLOCKED, _CANNOT_LEAVE_OUT
         target = Target(
             request=request,
             source=source.root,
             artist=artist,
             pairing=pairing,
-            state=state,
+            status=status,
+            action=action,
             reason=reason,
             findings=tuple(faults),
             marks=(pairing.problem,) if pairing.problem else (),
-            existing=existing,
-            weights=folder.weights_identity(),
+            weights=request.folder(artist).weights_identity(),
             original=original if original.problem() is None else None,
             left_out=tuple(sorted(stems)),
             held_out=held,
         )
-        if state is not State.PENDING:
+        if reason:
+            return target
+        target = self._decided(target, source)
+        if target.action is Action.TRAIN and status.weights is None:
+            target = self._resumed(target, captions)
+        if target.action is Action.TRAIN and stems and not request.stack.takes_options:
+            target = replace(target, action=Action.BLOCK, reason=_CANNOT_LEAVE_OUT)
+        if target.action is not Action.TRAIN:
             return target
         return self._findings.added_to(target, captions, whole.images)
 
-    def _pairing(self, artist: Artist, source: Source, stems: Set[str]) -> Pairing:
-        tree = self._call.tree
-        images = self._read(tree.images_of(source.root, artist))
-        return Pairing.of(images, self._read(tree.images_of(tree.original_art, artist))).without(stems)
-
-    def _decide(
-        self,
-        adapter: AdapterId,
-        request: Request,
-        source: Source,
-        images: ImageFolder,
-        found: AdapterState,
-    ) -> tuple[State, str]:
-        """Return the state of a target that may be trained, and the reason in words."""
-        folder = request.folder(adapter.artist)
+    def _decided(self, target: Target, source: Source) -> Target:
+        """Return a target that may be trained, with what is done about it, and why."""
+        status, adapter = target.status, target.adapter
         done = self.overwrite is not None and adapter in self.overwrite.done
-        state, reason = _wanted(request, found, self._bookmarks.get(adapter.key, {}), overwritten=done)
-        if state is not State.PENDING:
-            return state, reason
-        holder = claimed_by(folder.path)
-        if holder:
-            return State.CLAIMED, holder
-        twin = None if source.names_protection else trained_on_same_images(adapter, folder, images)
+        bookmark = Bookmark.from_json(self._bookmarks.get(adapter.key, {}))
+        action, reason = _wanted(target.request, status, bookmark, overwritten=done)
+        if action is not Action.TRAIN:
+            return replace(target, action=action, reason=reason)
+        if status.job is not None:
+            return replace(target, action=Action.WAIT, reason=_queued(status.job, target))
+        if status.holder is not None:
+            return replace(target, action=Action.WAIT, reason=status.holder.description())
+        twin = None if source.names_protection else trained_on_same_images(target)
         if twin is not None:
-            return State.BLOCKED, f"its images in {images.path} are those that {twin} was trained on"
-        return state, reason
+            reason = f"its images in {target.images.path} are those that {twin} was trained on"
+            return replace(target, action=Action.BLOCK, reason=reason)
+        return replace(target, action=action, reason=reason)
 
-    def _resumed(
-        self,
-        request: Request,
-        folder: AdapterFolder,
-        images: ImageFolder,
-        captions: Captions | None,
-        reason: str,
-    ) -> tuple[State, str]:
-        """Return the state of a target without an adapter, and the reason with what its checkpoints do."""
+    def _resumed(self, target: Target, captions: Captions | None) -> Target:
+        """Return a target without an adapter, with what becomes of its checkpoints in the reason."""
         try:
-            words = resumption(request, folder, images, captions, full=self._full)
+            words = resumption(target.request, target.folder, target.images, captions, full=self._full)
         except UsageError as error:
-            return State.BLOCKED, str(error)
-        return State.PENDING, "; ".join(filter(None, (reason, words)))
+            return replace(target, action=Action.BLOCK, reason=str(error))
+        return replace(target, reason="; ".join(filter(None, (target.reason, words))))
 
 
 def _wanted(
-    request: Request, found: AdapterState, bookmark: Mapping[str, Any], *, overwritten: bool
-) -> tuple[State, str]:
-    """Return PENDING when an adapter is to be trained, else its state; and the reason.
+    request: Request, status: AdapterStatus, bookmark: Bookmark, *, overwritten: bool
+) -> tuple[Action, str]:
+    """Return what is done with an adapter as far as the call decides it, and why.
 
     Args:
         overwritten: the --overwrite that is taken up has trained it again already.
     """
-    if found.state is State.BROKEN:
-        return State.PENDING, f"its adapter is broken and will be set aside: {found.reason}"
-    if found.state is State.PENDING:
-        note = bookmark.get("note")
-        return State.PENDING, f"its old adapter was {note}" if note in (OVERWRITTEN, RETRAINED) else ""
-    if request.overwrite and not (overwritten and found.state is State.COMPLETE):
-        return State.PENDING, "--overwrite sets its adapter aside"
-    if found.state is State.STALE and request.retrain_stale:
-        return State.PENDING, f"--retrain-stale sets its adapter aside: {found.reason}"
-    if found.state is State.STALE:
-        return State.STALE, f"{found.reason}; kept, type --retrain-stale to train it again"
+    if status.weights is None:
+        if status.state is State.BROKEN:  # its folder cannot be listed
+            return Action.BLOCK, status.reason
+        note = bookmark.note
+        return Action.TRAIN, f"its old adapter was {note}" if note in (OVERWRITTEN, RETRAINED) else ""
+    if status.weights is State.BROKEN:
+        return Action.TRAIN, f"its adapter is broken and will be set aside: {status.reason}"
+    is_stale = status.weights is State.STALE
+    if request.overwrite and (is_stale or not overwritten):
+        return Action.TRAIN, "--overwrite sets its adapter aside"
+    if is_stale and request.retrain_stale:
+        return Action.TRAIN, f"--retrain-stale sets its adapter aside: {status.reason}"
+    if status.repair:
+        return Action.REPAIR, f"{status.reason}; it is written again"
+    if is_stale:
+        return Action.SKIP, f"{status.reason}; kept: {WAYS_FOR_STALE}"
     if overwritten:
-        return State.COMPLETE, "trained again by this --overwrite already"
-    return State.COMPLETE, found.reason
+        return Action.SKIP, "trained again by this --overwrite already"
+    return Action.SKIP, status.reason
+
+
+def _queued(job: QueuedJob, target: Target) -> str:
+    if job.recipe in (None, target.request.spec.recipe_hash):
+        return str(job)
+    return (
+        f"{job}, and was submitted with other options than these; to train it with these, `scancel {job.id}` "
+        f"and use the same command again"
+    )
 
 
 def _why_blocked(request: Request, pairing: Pairing) -> str:
@@ -229,5 +229,5 @@ def _why_blocked(request: Request, pairing: Pairing) -> str:
         held = f" to train on, without those of --hold-out {request.hold_out}," if request.hold_out else ""
         return f"{count} images{held} where --min-samples-per-artist asks for {least}"
     if pairing.problem and not request.allow_unpaired:
-        return f"unpaired: {pairing.problem}; complete the set, or type {ALLOW_UNPAIRED}"
+        return f"unpaired: {pairing.problem}; complete the set, or use {ALLOW_UNPAIRED}"
     return ""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mimicry.common.claims import claimed_by
-from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import canonical_json
 from mimicry.common.text import first_few
 from mimicry.study import AdapterId, StudyTree
@@ -44,9 +43,7 @@ class RecipeGroup:
 
     def differences(self, asked: AdapterSpec) -> list[str]:
         """Say in words in what adapters as `asked` for would differ from these, beside their images."""
-        if asked.recipe is None:
-            return []
-        words = recipe_differences(self.recipe, asked.recipe)
+        words = asked.differences(self.recipe)
         if _class_images_differ(self.class_images, asked):
             words.append("other class images")
         return words
@@ -72,29 +69,35 @@ class StudyRecipes:
 
     @classmethod
     def read(
-        cls, tree: StudyTree, adapters: Iterable[AdapterId], without: Collection[AdapterId] = ()
+        cls,
+        tree: StudyTree,
+        adapters: Iterable[AdapterId],
+        without: Collection[AdapterId] = (),
+        more: Iterable[tuple[AdapterId, TrainingRun, bool]] = (),
     ) -> "StudyRecipes":
         """Read the records of those `adapters` that are complete or in training.
 
         Args:
             without: those that do not count, because they are about to be replaced.
+            more: other adapters, whose records were read already, each with whether it has weights.
         """
+        records = [
+            (adapter, folder.readable_run, folder.has_weights)
+            for adapter in adapters
+            if adapter not in without
+            for folder in [AdapterFolder(tree.adapter_dir(adapter))]
+            # A training of another call is to end as an adapter of the study.
+            if folder.has_weights or claimed_by(folder.path)
+        ]
         groups = _Groups()
         unknown = []
         evaluations: dict[Evaluated, list[AdapterId]] = defaultdict(list)
-        for adapter in adapters:
-            if adapter in without:
-                continue
-            folder = AdapterFolder(tree.adapter_dir(adapter))
-            # A training of another call is to end as an adapter of the study.
-            if not folder.has_weights and not claimed_by(folder.path):
-                continue
-            run = _usable_run(folder)
-            if run is not None:
+        for adapter, run, has_weights in (*more, *records):
+            if _tells_recipe(run, has_weights=has_weights):
                 groups.add(adapter, run)
                 if run.evaluated is not None:
                     evaluations[run.evaluated].append(adapter)
-            elif folder.has_weights:
+            elif has_weights:
                 unknown.append(adapter)
         return cls(groups.sorted(), tuple(unknown), dict(evaluations))
 
@@ -191,16 +194,12 @@ class _Groups:
         return tuple(sorted(self._by_key.values(), key=lambda group: -len(group.adapters)))
 
 
-def _usable_run(folder: AdapterFolder) -> TrainingRun | None:
-    """Return the record of an adapter that tells its recipe; None where there is none to rely on."""
-    try:
-        run = folder.run
-    except AdapterBroken:
-        return None
-    if run is None or not run.recipe or complete_options(run.recipe) is None:
-        return None
+def _tells_recipe(run: TrainingRun, *, has_weights: bool) -> bool:
+    """Return whether a record tells the recipe of the adapter that lies next to it."""
+    if not run.recipe or complete_options(run.recipe) is None:
+        return False
     # Weights without their sha256 are those of another training than the record is about.
-    return None if folder.has_weights and run.weights_sha256 is None else run
+    return not has_weights or run.weights_sha256 is not None
 
 
 def _listing(run: TrainingRun) -> str | None:

@@ -4,8 +4,8 @@ from mimicry.study import Captions, ImageFolder
 from mimicry.study.captions import image_records, record_differences
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, choose_checkpoint
+from mimicry.tuning.adapters.judge import other_class_images
 from mimicry.tuning.adapters.recipe import OWN_TRAINER
-from mimicry.tuning.adapters.state import other_class_images
 from mimicry.tuning.planning.request import Request
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -11,18 +12,34 @@ from mimicry.study.image_checks import Examined
 from mimicry.study.image_sets import Dose, Finding
 from mimicry.study.image_sizes import Size
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
+from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.hub import UploadJob
 from mimicry.tuning.options import option_words
 from mimicry.tuning.options.inputs import TrainingInputs
 from mimicry.tuning.planning.request import Request
 
 
+class Action(StrEnum):
+    """What a call does with a cell."""
+
+    TRAIN = "train"
+    # Its adapter is whole, and a small file beside the weights is written again.
+    REPAIR = "repair"
+    # Its adapter is there, and stays.
+    SKIP = "skip"
+    # Another call works on it, or a job in a queue will.
+    WAIT = "wait"
+    BLOCK = "block"
+    # It has no images, and does not need any.
+    NONE = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One artist in one condition of a plan; `source` is the folder of all images of the condition.
 
-    `state` is how the adapter is: PENDING for one that the call trains. `existing` is what lay there when it
-    was planned, and `weights` tells that file of weights from any other. `original` is the artist's original
+    `status` is how the cell was when it was planned, `action` what the call does with it, and `reason` why.
+    `weights` identifies the file of weights that lay there. `original` is the artist's original
     art, where there is some: what every condition is measured on, and whose captions hold for every
     condition. `left_out` are the stems in quarantine, and `held_out` those that --hold-out keeps for the
     evaluation; `pairing` is without both. `sizes` are those that the
@@ -36,7 +53,8 @@ class Target:
     source: Path
     artist: Artist
     pairing: Pairing
-    state: State
+    status: AdapterStatus
+    action: Action
     reason: str = ""
     findings: tuple[Finding, ...] = ()
     lists_at: str = "-v"
@@ -44,11 +62,28 @@ class Target:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     examined: Mapping[str, Examined] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    existing: State = State.PENDING
     weights: FileIdentity = None
     original: ImageFolder | None = None
     left_out: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+
+    @property
+    def existing(self) -> State:
+        """How the weights are that lay there; PENDING where there were none."""
+        return self.status.weights or State.PENDING
+
+    @property
+    def state(self) -> State:
+        match self.action:
+            case Action.TRAIN:
+                return State.PENDING
+            case Action.REPAIR | Action.SKIP:
+                return self.existing
+            case Action.WAIT:
+                return State.CLAIMED if self.status.job is None else State.QUEUED
+            case Action.BLOCK:
+                return State.BLOCKED
+        return State.NO_DATA
 
     @property
     def images(self) -> ImageFolder:
@@ -58,7 +93,7 @@ class Target:
     @property
     def warnings(self) -> tuple[str, ...]:
         """The findings of a target that may be trained, as people read them."""
-        if self.state is State.BLOCKED:
+        if self.action is Action.BLOCK:
             return ()
         return tuple(finding.line(self.lists_at) for finding in self.findings)
 

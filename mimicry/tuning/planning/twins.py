@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.files import sha256_file
-from mimicry.study import AdapterId, Artist, Condition, ImageFolder, State, sister_folders
+from mimicry.study import Artist, Condition, ImageFolder, sister_folders
 from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.planning.target import Target
+from mimicry.tuning.planning.target import Action, Target
 
 
 def block_twins(targets: Sequence[Target]) -> tuple[Target, ...]:
@@ -23,13 +23,13 @@ def block_twins(targets: Sequence[Target]) -> tuple[Target, ...]:
     sizes, contents = cache(_sizes), cache(_contents)
     checked = []
     for target in targets:
-        if target.state in (State.PENDING, State.COMPLETE, State.STALE):
+        if target.action in (Action.TRAIN, Action.SKIP, Action.REPAIR):
             # Sizes first: reading every byte is for the rare case that they are all equal.
             others = found[target.artist][sizes(target.images)]
             twin = _twin(target.images, others, contents)
-            if twin is not None and target.state is State.PENDING:
+            if twin is not None and target.action is Action.TRAIN:
                 reason = f"its images in {target.images.path} are those of {twin.path}, byte by byte"
-                target = replace(target, state=State.BLOCKED, reason=reason)
+                target = replace(target, action=Action.BLOCK, reason=reason)
             elif twin is None and all(other.path != target.images.path for other in others):
                 others.append(target.images)
         checked.append(target)
@@ -62,15 +62,15 @@ def _contents(images: ImageFolder) -> list[str] | None:
         return None
 
 
-def trained_on_same_images(adapter: AdapterId, own: AdapterFolder, images: ImageFolder) -> Path | None:
-    """Return the adapter of another protection that was trained on the very bytes of `images`, if any."""
-    for name, path in sister_folders(own.path).items():
+def trained_on_same_images(target: Target) -> Path | None:
+    """Return the adapter of another protection that was trained on the very bytes of its images, if any."""
+    for name, path in sister_folders(target.folder.path).items():
         condition = Condition.parse(name)
-        if condition is None or condition.countermeasure != adapter.condition.countermeasure:
+        if condition is None or condition.countermeasure != target.request.condition.countermeasure:
             continue
         folder = AdapterFolder(path)
         # One without weights failed, or its adapter was set aside.
-        if folder.has_weights and _same_bytes(folder.readable_run.images, images):
+        if folder.has_weights and _same_bytes(folder.readable_run.images, target.images):
             return path
     return None
 

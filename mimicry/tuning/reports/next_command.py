@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 from mimicry.study import Condition, State
 from mimicry.study.tree import ALL, NONE
+from mimicry.tuning.adapters.inspect import TO_TRAIN, AdapterStatus
 from mimicry.tuning.adapters.recipe import complete_options
 from mimicry.tuning.options import OPTIONS, STUDY_VARIANT
 from mimicry.tuning.options.series import planned_variants
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_words
 from mimicry.tuning.planning.recipes import StudyRecipes
-from mimicry.tuning.reports.cell import Cell
-from mimicry.tuning.reports.status import TO_TRAIN, StudyStatus
+from mimicry.tuning.reports.status import StudyStatus
 
 _SEED = "seed"
 _MODEL = "pretrained_model_name_or_path"
@@ -39,19 +39,19 @@ class _Words:
     def command(self) -> str:
         status = self.status
         owed = [cell for cell in status.cells if cell.owed]
-        if todo := status.of(*TO_TRAIN):
+        if todo := status.with_state(*TO_TRAIN):
             return self._training(todo)
-        if blocked := status.of(State.BLOCKED):
+        if blocked := status.with_state(State.BLOCKED):
             return self._training(blocked, "--dry-run")
-        if stale := status.of(State.STALE):
+        if stale := status.with_state(State.STALE):
             return self._training(stale, "--retrain-stale")
         if owed:
             return self._line("mimicry", "upload", words=self._typed_variants())
-        if status.of(State.RUNNING, State.QUEUED):
+        if status.with_state(State.RUNNING, State.QUEUED):
             return self._line("mimicry", "status", words=[*self._typed_variants(), "--watch"])
         return self._line("mimicry", "samples", words=self._typed_variants())
 
-    def _training(self, cells: Sequence[Cell], *more: str) -> str:
+    def _training(self, cells: Sequence[AdapterStatus], *more: str) -> str:
         """Return the call of apply_tuning for cells; of several series that it does not know, for one."""
         series = cells[0].adapter.series
         own = [cell for cell in cells if cell.adapter.series == series]

@@ -1,131 +1,67 @@
-"""How far a study is: which cells it has, how each of them is, and which recipes they have."""
+"""How far a study is: which cells it has, how each of them is, and which recipes they have.
 
+Status, verification, upload, samples and report all begin here.
+"""
+
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from mimicry.common.errors import Problems, UsageError
+from mimicry.common.errors import UsageError, nearest
 from mimicry.common.programs import NOT_AS_ASKED
-from mimicry.study import AdapterId, Artist, ChosenConditions, Condition, State, StudyTree, in_order
-from mimicry.study.cells import CellImages, is_named
-from mimicry.study.selection import Selection
-from mimicry.study.tracker import Bookmarks
-from mimicry.study.tree import ALL, NONE
-from mimicry.tuning.adapters import AdapterFormat
-from mimicry.tuning.adapters.training_run import Evaluated
-from mimicry.tuning.execution import QueuedJob
+from mimicry.study import AdapterId, Condition, State, StudyTree
+from mimicry.study.cells import CellImages
+from mimicry.study.matrix import CellFilter, Matrix
+from mimicry.study.tree import ALL, NONE, series_name
+from mimicry.tuning.adapters import AdapterSpec
+from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector, QueuedJob
+from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
+from mimicry.tuning.execution import QueueUnknown, live_jobs, open_tracker
+from mimicry.tuning.options import STUDY_VARIANT, TuningConfig, selection_of
+from mimicry.tuning.options.series import all_series, is_meant, names_of, planned_variants, variant_and_seed
+from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes
-from mimicry.tuning.reports.cell import Cell, CellReader, Recorded
+from mimicry.tuning.stacks import Stack
 
 # These want somebody to look: the next call of apply_tuning may well end in the same way.
 BAD = (State.BROKEN, State.FAILED, State.BLOCKED)
-# These are trained by the next call of apply_tuning with the options of the study.
-TO_TRAIN = (State.PENDING, State.INTERRUPTED, State.FAILED, State.BROKEN)
 # All states that a cell may have, in the order in which they are counted.
 _ORDER = (
     *(State.COMPLETE, State.RUNNING, State.QUEUED, State.PENDING, State.INTERRUPTED, State.STALE),
     *(*BAD, State.NO_DATA),
 )
+_OF_BASE_MODEL = {"pretrained_model_name_or_path", "revision"}
 
 
-def state_word(state: State) -> str:
-    """Return what a status says for a state."""
-    return "waiting" if state is State.PENDING else state.value
-
-
-def count_states(cells: Iterable[Cell]) -> dict[State, int]:
+def count_states(cells: Iterable[AdapterStatus]) -> dict[State, int]:
     """Return how many cells are in each state that some are in, what is done first."""
     counted = Counter(cell.state for cell in cells)
     return {state: counted[state] for state in _ORDER if counted[state]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCells:
-    """Which cells are meant: all artists in all conditions of all series, and the adapters that are there.
-
-    `series` are folders of adapters, and `adapters` all that lie in them, whether they are meant or not.
-    `absent` says why a condition has no images, for those in which nothing was trained either.
-    """
-
-    series: tuple[str, ...]
-    conditions: tuple[Condition, ...]
-    artists: tuple[Artist, ...]
-    adapters: tuple[AdapterId, ...] = ()
-    absent: Mapping[Condition, str] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[AdapterId]:
-        for series in self.series:
-            for condition in self.conditions:
-                for artist in self.artists:
-                    yield AdapterId.in_series(series, condition, artist)
-
-
-def choose_cells(
-    images: CellImages,
-    bookmarks: Bookmarks,
-    *,
-    series: Sequence[str],
-    protections: Sequence[str] = (ALL,),
-    countermeasures: Sequence[str] = (ALL,),
-    selection: Selection | None = None,
-) -> StudyCells:
-    """Return the cells of a study: conditions and artists that have images, adapters or bookmarks.
-
-    Raises:
-        UsageError: names that match nothing, all of them.
-    """
-    tree = images.tree
-    adapters = tuple(adapter for each in series for adapter in tree.adapters(each))
-    begun = [*adapters, *_marked(bookmarks, series)]
-    problems = Problems()
-    chosen, conditions = ChosenConditions(()), list[Condition]()
-    with problems:
-        trained = {
-            condition
-            for condition in {each.condition for each in begun}
-            if is_named(condition, protections, countermeasures)
-        }
-        chosen = ChosenConditions.choose(
-            tree,
-            _without_adapters_alone(tree, protections, {Condition(each.protection) for each in trained}),
-            _without_adapters_alone(
-                tree, countermeasures, {Condition(countermeasure=each.countermeasure) for each in trained}
-            ),
-            needed=False,
-        )
-        conditions = in_order({*chosen.present, *(pair for pair, _ in chosen.absent), *trained})
-    known = images.artists(conditions) | {each.artist for each in begun}
-    artists: list[Artist] = []
-    with problems:
-        artists = (selection or Selection()).choose(
-            sorted(known), lambda artist: images.of(Condition(), artist) is not None
-        )
-    problems.raise_any()
-    return StudyCells(
-        series=tuple(series),
-        conditions=tuple(conditions),
-        artists=tuple(artists),
-        adapters=adapters,
-        absent={pair: reason for pair, reason in chosen.absent if pair not in trained},
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """The state of each cell that is meant, in their order, and the recipes of each series."""
+    """The cells of a study that are meant, each with its state, and the recipes of each series."""
 
     tree: StudyTree
-    meant: StudyCells
-    cells: tuple[Cell, ...]
+    matrix: Matrix
+    cells: tuple[AdapterStatus, ...]
     recipes: Mapping[str, StudyRecipes]
 
-    def of(self, *states: State) -> list[Cell]:
+    def with_state(self, *states: State) -> list[AdapterStatus]:
         return [cell for cell in self.cells if cell.state in states]
 
     @property
     def counts(self) -> dict[State, int]:
         """How many cells are in each state, without the states that none is in."""
         return count_states(self.cells)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a series has adapters of several recipes."""
+        return any(recipes.is_mixed for recipes in self.recipes.values())
 
     @property
     def exit_code(self) -> int:
@@ -136,99 +72,147 @@ class StudyStatus:
         return 0 if states == {State.COMPLETE} else NOT_AS_ASKED
 
 
-def study_status(
-    images: CellImages, form: AdapterFormat, meant: StudyCells, bookmarks: Bookmarks
+def read_status(
+    parameters: Mapping[str, Any],
+    study_file: StudyFile,
+    *,
+    full: bool = False,
+    always: Iterable[Condition] = (),
 ) -> StudyStatus:
-    """Look at each cell that is meant.
+    """Return how the cells are that a command with the options of tree, conditions and artists means.
 
     Args:
-        form: the format of the stack's adapters.
-        bookmarks: those of this step, by key.
+        study_file: what the study is to have; without a file, what has images, adapters or bookmarks.
+        full: read every value and every image, whatever is remembered.
+        always: conditions that belong to it whatever the filters say.
+
+    Raises:
+        UsageError: names that match nothing.
     """
-    reader = CellReader(images, form, bookmarks, meant.absent)
-    cells = {adapter: reader.read(adapter) for adapter in meant}
-    # All adapters of a series are to have one recipe, those that are not meant here too.
-    for adapter in meant.adapters:
-        if adapter not in cells:
-            reader.read_recipe(adapter)
-    recipes = {
-        series: _recipes(images.tree, [each for each in reader.recorded if each.adapter.series == series])
-        for series in meant.series
-    }
-    for found in recipes.values():
-        for adapter, group in found.by_adapter().items():
-            if group is not found.groups[0] and adapter in cells:
-                cells[adapter] = _of_another_recipe(cells[adapter], found.groups[0], group)
-    return StudyStatus(tree=images.tree, meant=meant, cells=tuple(cells.values()), recipes=recipes)
+    tree, stack = StudyTree(parameters["data_root"]), Stack.find(parameters["stack"])
+    images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
+    series = series_meant(tree, stack.name, parameters[STUDY_VARIANT], planned_variants(study_file))
+    chosen = cell_filter(parameters, study_file)
+    least = int(study_file.study.get("min_samples_per_artist", 1)) + int(study_file.recipe.get("hold_out", 0))
+    return look_at(
+        Inspector(
+            images,
+            form=stack.traits.adapter_format,
+            bookmarks=bookmarks,
+            specs=written_specs(study_file, stack),
+            queue=_queue(tree),
+            full=full,
+            anew=full,
+        ),
+        Matrix.choose(images, bookmarks, series, chosen, always=always, least=least),
+    )
 
 
-def with_jobs(status: StudyStatus, jobs: Mapping[str, QueuedJob]) -> StudyStatus:
-    """Return the status with the jobs of a cluster.
+def cell_filter(parameters: Mapping[str, Any], study_file: StudyFile) -> CellFilter:
+    """Return which cells a command means by its options, or else by the study's file."""
+    return CellFilter(
+        protections=parameters["protections"] or study_file.study.get("protections", (ALL,)),
+        countermeasures=parameters["countermeasures"] or study_file.study.get("countermeasures", (ALL,)),
+        selection=selection_of(parameters),
+    )
 
-    What a live job will train is queued, and of what runs the job is named.
+
+def series_meant(
+    tree: StudyTree, stack: str, names: Sequence[str], planned: Sequence[str | None] = (None,)
+) -> list[str]:
+    """Return the folders of the series that --variant means: by default all, the plain one first.
+
+    A variant stands for its replicates, too.
 
     Args:
-        jobs: those that have not ended, by key.
+        planned: variants that need not have adapters yet.
+
+    Raises:
+        UsageError: variants that nothing has, all of them.
     """
-    cells = []
-    for cell in status.cells:
-        job = jobs.get(cell.adapter.key)
-        if job is not None and cell.state in (State.RUNNING, *TO_TRAIN):
-            state = cell.state if cell.state is State.RUNNING else State.QUEUED
-            log = str(job.log(status.tree).relative_to(status.tree.data_root))
-            cell = replace(cell, state=state, reason=str(job), job_log=log)
-        cells.append(cell)
-    return replace(status, cells=tuple(cells))
+    present = list(dict.fromkeys([*filter(None, planned), *tree.variants(stack)]))
+    known = {NONE, ALL}.union(*map(names_of, present))
+    problems = [
+        f"--variant {name}: there are no adapters of it in {tree.lora}; {nearest(name, sorted(known))}"
+        for name in names
+        if name not in known
+    ]
+    if problems:
+        raise UsageError(*problems)
+    return [series_name(stack, variant) for variant in (None, *present) if is_meant(variant, names)]
 
 
-def _marked(bookmarks: Bookmarks, series: Sequence[str]) -> Iterator[AdapterId]:
-    """Yield the adapters of these series that have a bookmark."""
-    for key in bookmarks:
-        name, *parts = key.split("/")
-        if name in series and len(parts) == 5:
-            protection, countermeasure, *artist = parts
-            yield AdapterId.in_series(name, Condition(protection, countermeasure), Artist(*artist))
+def written_specs(study_file: StudyFile, stack: Stack) -> dict[str, AdapterSpec]:
+    """Return what the study's file asks of the adapters of each series: what is written, and no more."""
+    if study_file.path is None or not stack.takes_options:
+        return {}
+    specs = {}
+    for series in all_series(TuningConfig(), (), study_file):
+        variant, seed = variant_and_seed(series.variant)
+        fields = {*study_file.recipe, *(() if variant is None else study_file.variants[variant].values)}
+        fields |= set() if seed is None else {"seed"}
+        if not fields:
+            continue
+        spec = AdapterSpec(recipe=recipe(series.config, None, OWN_TRAINER))
+        if fields & _OF_BASE_MODEL:
+            spec = stack.traits.adapter_spec(series.config, OWN_TRAINER)
+        specs[series_name(stack.name, series.variant)] = replace(
+            spec, rank=None, class_images=None, fields=frozenset(fields)
+        )
+    return specs
 
 
-def _without_adapters_alone(tree: StudyTree, names: Sequence[str], trained: set[Condition]) -> list[str]:
-    """Return the names without those that only adapters have: their images are gone.
+def look_at(inspector: Inspector, matrix: Matrix) -> StudyStatus:
+    """Return how the cells of a matrix are; those of another recipe than their series are stale."""
+    inspector.absent = matrix.absent
+    cells = {cell.adapter: cell for cell in inspector.look_at(matrix)}
+    tree = inspector.images.tree
+    recipes = {}
+    for series in matrix.series:
+        own = [
+            (adapter, cell.run, cell.weights is not None)
+            for adapter, cell in cells.items()
+            if adapter.series == series and (cell.weights is not None or cell.state is State.RUNNING)
+        ]
+        # All adapters of a series are to have one recipe, those that are not meant here too.
+        others = [each for each in matrix.adapters if each.series == series and each not in cells]
+        recipes[series] = StudyRecipes.read(tree, others, more=own)
+        spec = inspector.specs.get(series)
+        for adapter, reason in _of_another_recipe(recipes[series], spec):
+            if adapter in cells:
+                cells[adapter] = _stale(cells[adapter], reason)
+    return StudyStatus(tree=tree, matrix=matrix, cells=tuple(cells.values()), recipes=recipes)
 
-    Args:
-        trained: for each name that adapters have, the condition of that name alone.
+
+def _queue(tree: StudyTree) -> Mapping[str, QueuedJob]:
+    try:
+        return live_jobs(tree)
+    except QueueUnknown as error:
+        print(f"warning: jobs of the cluster are left out: {error}", file=sys.stderr)
+        return {}
+
+
+def _of_another_recipe(recipes: StudyRecipes, spec: AdapterSpec | None) -> list[tuple[AdapterId, str]]:
+    """Return the adapters whose recipe is not that of most of their series, each with the differences.
+
+    What differs from the study's file is stale for that, and tells nothing of the others.
     """
-    gone = set()
-    for condition in trained:
-        try:
-            tree.check_names(condition)
-        except UsageError:
-            gone |= {condition.protection, condition.countermeasure}
-    return [name for name in names if name == NONE or name not in gone]
+
+    def fits(group: RecipeGroup) -> bool:
+        return spec is None or not spec.differences(group.recipe)
+
+    fitting = [group for group in recipes.groups if fits(group)]
+    return [
+        (adapter, f"another recipe than {len(fitting[0].adapters)} of its series: {', '.join(changes)}")
+        for group in fitting[1:]
+        for changes in [fitting[0].changes_to(group)]
+        for adapter in group.adapters
+    ]
 
 
-def _recipes(tree: StudyTree, recorded: Sequence[Recorded]) -> StudyRecipes:
-    """Return the recipes of a series; of records that are equal one is enough to tell theirs."""
-    alike: list[list[Recorded]] = []
-    for each in recorded:
-        for others in alike:
-            if (others[0].class_images, others[0].recipe) == (each.class_images, each.recipe):
-                others.append(each)
-                break
-        else:
-            alike.append([each])
-    first = {others[0].adapter: others for others in alike}
-    found = StudyRecipes.read(tree, first)
-    evaluations: dict[Evaluated, list[AdapterId]] = {}
-    for each in recorded:
-        if each.evaluated is not None:
-            evaluations.setdefault(each.evaluated, []).append(each.adapter)
-    for group in found.groups:
-        group.adapters = [each.adapter for adapter in group.adapters for each in first[adapter]]
-    groups = sorted(found.groups, key=lambda group: -len(group.adapters))
-    return replace(found, groups=tuple(groups), evaluations=evaluations)
-
-
-def _of_another_recipe(cell: Cell, most: RecipeGroup, own: RecipeGroup) -> Cell:
+def _stale(cell: AdapterStatus, reason: str) -> AdapterStatus:
     """Return a cell of another recipe than most of its series have."""
-    words = f"another recipe than {len(most.adapters)} of its series: {', '.join(most.changes_to(own))}"
-    state = State.STALE if cell.state is State.COMPLETE else cell.state
-    return replace(cell, state=state, reason=", ".join(filter(None, (cell.reason, words))))
+    reason = ", ".join(filter(None, (cell.reason, reason)))
+    if cell.state is not State.COMPLETE:
+        return replace(cell, reason=reason)
+    return replace(cell, state=State.STALE, weights=State.STALE, reason=reason)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from mimicry.common.text import printable
 from mimicry.study import Artist, Condition, State, in_order
 from mimicry.study.tree import NONE
-from mimicry.tuning.reports.cell import Cell
-from mimicry.tuning.reports.status import state_word
+from mimicry.tuning.adapters.inspect import AdapterStatus
 
 # What calls for attention, beside the number of complete cells.
 _MARKS = {
@@ -43,7 +42,7 @@ class _Column:
         return max(map(len, self.texts), default=0)
 
 
-def status_grid(cells: Sequence[Cell], *, by_artist: bool, width: int) -> str:
+def status_grid(cells: Sequence[AdapterStatus], *, by_artist: bool, width: int) -> str:
     """Return the table of the cells of one series, with what its marks mean.
 
     A condition without any images has no row.
@@ -54,7 +53,7 @@ def status_grid(cells: Sequence[Cell], *, by_artist: bool, width: int) -> str:
     """
     names = _artist_names(cells) if by_artist else _style_names(cells)
     # No style has an empty name, which stands for all columns, as no condition stands for all rows.
-    places: dict[tuple[Condition | None, str], list[Cell]] = {}
+    places: dict[tuple[Condition | None, str], list[AdapterStatus]] = {}
     for cell in cells:
         title = names[cell.adapter.artist]
         for place in _places(cell.adapter.condition, title):
@@ -88,14 +87,14 @@ def _places(condition: Condition, title: str) -> Iterator[tuple[Condition | None
             yield row, column
 
 
-def _style_names(cells: Sequence[Cell]) -> dict[Artist, str]:
+def _style_names(cells: Sequence[AdapterStatus]) -> dict[Artist, str]:
     """Return the name of each artist's style, with the split where there are several."""
     artists = sorted({cell.adapter.artist for cell in cells})
     several = len({artist.split for artist in artists}) > 1
     return {artist: f"{artist.split}/{artist.style}" if several else artist.style for artist in artists}
 
 
-def _artist_names(cells: Sequence[Cell]) -> dict[Artist, str]:
+def _artist_names(cells: Sequence[AdapterStatus]) -> dict[Artist, str]:
     """Return a name for each artist, in full where two have the same."""
     artists = sorted({cell.adapter.artist for cell in cells})
     unique = len({artist.name for artist in artists}) == len(artists)
@@ -115,7 +114,7 @@ def _rows(conditions: Collection[Condition]) -> list[tuple[str, Condition | None
     return [*rows, (_EVERYTHING, None)] if len(conditions) > 1 else rows
 
 
-def _text(cells: Sequence[Cell], condition: Condition | None, *, one_artist: bool) -> str:
+def _text(cells: Sequence[AdapterStatus], condition: Condition | None, *, one_artist: bool) -> str:
     """Return what stands in a place of the table; in the last row, of all conditions, numbers alone."""
     if one_artist and condition is not None and cells:
         return _ALONE[cells[0].state]
@@ -174,5 +173,5 @@ def _joined(texts: Sequence[str], widths: Sequence[int]) -> str:
 def _legend(states: Collection[State], *, by_artist: bool) -> list[str]:
     """Return a line that says what the marks of these states mean; none where they have no marks."""
     marks = _ALONE if by_artist else _MARKS
-    words = [f"{mark} {state_word(state)}" for state, mark in marks.items() if state in states]
+    words = [f"{mark} {state.value}" for state, mark in marks.items() if state in states]
     return [", ".join(words)] if words else []

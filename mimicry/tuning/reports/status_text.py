@@ -7,10 +7,10 @@ from typing import Any
 
 from mimicry.common.text import printable
 from mimicry.study import State
+from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes, evaluation_remarks
-from mimicry.tuning.reports.cell import Cell
-from mimicry.tuning.reports.status import BAD, StudyStatus, count_states, state_word
+from mimicry.tuning.reports.status import BAD, StudyStatus, count_states
 from mimicry.tuning.reports.status_grid import status_grid
 from mimicry.tuning.reports.time_left import time_left
 
@@ -30,7 +30,7 @@ def status_text(status: StudyStatus, *, by_artist: bool, verbose: bool, width: i
         now: the present time, with its time zone.
     """
     lines: list[str] = []
-    series = status.meant.series
+    series = status.matrix.series
     for name in series:
         if len(series) > 1:
             lines += [name]
@@ -39,9 +39,9 @@ def status_text(status: StudyStatus, *, by_artist: bool, verbose: bool, width: i
     shown = None if verbose else _SHOWN
     lines += _counts(status)
     lines += _listed(
-        "at work", [_work(cell, series) for cell in status.cells if cell.worker is not None], shown
+        "at work", [_work(cell, series) for cell in status.cells if cell.holder is not None], shown
     )
-    queued = [f"{_name(cell, series)}: {cell.reason}" for cell in status.of(State.QUEUED)]
+    queued = [f"{_name(cell, series)}: {cell.reason}" for cell in status.with_state(State.QUEUED)]
     lines += _listed("queued", queued, shown)
     lines += _recipe_lines(status)
     lines += _listed(
@@ -59,35 +59,9 @@ def status_json(status: StudyStatus) -> dict[str, Any]:
     """Return a status for programs."""
     return {
         "data_root": str(status.tree.data_root),
-        "cells": [_cell_json(cell) for cell in status.cells],
-        "counts": {state_word(state): count for state, count in status.counts.items()},
+        "cells": [cell.to_json() for cell in status.cells],
+        "counts": {state.value: count for state, count in status.counts.items()},
         "recipes": {series: _recipes_json(recipes) for series, recipes in status.recipes.items()},
-    }
-
-
-def _cell_json(cell: Cell) -> dict[str, Any]:
-    adapter = cell.adapter
-    return {
-        "variant": adapter.variant,
-        "protection": adapter.condition.protection,
-        "countermeasure": adapter.condition.countermeasure,
-        "split": adapter.artist.split,
-        "style": adapter.artist.style,
-        "artist": adapter.artist.name,
-        "state": state_word(cell.state),
-        "reason": cell.reason,
-        "steps": cell.steps,
-        "recipe_hash": cell.recipe_hash,
-        "seed": cell.seed,
-        "eval_loss": cell.eval_loss,
-        "finished_at": cell.finished_at,
-        "seconds": cell.seconds,
-        "host": None if cell.worker is None else cell.worker.host,
-        "since": None if cell.worker is None else cell.worker.since,
-        "checkpoint": cell.checkpoint,
-        "upload_owed": cell.owed or None,
-        "log": cell.log,
-        "job_log": cell.job_log,
     }
 
 
@@ -116,17 +90,17 @@ def _first(items: Sequence[str], shown: int | None, *, indent: int) -> Iterator[
         yield " " * indent + f"and {len(items) - shown} more, shown by -v"
 
 
-def _name(cell: Cell, series: Sequence[str]) -> str:
+def _name(cell: AdapterStatus, series: Sequence[str]) -> str:
     """Return what a cell is called in a list; its series only where there are several."""
     name = f"{cell.adapter.condition}/{cell.adapter.artist}"
     return f"{cell.adapter.series}/{name}" if len(series) > 1 else name
 
 
-def _work(cell: Cell, series: Sequence[str]) -> str:
-    assert cell.worker is not None
-    words = [_name(cell, series), f"on {cell.worker.host}", f"since {cell.worker.since}"]
+def _work(cell: AdapterStatus, series: Sequence[str]) -> str:
+    assert cell.holder is not None
+    words = [_name(cell, series), f"on {cell.holder.host}", f"since {cell.holder.since}"]
     if cell.state is not State.RUNNING:
-        words.append(f"({state_word(cell.state)})")
+        words.append(f"({cell.state.value})")
     elif cell.steps:
         words.append(f"at {_step(cell.steps, cell)}")
     if cell.state is State.RUNNING and cell.job_log:
@@ -134,28 +108,28 @@ def _work(cell: Cell, series: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def _checkpoint(cell: Cell, series: Sequence[str]) -> str:
+def _checkpoint(cell: AdapterStatus, series: Sequence[str]) -> str:
     assert cell.checkpoint is not None
     return f"{_name(cell, series)}: resumes at {_step(cell.checkpoint, cell)}"
 
 
-def _step(step: int, cell: Cell) -> str:
+def _step(step: int, cell: AdapterStatus) -> str:
     return f"step {step} of {cell.step_count}" if cell.step_count else f"step {step}"
 
 
 def _reasons(status: StudyStatus, state: State, *, verbose: bool) -> Iterator[str]:
     """Yield why cells are in a state: each reason with its cells, and with the log of the first."""
-    alike: dict[str, list[Cell]] = {}
-    for cell in status.of(state):
+    alike: dict[str, list[AdapterStatus]] = {}
+    for cell in status.with_state(state):
         folder = status.tree.adapter_dir(cell.adapter)
         reason = cell.reason.split("\n")[0].replace(f"{folder}/", "") or "no reason was recorded"
         alike.setdefault(reason, []).append(cell)
     if not alike:
         return
-    yield f"{state_word(state)} ({sum(map(len, alike.values()))}):"
+    yield f"{state.value} ({sum(map(len, alike.values()))}):"
     for reason, cells in list(alike.items())[: None if verbose else _SHOWN]:
         yield printable(f"  {reason}")
-        names = [_name(cell, status.meant.series) for cell in cells]
+        names = [_name(cell, status.matrix.series) for cell in cells]
         yield from _first(names, None if verbose else _SHOWN_ALIKE, indent=4)
         log = next((cell.log for cell in cells if cell.log is not None), None)
         if state in BAD and log is not None:
@@ -168,8 +142,8 @@ def _counts(status: StudyStatus) -> Iterator[str]:
     """Yield how many cells are in each state, and the conditions that have no images of anybody."""
     present = {cell.adapter.condition for cell in status.cells if cell.has_data}
     counts = count_states(cell for cell in status.cells if cell.adapter.condition in present)
-    yield ", ".join(f"{count} {state_word(state)}" for state, count in counts.items())
-    without = [str(condition) for condition in status.meant.conditions if condition not in present]
+    yield ", ".join(f"{count} {state.value}" for state, count in counts.items())
+    without = [str(condition) for condition in status.matrix.conditions if condition not in present]
     if without:
         yield printable(f"no images of anybody: {', '.join(without)}")
 

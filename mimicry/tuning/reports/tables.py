@@ -1,7 +1,7 @@
 """The tables that programs print, and the plan as JSON."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +10,10 @@ from mimicry.study import Condition, EvaluatedOn, State
 from mimicry.study.image_sets import Finding, image_facts
 from mimicry.study.tree import NONE
 from mimicry.tuning.execution import PendingUpload, Result, UploadEnd
-from mimicry.tuning.planning import Plan, Target, plan_word
-from mimicry.tuning.planning.recipes import StudyRecipes, evaluation_remarks
+from mimicry.tuning.planning import Action, Plan, Target, plan_word
+from mimicry.tuning.planning.recipes import evaluation_remarks
 from mimicry.tuning.progress import duration
-from mimicry.tuning.reports.verify import Verdict
+from mimicry.tuning.reports.status import StudyStatus, count_states
 
 # The words of a summary, in the order in which they are counted.
 _SUMMARY_WORDS = (
@@ -92,7 +92,6 @@ def _remarks(plan: Plan) -> list[str]:
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Return the plan for programs. What holds for all targets stands at the top, too."""
-    targets = [_target_json(target) for target in plan.targets]
     first = plan.requests[0]
     return {
         "data_root": str(plan.call.tree.data_root),
@@ -106,7 +105,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "absent": [{**_condition_json(condition), "reason": reason} for condition, reason in plan.absent],
         "counts": plan.counts(),
         "remarks": list(plan.remarks),
-        "targets": targets,
+        "cells": [_target_json(target) for target in plan.targets],
     }
 
 
@@ -116,26 +115,21 @@ def _condition_json(condition: Condition) -> dict[str, str]:
 
 def _target_json(target: Target) -> dict[str, Any]:
     return {
-        "key": target.adapter.key,
-        "variant": target.request.variant,
-        **_condition_json(target.request.condition),
-        "split": target.artist.split,
-        "style": target.artist.style,
-        "artist": target.artist.name,
+        **target.status.to_json(),
+        "action": target.action.value,
+        "action_reason": target.reason,
         "images": len(target.images.names),
         "held_out": list(target.held_out),
         "evaluation": target.request.evaluation,
         "input_dir": str(target.images.path),
         "output_dir": str(target.folder),
-        "state": plan_word(target),
-        "reason": target.reason,
         "warnings": list(target.warnings),
         "unpaired": list(target.marks),
         "dose": None if target.dose is None else asdict(target.dose),
         "files": [_file_json(target, name) for name in target.images.names],
         "ignored": list(target.images.ignored),
         "repository": target.upload_job.repository if target.request.uploads else None,
-        "command": target.command if target.state is State.PENDING else None,
+        "command": target.command if target.action is Action.TRAIN else None,
     }
 
 
@@ -210,39 +204,33 @@ def upload_summary(ends: Sequence[UploadEnd]) -> str:
     return f"{count} uploaded, {len(ends) - count} owed"
 
 
-def verdict_table(
-    verdicts: Sequence[Verdict],
-    problems: Sequence[Finding],
-    recipes: Mapping[str, StudyRecipes] | None = None,
-) -> str:
-    """Return what was found in the folders of adapters as a table, problems with images, and their counts.
+def verdict_table(status: StudyStatus, problems: Sequence[Finding]) -> str:
+    """Return how the cells are in which something was begun as a table, problems with images, and counts.
 
     It is said where a series has several recipes, or evaluation losses that must not be compared. A line for
     many images says that -v lists them.
-
-    Args:
-        recipes: by series.
     """
-    has_several_series = len({each.adapter.series for each in verdicts}) > 1
+    begun = [cell for cell in status.cells if cell.state not in (State.PENDING, State.NO_DATA)]
+    has_several_series = len({cell.adapter.series for cell in begun}) > 1
     header = [*(["variant"] if has_several_series else []), "condition", "artist", "state", "reason"]
     rows = [
         [
-            *([each.adapter.variant or NONE] if has_several_series else []),
-            *(str(each.adapter.condition), str(each.adapter.artist), each.state.value, each.reason),
+            *([cell.adapter.variant or NONE] if has_several_series else []),
+            *(str(cell.adapter.condition), str(cell.adapter.artist), cell.state.value, cell.reason),
         ]
-        for each in verdicts
+        for cell in begun
     ]
-    counted = Counter(each.state for each in verdicts)
-    counts = ", ".join(f"{count} {state}" for state, count in counted.items()) or "there are no adapters"
+    counts = ", ".join(f"{count} {state}" for state, count in count_states(begun).items())
     count = sum(max(1, len(problem.items)) for problem in problems)
-    found = "1 problem" if count == 1 else f"{count} problems"
+    of_images = "1 problem" if count == 1 else f"{count} problems"
     lines = [printable(problem.line("-v")) for problem in problems]
     remarks = []
-    for series, each in (recipes or {}).items():
+    for series, each in status.recipes.items():
         where = f" in {series}" if has_several_series else ""
         if each.is_mixed:
             groups = "; ".join(f"{len(group.adapters)} ({group.places()})" for group in each.groups)
             remarks.append(f"the study{where} has {len(each.groups)} recipes: {groups}")
         remarks += [f"{remark}{where}" for remark in evaluation_remarks(each)]
     table = text_table(header, rows)
-    return "\n".join((table, *map(printable, remarks), *lines, f"{counts}; {found} with images"))
+    ending = f"{counts or 'there are no adapters'}; {of_images} with images"
+    return "\n".join((table, *map(printable, remarks), *lines, ending))

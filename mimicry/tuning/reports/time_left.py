@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mimicry.study import State
-from mimicry.tuning.reports.cell import Cell
-from mimicry.tuning.reports.status import TO_TRAIN
+from mimicry.tuning.adapters.inspect import TO_TRAIN, AdapterStatus
 
 # So many of the last trainings tell how long one takes.
 _RECENT = 20
@@ -27,7 +26,7 @@ class TimeLeft:
     workers: int
 
 
-def time_left(cells: Sequence[Cell], now: datetime) -> TimeLeft | None:
+def time_left(cells: Sequence[AdapterStatus], now: datetime) -> TimeLeft | None:
     """Estimate how long the cells that are in training, and those that are still to be trained, take.
 
     Returns None when nothing is left, or nothing is known of how long a training takes.
@@ -58,23 +57,23 @@ def time_left(cells: Sequence[Cell], now: datetime) -> TimeLeft | None:
     return TimeLeft(seconds, everywhere, min(len(timed), _RECENT), len(running))
 
 
-def _typical(cells: Sequence[Cell]) -> float:
+def _typical(cells: Sequence[AdapterStatus]) -> float:
     """Return the median of what the last trainings took, in seconds."""
-    latest = sorted(cells, key=lambda cell: cell.finished_at or "")[-_RECENT:]
+    latest = sorted(cells, key=lambda cell: cell.run.finished_at or "")[-_RECENT:]
     return statistics.median(cell.seconds or 0.0 for cell in latest)
 
 
-def _part_left(cell: Cell, step: int | None) -> float:
+def _part_left(cell: AdapterStatus, step: int | None) -> float:
     """Return which part of a training comes after optimizer step `step`; all where that is unknown."""
     if not step or not cell.step_count:
         return 1.0
     return max(0.0, 1 - step / cell.step_count)
 
 
-def _elapsed(cell: Cell, now: datetime) -> float:
+def _elapsed(cell: AdapterStatus, now: datetime) -> float:
     """Return for how many seconds a training has been running; 0 when that is not known."""
     try:
-        since = datetime.fromisoformat("" if cell.worker is None else cell.worker.since)
+        since = datetime.fromisoformat("" if cell.holder is None else cell.holder.since)
         return max(0.0, (now - since).total_seconds())
     except (ValueError, TypeError):  # TypeError: a time without a zone
         return 0.0

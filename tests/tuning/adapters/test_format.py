@@ -12,7 +12,7 @@ from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.format import ANY_LORA, AdapterFormat, LoraTensor
-from mimicry.tuning.adapters.state import AdapterSpec, judge_adapter
+from mimicry.tuning.adapters.judge import AdapterSpec, judge_adapter
 from mimicry.tuning.adapters.weights import check_header, check_weights
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mimicry.tuning.adapters.place import recorded_elsewhere
+from mimicry.tuning.adapters.judge import recorded_elsewhere
 from mimicry.tuning.adapters.training_run import TrainingRun
 
 HERE = Path("/study/models/lora/s/mist__none/a/b/Anna")

@@ -47,7 +47,7 @@ def test_a_complete_bookmark_is_taken_from_the_record(tree: StudyTree) -> None:
     run = read_json(folder / TRAINING_RUN)
     write_json(folder / TRAINING_RUN, run | {"recipe_hash": "0a1b"})
 
-    assert complete_bookmark(tree, AdapterFolder(folder)) == {
+    assert complete_bookmark(tree, AdapterFolder(folder)).to_json() == {
         "status": State.COMPLETE,
         "started_at": "2026-01-02T03:04:05+00:00",
         "seconds": 61.5,
@@ -75,7 +75,7 @@ def test_an_adapter_without_a_usable_record_is_complete_and_no_more(
     if record is not None:
         (folder / TRAINING_RUN).write_text(record)
 
-    mark = complete_bookmark(tree, AdapterFolder(folder))
+    mark = complete_bookmark(tree, AdapterFolder(folder)).to_json()
 
     assert mark.pop("status") is State.COMPLETE
     assert set(mark.values()) == {None}

@@ -134,7 +134,7 @@ class TestVerify:
 
         assert ended.code == 1
         assert f"two files in {folder} share the stem '01_tree'; keep one of them" in ended.out
-        assert ended.out.splitlines()[-1] == "there are no adapters; 1 problem with images"
+        assert ended.out.splitlines()[-1] == "1 blocked; 1 problem with images"
 
     def test_a_broken_adapter(self, quick_studio: QuickStudio) -> None:
         quick_studio.tune("--artist=Anna_Berg")
@@ -200,7 +200,7 @@ class TestQuarantine:
 
         ended = quick_studio.tune("--quarantine-unpaired", "--artist=Anna_Berg")
 
-        assert "gone '02_boat.png'; kept, type --retrain-stale" in ended.out
+        assert "gone '02_boat.png'; kept: --retrain-stale" in ended.out
 
     def test_what_cannot_be_read_for_now_is_not_left_out(
         self, quick_studio: QuickStudio, monkeypatch: pytest.MonkeyPatch
@@ -363,7 +363,7 @@ class TestUnpaired:
 
         ended = quick_studio.tune(*self.WORDS)
         assert ended.code == 1
-        assert "unpaired: lacks '03_hills' of original_art; complete the set, or type" in ended.out
+        assert "unpaired: lacks '03_hills' of original_art; complete the set, or use" in ended.out
         assert quick_studio.trained() == []
 
         assert quick_studio.tune(*self.WORDS, "--allow-unpaired").code == 0
@@ -455,7 +455,7 @@ class TestLists:
 class TestJson:
     def target(self, studio: QuickStudio) -> dict[str, Any]:
         words = ("--artist=Anna_Berg", "--protection=mist", "--dry-run", "--json")
-        (target,) = json.loads(studio.tune(*words).out)["targets"]
+        (target,) = json.loads(studio.tune(*words).out)["cells"]
         found: dict[str, Any] = target
         return found
 

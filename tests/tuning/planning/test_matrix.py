@@ -199,6 +199,6 @@ class TestRecipes:
         put_adapter(tree, ORIGINAL, DORA)
         put_adapter(tree, MIST, ANNA)
         plan = plan_matrix(tree, overwrite=True)
-        marks = [plan.overwrite_mark(target)["overwrite"]["name"] for target in plan.targets]
+        marks = [(plan.overwrite_mark(target) or {})["name"] for target in plan.targets]
         assert len(marks) == 12
         assert len(set(marks)) == 1

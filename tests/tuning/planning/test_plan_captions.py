@@ -11,7 +11,7 @@ from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.state import AdapterSpec
+from mimicry.tuning.adapters.judge import AdapterSpec
 from mimicry.tuning.planning.target import Target
 from tests.small_study import (
     ANNA,
@@ -104,7 +104,7 @@ class TestCaptions:
         assert target.state is State.STALE
         assert target.reason.startswith("other captions; kept")
         without = target_of(plan_of(tree, condition, full=full))
-        assert without.reason.startswith("captions True -> False; kept")
+        assert without.reason.startswith("captions True -> False, other captions; kept")
 
     def test_the_stack_is_told_where_they_are(self, quick_studio: QuickStudio) -> None:
         write_captions(quick_studio.tree)

@@ -52,9 +52,9 @@ def test_an_adapter_of_other_options_is_stale_and_says_which(tree: StudyTree) ->
     target = target_of(plan_of(tree, asked=asked_for(max_train_steps=7, seed=1)))
 
     assert judged(target) == (State.STALE, State.STALE)
-    assert target.reason == (
-        "max_train_steps 500 -> 7, seed 42 -> 1; kept, type --retrain-stale to train it again"
-    )
+    assert target.reason.startswith("max_train_steps 500 -> 7, seed 42 -> 1; kept: ")
+    assert "--retrain-stale" in target.reason
+    assert "--variant" in target.reason
 
 
 def test_another_rank_is_stale_and_not_broken(tree: StudyTree) -> None:
@@ -144,7 +144,7 @@ def test_a_blocked_artist_is_not_overwritten(tree: StudyTree) -> None:
 
     target = target_of(plan_of(tree, overwrite=True))
 
-    assert judged(target) == (State.BLOCKED, State.PENDING)
+    assert judged(target) == (State.BLOCKED, State.STALE)
 
 
 def test_an_interrupted_overwrite_is_taken_up_and_says_so(tree: StudyTree) -> None:

@@ -14,9 +14,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images, recall_images
-from mimicry.tuning.planning.on_disk import OwnImages
 from mimicry.tuning.reports.tables import plan_json, plan_table
-from mimicry.tuning.reports.verify import verify_adapters
 from tests.small_study import (
     ANNA,
     COUNTERED,
@@ -31,6 +29,7 @@ from tests.small_study import (
     target_of,
     write_images,
 )
+from tests.tuning.reports.study_states import cell_of, status_of
 
 HELD = held_out(STEMS, 1)
 KEPT = [stem for stem in STEMS if stem not in HELD]
@@ -130,18 +129,18 @@ def test_the_plan_tells_how_many_and_which(tree: StudyTree) -> None:
 
     assert "2 + 1 held out" in plan_table(plan)
     assert "in-sample" not in plan_table(plan)
-    assert {target["evaluation"] for target in value["targets"]} == {"held-out"}
-    assert {tuple(target["held_out"]) for target in value["targets"]} == {HELD}
+    assert {target["evaluation"] for target in value["cells"]} == {"held-out"}
+    assert {tuple(target["held_out"]) for target in value["cells"]} == {HELD}
     # As for any artist of three paintings.
     assert "3 images; the defaults are meant for 20" in target_of(plan).warnings
 
 
 def test_without_it_the_plan_says_in_sample_where_it_evaluates(tree: StudyTree) -> None:
     assert "evaluation loss: in-sample" in plan_table(plan_of(tree))
-    assert plan_json(plan_of(tree))["targets"][0]["evaluation"] == "in-sample"
+    assert plan_json(plan_of(tree))["cells"][0]["evaluation"] == "in-sample"
     without = plan_of(tree, config=TuningConfig(rank=4, eval_timesteps=0))
     assert "in-sample" not in plan_table(without)
-    assert plan_json(without)["targets"][0]["evaluation"] is None
+    assert plan_json(without)["cells"][0]["evaluation"] is None
 
 
 def test_captions_of_held_out_paintings_are_not_called_unused(tree: StudyTree) -> None:
@@ -164,10 +163,8 @@ class TestAdaptersOnDisk:
         folder = self.put(tree, count)
         plan = plan_of(tree, MIST, config=config(count), asked=asked_for(config(count)), full=True)
         assert judged(target_of(plan)) == (State.COMPLETE, State.COMPLETE)
-        (adapter,) = tree.adapters("hf_diffusers")
-        form = plan.call.stack.traits.adapter_format
-        assert [verdict.state for verdict in verify_adapters(tree, [adapter], form)] == [State.COMPLETE]
-        assert OwnImages(tree).problem(adapter, target_of(plan).folder.readable_run) == ""
+        cell = cell_of(status_of(tree, full=True), MIST)
+        assert (cell.state, cell.other_images) == (State.COMPLETE, "")
         assert folder == target_of(plan).folder.path
 
     def test_names_that_a_tool_has_changed_are_known(self, tree: StudyTree) -> None:
@@ -176,8 +173,8 @@ class TestAdaptersOnDisk:
             path.rename(path.with_name(f"50_noise_{path.name}"))
         target = target_of(plan_of(tree, MIST, config=config()))
         put_adapter(tree, MIST, config=config(), images=image_records(target.images, None))
-        (adapter,) = tree.adapters("hf_diffusers")
-        assert OwnImages(tree).problem(adapter, target.folder.readable_run) == ""
+        cell = cell_of(status_of(tree, full=True), MIST)
+        assert (cell.state, cell.other_images) == (State.COMPLETE, "")
 
     def test_another_number_is_another_recipe(self, tree: StudyTree) -> None:
         self.put(tree, 1)
@@ -194,10 +191,7 @@ class TestAdaptersOnDisk:
         )
         for folder in (original(tree), tree.images_of(tree.protected_art / "mist", ANNA)):
             write_images(folder, [added], salt=str(folder))
-        (adapter,) = tree.adapters("hf_diffusers")
-        form = plan_of(tree).call.stack.traits.adapter_format
-        (verdict,) = verify_adapters(tree, [adapter], form)
-        assert verdict.state is State.STALE
+        assert cell_of(status_of(tree, full=True), MIST).state is State.STALE
 
 
 def test_a_countermeasure_that_did_nothing_is_found_all_the_same(tree: StudyTree) -> None:

@@ -5,28 +5,45 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.study.cells import CellImages
+from mimicry.study.matrix import CellFilter, Matrix
+from mimicry.study.selection import Selection
 from mimicry.study.states import State
 from mimicry.study.tree import Artist, Condition, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, PARTS, SCHEMA, STATE
+from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector
 from mimicry.tuning.execution.bookmarks import open_tracker
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
-from mimicry.tuning.reports.cell import Cell
-from mimicry.tuning.reports.status import StudyStatus, choose_cells, study_status
+from mimicry.tuning.reports.status import StudyStatus, look_at
 from tests.small_study import ANNA, ORIGINAL, asked_for, output_dir, put_adapter
 
 PLAIN = "hf_diffusers"
 
 
-def status_of(tree: StudyTree, *, series: tuple[str, ...] = (PLAIN,), **meant: Any) -> StudyStatus:
-    """Read the status of a study, as the program does."""
+def status_of(
+    tree: StudyTree, *, series: tuple[str, ...] = (PLAIN,), full: bool = False, **chosen: Any
+) -> StudyStatus:
+    """Read the status of a study without a study.toml, as the programs do."""
     images, bookmarks = CellImages(tree), open_tracker(tree).bookmarks()
-    cells = choose_cells(images, bookmarks, series=series, **meant)
-    return study_status(images, ADAPTER_FORMAT, cells, bookmarks)
+    inspector = Inspector(images, form=ADAPTER_FORMAT, bookmarks=bookmarks, full=full, anew=full)
+    return look_at(inspector, Matrix.choose(images, bookmarks, series, CellFilter(**chosen)))
+
+
+def parameters_of(tree: StudyTree, selection: Selection | None = None, **names: Any) -> dict[str, Any]:
+    """Return the parameters of a command about the tree; names are protections, countermeasures, variants."""
+    chosen = selection or Selection()
+    return {
+        "data_root": tree.data_root,
+        "stack": names.get("stack", PLAIN),
+        "protections": names.get("protections", ()),
+        "countermeasures": names.get("countermeasures", ()),
+        "study_variant": names.get("variants", ()),
+        **vars(chosen),
+    }
 
 
 def cell_of(
     status: StudyStatus, condition: Condition = ORIGINAL, artist: Artist = ANNA, series: str = PLAIN
-) -> Cell:
+) -> AdapterStatus:
     (cell,) = (
         cell
         for cell in status.cells
@@ -35,7 +52,7 @@ def cell_of(
     return cell
 
 
-def read_cell(tree: StudyTree, condition: Condition = ORIGINAL, artist: Artist = ANNA) -> Cell:
+def read_cell(tree: StudyTree, condition: Condition = ORIGINAL, artist: Artist = ANNA) -> AdapterStatus:
     """Return a cell of the plain series as it is now."""
     return cell_of(status_of(tree), condition, artist)
 

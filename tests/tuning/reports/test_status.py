@@ -14,8 +14,9 @@ from mimicry.common.errors import UsageError
 from mimicry.study.hold_out import held_out
 from mimicry.study.selection import Selection
 from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, Condition, StudyTree
+from mimicry.study.tree import AdapterId, Condition, StudyTree, series_name
 from mimicry.tuning.adapters.folder import WEIGHTS
+from mimicry.tuning.reports.status import series_meant
 from tests.small_study import (
     ANNA,
     BASE,
@@ -53,8 +54,8 @@ class TestWhichCells:
     def test_all_conditions_and_artists_are_meant(self, tree: StudyTree) -> None:
         status = status_of(tree)
 
-        assert status.meant.conditions == (ORIGINAL, UNCOUNTERED, MIST, COUNTERED)
-        assert status.meant.artists == EVERYBODY
+        assert status.matrix.conditions == (ORIGINAL, UNCOUNTERED, MIST, COUNTERED)
+        assert status.matrix.artists == EVERYBODY
         assert status.counts == {
             State.PENDING: 12,
             State.NO_DATA: 4,
@@ -72,12 +73,12 @@ class TestWhichCells:
         assert cell_of(status, Condition("cloak")).state is State.COMPLETE
         assert "images are not there" in cell_of(status, Condition("cloak")).reason
         assert cell_of(status, Condition("cloak"), BORIS).state is State.NO_DATA
-        assert named.meant.conditions == (Condition("cloak"),)
+        assert named.matrix.conditions == (Condition("cloak"),)
 
     def test_a_bookmark_is_enough(self, tree: StudyTree) -> None:
         put_bookmark(tree, Condition("glaze"), ANNA, status=State.BLOCKED, error="no images yet")
 
-        assert Condition("glaze") in status_of(tree).meant.conditions
+        assert Condition("glaze") in status_of(tree).matrix.conditions
 
     def test_filters_choose(self, tree: StudyTree) -> None:
         status = status_of(
@@ -92,7 +93,7 @@ class TestWhichCells:
     def test_the_pilot_is_that_of_the_original_art(self, tree: StudyTree) -> None:
         shutil.rmtree(original(tree, ANNA))
 
-        assert status_of(tree, selection=Selection(pilot=True)).meant.artists == (DORA, BORIS, CLARA)
+        assert status_of(tree, selection=Selection(pilot=True)).matrix.artists == (DORA, BORIS, CLARA)
 
     def test_all_names_that_match_nothing_are_refused_together(self, tree: StudyTree) -> None:
         with pytest.raises(UsageError) as raised:
@@ -125,8 +126,8 @@ class TestTrained:
         cell = read_cell(tree)
 
         assert (cell.steps, cell.seed, cell.seconds) == (CONFIG.max_train_steps, CONFIG.seed, 61.5)
-        assert (cell.finished_at, cell.recipe_hash) == ("2026-01-02T03:05:06+00:00", "a" * 64)
-        assert cell.eval_loss == {"start": 0.5, "end": 0.25}
+        assert (cell.run.finished_at, cell.recipe_hash) == ("2026-01-02T03:05:06+00:00", "a" * 64)
+        assert cell.run.content["eval_loss"] == {"start": 0.5, "end": 0.25}
         assert cell.owed == "the Hub is away"
         assert cell.log is None
 
@@ -242,7 +243,7 @@ class TestRecipes:
     def test_another_recipe_than_most_is_stale(self, mixed: StudyTree) -> None:
         status = status_of(mixed)
 
-        assert [cell.state for cell in status.of(State.COMPLETE, State.STALE)] == [
+        assert [cell.state for cell in status.with_state(State.COMPLETE, State.STALE)] == [
             *[State.COMPLETE] * 3,
             State.STALE,
         ]
@@ -326,9 +327,9 @@ class TestUntrained:
             cell = read_cell(tree)
 
         assert cell.state is State.RUNNING
-        assert cell.worker is not None
-        assert cell.worker.host == this_host().partition(" ")[0]
-        assert cell.worker.since[:2] == "20"
+        assert cell.holder is not None
+        assert cell.holder.host == this_host().partition(" ")[0]
+        assert cell.holder.since[:2] == "20"
         assert (cell.steps, cell.step_count) == (2, 60)
 
     def test_a_dead_claim_is_not(self, tree: StudyTree) -> None:
@@ -337,14 +338,14 @@ class TestUntrained:
         content = {"token": "x", "host": this_host(), "since": "2026", "holders": [holder]}
         (folder / CLAIM).write_text(json.dumps(content))
 
-        assert (read_cell(tree).state, read_cell(tree).worker) == (State.INTERRUPTED, None)
+        assert (read_cell(tree).state, read_cell(tree).holder) == (State.INTERRUPTED, None)
 
     def test_a_complete_adapter_that_is_worked_on_stays_complete(self, tree: StudyTree) -> None:
         with Claim.take_anew(put_adapter(tree)):
             cell = read_cell(tree)
 
         assert cell.state is State.COMPLETE
-        assert cell.worker is not None
+        assert cell.holder is not None
 
     def test_a_checkpoint_waits(self, tree: StudyTree) -> None:
         folder = put_record(output_dir(tree), status="interrupted", options={"max_train_steps": 60})
@@ -424,3 +425,47 @@ def test_reading_writes_nothing(tree: StudyTree) -> None:
     status_of(tree)
 
     assert sorted(tree.data_root.rglob("*")) == before
+
+
+class TestVariants:
+    @pytest.fixture
+    def several(self, tree: StudyTree) -> StudyTree:
+        for variant in ("seed-43", "big", "big-seed-43"):
+            tree.adapter_dir(AdapterId(PLAIN, MIST, CLARA, variant)).mkdir(parents=True)
+        return tree
+
+    @pytest.mark.parametrize(
+        ("names", "variants"),
+        [
+            ((), [None, "big", "big-seed-43", "seed-43"]),
+            (("all",), [None, "big", "big-seed-43", "seed-43"]),
+            (("none",), [None]),
+            (("big",), ["big", "big-seed-43"]),
+            (("big-seed-43", "none"), [None, "big-seed-43"]),
+        ],
+    )
+    def test_a_variant_stands_for_its_replicates_too(
+        self, several: StudyTree, names: tuple[str, ...], variants: list[str | None]
+    ) -> None:
+        found = series_meant(several, PLAIN, names)
+        assert found == [series_name(PLAIN, variant) for variant in variants]
+
+    def test_unknown_ones_are_refused_at_once(self, several: StudyTree) -> None:
+        with pytest.raises(UsageError) as caught:
+            series_meant(several, PLAIN, ("bigg", "seed-44", "big"))
+        assert len(caught.value.problems) == 2
+        assert "did you mean 'big'" in caught.value.problems[0]
+
+
+def test_images_with_the_names_of_a_tool_are_those_of_the_record(tree: StudyTree) -> None:
+    folder = tree.images_of(tree.protected_art / "mist", ANNA)
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"50_noise_{path.name}")
+    records = [
+        {"name": path.name, "size": path.stat().st_size, "stem": path.stem.removeprefix("50_noise_")}
+        for path in sorted(folder.iterdir())
+    ]
+    put_adapter(tree, MIST, images=records)
+    assert cell_of(status_of(tree), MIST).other_images == ""
+    put_adapter(tree, MIST, images=[{**record, "stem": "another"} for record in records])
+    assert cell_of(status_of(tree), MIST).other_images == "paired with other originals"

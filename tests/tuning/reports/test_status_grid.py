@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId, Artist, Condition
-from mimicry.tuning.reports.cell import Cell
+from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.reports.status_grid import status_grid
 from tests.small_study import ANNA, BORIS, CLARA, COUNTERED, DORA, MIST, ORIGINAL
 
@@ -21,9 +21,9 @@ STATES: Mapping[tuple[Condition, Artist], State] = {
 }
 
 
-def cells(states: Mapping[tuple[Condition, Artist], State] = STATES) -> list[Cell]:
+def cells(states: Mapping[tuple[Condition, Artist], State] = STATES) -> list[AdapterStatus]:
     return [
-        Cell(adapter=AdapterId("stack", condition, artist), state=state)
+        AdapterStatus(adapter=AdapterId("stack", condition, artist), state=state)
         for (condition, artist), state in states.items()
     ]
 

@@ -193,6 +193,8 @@ def test_programs_read_every_cell(several: StudyTree) -> None:
         if (cell["protection"], cell["countermeasure"], cell["artist"]) == ("mist", "none", CLARA.name)
     )
     assert clara == {
+        "key": f"hf_diffusers/mist/none/{CLARA}",
+        "step_count": 60,
         "variant": None,
         "protection": "mist",
         "countermeasure": "none",

@@ -10,7 +10,7 @@ from mimicry.study.states import State
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.execution.result import Result
 from mimicry.tuning.hub.job import HubOptions
-from mimicry.tuning.planning.plan import Plan
+from mimicry.tuning.planning.plan import WAYS_FOR_STALE, Plan
 from mimicry.tuning.planning.target import Target
 from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary
 from tests.hostile_names import HOSTILE_NAMES
@@ -60,7 +60,7 @@ def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> Non
     assert anna.split() == [str(ANNA), "3", "protected_art/mist", "complete"]
     assert boris.split(maxsplit=4)[3:] == [
         "stale",
-        "another trainer; kept, type --retrain-stale to train it again",
+        f"another trainer; kept: {WAYS_FOR_STALE}",
     ]
     assert clara.split(maxsplit=4)[1:4] == ["0", "protected_art/mist", "blocked"]
     assert "there is no image" in clara
@@ -71,7 +71,7 @@ def test_the_plan_shows_artist_images_source_state_and_reason(plan: Plan) -> Non
 def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> None:
     value = json.loads(json.dumps(plan_json(plan)))
 
-    targets = value.pop("targets")
+    targets = value.pop("cells")
     assert value == {
         "data_root": str(tree.data_root),
         "stack": "hf_diffusers",
@@ -91,7 +91,12 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         },
         "remarks": [],
     }
-    assert [target["state"] for target in targets] == ["train", "complete", "stale", "blocked"]
+    assert [(target["state"], target["action"]) for target in targets] == [
+        ("waiting", "train"),
+        ("complete", "skip"),
+        ("stale", "skip"),
+        ("no data", "block"),
+    ]
     assert targets[0] == {
         "key": f"hf_diffusers/mist/none/{DORA}",
         "variant": None,
@@ -105,8 +110,12 @@ def test_the_plan_for_programs_has_every_field(plan: Plan, tree: StudyTree) -> N
         "evaluation": "in-sample",
         "input_dir": str(tree.protected_art / "mist" / str(DORA)),
         "output_dir": str(tree.data_root / "models/lora/hf_diffusers/mist__none" / str(DORA)),
-        "state": "train",
+        **dict.fromkeys(("steps", "step_count", "checkpoint", "recipe_hash", "seed", "eval_loss")),
+        **dict.fromkeys(("finished_at", "seconds", "host", "since", "upload_owed", "log", "job_log")),
+        "state": "waiting",
         "reason": "",
+        "action": "train",
+        "action_reason": "",
         "warnings": ["3 images; the defaults are meant for 20"],
         "unpaired": [],
         "dose": None,
@@ -172,7 +181,7 @@ def test_the_summary_says_why_others_were_not_trained(plan: Plan) -> None:
     assert anna.split() == [str(ANNA), "skipped", "complete"]
     assert boris.split(maxsplit=2)[1:] == [
         "skipped",
-        "stale; another trainer; kept, type --retrain-stale to train it again",
+        f"stale; another trainer; kept: {WAYS_FOR_STALE}",
     ]
     assert clara.split()[1] == "blocked" and "there is no image" in clara
     assert counts == "1 trained, 2 skipped, 1 blocked"

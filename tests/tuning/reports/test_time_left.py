@@ -8,23 +8,27 @@ import pytest
 from mimicry.common.claims import Lease
 from mimicry.study.states import State
 from mimicry.study.tree import AdapterId
-from mimicry.tuning.reports.cell import Cell
+from mimicry.tuning.adapters.inspect import AdapterStatus
+from mimicry.tuning.adapters.training_run import TrainingRun
 from mimicry.tuning.reports.time_left import time_left
 from tests.small_study import ANNA, ORIGINAL
 
 NOW = datetime(2026, 1, 2, 4, 0, 0, tzinfo=UTC)
 
 
-def cell(state: State, *, variant: str | None = None, **fields: Any) -> Cell:
-    return Cell(adapter=AdapterId("stack", ORIGINAL, ANNA, variant), state=state, **fields)
+def cell(state: State, *, variant: str | None = None, **fields: Any) -> AdapterStatus:
+    record: dict[str, Any] = {name: fields.pop(name) for name in ("seconds", "finished_at") if name in fields}
+    return AdapterStatus(
+        adapter=AdapterId("stack", ORIGINAL, ANNA, variant), state=state, run=TrainingRun(record), **fields
+    )
 
 
-def done(seconds: float, **fields: Any) -> Cell:
+def done(seconds: float, **fields: Any) -> AdapterStatus:
     return cell(State.COMPLETE, seconds=seconds, **fields)
 
 
-def at_work(since: str, **fields: Any) -> Cell:
-    return cell(State.RUNNING, worker=Lease({"host": "gpu", "since": since}, 0.0), **fields)
+def at_work(since: str, **fields: Any) -> AdapterStatus:
+    return cell(State.RUNNING, holder=Lease({"host": "gpu", "since": since}, 0.0), **fields)
 
 
 def test_nothing_is_said_where_nothing_is_known_or_left() -> None:

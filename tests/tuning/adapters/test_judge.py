@@ -14,9 +14,9 @@ from mimicry.common.files import write_json
 from mimicry.study.images import ImageFolder
 from mimicry.study.states import State
 from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState
 from mimicry.tuning.adapters.peft_config import lora_arguments
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
-from mimicry.tuning.adapters.state import AdapterSpec, AdapterState
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
