@@ -15,7 +15,7 @@ from mimicry.report.content import Content, read_content
 from mimicry.report.grids import GridMaker
 from mimicry.report.rating_answers import KEY, read_scores, score_table
 from mimicry.report.rating_pack import PACK, choose_pairs, pairs_of, write_rating_pack
-from mimicry.report.writing import INDEX, REPORT_JSON, refuse_foreign_folder, write_page, write_tables
+from mimicry.report.writing import INDEX, refuse_foreign_folder, write_page, write_tables
 from mimicry.tuning.options import (
     condition_filters,
     option,
@@ -24,6 +24,7 @@ from mimicry.tuning.options import (
     study_file_of,
     tree_options,
 )
+from mimicry.tuning.reports.next_command import DEFAULT_REPORT, REPORT_JSON
 
 _REPORT, _RATING = "Report", "Human ratings"
 
@@ -36,7 +37,7 @@ _REPORT, _RATING = "Report", "Human ratings"
     "--output",
     topic=_REPORT,
     type=click.Path(path_type=Path),
-    default=Path("report"),
+    default=DEFAULT_REPORT,
     help="Folder to write: index.html, tables as CSV and LaTeX, and all of it as JSON.",
 )
 @option("--title", topic=_REPORT, default="Style mimicry study", help="Title of the page.")

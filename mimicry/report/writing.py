@@ -21,9 +21,10 @@ from mimicry.report.page import page
 from mimicry.report.pictures import PictureFolder
 from mimicry.report.statistics import Spread
 from mimicry.report.tables import csv_text, records, tex_table
+from mimicry.tuning.reports.next_command import REPORT_JSON
 
 ADAPTERS_CSV, EFFECTS_CSV, CONDITIONS_CSV = "adapters.csv", "effects.csv", "conditions.csv"
-TABLE_TEX, REPORT_JSON, INDEX = "table.tex", "report.json", "index.html"
+TABLE_TEX, INDEX = "table.tex", "index.html"
 
 
 def refuse_foreign_folder(option: str, folder: Path, mark: str) -> None:

@@ -50,6 +50,14 @@ class Matrix:
                 for condition in self.conditions:
                     yield AdapterId.in_series(series, condition, artist)
 
+    def with_images(self, images: CellImages) -> list[AdapterId]:
+        """Return the cells that have images."""
+        return [
+            cell
+            for cell in self
+            if cell.condition not in self.absent and images.of(cell.condition, cell.artist) is not None
+        ]
+
     @classmethod
     def choose(
         cls,

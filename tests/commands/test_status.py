@@ -311,7 +311,7 @@ class TestNextCommand:
         put_adapter(tree, artist=DORA, hub={"owed": "x", "error": "away"})
         assert show().next == ["mimicry", "upload", *base(tree)]
         put_adapter(tree, images=[])
-        assert show().next[-1] == "--retrain-stale"
+        assert show().next[-1] == "--dry-run"
         (original(tree, BORIS) / "02_boat.jpg").write_bytes(b"x")
         shutil.rmtree(output_dir(tree, artist=BORIS))
         assert show().next[-1] == "--dry-run"

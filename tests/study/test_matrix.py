@@ -20,7 +20,11 @@ from tests.small_study import (
     GLAZE_COUNTERED,
     MIST,
     ORIGINAL,
+    original,
     output_dir,
+    share_samples,
+    write_images,
+    write_study,
 )
 
 STACK = "hf_diffusers"
@@ -112,9 +116,8 @@ class TestChoose:
 def keys(tree: StudyTree) -> set[str]:
     """Return the keys of the cells with images in all series that have a folder, without split and style."""
     images = CellImages(tree)
-    cells = Matrix.choose(images, {}, folders_in(tree.lora))
-    present = (cell.key for cell in cells if images.of(cell.condition, cell.artist) is not None)
-    return {key.replace("historical/baroque/", "") for key in present}
+    cells = Matrix.choose(images, {}, folders_in(tree.lora)).with_images(images)
+    return {cell.key.replace("historical/baroque/", "") for cell in cells}
 
 
 def begin(tree: StudyTree, series: str = STACK, condition: Condition = ORIGINAL) -> None:

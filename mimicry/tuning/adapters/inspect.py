@@ -64,7 +64,8 @@ class AdapterStatus:
     `other_images` says how its images differ from those that it was trained on. `holder` is the claim of who
     works in its folder now, and `job` what is in a queue for it. `steps` are optimizer steps, of a running
     training those so far; `step_count` those of a whole training; `checkpoint` is the step of the newest
-    whole checkpoint. `log`, and `job_log` of its job, are relative to the data root.
+    whole checkpoint, and `checkpoint_recipe` the recipe that it belongs to. `log`, and `job_log` of its job,
+    are relative to the data root.
     """
 
     adapter: AdapterId
@@ -79,6 +80,7 @@ class AdapterStatus:
     steps: int | None = None
     step_count: int | None = None
     checkpoint: int | None = None
+    checkpoint_recipe: Mapping[str, Any] | None = None
     log: str | None = None
     job_log: str | None = None
 
@@ -361,14 +363,17 @@ def _with_steps(status: AdapterStatus, folder: AdapterFolder, image_count: int) 
     status = replace(status, step_count=recorded_step_count(run.options, image_count))
     if status.state is State.RUNNING:
         return replace(status, steps=folder.last_step())
-    return replace(status, checkpoint=_newest_checkpoint(folder))
+    checkpoint = _newest_checkpoint(folder)
+    if checkpoint is None:
+        return status
+    return replace(status, checkpoint=checkpoint.step, checkpoint_recipe=checkpoint.facts.get("recipe"))
 
 
-def _newest_checkpoint(folder: AdapterFolder) -> int | None:
-    """Return the step of the newest whole checkpoint of our own trainer; None when there is none."""
+def _newest_checkpoint(folder: AdapterFolder) -> CheckpointFacts | None:
+    """Return the newest whole checkpoint of our own trainer; None when there is none."""
     for name in folder.checkpoint_names():
         try:
-            return CheckpointFacts.glance(folder.path / name).step
+            return CheckpointFacts.glance(folder.path / name)
         except NotWholeError:
             continue
     return None

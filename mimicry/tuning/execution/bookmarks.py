@@ -58,8 +58,7 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
             for each in (*planned, *tree.variants(stack))
         }
         images = CellImages(tree)
-        cells = Matrix.choose(images, {}, list(series), chosen)
-        return {cell.key for cell in cells if images.of(cell.condition, cell.artist) is not None}
+        return {cell.key for cell in Matrix.choose(images, {}, list(series), chosen).with_images(images)}
     except MimicryError:
         return (_UNKNOWN,)
 

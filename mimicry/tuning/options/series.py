@@ -63,7 +63,10 @@ def all_series(
 
 
 def chosen_series(
-    series: Sequence[Series], names: Collection[str], beside: TuningConfig | None = None
+    series: Sequence[Series],
+    names: Collection[str],
+    beside: TuningConfig | None = None,
+    present: Collection[str] | None = None,
 ) -> tuple[Series, ...]:
     """Return the series that `names` mean, in their order; without names all of them.
 
@@ -71,6 +74,7 @@ def chosen_series(
         names: `none` for the plain series alone, `all`, a variant for itself and its replicates, or the name
             of one replicate.
         beside: the hyper-parameters of a study with a name that is not known; without them it is refused.
+        present: the only such names that are taken, as the tree has adapters of them; None: any.
 
     Raises:
         UsageError: names that are not known, all of them.
@@ -78,9 +82,15 @@ def chosen_series(
     known = [one.name for one in series]
     unknown = [name for name in dict.fromkeys(names) if name != ALL and name not in known]
     # A replicate that is not there, of a variant that is, has no recipe of its own.
-    wrong = [name for name in unknown if beside is None or (variant_and_seed(name)[0] or "") in known]
+    wrong = [
+        name
+        for name in unknown
+        if beside is None
+        or (present is not None and name not in present)
+        or (variant_and_seed(name)[0] or "") in known
+    ]
     if wrong:
-        known.append(ALL)
+        known += [ALL, *(present or ())]
         raise UsageError(
             *(f"--variant {name}: there is no such variant; {nearest(name, known)}" for name in wrong)
         )

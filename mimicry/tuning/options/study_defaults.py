@@ -33,8 +33,8 @@ def study_file_of(context: click.Context) -> StudyFile:
 def series_of_call(context: click.Context, config: TuningConfig) -> tuple[Series, ...]:
     """Return the series that a command is about, by its --variant; without one, all of the study.
 
-    A variant that the file does not have is a study beside it, if a recipe was typed, or if the file has none
-    that could be meant.
+    A variant that the file does not have is a study next to it, if a recipe was given as options, or if the
+    tree has adapters of it. Any other name is refused, since it is a slip.
 
     Args:
         config: the hyper-parameters of the call, as `take_config` gives them.
@@ -45,8 +45,10 @@ def series_of_call(context: click.Context, config: TuningConfig) -> tuple[Series
     study_file = study_file_of(context)
     typed = _typed(context)
     series = all_series(config, typed, study_file, context.params.get(REPLICATES))
-    is_beside = len(series) == 1 or not typed.isdisjoint(RECIPE_FIELDS)
-    return chosen_series(series, _variants(context), config if is_beside else None)
+    present = None
+    if typed.isdisjoint(RECIPE_FIELDS):
+        present = StudyTree(context.params[DATA_ROOT]).variants(Path(context.params["stack"]).name)
+    return chosen_series(series, _variants(context), config, present)
 
 
 def take_study_file(context: click.Context, parameters: Sequence[click.Parameter], words: list[str]) -> None:

@@ -1,10 +1,15 @@
-"""What to type next in a study, as its status shows it."""
+"""The next command of a study, as its status shows it: one that loses no step and asks for no new recipe."""
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from mimicry.common.files import canonical_json, read_json
 from mimicry.study import Condition, State
 from mimicry.study.tree import ALL, NONE
+from mimicry.tuning.adapters import recipe_differences
 from mimicry.tuning.adapters.inspect import TO_TRAIN, AdapterStatus
 from mimicry.tuning.adapters.recipe import complete_options
 from mimicry.tuning.options import OPTIONS, STUDY_VARIANT
@@ -14,6 +19,8 @@ from mimicry.tuning.options.typed_command import TypedCommand, hyper_parameter_w
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.status import StudyStatus
 
+# Where `mimicry report` writes to, unless --output says otherwise, and its file for programs.
+DEFAULT_REPORT, REPORT_JSON = Path("report"), "report.json"
 _SEED = "seed"
 _MODEL = "pretrained_model_name_or_path"
 # Options that say which study and artists are meant, which all programs take.
@@ -21,49 +28,83 @@ _SHARED = ("data_root", "study", "stack", "splits", "styles", "artists", "pilot"
 
 
 def next_command(status: StudyStatus, typed: TypedCommand, study_file: StudyFile) -> str:
-    """Return the command that brings the study on.
+    """Return the command that brings the study on; or that all is done.
 
     Args:
         typed: the command line of the status, whose filters hold for the next command too.
-        study_file: what need not be typed, as it says so.
+        study_file: what need not be given as an option, as it is written there.
     """
-    return _Words(status, typed, study_file).command()
+    return _NextCommand(status, typed, study_file).line()
 
 
 @dataclass(frozen=True)
-class _Words:
+class _Recipe:
+    """A recipe that the next training has to have, and the paths of the machine that it was trained with."""
+
+    recipe: Mapping[str, Any]
+    paths: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _NextCommand:
     status: StudyStatus
     typed: TypedCommand
     study_file: StudyFile
 
-    def command(self) -> str:
+    def line(self) -> str:
         status = self.status
-        owed = [cell for cell in status.cells if cell.owed]
+        variants = self._typed_variants()
         if todo := status.with_state(*TO_TRAIN):
             return self._training(todo)
-        if blocked := status.with_state(State.BLOCKED):
-            return self._training(blocked, "--dry-run")
-        if stale := status.with_state(State.STALE):
-            return self._training(stale, "--retrain-stale")
-        if owed:
-            return self._line("mimicry", "upload", words=self._typed_variants())
+        # What to do about these is for the user to decide: the plan names the ways.
+        if undecided := status.with_state(State.BLOCKED, State.STALE):
+            return self._training(undecided, "--dry-run")
+        if any(cell.owed for cell in status.cells):
+            return self._command("mimicry", "upload", words=variants)
         if status.with_state(State.RUNNING, State.QUEUED):
-            return self._line("mimicry", "status", words=[*self._typed_variants(), "--watch"])
-        return self._line("mimicry", "samples", words=self._typed_variants())
+            return self._command("mimicry", "status", words=[*variants, "--watch"])
+        complete = status.with_state(State.COMPLETE)
+        if not complete or any(not _has_files(status.tree.samples_of(cell.adapter)) for cell in complete):
+            return self._command("mimicry", "samples", words=variants)
+        if not self._is_reported(complete):
+            return self._command("mimicry", "report", words=variants)
+        return f"nothing: all is trained, sampled and reported in {DEFAULT_REPORT}"
 
     def _training(self, cells: Sequence[AdapterStatus], *more: str) -> str:
         """Return the call of apply_tuning for cells; of several series that it does not know, for one."""
         series = cells[0].adapter.series
         own = [cell for cell in cells if cell.adapter.series == series]
+        recipe = _recipe_of(self.status.recipes.get(series, StudyRecipes()), own)
+        if self._drops_checkpoint(own, recipe):
+            more = ("--dry-run",)
         words = [
             *self._conditions({cell.adapter.condition for cell in own}),
             *self._variant(own[0].adapter.variant),
-            *self._recipe(self.status.recipes.get(series, StudyRecipes())),
+            *([] if recipe is None else self._recipe_words(recipe)),
             *more,
         ]
-        return self._line("apply_tuning", words=words)
+        return self._command("apply_tuning", words=words)
 
-    def _line(self, *program: str, words: Sequence[str]) -> str:
+    def _drops_checkpoint(self, cells: Sequence[AdapterStatus], recipe: _Recipe | None) -> bool:
+        """Return whether a training with a recipe, and what the file says, would set a checkpoint aside."""
+        known = [cell.checkpoint_recipe for cell in cells if cell.checkpoint_recipe is not None]
+        spec = self.status.specs.get(cells[0].adapter.series)
+        return any(
+            (recipe is not None and recipe_differences(each, recipe.recipe))
+            or (spec is not None and spec.differences(each))
+            for each in known
+        )
+
+    def _is_reported(self, cells: Sequence[AdapterStatus]) -> bool:
+        """Return whether there is a report of this study that is newer than its adapters."""
+        try:
+            report = read_json(DEFAULT_REPORT / REPORT_JSON)
+            same = Path(report["data_root"]).resolve() == self.status.tree.data_root.resolve()
+            return same and all(str(cell.run.finished_at or "") <= report["made_at"] for cell in cells)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return False
+
+    def _command(self, *program: str, words: Sequence[str]) -> str:
         shared = {name: given for name, given in self.typed.options.items() if name in _SHARED}
         return replace(self.typed, program=program, options=shared).line(more=words)
 
@@ -89,15 +130,12 @@ class _Words:
                 words += [] if value == NONE else [flag, value]
         return words
 
-    def _recipe(self, recipes: StudyRecipes) -> list[str]:
-        """Return the options of the recipe that most adapters have, which neither file nor default say."""
-        if not recipes.groups:
-            return []
-        group = recipes.groups[0]
-        model = group.recipe.get("base_model")
+    def _recipe_words(self, recipe: _Recipe) -> list[str]:
+        """Return the options of a recipe that neither the file nor the defaults say."""
+        model = recipe.recipe.get("base_model")
         # A base model in a folder has no name.
-        name = (model.get("name") if isinstance(model, dict) else None) or (group.run.paths or {}).get(_MODEL)
-        values = {_MODEL: name, **(complete_options(group.recipe) or {})}
+        name = (model.get("name") if isinstance(model, dict) else None) or recipe.paths.get(_MODEL)
+        values = {_MODEL: name, **(complete_options(recipe.recipe) or {})}
         return hyper_parameter_words(
             {
                 option.name: values[option.name]
@@ -114,3 +152,24 @@ class _Words:
             return set()
         variants = self.study_file.variants.values()
         return {_SEED, *self.study_file.recipe, *(name for each in variants for name in each.values)}
+
+
+def _recipe_of(recipes: StudyRecipes, cells: Sequence[AdapterStatus]) -> _Recipe | None:
+    """Return the recipe of most adapters of a series; without any, that of its checkpoints, then of records.
+
+    None where nothing was begun.
+    """
+    if recipes.groups:
+        return _Recipe(recipes.groups[0].recipe, recipes.groups[0].run.paths or {})
+    checkpoints = [(cell.checkpoint_recipe, cell) for cell in cells if cell.checkpoint_recipe is not None]
+    begun = checkpoints or [(cell.run.recipe, cell) for cell in cells if cell.run.recipe is not None]
+    if not begun:
+        return None
+    (most, _), *_ = Counter(canonical_json(recipe) for recipe, _ in begun).most_common(1)
+    recipe, cell = next(each for each in begun if canonical_json(each[0]) == most)
+    assert recipe is not None
+    return _Recipe(recipe, cell.run.paths or {})
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

@@ -6,7 +6,7 @@ Status, verification, upload, samples and report all begin here.
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mimicry.common.errors import UsageError, nearest
@@ -43,12 +43,16 @@ def count_states(cells: Iterable[AdapterStatus]) -> dict[State, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """The cells of a study that are meant, each with its state, and the recipes of each series."""
+    """The cells of a study that are meant, each with its state.
+
+    `recipes` has those of each series, and `specs` what the study's file asks of a series, by series.
+    """
 
     tree: StudyTree
     matrix: Matrix
     cells: tuple[AdapterStatus, ...]
     recipes: Mapping[str, StudyRecipes]
+    specs: Mapping[str, AdapterSpec] = field(default_factory=dict)
 
     def with_state(self, *states: State) -> list[AdapterStatus]:
         return [cell for cell in self.cells if cell.state in states]
@@ -181,7 +185,9 @@ def look_at(inspector: Inspector, matrix: Matrix) -> StudyStatus:
         for adapter, reason in _of_another_recipe(recipes[series], spec):
             if adapter in cells:
                 cells[adapter] = _stale(cells[adapter], reason)
-    return StudyStatus(tree=tree, matrix=matrix, cells=tuple(cells.values()), recipes=recipes)
+    return StudyStatus(
+        tree=tree, matrix=matrix, cells=tuple(cells.values()), recipes=recipes, specs=inspector.specs
+    )
 
 
 def _queue(tree: StudyTree) -> Mapping[str, QueuedJob]:
