@@ -324,11 +324,17 @@ def a_stopped_run_of_rank_8(study: Study) -> None:
 
 @bare_situation
 def a_killed_run_of_rank_8(study: Study) -> None:
-    config = replace(study.config, rank=8, max_train_steps=200)
-    study.put_checkpoint(14, ORIGINAL, ANNA, config)
-    study.typed, study.asked[None] = typed_words(config), config
+    a_stopped_run_of_rank_8(study)
+    study.put_record(ORIGINAL, ANNA, study.asked[None], status="running")
+    study.expect("interrupted", step_count=200, checkpoint=14)
+
+
+@bare_situation
+def a_lone_checkpoint_of_rank_8(study: Study) -> None:
+    a_stopped_run_of_rank_8(study)
+    study.output().record.unlink()
+    study.answer = 0  # which base model it was is not known, so that a dry run is all that is safe
     study.expect("interrupted", checkpoint=14)
-    study.others = "waiting"
 
 
 @situation

@@ -146,7 +146,11 @@ class Study:
         """Write a complete adapter as a training of our own would; `fields` go into its record."""
         config = config or self.config
         folder = self.output(condition, artist, variant)
-        run = self.record(condition, artist, config) | {"status": "complete", "steps": config.max_train_steps}
+        run = self.record(condition, artist, config) | {
+            "status": "complete",
+            "steps": config.max_train_steps,
+            "finished_at": "2026-01-02T03:04:05+00:00",
+        }
         run["paths"] |= {"output_dir": str(folder.path)}
         saved = folder.path / "saved.safetensors"
         saved.write_bytes(weights(config.rank, zlib.crc32(str(folder.path).encode()) % 1000))

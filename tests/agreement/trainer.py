@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mimicry.common.files import set_aside
+from mimicry.common.files import set_aside, utc_now
 from mimicry.common.programs import run_command
 from mimicry.study.captions import image_records, record_differences
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, choose_checkpoint
@@ -57,6 +57,7 @@ def train(**parameters: Any) -> int:
         },
         "images": images,
         "status": "complete",
+        "finished_at": utc_now(),
         "steps": config.step_count(len(images)),
         "resumed_from": None if found is None else found.step,
     }
