@@ -12,8 +12,7 @@ from PIL import Image
 
 from mimicry.common.files import read_json, sha256_file
 from mimicry.study.sample_files import save_sample
-from mimicry.study.states import State
-from mimicry.study.tree import AdapterId, StudyTree
+from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.folder import WEIGHTS
 from tests.agreement.programs import Cells, Ended, cells, run, status_words

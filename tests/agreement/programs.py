@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimicry.cli import program as mimicry
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.tuning.apply_tuning import apply_tuning
 from tests.agreement.study import Study
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mimicry.study.class_images import ClassImages
-from mimicry.study.hold_out import held_out
+from mimicry.study.pairing import held_out
 from mimicry.study.tree import AdapterId, Condition
 from mimicry.tuning.options.config import TuningConfig
 from tests.agreement.study import CELLS, STACK, Study, typed_words

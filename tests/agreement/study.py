@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mimicry.common.children import process_start
 from mimicry.common.claims import CLAIM, this_host
 from mimicry.common.files import sha256_file
+from mimicry.common.processes import process_start
 from mimicry.study.captions import Captions, image_records
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
+from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.checkpoint_facts import PARTS, SCHEMA
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash
-from mimicry.tuning.execution.bookmarks import open_tracker
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig
 from tests.agreement.trainer import weights
 from tests.small_study import ANNA, BORIS, MIST, ORIGINAL, write_study

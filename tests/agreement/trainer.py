@@ -14,15 +14,15 @@ from typing import Any
 import click
 
 from mimicry.common.files import set_aside, utc_now
-from mimicry.common.programs import run_command
+from mimicry.common.processes import run_command
 from mimicry.study.captions import image_records, record_differences
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, choose_checkpoint
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash
-from mimicry.tuning.hf_diffusers.adapter_format import ADAPTER_FORMAT, TARGET_MODULES
-from mimicry.tuning.hf_diffusers.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT, TARGET_MODULES
 from mimicry.tuning.options.click_options import handed_on_options, hyper_parameter_options, take_config
-from mimicry.tuning.options.inputs import TrainingInputs, input_options
+from mimicry.tuning.options.flags import TrainingInputs, input_options
 
 
 @click.command()

@@ -112,7 +112,7 @@ class Training:
     started_at: str = field(default_factory=utc_now)
     _began: float = field(default_factory=time.monotonic)
     _steps: StepDisplay | None = None
-    _line: int = 0
+    line: int = 0
 
     @property
     def key(self) -> str:
