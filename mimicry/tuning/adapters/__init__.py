@@ -10,15 +10,12 @@ from mimicry.tuning.adapters.folder import (
     TRAIN_LOG,
     WEIGHTS,
     AdapterFolder,
-)
-from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
-from mimicry.tuning.adapters.recipe import (
-    complete_options,
     describe_differences,
     numerics_differences,
-    recipe_differences,
     sister_differences,
 )
+from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
+from mimicry.tuning.adapters.recipe import complete_options, recipe_differences
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import ANY_LORA, Adapter, AdapterFormat
 

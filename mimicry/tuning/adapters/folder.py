@@ -16,6 +16,8 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import FileIdentity, file_identity, read_json, set_aside, write_json
+from mimicry.study.tree import sister_folders
+from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.adapters.safetensors_file import write_canonically
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
 from mimicry.tuning.adapters.weights import (
@@ -258,3 +260,42 @@ class AdapterFolder:
 def _in_order(value: Any) -> Any:
     # Other tools write sets in any order.
     return sorted(map(str, value)) if isinstance(value, list) else value
+
+
+def numerics_differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Say in words how two `numerics` blocks differ; what only one of them has is not a difference."""
+    return [
+        f"{name} {former[name]!r} -> {value!r}"
+        for name, value in present.items()
+        if name in former and former[name] != value
+    ]
+
+
+def sister_differences(
+    output_dir: Path, recipe: Mapping[str, Any], numerics: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Return how the numerics of the sister adapters differ from `numerics`, by condition.
+
+    Sisters lie beside `output_dir` in the study's tree, are complete, and have the same `recipe`. Conditions
+    without a difference are left out.
+    """
+    found = {}
+    for condition, path in sister_folders(output_dir).items():
+        former = _numerics_of(AdapterFolder(path), recipe)
+        differences = numerics_differences(former, numerics)
+        if differences:
+            found[condition] = differences
+    return found
+
+
+def describe_differences(differences: Mapping[str, list[str]]) -> str:
+    """Return what `sister_differences` has found as one phrase; empty when it has found nothing."""
+    words = [f"{name} ({', '.join(changed)})" for name, changed in differences.items()]
+    return f"other numerics than {'; '.join(words)}" if words else ""
+
+
+def _numerics_of(folder: AdapterFolder, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the numerics of a complete adapter of this recipe; empty for any other."""
+    run = folder.readable_run
+    alike = run.recipe is not None and not recipe_differences(run.recipe, recipe)
+    return run.numerics or {} if folder.has_weights and alike else {}

@@ -12,16 +12,18 @@ import pytest
 
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
 from mimicry.study.tree import Condition, StudyTree
-from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.adapters.recipe import (
-    OWN_TRAINER,
+from mimicry.tuning.adapters.folder import (
+    WEIGHTS,
     describe_differences,
     numerics_differences,
+    sister_differences,
+)
+from mimicry.tuning.adapters.recipe import (
+    OWN_TRAINER,
     recipe,
     recipe_differences,
     recipe_hash,
     recorded_step_count,
-    sister_differences,
     trainer_identity,
 )
 from mimicry.tuning.adapters.training_run import TRAINING_RUN, Trained
