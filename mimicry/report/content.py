@@ -44,7 +44,7 @@ def read_content(parameters: Mapping[str, Any], study_file: StudyFile) -> Conten
         UsageError: a filter matches nothing, or there is no adapter.
     """
     status = read_status(parameters, study_file, always=[BASELINE])
-    if not any(cell.weights is not None for cell in status.cells):
+    if not any(status.tree.adapter_dir(cell.adapter).is_dir() for cell in status.cells):
         raise UsageError(
             f"there is no adapter of these artists and conditions in "
             f"{status.tree.lora / status.matrix.series[0]}; train one with apply_tuning"

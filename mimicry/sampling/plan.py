@@ -14,9 +14,10 @@ from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_file, sha256_text
 from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
 from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, default_prompts, read_settings
-from mimicry.tuning.adapters import WEIGHTS, TrainingRun
+from mimicry.tuning.adapters import WEIGHTS, AdapterFolder, AdapterSpec, TrainingRun, judge_adapter
 from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.recipes import StudyRecipes
 from mimicry.tuning.reports.status import StudyStatus
@@ -186,8 +187,10 @@ class _Planner:
             config=config,
             unpaired="; ".join(run.unpaired),
         )
-        if cell.weights is State.BROKEN:
-            return replace(empty, problem=cell.reason)
+        # Every value is read, unless it is remembered that they are good: readers look at these pictures.
+        weights = judge_adapter(AdapterFolder(folder, ADAPTER_FORMAT), AdapterSpec(), None, full=True)
+        if weights.state is State.BROKEN:
+            return replace(empty, problem=weights.reason)
         if cell.other_images:
             return replace(
                 empty,

@@ -22,7 +22,7 @@ from mimicry.tuning.reports.status import StudyStatus
 # Where `mimicry report` writes to, unless --output says otherwise, and its file for programs.
 DEFAULT_REPORT, REPORT_JSON = Path("report"), "report.json"
 _SEED = "seed"
-_MODEL = "pretrained_model_name_or_path"
+_MODEL, _CLASS_IMAGES = "pretrained_model_name_or_path", "class_data_dir"
 # Options that say which study and artists are meant, which all programs take.
 _SHARED = ("data_root", "study", "stack", "splits", "styles", "artists", "pilot")
 
@@ -43,6 +43,16 @@ class _Recipe:
 
     recipe: Mapping[str, Any]
     paths: Mapping[str, Any]
+
+    @property
+    def model(self) -> str | None:
+        """The base model's name, or its folder, which has no name; None where neither is known."""
+        model = self.recipe.get("base_model")
+        return (model.get("name") if isinstance(model, dict) else None) or self.paths.get(_MODEL)
+
+    @property
+    def folders(self) -> dict[str, Any]:
+        return {name: self.paths[name] for name in (_CLASS_IMAGES,) if self.paths.get(name)}
 
 
 @dataclass(frozen=True)
@@ -75,12 +85,13 @@ class _NextCommand:
         series = cells[0].adapter.series
         own = [cell for cell in cells if cell.adapter.series == series]
         recipe = _recipe_of(self.status.recipes.get(series, StudyRecipes()), own)
-        if self._drops_checkpoint(own, recipe):
+        model_is_known = recipe is None or recipe.model or _MODEL in self.study_file.recipe
+        if not model_is_known or self._drops_checkpoint(own, recipe):
             more = ("--dry-run",)
         words = [
             *self._conditions({cell.adapter.condition for cell in own}),
             *self._variant(own[0].adapter.variant),
-            *([] if recipe is None else self._recipe_words(recipe)),
+            *([] if recipe is None else self._recipe_words(recipe, own[0].adapter.variant)),
             *more,
         ]
         return self._command("apply_tuning", words=words)
@@ -127,31 +138,35 @@ class _NextCommand:
                 words += self.typed.options[name]
             elif name not in self.study_file.study:
                 value = next(iter(values)) if len(conditions) == 1 else ALL
+                if name == "countermeasures" and self._lacks_images(conditions):
+                    value = ALL  # a pair of two names would need images of every artist
                 words += [] if value == NONE else [flag, value]
         return words
 
-    def _recipe_words(self, recipe: _Recipe) -> list[str]:
-        """Return the options of a recipe that neither the file nor the defaults say."""
-        model = recipe.recipe.get("base_model")
-        # A base model in a folder has no name.
-        name = (model.get("name") if isinstance(model, dict) else None) or recipe.paths.get(_MODEL)
-        values = {_MODEL: name, **(complete_options(recipe.recipe) or {})}
+    def _lacks_images(self, conditions: Collection[Condition]) -> bool:
+        """Return whether some artists have no images in one of the conditions."""
+        return any(cell.adapter.condition in conditions for cell in self.status.with_state(State.NO_DATA))
+
+    def _recipe_words(self, recipe: _Recipe, variant: str | None) -> list[str]:
+        """Return the options of a recipe that neither the file nor the defaults say for a series."""
+        values = {**(complete_options(recipe.recipe) or {}), **recipe.folders, _MODEL: recipe.model}
+        said = {option.name: option.default for option in OPTIONS}
+        file, written = self.study_file, set[str]()
+        if file.path is not None and variant in planned_variants(file):
+            others = (name for each in file.variants.values() for name in each.values)
+            written = {_SEED, *file.recipe, *others}
+        else:
+            # A series that the file does not name takes its values as defaults.
+            said |= file.recipe
         return hyper_parameter_words(
             {
                 option.name: values[option.name]
                 for option in OPTIONS
                 if option.name in values
-                and values[option.name] != option.default
-                and option.name not in self._written()
+                and values[option.name] != said[option.name]
+                and option.name not in written
             }
         )
-
-    def _written(self) -> set[str]:
-        """Return the hyper-parameters that the study's file says, for all series or for some."""
-        if self.study_file.path is None:
-            return set()
-        variants = self.study_file.variants.values()
-        return {_SEED, *self.study_file.recipe, *(name for each in variants for name in each.values)}
 
 
 def _recipe_of(recipes: StudyRecipes, cells: Sequence[AdapterStatus]) -> _Recipe | None:
