@@ -16,7 +16,6 @@ from typing import Any
 from mimicry.common.environment import cache_folder
 from mimicry.common.tokens import without_token
 
-_HASH_CHUNK_BYTES = 1 << 20
 # No writer takes so long, whatever the clocks of machines that share a file system say.
 _LEFT_SECONDS = 3600.0
 
@@ -50,11 +49,8 @@ def sha256_text(text: str) -> str:
 
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal sha256 of the bytes of the file at `path`."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_identity(path: Path) -> FileIdentity:

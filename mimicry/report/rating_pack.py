@@ -12,7 +12,7 @@ What raters are given holds no name of an artist, of a condition or of a file. T
 import csv
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -261,6 +261,8 @@ def write_rating_pack(folder: Path, pairs: Sequence[SamplePair], seed: int) -> N
     generator = np.random.Generator(np.random.Philox(seed + 1))
     flips = generator.permutation(len(pairs)) % 2
     sides = [(LEFT, RIGHT) if flip else (RIGHT, LEFT) for flip in flips]
+    paths = dict.fromkeys(path for pair in pairs for path in pair.references)
+    paintings = {path: f"pictures/painting-{number}.png" for number, path in enumerate(paths, start=1)}
     # It tells the answers to this pack from those to others.
     pack = sha256_text(repr((seed, sides, pairs)))[:12]
     key = [
@@ -280,7 +282,12 @@ def write_rating_pack(folder: Path, pairs: Sequence[SamplePair], seed: int) -> N
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             made = Path(temporary) / "made"
             (made / PACK / "pictures").mkdir(parents=True)
-            shown = [_write_pair(made / PACK, *numbered) for numbered in _numbered(pairs, sides)]
+            for path, name in paintings.items():
+                _save(path, made / PACK / name)
+            shown = [
+                _write_pair(made / PACK, number, pair, own, paintings)
+                for number, (pair, (own, _)) in enumerate(zip(pairs, sides, strict=True), start=1)
+            ]
             write_bytes(made / KEY, key_text(key).encode("utf-8", "backslashreplace"))
             page = environment().get_template("rating.html").render(pack=pack, pairs=shown)
             write_bytes(made / PACK / "index.html", page.encode())
@@ -289,28 +296,14 @@ def write_rating_pack(folder: Path, pairs: Sequence[SamplePair], seed: int) -> N
         raise BatchFault(f"--rating-pack {folder}: {error}") from error
 
 
-def _numbered(
-    pairs: Sequence[SamplePair], sides: Sequence[tuple[str, str]]
-) -> Iterator[tuple[int, SamplePair, str, dict[Path, str]]]:
-    """Yield each pair with its number, the side of the original art, and the names of paintings so far."""
-    paintings: dict[Path, str] = {}
-    for number, (pair, (own, _)) in enumerate(zip(pairs, sides, strict=True), start=1):
-        for path in pair.references:
-            paintings.setdefault(path, f"pictures/painting-{len(paintings) + 1}.png")
-        yield number, pair, own, paintings
-
-
 def _write_pair(
-    pack: Path, number: int, pair: SamplePair, own: str, paintings: dict[Path, str]
+    pack: Path, number: int, pair: SamplePair, own: str, paintings: Mapping[Path, str]
 ) -> dict[str, object]:
-    """Write the pictures of a pair, and return what the page is told of it."""
+    """Write the samples of a pair, and return what the page is told of them."""
     files = {own: pair.original, LEFT if own == RIGHT else RIGHT: pair.other}
     names = {side: f"pictures/pair-{number}-{side}.png" for side in (LEFT, RIGHT)}
     for side, name in names.items():
         _save(files[side], pack / name)
-    for path in pair.references:
-        if not (pack / paintings[path]).exists():
-            _save(path, pack / paintings[path])
     return {"pair": str(number), "paintings": [paintings[path] for path in pair.references], **names}
 
 

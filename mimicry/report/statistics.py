@@ -1,7 +1,7 @@
 """The statistics of the report: few, paired by artist, and seeded where chance has a part."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,12 +34,17 @@ def t_probability(t: float, freedom: int) -> float:
 @cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Return t with P(T <= t) = `probability`, which is above 0.5 and below 1."""
+    return _where(lambda t: t_probability(t, freedom), probability, halvings=200)
+
+
+def _where(function: Callable[[float], float], value: float, *, halvings: int) -> float:
+    """Return the argument above zero at which a growing function has a value, by halving an interval."""
     low, high = 0.0, 1.0
-    while t_probability(high, freedom) < probability:
+    while function(high) < value:
         high *= 2
-    for _ in range(200):
+    for _ in range(halvings):
         middle = (low + high) / 2
-        if t_probability(middle, freedom) < probability:
+        if function(middle) < value:
             low = middle
         else:
             high = middle
@@ -52,8 +57,8 @@ def paired_t_power(effect_size: float, pairs: int, level: float = 0.05) -> float
     Under the alternative the statistic has a noncentral t distribution with `pairs` - 1 degrees of freedom
     and noncentrality effect_size * sqrt(pairs). Source: Cohen, Statistical Power Analysis for the Behavioral
     Sciences (1988), chapter 2. The distribution is computed from its definition, (Z + noncentrality) divided
-    by the root of a chi-square over its degrees of freedom, by
-    integrating over the latter with Simpson's rule.
+    by the root of a chi-square over its degrees of freedom, by integrating over the latter with Simpson's
+    rule.
 
     Args:
         effect_size: mean of the differences over their standard deviation, Cohen's d_z.
@@ -80,16 +85,7 @@ def paired_t_power(effect_size: float, pairs: int, level: float = 0.05) -> float
 @cache
 def detectable_effect_size(pairs: int, power: float = 0.8, level: float = 0.05) -> float:
     """Return the effect size that a paired t test on so many pairs finds with probability `power`."""
-    low, high = 0.0, 1.0
-    while paired_t_power(high, pairs, level) < power:
-        high *= 2
-    for _ in range(40):
-        middle = (low + high) / 2
-        if paired_t_power(middle, pairs, level) < power:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return _where(lambda size: paired_t_power(size, pairs, level), power, halvings=40)
 
 
 def _normal_probability(z: float) -> float:

@@ -15,9 +15,10 @@ from mimicry.study import EvaluatedOn, State
 # What a sentence says: shown, shown to be the other way, not shown, or that nothing can be said.
 SHOWN, REVERSED, UNCLEAR, UNKNOWN = "shown", "reversed", "unclear", "unknown"
 GOOD, WARNING = "good", "warning"
+_ONE_ARTIST = "One artist says nothing about others."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Answer:
     """What the study says of a condition, in a word and in a sentence."""
 
@@ -27,7 +28,7 @@ class Answer:
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Fact:
     """Something to know before one believes a figure."""
 
@@ -50,25 +51,20 @@ def _alone(one: ConditionEffect) -> Answer:
     """Say what a condition does beside the original art without protection."""
     title, summary = condition_title(one.condition), one.summary
     if summary is None:
-        return Answer(title=title, kind=UNKNOWN, short="nothing to compare", text=_why_not(one))
+        return Answer(title, UNKNOWN, "nothing to compare", _why_not(one))
     figure = f"{thousandths(summary.mean)} thousandths"
     interval = summary.interval
     if interval is None:
-        return Answer(
-            title=title,
-            kind=UNKNOWN,
-            short="one artist",
-            text=f"The loss of the one artist that can be compared changes by {figure}. One artist says "
-            f"nothing about others.",
-        )
-    span = f"{figure} ({_span(interval)}, {_artists(summary)})"
+        text = f"The loss of the one artist that can be compared changes by {figure}. {_ONE_ARTIST}"
+        return Answer(title, UNKNOWN, "one artist", text)
+    span = f"{figure} ({_span(interval)}, {summary.count} artists)"
     if interval.low > 0:
         text = f"The originals are predicted worse than without it: {span}."
-        return Answer(title=title, kind=SHOWN, short="makes learning harder", text=text)
+        return Answer(title, SHOWN, "makes learning harder", text)
     if interval.high < 0:
         text = f"The originals are predicted better than without it: {span}."
-        return Answer(title=title, kind=REVERSED, short="makes learning easier", text=text)
-    return Answer(title=title, kind=UNCLEAR, short="no effect is shown", text=f"{span}.{_power(summary)}")
+        return Answer(title, REVERSED, "makes learning easier", text)
+    return Answer(title, UNCLEAR, "no effect is shown", f"{span}.{_power(summary)}")
 
 
 def _countered(one: ConditionEffect) -> Answer:
@@ -78,16 +74,16 @@ def _countered(one: ConditionEffect) -> Answer:
     title, interval = condition_title(one.condition), summary.interval
     figure = f"{thousandths(summary.mean)} thousandths against {one.condition.protection} alone"
     if interval is None:
-        text = f"{figure}, of the one artist that can be compared. One artist says nothing about others."
-        return Answer(title=title, kind=UNKNOWN, short="one artist", text=text)
-    span = f"{figure} ({_span(interval)}, {_artists(summary)})"
+        text = f"{figure}, of the one artist that can be compared. {_ONE_ARTIST}"
+        return Answer(title, UNKNOWN, "one artist", text)
+    span = f"{figure} ({_span(interval)}, {summary.count} artists)"
     undone = "" if one.undone is None else f" {one.undone:.0%} of the protection's mean effect is gone."
     if interval.high < 0:
-        return Answer(title=title, kind=SHOWN, short="takes protection away", text=f"{span}.{undone}")
+        return Answer(title, SHOWN, "takes protection away", f"{span}.{undone}")
     if interval.low > 0:
-        return Answer(title=title, kind=REVERSED, short="adds to the protection", text=f"{span}.")
+        return Answer(title, REVERSED, "adds to the protection", f"{span}.")
     text = f"{span}.{undone}{_power(summary)}"
-    return Answer(title=title, kind=UNCLEAR, short="not shown to undo it", text=text)
+    return Answer(title, UNCLEAR, "not shown to undo it", text)
 
 
 def _why_not(one: ConditionEffect) -> str:
@@ -107,10 +103,6 @@ def _power(summary: Summary) -> str:
 
 def _span(interval: Interval) -> str:
     return f"95% interval {thousandths(interval.low)} to {thousandths(interval.high)}"
-
-
-def _artists(summary: Summary) -> str:
-    return f"{summary.count} artists"
 
 
 def facts(found: GroupEffects) -> list[Fact]:
@@ -143,7 +135,7 @@ def _attack(found: GroupEffects) -> list[Fact]:
     text = f"The evaluation loss goes from {start:.3f} to {end:.3f}, mean over {len(losses)} adapters."
     if end >= start:
         text += " They have not learnt from the original art, so there is nothing to protect."
-    return [Fact(title="Attack without protection", kind=GOOD if end < start else WARNING, text=text)]
+    return [Fact("Attack without protection", GOOD if end < start else WARNING, text)]
 
 
 def _coverage(found: GroupEffects) -> Fact:
@@ -154,7 +146,7 @@ def _coverage(found: GroupEffects) -> Fact:
     others = ", ".join(f"{count} {word}" for word, count in counted.most_common())
     text = f"{complete} of {len(with_data)} adapters are complete{f'; {others}' if others else ''}."
     whole = complete == len(with_data)
-    return Fact(title="Coverage", kind=GOOD if whole else WARNING, text=text)
+    return Fact("Coverage", GOOD if whole else WARNING, text)
 
 
 def _comparable(found: GroupEffects) -> Fact:
@@ -164,19 +156,13 @@ def _comparable(found: GroupEffects) -> Fact:
     if len(good) < len(there):
         text += " The others stay out of every mean; the reasons are below."
     whole = bool(good) and len(good) == len(there)
-    return Fact(title="Comparisons", kind=GOOD if whole else WARNING, text=text)
+    return Fact("Comparisons", GOOD if whole else WARNING, text)
 
 
 def _evaluation(found: GroupEffects) -> list[Fact]:
     losses = [row.eval_loss for row in found.group.rows if row.eval_loss is not None]
     if not losses:
-        return [
-            Fact(
-                title="Evaluation",
-                kind=WARNING,
-                text="No adapter has an evaluation loss, so there are no effects.",
-            )
-        ]
+        return [Fact("Evaluation", WARNING, "No adapter has an evaluation loss, so there are no effects.")]
     counted = Counter(one.on for one in losses)
     images = sorted({one.images for one in losses})
     number = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
@@ -187,9 +173,7 @@ def _evaluation(found: GroupEffects) -> list[Fact]:
             f" In-sample means that {BASELINE} was trained on these paintings, and the other conditions on "
             f"altered ones: a part of the effect may be remembered paintings, and not style."
         )
-    return [
-        Fact(title="Evaluation", kind=GOOD if set(counted) == {EvaluatedOn.HELD_OUT} else WARNING, text=text),
-    ]
+    return [Fact("Evaluation", GOOD if set(counted) == {EvaluatedOn.HELD_OUT} else WARNING, text)]
 
 
 def _noise(found: GroupEffects) -> Fact:
@@ -197,25 +181,25 @@ def _noise(found: GroupEffects) -> Fact:
         seeds = len(found.group.series)
         why = "there is one seed" if seeds == 1 else "no cell was trained with two seeds"
         text = f"Not known: {why}. Nobody can say how much of an effect is chance of the training."
-        return Fact(title="Noise floor", kind=WARNING, text=text)
+        return Fact("Noise floor", WARNING, text)
     text = (
         f"{found.noise.deviation * 1000:.2f} thousandths: the standard deviation of an effect over "
         f"{len(found.group.series)} seeds, with {found.noise.freedom} degrees of freedom."
     )
-    return Fact(title="Noise floor", kind=GOOD, text=text)
+    return Fact("Noise floor", GOOD, text)
 
 
 def _artists_enough(found: GroupEffects) -> Fact:
     most = max((one.summary.count for one in found.conditions if one.summary), default=0)
     if most < 2:
         text = f"{most} can be compared: there is no interval, no test, and nothing to say of other artists."
-        return Fact(title="Artists", kind=WARNING, text=text)
+        return Fact("Artists", WARNING, text)
     size = detectable_effect_size(most)
     text = (
         f"{most} can be compared. A paired t test finds a mean effect of {size:.2f} standard deviations "
         f"between artists in 80% of studies of so many, at 5%."
     )
-    return Fact(title="Artists", kind=GOOD if most >= 10 else WARNING, text=text)
+    return Fact("Artists", GOOD if most >= 10 else WARNING, text)
 
 
 def _recipes(found: GroupEffects) -> Fact:
@@ -223,12 +207,12 @@ def _recipes(found: GroupEffects) -> Fact:
     seeds = ", ".join(map(str, found.group.seeds)) or "not known"
     if others:
         text = f"{len(others)} adapters have another recipe than the others, and stay out. Seeds: {seeds}."
-        return Fact(title="Recipe", kind=WARNING, text=text)
-    return Fact(title="Recipe", kind=GOOD, text=f"One for all adapters. Seeds: {seeds}.")
+        return Fact("Recipe", WARNING, text)
+    return Fact("Recipe", GOOD, f"One for all adapters. Seeds: {seeds}.")
 
 
 def _numerics(found: GroupEffects) -> Fact:
-    drifted = [effect for effect in found.effects if any(_is_drift(note) for note in effect.notes)]
+    drifted = [effect for effect in found.effects if set(effect.notes) - {EvaluatedOn.IN_SAMPLE}]
     devices = Counter(row.device for row in found.group.rows if row.device)
     names = ", ".join(f"{device} ({count})" for device, count in devices.most_common()) or "not known"
     text = f"Trained on: {names}."
@@ -237,11 +221,7 @@ def _numerics(found: GroupEffects) -> Fact:
             f" {len(drifted)} adapters were trained with another device or other libraries than {BASELINE}, "
             f"such as {_of(drifted[0].row)}."
         )
-    return Fact(title="Numerics", kind=WARNING if drifted else GOOD, text=text)
-
-
-def _is_drift(note: str) -> bool:
-    return note != EvaluatedOn.IN_SAMPLE
+    return Fact("Numerics", WARNING if drifted else GOOD, text)
 
 
 def _of(row: AdapterRow) -> str:

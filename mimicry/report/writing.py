@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from mimicry.report.effects import ConditionEffect, GroupEffects
 from mimicry.report.grids import GridMaker
 from mimicry.report.page import page
 from mimicry.report.pictures import PictureFolder
-from mimicry.report.statistics import Spread
 from mimicry.study import EvaluatedOn
 from mimicry.tuning.reports.next_command import REPORT_JSON
 
@@ -199,10 +199,6 @@ def _group_json(found: GroupEffects) -> dict[str, Any]:
     return {
         "series": [{"name": one.name, "seed": one.seed} for one in group.series],
         "recipe": None if group.usual is None else group.usual.recipe,
-        "noise_floor": _spread_json(found.noise),
-        "loss_noise": _spread_json(found.loss_noise),
+        "noise_floor": found.noise and asdict(found.noise),
+        "loss_noise": found.loss_noise and asdict(found.loss_noise),
     }
-
-
-def _spread_json(spread: Spread | None) -> dict[str, Any] | None:
-    return None if spread is None else {"deviation": spread.deviation, "freedom": spread.freedom}

@@ -42,6 +42,11 @@ def declare(default: Any, help: str, **facts: Any) -> Any:
     return field(default=default, metadata={"facts": Facts(help=help, **facts)})
 
 
+def declare_input(option: str, flag: str, help: str, **default: Any) -> Any:
+    """Declare a field that is an input: the wrapper's option, the trainer's flag, and help."""
+    return field(**default, metadata={"option": option, "flag": flag, "help": help})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One option: its name with underscores, the type of a value, its default, its facts and its topic."""

@@ -9,7 +9,7 @@ the diffusers example.
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from mimicry.study.captions import Captions
 from mimicry.study.images import ImageFolder
 from mimicry.study.pairing import Pairing, held_out, hold_out_problem, training_set
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
+from mimicry.tuning.options.declarations import declare_input
 
 # The other options go to the launcher; the trainer finds them in its environment.
 TRAINER_OPTIONS = tuple(option for option in OPTIONS if not option.facts.for_launcher)
@@ -116,60 +117,44 @@ class Input:
         return [] if value is None else [value]
 
 
-def _facts(option: str, flag: str, help: str) -> dict[str, str]:
-    return {"option": option, "flag": flag, "help": help}
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingInputs:
     """What one training works on, beside its hyper-parameters."""
 
-    input_dir: Path = field(
-        metadata=_facts("--input-dir", "instance_data_dir", "Folder of the images to train on.")
-    )
-    output_dir: Path = field(metadata=_facts("--output-dir", "output_dir", "Folder of the adapter."))
-    eval_data_dir: Path | None = field(
+    input_dir: Path = declare_input("--input-dir", "instance_data_dir", "Folder of the images to train on.")
+    output_dir: Path = declare_input("--output-dir", "output_dir", "Folder of the adapter.")
+    eval_data_dir: Path | None = declare_input(
+        "--eval-data-dir",
+        "eval_data_dir",
+        "Folder of the images to measure the loss on, before and after: the original art.",
         default=None,
-        metadata=_facts(
-            "--eval-data-dir",
-            "eval_data_dir",
-            "Folder of the images to measure the loss on, before and after: the original art.",
-        ),
     )
-    base_samples_dir: Path | None = field(
+    base_samples_dir: Path | None = declare_input(
+        "--base-samples-dir",
+        "base_samples_dir",
+        "Folder of what the base model draws of validation prompts, for many artists; by default the "
+        "adapter's own samples/.",
         default=None,
-        metadata=_facts(
-            "--base-samples-dir",
-            "base_samples_dir",
-            "Folder of what the base model draws of validation prompts, for many artists; by default the "
-            "adapter's own samples/.",
-        ),
     )
-    caption_data_dir: Path | None = field(
+    caption_data_dir: Path | None = declare_input(
+        "--caption-data-dir",
+        "caption_data_dir",
+        "With --captions: folder of the original art, whose captions are used where the images' own "
+        "folder has none.",
         default=None,
-        metadata=_facts(
-            "--caption-data-dir",
-            "caption_data_dir",
-            "With --captions: folder of the original art, whose captions are used where the images' own "
-            "folder has none.",
-        ),
     )
-    pair_with_dir: Path | None = field(
+    pair_with_dir: Path | None = declare_input(
+        "--pair-with-dir",
+        "pair_with_dir",
+        "Folder of the original art that the images were made from: each is paired with its original by "
+        "name, compared with it, and draws what it draws.",
         default=None,
-        metadata=_facts(
-            "--pair-with-dir",
-            "pair_with_dir",
-            "Folder of the original art that the images were made from: each is paired with its original by "
-            "name, compared with it, and draws what it draws.",
-        ),
     )
-    leave_out: tuple[str, ...] = field(
-        default=(),
-        metadata=_facts("--leave-out", "leave_out", "Leave out the images with this stem; may be repeated."),
+    leave_out: tuple[str, ...] = declare_input(
+        "--leave-out", "leave_out", "Leave out the images with this stem; may be repeated.", default=()
     )
-    notes: tuple[str, ...] = field(
-        default=(),
-        metadata=_facts("--note", "note", "A warning to keep in training_run.json; may be repeated."),
+    notes: tuple[str, ...] = declare_input(
+        "--note", "note", "A warning to keep in training_run.json; may be repeated.", default=()
     )
 
     @classmethod
@@ -199,11 +184,9 @@ class TrainingInputs:
     def recorded_paths(self) -> Mapping[str, str | None]:
         """Return the folders as training_run.json has them."""
         paths = {
-            "instance_data_dir": self.input_dir,
-            "output_dir": self.output_dir,
-            "eval_data_dir": self.eval_data_dir,
-            "caption_data_dir": self.caption_data_dir,
-            "pair_with_dir": self.pair_with_dir,
+            item.flag: getattr(self, item.field)
+            for item in INPUTS
+            if not item.repeats and item.field != "base_samples_dir"
         }
         return {name: None if path is None else str(path.absolute()) for name, path in paths.items()}
 
