@@ -265,9 +265,9 @@ class RunRecord:
         """
         if self.adapter is None:
             return
-        sections = [*_sections(self, State.COMPLETE), _result(self), Published(weights=self.adapter.record())]
+        content = self.finished() | Published(weights=self.adapter.record()).content()
         with suppress(ClaimLost, OSError), nullcontext() if self.claim is None else self.claim.fenced():
-            write_json(self.folder.record, joined(*sections))
+            write_json(self.folder.record, content)
 
 
 def _sections(record: RunRecord, status: State) -> list[Section]:
