@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mimicry.common.claims import CLAIM, Lease, read_lease
 from mimicry.study import AdapterId, Captions, Condition, Pairing, State, StudyTree, hold_out_problem
@@ -39,29 +39,44 @@ _GOES_ON = "the next call of apply_tuning takes it up"
 _THREADS = 8
 
 
-class QueuedJob(Protocol):
-    """What an executor's queue holds for an adapter. `str()` says how it is."""
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """What the queue of an engine holds for an adapter; `state` and `reason` are the queue's own words.
 
-    @property
-    def id(self) -> str: ...
+    Attributes:
+        name: what it has in common with the jobs that were submitted with it.
+        is_live: it may still train.
+        is_stuck: it will not begin by itself.
+        recipe: the hash of the recipe that it was submitted with; None for a stack without options.
+        how_to_cancel: the command that ends it.
+        remedy: the commands that get it going when it is stuck.
+        output: the file that it prints into, in the folder of the queue.
+    """
 
-    @property
-    def recipe(self) -> str | None:
-        """The hash of the recipe that it was submitted with; None for a stack without options."""
-
-    @property
-    def is_live(self) -> bool:
-        """Whether it may still train."""
-
-    @property
-    def runs(self) -> bool: ...
-
-    @property
-    def how_to_cancel(self) -> str:
-        """The command that ends it."""
+    engine: str
+    name: str
+    id: str
+    state: str
+    reason: str = ""
+    node: str = ""
+    is_live: bool
+    runs: bool
+    is_stuck: bool
+    was_cancelled: bool
+    recipe: str | None = None
+    how_to_cancel: str
+    remedy: str
+    output: str
 
     def log(self, tree: StudyTree) -> Path:
         """Return the file that it prints into."""
+        return tree.queue(self.engine) / self.output
+
+    def __str__(self) -> str:
+        words = f"job {self.id} is {self.state}"
+        if self.runs and self.node:
+            return f"{words} on {self.node}"
+        return f"{words} ({self.reason})" if self.reason else words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ adapter holds the claim to its folder, and looks again at what lies there once i
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,13 +37,10 @@ class JobEnd:
         state: how the adapter is; CLAIMED when another call works on it, and it is to be looked at again.
         error: why it is not complete.
         elsewhere: there was nothing to do, since another call has done it.
-        recorded: a worker that is a call of apply_tuning itself has trained it and keeps the tracker.
+        recorded: a call of apply_tuning on a worker has trained it, and has recorded that in the tracker.
         where: the place that it was trained in, where there are several.
-        steps: those that the training took.
         code: the exit code of the training.
-        log_lines: the last lines that it printed.
-        log: a file that says more about a failure, beside the adapter's own log.
-        warnings: those in the adapter's record.
+        log: a file that says more about a failure than the adapter's own log.
     """
 
     state: State
@@ -61,16 +57,15 @@ class JobEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one target.
+    """What became of one target; texts are for people.
 
     Attributes:
         state: how its adapter is now.
         trained: by this call, or by a job of it.
         seconds: of this call, without the `earlier_seconds` before it went on from a checkpoint.
-        error: empty for a good end.
         owed: why an upload is still pending.
-        evaluation: the loss on the original art before and after, for people; empty when there was none.
-        numerics: how the adapter's numerics differ from those of its sisters, for people.
+        evaluation: the loss on the original art before and after.
+        numerics: how the adapter's numerics differ from those of its sisters.
         warnings: what the training itself has found odd.
     """
 
@@ -120,7 +115,6 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken since it began."""
         return time.monotonic() - self._began
 
     def recheck(self) -> AdapterState | None:
@@ -133,10 +127,6 @@ class Training:
             BatchFault: another call has brought another recipe into the study.
         """
         return self.books.recheck(self.target)
-
-    def news(self) -> Bookmark:
-        """Return its bookmark, if another call has changed it since this one began; else an empty one."""
-        return self.books.news(self.key, read_bookmarks(self.books.tracker))
 
     def say(self, text: str) -> None:
         """Print a line about it."""
@@ -207,9 +197,8 @@ class Bookkeeper:
     display: BatchDisplay
     results: list[Result] = field(default_factory=list)
     shown: list[Training] = field(default_factory=list)
-    # Of the trainings that ended last: the place and why, up to the last one that ended otherwise.
-    _failures: list[tuple[str, str]] = field(default_factory=list)
-    _failures_by_place: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    # The place of each training that has ended, and why it failed; empty where it did not.
+    _ends: list[tuple[str, str]] = field(default_factory=list)
     # The bookmarks as this call left them before its first training.
     _marked: dict[str, Bookmark] = field(default_factory=dict)
 
@@ -219,16 +208,15 @@ class Bookkeeper:
 
         One that still runs may end well, which shows that they would not.
         """
-        return same_failure([words for _, words in self._failures])
+        return same_failure([failure for _, failure in self._ends])
 
     def fails_always(self, where: str) -> bool:
         """Return whether the last trainings in this place failed alike, whatever others did."""
-        return same_failure(self._failures_by_place[where])
+        return same_failure([failure for place, failure in self._ends if place == where])
 
     def forget_failures(self, where: str) -> None:
         """Count the failures of a place no longer: it is not used any more."""
-        self._failures = [failure for failure in self._failures if failure[0] != where]
-        self._failures_by_place.pop(where, None)
+        self._ends = [end for end in self._ends if end[0] != where]
 
     def prepare(self) -> None:
         """Record the plan in the tracker, and repair what is complete.
@@ -312,19 +300,22 @@ class Bookkeeper:
             return AdapterState(State.FAILED, f"{mark.error} ({ELSEWHERE})")
         return None
 
-    def news(self, key: str, marks: Mapping[str, Bookmark]) -> Bookmark:
-        """See `Training.news`; `marks` are the bookmarks as they are now."""
-        mark = marks.get(key, Bookmark())
+    def news(self, key: str, marks: Mapping[str, Bookmark] | None = None) -> Bookmark:
+        """Return a bookmark, if another call has changed it since this one began; else an empty one.
+
+        Args:
+            marks: the bookmarks as they are now; by default they are read.
+        """
+        mark = (read_bookmarks(self.tracker) if marks is None else marks).get(key, Bookmark())
         return Bookmark() if mark == self._marked.get(key, Bookmark()) else mark
 
     def ended(self, one: Training, end: JobEnd) -> None:
         """Record and say how a training ended."""
         one.over(well=end.state is State.COMPLETE and not end.elsewhere)
-        if end.state is State.FAILED:
-            self._note_failure(one, end)
-        else:
-            self._failures.clear()
-            self._failures_by_place[end.where].clear()
+        # Failures that differ in the adapter only are alike.
+        folder = one.target.folder.path
+        failure = end.error.replace(str(folder), "").replace(folder.name, "")
+        self._ends.append((end.where, (failure or "failed") if end.state is State.FAILED else ""))
         if end.elsewhere:
             self._done_elsewhere(one, end)
         elif end.state in KEPT:
@@ -341,13 +332,6 @@ class Bookkeeper:
         """Note that a training goes on without this program."""
         one.paused()
         self.results.append(Result(target=one.target, state=State.QUEUED, error=remark))
-
-    def _note_failure(self, one: Training, end: JobEnd) -> None:
-        # Failures that differ in the adapter only are alike.
-        folder = one.target.folder.path
-        alike = end.error.replace(str(folder), "").replace(folder.name, "")
-        self._failures.append((end.where, alike))
-        self._failures_by_place[end.where].append(alike)
 
     def _done_elsewhere(self, one: Training, end: JobEnd) -> None:
         result = Result(target=one.target, state=end.state, error=end.error)
@@ -473,4 +457,5 @@ def repair(folder: AdapterFolder) -> str:
 
 def same_failure(failures: list[str]) -> bool:
     """Return whether the last failures are alike, so that the others would fail as well."""
-    return len(failures) >= SAME_FAILURES and len(set(failures[-SAME_FAILURES:])) == 1
+    last = failures[-SAME_FAILURES:]
+    return len(last) == SAME_FAILURES and len(set(last)) == 1 and last[0] != ""

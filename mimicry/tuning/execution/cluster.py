@@ -3,14 +3,11 @@
 A worker is one call of apply_tuning for one adapter. It claims, looks again, trains and keeps the tracker, as
 any call does; from here, only files and the queue are watched. How a training ended is what the record and
 the verified adapter say, then the tracker; the queue is asked about one that had no time to say anything.
-
-A cluster of another kind is a class of `ClusterExecutor`: how jobs are submitted, listed and cancelled.
 """
 
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, ClaimedElsewhere, MimicryError
@@ -46,25 +43,6 @@ class QueueUnknown(MimicryError):
     """The cluster does not say what is in its queue; it may do so later."""
 
 
-class ClusterQueuedJob(QueuedJob, Protocol):
-    """A job as the queue of a cluster shows it."""
-
-    @property
-    def name(self) -> str:
-        """What it has in common with the jobs that were submitted with it."""
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether it will not begin by itself."""
-
-    @property
-    def was_cancelled(self) -> bool: ...
-
-    @property
-    def remedy(self) -> str:
-        """The commands that get a stuck job going, or end it."""
-
-
 class ClusterExecutor(Executor):
     """Submits jobs in arrays as large as the cluster takes, and follows them and what was queued before."""
 
@@ -75,7 +53,7 @@ class ClusterExecutor(Executor):
     def __init__(self, max_parallel: int | None = None) -> None:
         self.max_parallel = max_parallel
         # What the queue held at the last look, and whether it answered then.
-        self.known: Mapping[str, ClusterQueuedJob] = {}
+        self.known: Mapping[str, QueuedJob] = {}
         self.answers = True
         self._jobs: list[ClusterJob] = []
         self._waiting_count = 0
@@ -104,15 +82,15 @@ class ClusterExecutor(Executor):
         """
 
     @abstractmethod
-    def queued(self, tree: StudyTree) -> Mapping[str, ClusterQueuedJob]:
+    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
         """See `Executor.queued`."""
 
     @abstractmethod
-    def cancel_waiting(self, jobs: Sequence[ClusterQueuedJob]) -> None:
+    def cancel_waiting(self, jobs: Sequence[QueuedJob]) -> None:
         """Cancel those that have not begun."""
 
     @abstractmethod
-    def how_to_cancel(self, jobs: Sequence[ClusterQueuedJob]) -> str:
+    def how_to_cancel(self, jobs: Sequence[QueuedJob]) -> str:
         """Return the command that ends these jobs."""
 
     @property
@@ -256,7 +234,7 @@ class ClusterJob(Job):
     ) -> None:
         super().__init__(training)
         self.is_ours = is_ours
-        self.seen: ClusterQueuedJob | None = None
+        self.seen: QueuedJob | None = None
         self._executor = executor
         self._end = end
         self._gone_at: float | None = None
@@ -283,7 +261,7 @@ class ClusterJob(Job):
             self._executor.forget(self, self._end)
         return self._end
 
-    def _watch(self, seen: ClusterQueuedJob) -> None:
+    def _watch(self, seen: QueuedJob) -> None:
         """Tell how a live job is getting on."""
         if seen.is_stuck and not self._is_told_stuck:
             self._is_told_stuck = True
@@ -308,7 +286,7 @@ class ClusterJob(Job):
         if found.state in KEPT and not is_as_planned(target):
             warnings = tuple(target.folder.readable_run.warnings)
             return JobEnd(state=found.state, error=found.reason, recorded=True, warnings=warnings)
-        mark = self.training.news()
+        mark = self.training.books.news(self.training.key)
         # Once it has settled, whatever the worker has written can be seen from here.
         if now - self._gone_at >= SETTLE_SECONDS or mark.status in (State.FAILED, State.BLOCKED):
             return self._failure(mark)

@@ -24,11 +24,11 @@ class Engine:
     """A choice of --engine.
 
     Attributes:
-        parameters: the click parameters that have an effect with this engine only, or how they begin.
+        parameters: how the click parameters begin that have an effect with this engine only.
         make: makes the executor from the parameters of a call, and the number of processes that train an
-            adapter together. Raises UsageError.
+            adapter together.
         instead: what to use in the place of options of other engines.
-        queued: the jobs of a study that are in its queue. Raises QueueUnknown.
+        queued: the jobs of a study that are in its queue; see `Executor.queued`.
     """
 
     name: str
@@ -36,10 +36,6 @@ class Engine:
     make: Callable[[Mapping[str, Any], int], Executor]
     instead: str = ""
     queued: Callable[[StudyTree], Mapping[str, QueuedJob]] | None = None
-
-    def has(self, parameter: str) -> bool:
-        """Return whether a parameter has an effect with this engine only."""
-        return parameter.startswith(self.parameters)
 
 
 _LOCAL = Engine(
@@ -116,7 +112,6 @@ def _typed(context: click.Context, engine: Engine) -> Collection[str]:
     return [
         max(parameter.opts, key=len)
         for parameter in context.command.params
-        if parameter.name is not None
-        and engine.has(parameter.name)
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if (parameter.name or "").startswith(engine.parameters)
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     ]

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +23,10 @@ from typing import Any
 from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.common.files import read_json, utc_now, write_json
 from mimicry.study import State, StudyTree
+from mimicry.tuning.adapters.inspect import QueuedJob
 from mimicry.tuning.execution.bookkeeping import KEPT
 from mimicry.tuning.execution.cluster import (
     ClusterExecutor,
-    ClusterQueuedJob,
     QueueFull,
     QueueUnknown,
     SubmissionUnknown,
@@ -60,65 +60,12 @@ _ENDED = frozenset(
         *("PREEMPTED", "REVOKED", "TIMEOUT"),
     }
 )
+_RUNS = ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
 # Why a job waits that will not begin unless somebody does something about it.
 _STUCK = (
     *("JobHeld", "launch failed", "BadConstraints", "DependencyNeverSatisfied", "Invalid", "NotAllowed"),
     *("PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "AccountNot"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmJob:
-    """A job for a cell, as squeue shows it: `state` and `reason` are Slurm's words.
-
-    `recipe` is the hash of the recipe that it was submitted with.
-    """
-
-    name: str
-    id: str
-    state: str
-    node: str = ""
-    reason: str = ""
-    recipe: str | None = None
-
-    @property
-    def is_live(self) -> bool:
-        return self.state not in _ENDED
-
-    @property
-    def runs(self) -> bool:
-        return self.state in ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether it will not start by itself."""
-        return self.state == "PENDING" and any(word.lower() in self.reason.lower() for word in _STUCK)
-
-    @property
-    def was_cancelled(self) -> bool:
-        return self.state == "CANCELLED"
-
-    @property
-    def how_to_cancel(self) -> str:
-        """The command that ends it."""
-        return f"scancel {self.id}"
-
-    @property
-    def remedy(self) -> str:
-        """The commands that get a stuck job going, or end it."""
-        return (
-            f"see `scontrol show job {self.id}`, then `scontrol release {self.id}` or `{self.how_to_cancel}`"
-        )
-
-    def log(self, tree: StudyTree) -> Path:
-        """Return the file that the job prints into."""
-        return tree.queue(SLURM) / self.name / f"{self.id}_0_log.out"
-
-    def __str__(self) -> str:
-        words = f"job {self.id} is {self.state.lower().replace('_', ' ')}"
-        if self.runs and self.node:
-            return f"{words} on {self.node}"
-        return f"{words} ({self.reason})" if self.reason not in ("", "None") else words
 
 
 class SlurmExecutor(ClusterExecutor):
@@ -190,16 +137,16 @@ class SlurmExecutor(ClusterExecutor):
         text: str = executor._make_submission_file_text(executor._submitit_command_str, "uid")
         return text.rstrip("\n") + "\n"
 
-    def queued(self, tree: StudyTree) -> Mapping[str, SlurmJob]:
+    def queued(self, tree: StudyTree) -> Mapping[str, QueuedJob]:
         """See `jobs_of_study`."""
         return jobs_of_study(tree)
 
-    def cancel_waiting(self, jobs: Sequence[ClusterQueuedJob]) -> None:
+    def cancel_waiting(self, jobs: Sequence[QueuedJob]) -> None:
         """Cancel those that have not begun."""
         if jobs:
             _run(["scancel", "--state=PENDING", *(job.id for job in jobs)])
 
-    def how_to_cancel(self, jobs: Sequence[ClusterQueuedJob]) -> str:
+    def how_to_cancel(self, jobs: Sequence[QueuedJob]) -> str:
         """Return the command that ends these jobs."""
         return f"scancel --name={','.join(sorted({job.name for job in jobs}))}"
 
@@ -265,7 +212,7 @@ def forget_submission(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def jobs_of_study(tree: StudyTree) -> dict[str, SlurmJob]:
+def jobs_of_study(tree: StudyTree) -> dict[str, QueuedJob]:
     """Return the jobs for cells of the study that Slurm knows, by key.
 
     Jobs that have ended are among them for as long as Slurm shows them. Of several for a cell it is the one
@@ -277,7 +224,7 @@ def jobs_of_study(tree: StudyTree) -> dict[str, SlurmJob]:
     submissions = _submissions(tree)
     if not submissions:
         return {}
-    found: dict[str, SlurmJob] = {}
+    found: dict[str, QueuedJob] = {}
     order = {name: number for number, name in enumerate(submissions)}
     rows = sorted(_squeue(list(submissions)), key=lambda row: order.get(row[0].name, -1))
     for job, index in rows:
@@ -331,7 +278,7 @@ def _submissions(tree: StudyTree) -> dict[str, list[tuple[str, str | None]]]:
     return {name: cells for _, name, cells in found[-_MOST_SUBMISSIONS:]}
 
 
-def _squeue(names: Sequence[str]) -> list[tuple[SlurmJob, int]]:
+def _squeue(names: Sequence[str]) -> list[tuple[QueuedJob, int]]:
     """Return the jobs of these names, each with its index in its array."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--name={','.join(names)}"]
     try:
@@ -354,11 +301,26 @@ def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _row(line: str) -> tuple[SlurmJob, int] | None:
+def _row(line: str) -> tuple[QueuedJob, int] | None:
     name, number, index, state, node, reason = (line.strip().split("|", 5) + [""] * 6)[:6]
     if not name.startswith(JOB_NAME):
         return None
     is_array = index.isdigit()
     job_id = f"{number}_{index}" if is_array else number
-    job = SlurmJob(name=name, id=job_id, state=state, node=node, reason=reason)
+    cancel = f"scancel {job_id}"
+    job = QueuedJob(
+        engine=SLURM,
+        name=name,
+        id=job_id,
+        state=state.lower().replace("_", " "),
+        reason="" if reason == "None" else reason,
+        node=node,
+        is_live=state not in _ENDED,
+        runs=state in _RUNS,
+        is_stuck=state == "PENDING" and any(word.lower() in reason.lower() for word in _STUCK),
+        was_cancelled=state == "CANCELLED",
+        how_to_cancel=cancel,
+        remedy=f"see `scontrol show job {job_id}`, then `scontrol release {job_id}` or `{cancel}`",
+        output=f"{name}/{job_id}_0_log.out",
+    )
     return job, int(index) if is_array else 0

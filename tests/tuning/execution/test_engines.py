@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mimicry.study.tree import StudyTree
+from mimicry.tuning.adapters.inspect import QueuedJob
 from mimicry.tuning.execution import engines
 from mimicry.tuning.execution.cluster import QueueUnknown
-from mimicry.tuning.execution.executor import QueuedJob
 from mimicry.tuning.execution.slurm import jobs_of_study
 from tests.tuning.fake_slurm import FakeSlurm, put_submission
 
