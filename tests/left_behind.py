@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 _VARIABLE = "MIMICRY_STARTED_BY_TEST"
-_GRACE_SECONDS = 10.0
+_GRACE_SECONDS = 30.0
 _KILL_SECONDS = 30.0
 
 

@@ -4,7 +4,6 @@ import csv
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +220,7 @@ def test_a_rating_pack_is_answered_and_scored(
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
+    rater = 'me, "R2"'
     tree = page.parent.parent / "a study & more"
     words = [f"--data-root={tree}", f"--rating-pack={tmp_path / 'pack for me'}"]
     assert run_command(report, words) == 0
@@ -232,31 +232,48 @@ def test_a_rating_pack_is_answered_and_scored(
 
     open_page(driver, folder / "pack" / "index.html", PHONE)
     assert faults(driver) == []
-    driver.find_element(By.ID, "rater").send_keys('me, "R2"', Keys.ENTER)
 
-    def shows(number: int) -> bool:
-        shown = driver.find_element(By.ID, "number").text
-        return bool(shown == f"Pair {number + 1} of {len(key)}")
+    def come_to_pair(number: int) -> None:
+        text = f"Pair {number + 1} of {len(key)}"
+        assert comes_true(lambda: driver.find_element(By.ID, "number").text == text)
 
-    for number, row in enumerate(key):
-        assert comes_true(partial(shows, number))
-        if number == 1:
-            # What was answered is remembered, and the page may be closed.
-            driver.refresh()
-            driver.find_element(By.ID, "rater").send_keys(Keys.ENTER)
-            assert comes_true(partial(shows, 1))
-            driver.find_element(By.ID, "back").click()
-            assert comes_true(partial(shows, 0))
-            chosen = driver.find_element(By.CSS_SELECTOR, "input[name=quality]:checked")
-            assert chosen.get_attribute("value") == key[0]["other"]
-            driver.find_element(By.CSS_SELECTOR, "#questions [type=submit]").click()
-            assert comes_true(partial(shows, 1))
-        if number == 0:
-            assert faults(driver) == []
-        for question, side in (("quality", row["other"]), ("style", row["original"])):
-            driver.find_element(By.CSS_SELECTOR, f"input[name={question}][value={side}]").click()
+    def go_on() -> None:
         load_everything(driver)
         driver.find_element(By.CSS_SELECTOR, "#questions [type=submit]").click()
+
+    def answer(row: dict[str, str]) -> None:
+        for question, side in (("quality", row["other"]), ("style", row["original"])):
+            driver.find_element(By.CSS_SELECTOR, f"input[name={question}][value={side}]").click()
+        go_on()
+
+    def answer_first() -> None:
+        driver.find_element(By.ID, "rater").send_keys(rater, Keys.ENTER)
+        come_to_pair(0)
+        assert faults(driver) == []
+        answer(key[0])
+        come_to_pair(1)
+
+    def is_remembered() -> bool:
+        driver.refresh()
+        if driver.find_element(By.ID, "rater").get_property("value") == rater:
+            return True
+        answer_first()
+        return False
+
+    answer_first()
+    # What was answered is remembered, and the page may be closed. On a busy machine Chromium gives one page
+    # in a hundred a storage of its own, without what others have stored.
+    assert any(is_remembered() for _ in range(3))
+    driver.find_element(By.ID, "rater").send_keys(Keys.ENTER)
+    come_to_pair(1)
+    driver.find_element(By.ID, "back").click()
+    come_to_pair(0)
+    chosen = driver.find_element(By.CSS_SELECTOR, "input[name=quality]:checked")
+    assert chosen.get_attribute("value") == key[0]["other"]
+    go_on()
+    for number, row in enumerate(key[1:], 1):
+        come_to_pair(number)
+        answer(row)
     save = driver.find_element(By.CSS_SELECTOR, "#end .save")
     assert comes_true(save.is_displayed)
     save.click()
@@ -265,7 +282,7 @@ def test_a_rating_pack_is_answered_and_scored(
     saved = tmp_path / "answers-me_R2_.csv"
     assert comes_true(saved.exists)
     (*_, last) = csv.DictReader(saved.read_text("utf-8").splitlines())
-    assert last["rater"] == 'me, "R2"'
+    assert last["rater"] == rater
     assert run_command(report, [*words, f"--rating-answers={saved}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2:5] for line in lines if line.startswith("mist ") and "quality" in line] == [

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -62,7 +63,7 @@ MaxArraySize={max_array_size}
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2
-PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=30 State=UP
+PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=300 State=UP
 PartitionName=urgent Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF State=UP
 """
 _GRES = """\
@@ -117,6 +118,11 @@ class RealSlurm:
     def jobs(self) -> set[str]:
         """Return the ids of all jobs that have not ended."""
         return set(self.call("squeue", "-h", "-r", "-o", "%i").split())
+
+    def seconds_of(self, job: str) -> float:
+        """Return how long ago a job has begun; 0 if it does not run."""
+        begin = self.call("squeue", "-h", "-t", "RUNNING", "-j", job, "-o", "%S").strip()
+        return time.time() - datetime.fromisoformat(begin).timestamp() if begin else 0.0
 
     def running_on(self, nodes: str) -> list[str]:
         """Return the ids of the jobs that run on a node, or on one of several with commas between them."""
@@ -270,7 +276,7 @@ class RealSlurm:
             self.call("scancel", "-u", "root")
             return not self.jobs()
 
-        self.await_true(is_empty, 30)
+        self.await_true(is_empty, 120)
 
     def down(self) -> None:
         """Cancel all jobs and stop what was started, the controller last.
@@ -295,7 +301,7 @@ class RealSlurm:
                 process.wait()
         while self._ports:
             self._ports.pop().close()
-        left = self.end_everything(5 if is_clear else 0)
+        left = self.end_everything(20 if is_clear else 0)
         if self._guard is not None:
             self._guard.communicate(timeout=60)
         assert not left or not is_clear, f"Slurm has left processes behind: {left}"

@@ -1,7 +1,7 @@
 """Twelve real trainings on a real Slurm end as if nothing had ended their jobs."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,13 +83,13 @@ def pending_signals(pid: int) -> set[int]:
     return {number for number in range(1, 65) for mask in masks if mask >> (number - 1) & 1}
 
 
-def limit_time(slurm: RealSlurm, jobs: Sequence[str], minutes: int) -> None:
+def limit_time(slurm: RealSlurm, jobs: Sequence[str], minutes: Callable[[str], int]) -> None:
     """Change the time limit of those of the jobs that have not ended."""
 
     def is_changed() -> bool:
         # Slurm refuses it for a moment while a job is put back into the queue.
         for job in slurm.jobs().intersection(jobs):
-            slurm.call("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+            slurm.call("scontrol", "update", f"jobid={job}", f"timelimit={minutes(job)}")
         return True
 
     slurm.await_true(is_changed)
@@ -113,14 +113,15 @@ def test_each_cell_is_trained_once_with_the_bytes_of_an_undisturbed_study(
     held = Held(slurm, pilot, tree)
     slurm.await_true(lambda: held.hold("n2"))
     limited = slurm.running_on("n2")
-    limit_time(slurm, limited, 1)
+    # One or two minutes are left: Slurm sends its signal the next time that it looks, and kills nothing yet.
+    limit_time(slurm, limited, lambda job: int(slurm.seconds_of(job) / 60) + 2)
     slurm.await_true(lambda: held.step_on("n1"))
     slurm.kill_node("n1")
     slurm.await_true(lambda: not slurm.running_on("n1"))
     slurm.start_node("n1")
     # Slurm looks at time limits twice a minute.
     slurm.await_true(lambda: held.let_stop() and _REQUEUED in printed(tree))
-    limit_time(slurm, limited, 60)
+    limit_time(slurm, limited, lambda _: 60)
 
     slurm.await_true(lambda: held.hold("n1"))
     urgent = ("--partition=urgent", "--nodelist=n1", "--exclusive", "--mem=100", "--output=/dev/null")
