@@ -503,7 +503,7 @@ def a_complete_bookmark_of_an_adapter_that_is_gone(study: Study) -> None:
 @situation
 def set_aside_by_overwrite(study: Study) -> None:
     study.output().set_aside("complete")
-    study.put_bookmark(status="pending", note="set aside by --overwrite")
+    study.put_bookmark(status="waiting", note="set aside by --overwrite")
     study.expect("waiting", "--overwrite", action="train")
 
 

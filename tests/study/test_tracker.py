@@ -70,7 +70,7 @@ class TestRecord:
     @pytest.mark.parametrize("status", ["completed", "", None, 1])
     def test_an_unknown_status_is_refused_and_nothing_is_written(self, path: Path, status: Any) -> None:
         with pytest.raises(ValueError, match="State"):
-            tracker_at(path).record_many({"a": {"status": "pending"}, "b": {"status": status}})
+            tracker_at(path).record_many({"a": {"status": "waiting"}, "b": {"status": status}})
         assert not path.parent.exists()
 
     @pytest.mark.parametrize("other", [status for status in State if status != "complete"])
@@ -107,7 +107,7 @@ class TestRecord:
         ours = ProgressTracker(path, step=STEP, data_root=Path("data"), expected=expected)
         ours.record_many({"a": {"status": "blocked"}, "b": {"status": "blocked"}})
         assert document(path)["step_status"] == {STEP: "not_started"}
-        ours.record("a", status="pending")
+        ours.record("a", status="waiting")
         assert document(path)["step_status"] == {STEP: "in_progress"}
 
     def test_where_nothing_is_expected_all_bookmarks_count(self, path: Path) -> None:

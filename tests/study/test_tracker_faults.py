@@ -147,7 +147,7 @@ class TestRebuilding:
         write(path, broken)
         rebuilt = {KEY: {"status": "complete"}, "bad": {"status": "complete"}}
         ours = tracker_at(path, rebuilt=rebuilt)
-        ours.record("a", status="pending")
+        ours.record("a", status="waiting")
         written = document(path)
         for name in ("version", "snapshot", "extra"):
             assert written[name] == FOREIGN[name]

@@ -165,7 +165,7 @@ def test_a_stop_signal_stops_all_side_by_side_and_the_same_command_goes_on(studi
     marks = bookmarks_in(studio.tree)
     assert [marks[f"meeting/none/none/{artist}"]["status"] for artist in EVERYBODY] == [
         *["interrupted"] * 3,
-        "pending",
+        "waiting",
     ]
 
     change_behaviours(studio.stack)

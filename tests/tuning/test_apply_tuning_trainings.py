@@ -105,7 +105,7 @@ def test_a_stop_signal_ends_everything_with_its_own_exit_code(
     assert not process_runs(quick_calls(quick_studio.stack)[0]["pid"])
     marks = bookmarks_in(quick_studio.tree)
     assert marks[f"quick/none/none/{ANNA}"]["status"] == "interrupted"
-    assert marks[f"quick/none/none/{BORIS}"]["status"] == "pending"
+    assert marks[f"quick/none/none/{BORIS}"]["status"] == "waiting"
 
     change_behaviours(quick_studio.stack)
     assert quick_studio.tune("--style=baroque").code == 0

@@ -296,7 +296,7 @@ def test_a_killed_apply_tuning_takes_wrapper_launcher_and_trainer_along(chain: C
     while left := processes_naming(str(chain.tree.data_root)):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert bookmarks_in(chain.tree)[f"none/none/{OTTO}"]["status"] == "pending"
+    assert bookmarks_in(chain.tree)[f"none/none/{OTTO}"]["status"] == "waiting"
     plan: dict[str, Any] = json.loads(chain.tune([*words, "--dry-run", "--json"]).stdout)
     assert plan["counts"] == {
         "train": 1,

@@ -257,7 +257,7 @@ def test_artists_left_over_are_not_well(tmp_path: Path, config: TuningConfig) ->
     assert make_call(tree, stack, config).train(verbose=False) == 1
 
     assert len(quick_calls(stack)) == 3
-    assert bookmarks_in(tree)["stack/none/none/a/b/A4"]["status"] == "pending"
+    assert bookmarks_in(tree)["stack/none/none/a/b/A4"]["status"] == "waiting"
 
 
 def test_showing_a_plan_writes_nothing(

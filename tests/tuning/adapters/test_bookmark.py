@@ -158,7 +158,7 @@ def test_the_tracker_lies_in_the_study_and_holds_this_step(tree: StudyTree) -> N
 
     tracker.record(f"hf_diffusers/mist/none/{ANNA}", status=State.PENDING)
 
-    assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "pending"
+    assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "waiting"
     assert tree.tracker == tree.data_root / "progress" / "progress_tracker.json"
 
 

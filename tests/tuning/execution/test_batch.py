@@ -98,7 +98,7 @@ def test_what_is_to_come_is_recorded_before_the_first_training(stage: Stage, tre
     assert stage.trained == [DORA, ANNA]
     first, second = stage.bookmarks_before
     assert [first[f"none/none/{artist}"]["status"] for artist in EVERYBODY] == [
-        "pending", "pending", "complete", "blocked",
+        "waiting", "waiting", "complete", "blocked",
     ]  # fmt: skip
     assert "share the stem" in first[f"none/none/{CLARA}"]["error"]
     assert first[f"none/none/{BORIS}"]["loss"] == 0.25
@@ -133,12 +133,12 @@ def test_a_later_success_clears_the_failure(stage: Stage, tree: StudyTree) -> No
 
     assert stage.trained == [ANNA]
     before = stage.bookmarks_before[0][f"none/none/{ANNA}"]
-    assert (before["status"], before.get("error")) == ("pending", None)
+    assert (before["status"], before.get("error")) == ("waiting", None)
     assert (mark_of(tree)["status"], mark_of(tree).get("error")) == ("complete", None)
 
 
 def test_a_tracker_that_cannot_be_written_is_a_fault_of_the_batch(stage: Stage, tree: StudyTree) -> None:
-    open_tracker(tree).record("x", status="pending")
+    open_tracker(tree).record("x", status="waiting")
     tree.tracker.chmod(0o444)
 
     with pytest.raises(BatchFault, match="cannot be written"):
@@ -190,7 +190,7 @@ class TestGivingUp:
         # What waits in a queue is cancelled.
         last = {CLARA: "interrupted"} if kind == SLURM else {}
         assert words(batch) == dict.fromkeys((DORA, ANNA, BORIS), "failed") | last
-        assert statuses(tree) == ["failed"] * 3 + ["interrupted" if last else "pending"]
+        assert statuses(tree) == ["failed"] * 3 + ["interrupted" if last else "waiting"]
         said = capsys.readouterr().out
         assert "3 artists in a row failed alike; " in said
         assert ("1 jobs that had not begun are cancelled" in said) == (kind == SLURM)
@@ -381,10 +381,10 @@ def test_a_stop_signal_ends_what_ends_with_this_program_and_no_other(
     assert stopped.value.exit_code == 143
     if kind == SLURM:
         assert words(batch) == dict.fromkeys(EVERYBODY, "queued")
-        assert statuses(tree) == ["pending"] * 4
+        assert statuses(tree) == ["waiting"] * 4
     else:
         assert words(batch) == {DORA: "interrupted"}
-        assert statuses(tree) == ["interrupted", "pending", "pending", "pending"]
+        assert statuses(tree) == ["interrupted", "waiting", "waiting", "waiting"]
         assert mark_of(tree, DORA)["error"] == "stopped by SIGTERM"
     stage.endings.clear()
     run(stage)
@@ -397,4 +397,4 @@ def test_a_queued_cell_is_not_recorded_as_complete(stage: Stage, kind: str, tree
 
     batch.run()
 
-    assert statuses(tree) == ["pending" if kind == SLURM else "complete"] * 4
+    assert statuses(tree) == ["waiting" if kind == SLURM else "complete"] * 4

@@ -203,10 +203,10 @@ class TestPlan:
 
 class TestBatch:
     def test_without_waiting_nothing_is_recorded_of_it(self, tree: StudyTree) -> None:
-        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="waiting")
         with others(output(tree)):
             make_batch(plan_of(tree), wait=False)[0].run()
-        assert mark_of(tree)["status"] == "pending"
+        assert mark_of(tree)["status"] == "waiting"
 
     def test_a_lost_claim_is_no_failure_of_ours(self, tree: StudyTree) -> None:
         def lose(target: Target, on_step: OnStep) -> int:

@@ -87,7 +87,7 @@ def test_without_waiting_all_are_queued(cluster: Cluster) -> None:
     batch = cluster.batch(plan_of(cluster.tree), wait=False)
     batch.run()
     assert set(words(batch).values()) == {"queued"}
-    assert mark_of(cluster.tree)["status"] == "pending"
+    assert mark_of(cluster.tree)["status"] == "waiting"
 
 
 def test_what_is_queued_is_followed_and_not_submitted_again(cluster: Cluster) -> None:
@@ -255,7 +255,7 @@ def test_a_stop_signal_leaves_the_jobs_in_the_queue(
     assert set(words(batch).values()) == {"queued"}
     assert cluster.slurm.calls("scancel") == []
     assert "4 stay in the queue" in capsys.readouterr().out
-    assert mark_of(cluster.tree)["status"] == "pending"
+    assert mark_of(cluster.tree)["status"] == "waiting"
 
 
 def test_a_queue_that_does_not_answer_is_asked_again(

@@ -283,7 +283,7 @@ def test_bookmarks_say_pending_before_anything_is_set_aside(
     monkeypatch.setattr(AdapterFolder, "set_aside", recording)
     make_batch(plan_of(tree, overwrite=True, artists=("Anna_Berg",)))[0].run()
 
-    assert seen == [("pending", OVERWRITTEN)]
+    assert seen == [("waiting", OVERWRITTEN)]
 
 
 def test_a_broken_adapter_is_set_aside_under_that_name_and_is_no_overwrite(tree: StudyTree) -> None:
@@ -307,7 +307,7 @@ def test_a_stop_signal_marks_the_artist_with_the_step_and_leaves_the_others_pend
     assert stop.value.exit_code == 143
     assert executor.trained == [DORA, ANNA]
     assert outcomes(batch) == ["trained", "interrupted"]
-    assert statuses(tree) == ["complete", "interrupted", "pending", "pending"]
+    assert statuses(tree) == ["complete", "interrupted", "waiting", "waiting"]
     assert (mark_of(tree)["steps"], mark_of(tree)["error"]) == (7, "stopped by SIGTERM")
 
 

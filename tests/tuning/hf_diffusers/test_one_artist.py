@@ -317,7 +317,7 @@ class TestTracker:
     def test_it_hears_of_one_that_failed(
         self, studio: Studio, tree: StudyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="waiting")
         job = self.job(studio, tree, tmp_path)
 
         def fail(job: ArtistJob, called_by: Supervised, variable: Mapping[str, str]) -> int:
@@ -336,9 +336,9 @@ class TestTracker:
         assert not tree.tracker.exists()
 
     def test_apply_tuning_tells_it_itself(self, studio: Studio, tree: StudyTree, tmp_path: Path) -> None:
-        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="waiting")
         train_artist(self.job(studio, tree, tmp_path), Supervised())
-        assert bookmarks_in(tree)[f"none/none/{ANNA}"]["status"] == "pending"
+        assert bookmarks_in(tree)[f"none/none/{ANNA}"]["status"] == "waiting"
 
 
 def test_whoever_hands_its_claim_on_is_apply_tuning(tmp_path: Path) -> None:

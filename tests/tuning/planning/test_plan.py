@@ -404,7 +404,7 @@ class TestStoppedOverwrite:
         with pytest.raises(Interrupted):
             batch.run()
         # As if the call had been killed between the end of Anna's training and its record in the tracker.
-        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="pending")
+        open_tracker(tree).record(f"hf_diffusers/none/none/{ANNA}", status="waiting")
 
         plan = overwrite_plan(tree)
 

@@ -147,10 +147,10 @@ def test_a_blocked_artist_is_not_overwritten(tree: StudyTree) -> None:
 
 
 def test_an_interrupted_overwrite_is_taken_up_and_says_so(tree: StudyTree) -> None:
-    mark = {"status": "pending", "note": OVERWRITTEN}
+    mark = {"status": "waiting", "note": OVERWRITTEN}
     bookmarks: dict[str, dict[str, Any]] = {
         f"hf_diffusers/none/none/{ANNA}": mark,
-        f"hf_diffusers/none/none/{BORIS}": {"status": "pending"},
+        f"hf_diffusers/none/none/{BORIS}": {"status": "waiting"},
         f"hf_diffusers/mist/none/{CLARA}": mark,
     }
 
