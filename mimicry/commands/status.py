@@ -24,9 +24,9 @@ from mimicry.tuning.options.click_options import (
 )
 from mimicry.tuning.options.study_defaults import study_file_of
 from mimicry.tuning.options.study_file import StudyFile
-from mimicry.tuning.reports.next_command import next_command
-from mimicry.tuning.reports.status import StudyStatus, read_status
-from mimicry.tuning.reports.status_text import status_json, status_text
+from mimicry.tuning.status.next_command import next_command
+from mimicry.tuning.status.status_text import status_json, status_text
+from mimicry.tuning.status.study_status import StudyStatus, read_status
 
 _WATCH_SECONDS = 10.0
 # A line of a file, where there is no terminal.

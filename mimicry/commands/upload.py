@@ -25,9 +25,9 @@ from mimicry.tuning.options.click_options import (
     tree_options,
 )
 from mimicry.tuning.options.study_defaults import study_file_of
-from mimicry.tuning.reports.status import read_status
-from mimicry.tuning.reports.tables import upload_summary, upload_table
 from mimicry.tuning.stacks import Stack
+from mimicry.tuning.status.study_status import read_status
+from mimicry.tuning.status.tables import upload_summary, upload_table
 
 
 @program("upload")

@@ -24,9 +24,9 @@ from mimicry.tuning.options.click_options import (
 )
 from mimicry.tuning.options.study_defaults import study_file_of
 from mimicry.tuning.planning.display import checking_bar
-from mimicry.tuning.reports.status import cell_filter, read_status
-from mimicry.tuning.reports.status_text import status_json
-from mimicry.tuning.reports.tables import verdict_table
+from mimicry.tuning.status.status_text import status_json
+from mimicry.tuning.status.study_status import cell_filter, read_status
+from mimicry.tuning.status.tables import verdict_table
 
 
 @program("verify")

@@ -11,8 +11,8 @@ from mimicry.report.rows import BASELINE, AdapterRow, rows_of
 from mimicry.study import Condition, StudyTree
 from mimicry.study.tree import NONE
 from mimicry.tuning.options.study_file import StudyFile
-from mimicry.tuning.reports.status import StudyStatus, read_status
 from mimicry.tuning.stacks import Stack
+from mimicry.tuning.status.study_status import StudyStatus, read_status
 
 
 @dataclass(frozen=True, kw_only=True)

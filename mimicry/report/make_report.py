@@ -31,7 +31,7 @@ from mimicry.tuning.options.click_options import (
     tree_options,
 )
 from mimicry.tuning.options.study_defaults import study_file_of
-from mimicry.tuning.reports.next_command import DEFAULT_REPORT, REPORT_JSON
+from mimicry.tuning.status.next_command import DEFAULT_REPORT, REPORT_JSON
 
 _REPORT, _RATING = "Report", "Human ratings"
 

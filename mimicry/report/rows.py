@@ -10,7 +10,7 @@ from mimicry.study import Condition
 from mimicry.tuning.adapters import TrainingRun
 from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.adapters.recipe import complete_options
-from mimicry.tuning.reports.status import StudyStatus
+from mimicry.tuning.status.study_status import StudyStatus
 
 BASELINE = Condition()
 

@@ -27,7 +27,7 @@ from mimicry.report.grids import GridMaker
 from mimicry.report.page import page
 from mimicry.report.pictures import PictureFolder
 from mimicry.study import EvaluatedOn
-from mimicry.tuning.reports.next_command import REPORT_JSON
+from mimicry.tuning.status.next_command import REPORT_JSON
 
 
 def records(columns: Sequence[Column[Row]], rows: Iterable[Row]) -> list[dict[str, Any]]:

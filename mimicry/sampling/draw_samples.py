@@ -31,8 +31,8 @@ from mimicry.tuning.options.click_options import (
 )
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.study_defaults import study_file_of
-from mimicry.tuning.reports.status import read_status
 from mimicry.tuning.stacks import Stack
+from mimicry.tuning.status.study_status import read_status
 
 # What stands in each adapter's record, and may be typed instead.
 _CHANGEABLE = {

@@ -20,7 +20,7 @@ from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.recipes import StudyRecipes
-from mimicry.tuning.reports.status import StudyStatus
+from mimicry.tuning.status.study_status import StudyStatus
 
 _LONGEST_NAME = 120
 _FROM_RECORD = ("revision", "variant", "resolution", "mixed_precision", "max_sequence_length")

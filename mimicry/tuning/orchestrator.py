@@ -28,7 +28,7 @@ from mimicry.tuning.planning.image_check import (
     write_image_lists,
 )
 from mimicry.tuning.planning.preflight import batch_problems
-from mimicry.tuning.reports import tables
+from mimicry.tuning.status import tables
 
 # Nothing failed, and the adapter is not there as the call asks for it.
 _NOT_AS_ASKED = {State.STALE, State.CLAIMED, State.QUEUED}

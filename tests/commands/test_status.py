@@ -36,7 +36,7 @@ from tests.small_study import (
     write_study,
 )
 from tests.tuning.fake_slurm import FakeSlurm, put_submission
-from tests.tuning.reports.study_states import PLAIN, put_all, put_bookmark, put_record
+from tests.tuning.status.study_states import PLAIN, put_all, put_bookmark, put_record
 
 DEADLINE_SECONDS = 60.0
 

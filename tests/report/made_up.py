@@ -14,7 +14,7 @@ from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash
 from mimicry.tuning.options.study_file import StudyFile
 from tests.small_study import ANNA, BASE, BORIS, CLARA, CONFIG, COUNTERED, DORA, MIST, ORIGINAL, write_adapter
-from tests.tuning.reports.study_states import parameters_of
+from tests.tuning.status.study_states import parameters_of
 
 STACK = "hf_diffusers"
 START = 0.5

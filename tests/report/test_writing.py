@@ -18,7 +18,7 @@ from mimicry.report.writing import (
     write_tables,
 )
 from mimicry.study.tree import StudyTree
-from mimicry.tuning.reports.next_command import REPORT_JSON
+from mimicry.tuning.status.next_command import REPORT_JSON
 from tests.report.made_up import LOSSES, content_of, eval_loss, put, put_all
 from tests.small_study import ANNA, MIST, ORIGINAL
 

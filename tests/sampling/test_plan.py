@@ -23,7 +23,7 @@ from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.study_file import StudyFile
-from mimicry.tuning.reports.status import read_status
+from mimicry.tuning.status.study_status import read_status
 from tests.hostile_names import over_hostile_names
 from tests.small_study import (
     ANNA,
@@ -41,7 +41,7 @@ from tests.small_study import (
     write_images,
     write_study,
 )
-from tests.tuning.reports.study_states import parameters_of
+from tests.tuning.status.study_states import parameters_of
 
 
 @pytest.fixture

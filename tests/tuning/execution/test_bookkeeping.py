@@ -17,7 +17,7 @@ from mimicry.tuning.execution.batch import Batch
 from mimicry.tuning.execution.bookkeeping import repair
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.reports.tables import summary
+from mimicry.tuning.status.tables import summary
 from tests.small_study import (
     ANNA,
     BORIS,

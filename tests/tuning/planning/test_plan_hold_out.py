@@ -13,7 +13,7 @@ from mimicry.study.pairing import held_out
 from mimicry.study.tree import Artist, State, StudyTree
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.planning.image_check import check_images, quarantine_bad_images, recall_images
-from mimicry.tuning.reports.tables import plan_json, plan_table
+from mimicry.tuning.status.tables import plan_json, plan_table
 from tests.small_study import (
     ANNA,
     COUNTERED,
@@ -28,7 +28,7 @@ from tests.small_study import (
     target_of,
     write_images,
 )
-from tests.tuning.reports.study_states import cell_of, status_of
+from tests.tuning.status.study_states import cell_of, status_of
 
 HELD = held_out(STEMS, 1)
 KEPT = [stem for stem in STEMS if stem not in HELD]

@@ -15,7 +15,7 @@ from mimicry.study.matrix import Selection
 from mimicry.study.pairing import held_out
 from mimicry.study.tree import AdapterId, Condition, State, StudyTree, series_name
 from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.reports.status import series_meant
+from mimicry.tuning.status.study_status import series_meant
 from tests.small_study import (
     ANNA,
     BASE,
@@ -33,7 +33,7 @@ from tests.small_study import (
     write_adapter,
     write_images,
 )
-from tests.tuning.reports.study_states import (
+from tests.tuning.status.study_states import (
     PLAIN,
     cell_of,
     put_all,

@@ -12,8 +12,8 @@ from mimicry.study import State
 from mimicry.tuning.adapters.inspect import TO_TRAIN, AdapterStatus
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes, evaluation_remarks
-from mimicry.tuning.reports.status import BAD, StudyStatus, count_states
-from mimicry.tuning.reports.status_grid import status_grid
+from mimicry.tuning.status.status_grid import status_grid
+from mimicry.tuning.status.study_status import BAD, StudyStatus, count_states
 
 # Without -v, so many items of a list are shown, and so many cells that have the same reason.
 _SHOWN = 5

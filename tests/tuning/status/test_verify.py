@@ -32,7 +32,7 @@ from tests.small_study import (
 )
 from tests.tuning.lora_files import lora_tensors
 from tests.tuning.quick_studio import QuickStudio
-from tests.tuning.reports.study_states import status_of
+from tests.tuning.status.study_states import status_of
 
 
 def verdicts(tree: StudyTree, artists: tuple[str, ...] = ()) -> list[AdapterStatus]:

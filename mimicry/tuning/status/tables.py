@@ -14,7 +14,7 @@ from mimicry.tuning.execution.uploads import PendingUpload, UploadEnd
 from mimicry.tuning.planning import Action, Plan, Target, plan_word
 from mimicry.tuning.planning.display import duration
 from mimicry.tuning.planning.recipes import evaluation_remarks
-from mimicry.tuning.reports.status import StudyStatus, count_states
+from mimicry.tuning.status.study_status import StudyStatus, count_states
 
 # The words of a summary, in the order in which they are counted.
 _SUMMARY_WORDS = (

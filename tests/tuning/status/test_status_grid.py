@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mimicry.study.tree import AdapterId, Artist, Condition, State
 from mimicry.tuning.adapters.inspect import AdapterStatus
-from mimicry.tuning.reports.status_grid import status_grid
+from mimicry.tuning.status.status_grid import status_grid
 from tests.small_study import ANNA, BORIS, CLARA, COUNTERED, DORA, MIST, ORIGINAL
 
 STATES: Mapping[tuple[Condition, Artist], State] = {

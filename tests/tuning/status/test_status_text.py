@@ -14,8 +14,8 @@ from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.inspect import AdapterStatus
 from mimicry.tuning.adapters.recipe import recipe_hash
 from mimicry.tuning.adapters.training_run import TrainingRun
-from mimicry.tuning.reports.status import StudyStatus
-from mimicry.tuning.reports.status_text import status_json, status_text, time_left
+from mimicry.tuning.status.status_text import status_json, status_text, time_left
+from mimicry.tuning.status.study_status import StudyStatus
 from tests.small_study import (
     ANNA,
     BORIS,
@@ -32,7 +32,7 @@ from tests.small_study import (
     put_adapter,
     write_adapter,
 )
-from tests.tuning.reports.study_states import (
+from tests.tuning.status.study_states import (
     PLAIN,
     put_all,
     put_bookmark,

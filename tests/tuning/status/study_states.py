@@ -11,7 +11,7 @@ from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.adapters.checkpoint_facts import ADAPTER, PARTS, SCHEMA, STATE
 from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
-from mimicry.tuning.reports.status import StudyStatus, look_at
+from mimicry.tuning.status.study_status import StudyStatus, look_at
 from tests.small_study import ANNA, ORIGINAL, asked_for, output_dir, put_adapter
 
 PLAIN = "hf_diffusers"

@@ -11,7 +11,7 @@ from mimicry.tuning.execution.bookkeeping import Result
 from mimicry.tuning.hub.upload import HubOptions
 from mimicry.tuning.planning.plan import WAYS_FOR_STALE, Plan
 from mimicry.tuning.planning.target import Target
-from mimicry.tuning.reports.tables import commands, plan_json, plan_table, summary
+from mimicry.tuning.status.tables import commands, plan_json, plan_table, summary
 from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
 from tests.small_study import (

@@ -17,7 +17,7 @@ from mimicry.tuning.options.config import OPTIONS
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT
 from mimicry.tuning.options.study_file import StudyFile, planned_variants
 from mimicry.tuning.planning.recipes import StudyRecipes
-from mimicry.tuning.reports.status import StudyStatus
+from mimicry.tuning.status.study_status import StudyStatus
 
 # Where `mimicry report` writes to, unless --output says otherwise, and its file for programs.
 DEFAULT_REPORT, REPORT_JSON = Path("report"), "report.json"
