@@ -42,7 +42,7 @@ _CHANGEABLE = {
     "cache_dir": "Folder for downloaded models",
 }
 # What the states of a picture are called in the table.
-_COLUMNS = {State.PENDING: "to draw", State.COMPLETE: "there", State.STALE: "stale"}
+_COLUMNS = {State.WAITING: "to draw", State.COMPLETE: "there", State.STALE: "stale"}
 _PICTURES, _HOW = "Pictures", "How they are drawn"
 
 _picture_options = options(

@@ -43,17 +43,17 @@ def draw(
 ) -> list[SampleSet]:
     """Draw what is to be drawn, and return the sets with the problems that came up."""
     drawn = list(sets)
-    count = sum(len(found.of(State.PENDING)) for found in sets)
+    count = sum(len(found.of(State.WAITING)) for found in sets)
     with tqdm(total=count, unit="image", desc="drawing", disable=None) as bar:
         # One base model is in memory at a time, for all adapters that draw alike.
         for config, model in models.items():
             places = [
                 place
                 for place, found in enumerate(sets)
-                if found.config == config and found.of(State.PENDING)
+                if found.config == config and found.of(State.WAITING)
             ]
             for group, trained_layers in _groups(model, sets, places):
-                prompts = [picture.prompt for place in group for picture in sets[place].of(State.PENDING)]
+                prompts = [picture.prompt for place in group for picture in sets[place].of(State.WAITING)]
                 sampler = _sampler(model, config, request, prompts, trained_layers)
                 left = []
                 for place in group:
@@ -107,8 +107,8 @@ def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleS
         ClaimedElsewhere: another call does.
     """
     with Claim.take_anew(found.folder):
-        missing = [picture for picture in found.of(State.PENDING) if not is_drawn(picture)]
-        bar.update(len(found.of(State.PENDING)) - len(missing))
+        missing = [picture for picture in found.of(State.WAITING) if not is_drawn(picture)]
+        bar.update(len(found.of(State.WAITING)) - len(missing))
         if not missing:
             return found
         try:

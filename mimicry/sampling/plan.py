@@ -257,13 +257,13 @@ def _state(path: Path, settings: Mapping[str, Any], overwrite: bool) -> State:
     try:
         found = read_settings(path)
     except FileNotFoundError:
-        return State.PENDING
+        return State.WAITING
     wanted = json.loads(json.dumps(settings))
     if found is not None and wanted["base_model"] is None:
         wanted["base_model"] = found.get("base_model")
     if found == wanted:
         return State.COMPLETE
-    return State.PENDING if overwrite else State.STALE
+    return State.WAITING if overwrite else State.STALE
 
 
 def is_drawn(picture: Picture) -> bool:

@@ -206,7 +206,7 @@ class ProgressTracker:
         now = utc_now()
         ours: Bookmarks = document.setdefault("bookmarks", {}).setdefault(self._step, {})
         for key, fields in fields_by_key.items():
-            bookmark = ours.setdefault(key, {"status": State.PENDING})
+            bookmark = ours.setdefault(key, {"status": State.WAITING})
             for name, value in {**fields, "updated_at": now}.items():
                 if value is None:
                     bookmark.pop(name, None)

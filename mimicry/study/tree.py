@@ -366,31 +366,29 @@ def _existing(root: Path, what: str) -> Path:
 class State(StrEnum):
     """The state of one adapter, or of one picture that an adapter draws."""
 
-    # Not trained yet.
-    PENDING = "waiting"
+    # Still to be trained.
+    WAITING = "waiting"
     # Trained, verified, and as requested.
     COMPLETE = "complete"
     # Complete, but with another recipe or other images than requested.
     STALE = "stale"
     # Its files are damaged or do not belong together.
     BROKEN = "broken"
-    # Being trained, according to its record.
+    # A call is working in its folder.
     RUNNING = "running"
-    # Another call is working in its folder.
-    CLAIMED = "claimed"
     # A cluster has a job for it that has not ended.
     QUEUED = "queued"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     # It cannot be trained; the plan says why.
     BLOCKED = "blocked"
-    # There are no images of it, and nobody has said that there must be.
+    # There are no images of it.
     NO_DATA = "no data"
 
     @classmethod
     def _missing_(cls, value: object) -> "State | None":
         # As trackers of the first version have it.
-        return cls.PENDING if value == "pending" else None
+        return cls.WAITING if value == "pending" else None
 
     @property
     def has_adapter(self) -> bool:

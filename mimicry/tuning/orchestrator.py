@@ -31,7 +31,7 @@ from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.status import tables
 
 # Nothing failed, and the adapter is not there as the call asks for it.
-_NOT_AS_ASKED = {State.STALE, State.CLAIMED, State.QUEUED}
+_NOT_AS_ASKED = {State.STALE, State.RUNNING, State.QUEUED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Orchestrator:
         return self._carry_out(plan)
 
     def _carry_out(self, plan: Plan) -> int:
-        counts = [target.step_count for target in plan.of(State.PENDING, State.QUEUED)]
+        counts = [target.step_count for target in plan.of(State.WAITING, State.QUEUED)]
         display = BatchDisplay(counts, plan.known_seconds(), self.executor.capacity)
         tracker = open_tracker(plan.call.tree)
         batch = Batch(plan, self.executor, tracker, display, wait=self.wait)
@@ -130,7 +130,7 @@ class Orchestrator:
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
         """Return what forbids the whole batch; nothing when there is nothing to train."""
         # One that another call is training now may be left to us.
-        targets = plan.of(State.PENDING, State.CLAIMED)
+        targets = plan.of(State.WAITING, State.RUNNING)
         if not targets:
             return []
         problems = recipe_problems(plan, self.typed)

@@ -94,7 +94,7 @@ def drawing() -> Iterator[None]:
     """Let `mimicry samples` draw grey pictures, without a model."""
 
     def draw(sets: Sequence[Any], *_: Any) -> Sequence[Any]:
-        for picture in (picture for found in sets for picture in found.of(State.PENDING)):
+        for picture in (picture for found in sets for picture in found.of(State.WAITING)):
             picture.path.parent.mkdir(parents=True, exist_ok=True)
             save_sample(picture.path, Image.new("RGB", (8, 8)), picture.settings)
         return sets

@@ -107,7 +107,7 @@ class TestExitCodes:
 
         assert show().code == 1
 
-    @pytest.mark.parametrize("state", [State.PENDING, State.INTERRUPTED, State.STALE, State.RUNNING])
+    @pytest.mark.parametrize("state", [State.WAITING, State.INTERRUPTED, State.STALE, State.RUNNING])
     def test_something_left_is_3(self, tree: StudyTree, show: Show, state: State) -> None:
         put_everything(tree)
         if state is State.STALE:
@@ -123,7 +123,7 @@ class TestExitCodes:
             done = show()
 
         assert done.code == 3
-        assert f"11 complete, 1 {'waiting' if state is State.PENDING else state}" in done.out
+        assert f"11 complete, 1 {'waiting' if state is State.WAITING else state}" in done.out
 
     def test_a_bad_cell_that_a_filter_leaves_out_does_not_count(self, tree: StudyTree, show: Show) -> None:
         put_everything(tree)

@@ -63,7 +63,7 @@ def test_there_is_a_row_for_every_cell_of_the_study(tree: StudyTree) -> None:
     assert states.keys() == {(a, c) for a in (ANNA, BORIS, CLARA, DORA) for c in (ORIGINAL, MIST, COUNTERED)}
     assert states[ANNA, ORIGINAL] is State.COMPLETE
     assert states[BORIS, MIST] is State.NO_DATA
-    assert states[ANNA, MIST] is State.PENDING
+    assert states[ANNA, MIST] is State.WAITING
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def paint(path: Path, number: int) -> Path:
     return path
 
 
-def pictures(folder: Path, first: int, state: State = State.PENDING) -> tuple[Picture, ...]:
+def pictures(folder: Path, first: int, state: State = State.WAITING) -> tuple[Picture, ...]:
     return tuple(
         Picture(paint(folder / f"{index}.png", first + index), f"prompt {index}", 0, {}, state)
         for index in range(3)

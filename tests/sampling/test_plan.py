@@ -88,7 +88,7 @@ def test_all_conditions_with_adapters_are_drawn_artist_by_artist(tree: StudyTree
     assert [picture.path for picture in sets[1].pictures] == [
         folder / name for name in ("a_boat_0.png", "a_boat_1.png", "a_tree_0.png", "a_tree_1.png")
     ]
-    assert {picture.state for found in sets for picture in found.pictures} == {State.PENDING}
+    assert {picture.state for found in sets for picture in found.pictures} == {State.WAITING}
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_what_lies_there_is_told_by_its_settings(tree: StudyTree, monkeypatch: p
     def states(**changes: Any) -> list[State]:
         return [picture.state for picture in plan(tree, **changes)[0].pictures]
 
-    assert states() == [State.COMPLETE, State.STALE, State.STALE, State.PENDING]
-    assert states(overwrite=True) == [State.COMPLETE, State.PENDING, State.PENDING, State.PENDING]
+    assert states() == [State.COMPLETE, State.STALE, State.STALE, State.WAITING]
+    assert states(overwrite=True) == [State.COMPLETE, State.WAITING, State.WAITING, State.WAITING]
     # A dry run, on a machine that has not downloaded the model.
     monkeypatch.setattr(BaseModel, "find", lambda config: None)
     assert states()[:2] == [State.COMPLETE, State.STALE]

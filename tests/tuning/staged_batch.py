@@ -126,7 +126,7 @@ def make_batch(
         plan=plan,
         executor=executor,
         tracker=open_tracker(tree),
-        display=BatchDisplay([2] * len(plan.of(State.PENDING))),
+        display=BatchDisplay([2] * len(plan.of(State.WAITING))),
         wait=wait,
     )
     return batch, executor

@@ -93,7 +93,7 @@ class ThreadJob(ChildJob):
         try:
             self._claim = Claim.take_anew(training.target.folder.path)
         except ClaimedElsewhere:
-            self.end = JobEnd(state=State.CLAIMED)
+            self.end = JobEnd(state=State.RUNNING)
             return
         found = training.recheck()
         if found is not None:

@@ -138,7 +138,7 @@ def test_json_is_the_plan_and_nothing_else(quick_studio: QuickStudio) -> None:
     }
     assert [target["artist"] for target in plan["cells"]] == [DORA.name, CLARA.name, hostile.name]
     assert plan["cells"][1]["repository"] == "sd35-lora-none-none-Clara_Dunn"
-    assert f"--hub-model-id={plan['targets'][2]['repository']}" in plan["cells"][2]["command"]
+    assert f"--hub-model-id={plan['cells'][2]['repository']}" in plan["cells"][2]["command"]
     assert listing(quick_studio.folder) == before
 
 

@@ -72,7 +72,7 @@ class Bookmark:
         What a former training left in it would be taken for news of the one to come.
         """
         former = dict.fromkeys((*_OF_RECORD, "error"))
-        return cls().with_fields(**{**former, "status": State.PENDING, "images": images})
+        return cls().with_fields(**{**former, "status": State.WAITING, "images": images})
 
     @classmethod
     def ended(cls, state: State, **facts: Any) -> "Bookmark":

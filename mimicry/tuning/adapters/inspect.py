@@ -34,7 +34,7 @@ from mimicry.tuning.adapters.weights import ANY_LORA, AdapterFormat
 # How a training ended that left no adapter, by its record or its bookmark.
 _ENDED = (State.FAILED, State.INTERRUPTED, State.BLOCKED)
 # States in which the next call of apply_tuning trains a cell.
-TO_TRAIN = (State.PENDING, State.INTERRUPTED, State.FAILED, State.BROKEN)
+TO_TRAIN = (State.WAITING, State.INTERRUPTED, State.FAILED, State.BROKEN)
 _GOES_ON = "the next call of apply_tuning takes it up"
 _THREADS = 8
 
@@ -221,7 +221,7 @@ class Inspector:
         job = job if job is not None and job.is_live else None
         status = AdapterStatus(
             adapter=adapter,
-            state=State.PENDING,
+            state=State.WAITING,
             run=folder.readable_run if TRAINING_RUN in names else TrainingRun({}),
             holder=lease if lease is not None and lease.live_holders() else None,
             job=job,
@@ -276,7 +276,7 @@ class Inspector:
             anew=self.anew,
             listing=listing,
         )
-        if found.state is State.PENDING:
+        if found.state is State.WAITING:
             return status
         if found.state is not State.BROKEN:
             found = self._judged_further(found, folder, run, asked, images_are_known=images is not None)
@@ -332,7 +332,7 @@ class Inspector:
             return bookmark.status, bookmark.error or ""
         if folder.checkpoint_names():
             return State.INTERRUPTED, _GOES_ON
-        return State.PENDING, f"its old adapter was {bookmark.note}" if bookmark.note else ""
+        return State.WAITING, f"its old adapter was {bookmark.note}" if bookmark.note else ""
 
     def _image_problem(self, status: AdapterStatus, pairing: Pairing) -> str:
         """Say why a cell cannot be trained on its images, as far as their names tell; empty if it can."""

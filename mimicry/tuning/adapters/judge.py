@@ -104,7 +104,7 @@ def judge_adapter(
         listing: `images` as they were listed already.
     """
     if not folder.has_weights:
-        return AdapterState(State.PENDING)
+        return AdapterState(State.WAITING)
     memory = FileMemory("adapters", folder.path)
     try:
         run = folder.run

@@ -61,8 +61,8 @@ class Batch:
                 without this program.
         """
         self.books.prepare()
-        todo = self._plan.of(State.PENDING, State.QUEUED)
-        self._claimed = self._plan.of(State.CLAIMED)
+        todo = self._plan.of(State.WAITING, State.QUEUED)
+        self._claimed = self._plan.of(State.RUNNING)
         self._train(
             Training(target, f"[{number}/{len(todo)}] {self._name(target)}", self.books)
             for number, target in enumerate(todo, start=1)
@@ -117,7 +117,7 @@ class Batch:
                 job.training.tick()
                 continue
             self._running.remove(job)
-            if end.state is State.CLAIMED:
+            if end.state is State.RUNNING:
                 job.training.paused()
                 self._claimed.append(job.training.target)
                 holder = claimed_by(job.training.target.folder.path)
@@ -173,7 +173,7 @@ class Batch:
             try:
                 if end.elsewhere:
                     self.books.ended(job.training, end)
-                elif end.state is not State.CLAIMED:
+                elif end.state is not State.RUNNING:
                     error = f"stopped by {stop}"
                     stopped = JobEnd(state=State.INTERRUPTED, error=error, steps=end.steps)
                     self.books.stopped(job.training, stopped)
@@ -210,7 +210,7 @@ class Batch:
                 self._say("type --no-wait for not waiting until others are done")
             time.sleep(WAIT_SECONDS)
         self.books.results += [
-            Result(target=target, state=State.CLAIMED, error=claimed_by(target.folder.path))
+            Result(target=target, state=State.RUNNING, error=claimed_by(target.folder.path))
             for target in self._claimed
         ]
 

@@ -34,7 +34,7 @@ class JobEnd:
     """How a job ended.
 
     Attributes:
-        state: how the adapter is; CLAIMED when another call works on it, and it is to be looked at again.
+        state: how the adapter is; RUNNING when another call works on it, and it is to be looked at again.
         error: why it is not complete.
         elsewhere: there was nothing to do, since another call has done it.
         recorded: a call of apply_tuning on a worker has trained it, and has recorded that in the tracker.
@@ -91,6 +91,8 @@ class Result:
             return "uploaded"
         if self.owed:
             return "owed"
+        if self.state is State.RUNNING:
+            return "claimed"
         return "skipped" if self.state in KEPT else self.state.value
 
 
@@ -247,9 +249,9 @@ class Bookkeeper:
         if target.state is State.BLOCKED:
             return Bookmark.ended(State.BLOCKED, error=target.reason)
         mark = Bookmark()
-        if target.state is State.PENDING and target.existing not in KEPT:
+        if target.state is State.WAITING and target.existing not in KEPT:
             mark = Bookmark.waiting(len(target.images.names))
-        elif target.state in (State.PENDING, *KEPT) and known.status is not State.COMPLETE:
+        elif target.state in (State.WAITING, *KEPT) and known.status is not State.COMPLETE:
             mark = complete_bookmark(self.plan.call.tree, target.folder)
         overwrite = self.plan.overwrite_mark(target)
         if overwrite is not None:
@@ -296,7 +298,7 @@ class Bookkeeper:
             reason = f", {found.reason}" if found.reason else ""
             return AdapterState(found.state, f"{found.state}: trained {ELSEWHERE}{reason}")
         mark = self.news(target.adapter.key, marks)
-        if found.state is State.PENDING and mark.status is State.FAILED:
+        if found.state is State.WAITING and mark.status is State.FAILED:
             return AdapterState(State.FAILED, f"{mark.error} ({ELSEWHERE})")
         return None
 
@@ -433,7 +435,7 @@ class Bookkeeper:
 
 def is_as_planned(target: Target) -> bool:
     """Return whether the adapter that the plan saw, and wants to be trained again, is still there."""
-    if target.existing is State.PENDING:
+    if target.existing is State.WAITING:
         return False
     return target.folder.weights_identity() == target.weights
 

@@ -28,7 +28,7 @@ class Job(ABC):
     def poll(self) -> JobEnd | None:
         """Tell the training what is new; return how the job ended, or None while it goes on. Does not wait.
 
-        A target that another call works on ends as CLAIMED.
+        A target that another call works on ends as RUNNING.
         """
 
 

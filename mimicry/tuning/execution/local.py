@@ -145,7 +145,7 @@ class LocalJob(ChildJob):
             else:
                 self._finish(JobEnd(state=found.state, error=found.reason, elsewhere=True))
         except (ClaimedElsewhere, ClaimLost):
-            self._finish(JobEnd(state=State.CLAIMED))
+            self._finish(JobEnd(state=State.RUNNING))
         except BaseException:
             self._release()
             raise
@@ -170,13 +170,13 @@ class LocalJob(ChildJob):
             self._finish(self._failed(error))
 
     def poll(self) -> JobEnd | None:
-        """See `Job.poll`; a folder that another process has taken over is CLAIMED."""
+        """See `Job.poll`; a folder that another process has taken over is RUNNING."""
         if self._end is not None or self._child is None:
             return self._end
         try:
             end = self._look(self._child)
         except ClaimLost:
-            end = JobEnd(state=State.CLAIMED)
+            end = JobEnd(state=State.RUNNING)
         except (TrainingFailed, OSError) as error:
             end = self._failed(error)
         return None if end is None else self._finish(end)

@@ -120,7 +120,7 @@ class SlurmExecutor(ClusterExecutor):
         Raises:
             BatchFault: submitit is missing, or this machine has no Slurm.
         """
-        targets = plan.of(State.PENDING)
+        targets = plan.of(State.WAITING)
         if not targets:
             return ""
         submitit = _submitit()

@@ -260,7 +260,7 @@ def run_job(job: ArtistJob, upload: Upload | None, called_by: Supervised, *, ove
         else:
             for warning in (*job.script.warnings(job.config), *called_by.warnings(job)):
                 print(f"warning: {printable(warning)}", file=sys.stderr)
-            if former.state is not State.PENDING:
+            if former.state is not State.WAITING:
                 job.folder.set_aside(former.state)
             train_artist(job, called_by, claim)
             print(printable(f"complete: {job.inputs.output_dir}"))

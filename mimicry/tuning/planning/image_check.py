@@ -42,7 +42,7 @@ def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
         with_files: say of lists that are too long for a line which file they are in: see `write_image_lists`.
     """
     groups: dict[tuple[Reading, int], list[Target]] = defaultdict(list)
-    for target in plan.of(State.PENDING, State.CLAIMED):
+    for target in plan.of(State.WAITING, State.RUNNING):
         groups[target.request.config.reading, target.request.hold_out].append(target)
     checked: dict[AdapterId, Target] = {}
     for (reading, _), targets in groups.items():
@@ -79,7 +79,7 @@ def recall_images(plan: Plan) -> Plan:
     """Return the plan with what earlier calls found of images that are as they were; decodes nothing."""
     targets = []
     for target in plan.targets:
-        if target.state in (State.PENDING, State.CLAIMED):
+        if target.state in (State.WAITING, State.RUNNING):
             found = remembered(target.pairing, target.request.config.reading)
             if len(found) == len(target.images.names):
                 target = _checked(target, found, [])

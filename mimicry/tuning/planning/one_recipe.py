@@ -24,7 +24,7 @@ def recipe_problems(plan: Plan, typed: TypedCommand) -> list[str]:
     """
     if plan.call.retrain_stale or plan.call.allow_mixed_recipes:
         return []
-    active = {target.request.series for target in plan.of(State.PENDING, State.CLAIMED)}
+    active = {target.request.series for target in plan.of(State.WAITING, State.RUNNING)}
     return [
         _problem(request, plan.study_recipes(request), typed)
         for request in plan.recipe_requests

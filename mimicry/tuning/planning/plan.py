@@ -63,10 +63,10 @@ OVERWRITTEN = "set aside by --overwrite"
 RETRAINED = "set aside by --retrain-stale"
 # The states that a plan has, in the order in which they are counted, and the word for each.
 _PLANNED = {
-    State.PENDING: "train",
+    State.WAITING: "train",
     State.COMPLETE: "complete",
     State.STALE: "stale",
-    State.CLAIMED: "claimed",
+    State.RUNNING: "claimed",
     State.QUEUED: "queued",
     State.BLOCKED: "blocked",
     State.NO_DATA: "no data",
@@ -146,7 +146,7 @@ class Plan:
 
     def overwrite_mark(self, target: Target) -> dict[str, Any] | None:
         """Return what the bookmark of a target says of the --overwrite that is to train it again."""
-        if self.overwrite is None or target.state not in (State.PENDING, State.CLAIMED):
+        if self.overwrite is None or target.state not in (State.WAITING, State.RUNNING):
             return None
         return self.overwrite.mark(target.adapter)
 
@@ -169,7 +169,7 @@ def with_recipes(plan: Plan) -> Plan:
     recipes: dict[str, StudyRecipes] = {}
     warnings: list[str] = []
     notes: dict[str, tuple[str, ...]] = {}
-    active = {target.request.series for target in plan.of(State.PENDING, State.CLAIMED)}
+    active = {target.request.series for target in plan.of(State.WAITING, State.RUNNING)}
     for request in plan.recipe_requests:
         if request.series not in active:
             continue
@@ -183,7 +183,7 @@ def with_recipes(plan: Plan) -> Plan:
         )
     targets = [
         replace(target, notes=notes[target.request.series])
-        if target.state in (State.PENDING, State.CLAIMED)
+        if target.state in (State.WAITING, State.RUNNING)
         else target
         for target in plan.targets
     ]
@@ -192,7 +192,7 @@ def with_recipes(plan: Plan) -> Plan:
 
 def recipes_that_stay(plan: Plan, request: Request) -> StudyRecipes:
     """Read the recipes of a series as they are now, without what the plan is to train."""
-    replaced = {target.adapter for target in plan.of(State.PENDING)}
+    replaced = {target.adapter for target in plan.of(State.WAITING)}
     return StudyRecipes.read(request.tree, request.tree.adapters(request.series), without=replaced)
 
 

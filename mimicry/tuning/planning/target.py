@@ -168,18 +168,18 @@ class Target:
 
     @property
     def existing(self) -> State:
-        """How the weights are that lay there; PENDING where there were none."""
-        return self.status.weights or State.PENDING
+        """How the weights are that lay there; WAITING where there were none."""
+        return self.status.weights or State.WAITING
 
     @property
     def state(self) -> State:
         match self.action:
             case Action.TRAIN:
-                return State.PENDING
+                return State.WAITING
             case Action.REPAIR | Action.SKIP:
                 return self.existing
             case Action.WAIT:
-                return State.CLAIMED if self.status.job is None else State.QUEUED
+                return State.RUNNING if self.status.job is None else State.QUEUED
             case Action.BLOCK:
                 return State.BLOCKED
         return State.NO_DATA

@@ -24,7 +24,7 @@ _MARKS = {
     State.QUEUED: "q",
 }
 # A cell that stands alone has a mark in the place of numbers.
-_ALONE = {State.COMPLETE: "ok", State.PENDING: ".", State.NO_DATA: "-", **_MARKS}
+_ALONE = {State.COMPLETE: "ok", State.WAITING: ".", State.NO_DATA: "-", **_MARKS}
 _EVERYTHING = "all"
 _GAP = "  "
 _LINE = "|"

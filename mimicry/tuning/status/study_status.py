@@ -38,7 +38,7 @@ from mimicry.tuning.stacks import Stack
 BAD = (State.BROKEN, State.FAILED, State.BLOCKED)
 # All states that a cell may have, in the order in which they are counted.
 _ORDER = (
-    *(State.COMPLETE, State.RUNNING, State.QUEUED, State.PENDING, State.INTERRUPTED, State.STALE),
+    *(State.COMPLETE, State.RUNNING, State.QUEUED, State.WAITING, State.INTERRUPTED, State.STALE),
     *(*BAD, State.NO_DATA),
 )
 _OF_BASE_MODEL = {"pretrained_model_name_or_path", "revision"}

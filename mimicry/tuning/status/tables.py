@@ -60,7 +60,7 @@ def _images(target: Target) -> str:
 
 def _evaluation(plan: Plan) -> list[str]:
     """Return that the evaluation loss would be measured on paintings that are trained on."""
-    evaluations = {target.request.evaluation for target in plan.of(State.PENDING, State.CLAIMED)}
+    evaluations = {target.request.evaluation for target in plan.of(State.WAITING, State.RUNNING)}
     if EvaluatedOn.IN_SAMPLE not in evaluations:
         return []
     return ["evaluation loss: in-sample, on paintings that are trained on; --hold-out N keeps some for it"]
@@ -144,7 +144,7 @@ def _file_json(target: Target, name: str) -> dict[str, Any]:
 
 def commands(plan: Plan) -> str:
     """Return the exact commands of all targets to be trained, as a shell takes them."""
-    return "\n".join(shell_line(target.command) for target in plan.of(State.PENDING))
+    return "\n".join(shell_line(target.command) for target in plan.of(State.WAITING))
 
 
 def summary(plan: Plan, results: Sequence[Result]) -> str:
@@ -175,10 +175,10 @@ def _summary_row(target: Target, result: Result | None) -> tuple[str, ...]:
         if result.earlier_seconds:
             took += f" of {duration(result.earlier_seconds + result.seconds)}"
         return artist, result.word, took, loss, "; ".join(filter(None, remarks))
-    if target.state is State.PENDING:
+    if target.state is State.WAITING:
         return artist, "left", "", "", "not begun"
-    if target.state in (State.BLOCKED, State.CLAIMED, State.QUEUED, State.NO_DATA):
-        return artist, target.state.value, "", "", target.reason
+    if target.state in (State.BLOCKED, State.RUNNING, State.QUEUED, State.NO_DATA):
+        return artist, plan_word(target), "", "", target.reason
     return artist, "skipped", "", "", "; ".join(filter(None, (target.state.value, target.reason)))
 
 
@@ -211,7 +211,7 @@ def verdict_table(status: StudyStatus, problems: Sequence[Finding]) -> str:
     It is said where a series has several recipes, or evaluation losses that must not be compared. A line for
     many images says that -v lists them.
     """
-    begun = [cell for cell in status.cells if cell.state not in (State.PENDING, State.NO_DATA)]
+    begun = [cell for cell in status.cells if cell.state not in (State.WAITING, State.NO_DATA)]
     has_several_series = len({cell.adapter.series for cell in begun}) > 1
     header = [*(["variant"] if has_several_series else []), "condition", "artist", "state", "reason"]
     rows = [

@@ -85,7 +85,7 @@ def test_a_waiting_adapter_keeps_nothing_of_a_former_training(tmp_path: Path) ->
     tracker.record("a", **Bookmark.waiting(4).with_fields(note="set aside").to_json())
 
     (mark,) = read_bookmarks(tracker).values()
-    assert (mark.status, mark.images, mark.note, mark.log) == (State.PENDING, 4, "set aside", "a/train.log")
+    assert (mark.status, mark.images, mark.note, mark.log) == (State.WAITING, 4, "set aside", "a/train.log")
     assert (mark.steps, mark.loss, mark.hub, mark.recipe_hash) == (None, None, None, None)
     assert tracker.bookmarks()["a"]["of_a_later_version"] == 1
 
@@ -156,7 +156,7 @@ def test_the_tracker_lies_in_the_study_and_holds_this_step(tree: StudyTree) -> N
     assert tracker.bookmarks() == {}
     assert not tree.tracker.parent.exists()
 
-    tracker.record(f"hf_diffusers/mist/none/{ANNA}", status=State.PENDING)
+    tracker.record(f"hf_diffusers/mist/none/{ANNA}", status=State.WAITING)
 
     assert bookmarks_in(tree)[f"mist/none/{ANNA}"]["status"] == "waiting"
     assert tree.tracker == tree.data_root / "progress" / "progress_tracker.json"

@@ -69,10 +69,10 @@ def room(tmp_path: Path) -> Room:
 @both
 class TestBothLooks:
     def test_absent(self, room: Room, full: bool) -> None:
-        assert room.judge(full=full) == AdapterState(State.PENDING)
+        assert room.judge(full=full) == AdapterState(State.WAITING)
         room.train()
         (room.output_dir / WEIGHTS).unlink()
-        assert room.judge(full=full) == AdapterState(State.PENDING)
+        assert room.judge(full=full) == AdapterState(State.WAITING)
 
     def test_complete_and_nothing_is_written(self, room: Room, full: bool) -> None:
         room.train()

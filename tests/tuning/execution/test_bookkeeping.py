@@ -183,7 +183,7 @@ class TestPlan:
         with others(output(tree)):
             plan = plan_of(tree)
         target = target_of(plan)
-        assert target.state is State.CLAIMED
+        assert target.state is State.RUNNING
         assert target.reason.startswith("in use by pid ")
         assert plan.counts() == {
             "train": 3,

@@ -232,7 +232,7 @@ def test_what_was_trained_on_changed_images_is_set_aside(target: Target) -> None
 
     assert not weights.exists()
     assert len(list((target.folder.path / "set_aside").glob(f"*-stale/{weights.name}"))) == 1
-    assert target.judge().state is State.PENDING
+    assert target.judge().state is State.WAITING
 
 
 def test_with_captions_the_next_call_finds_it_complete(quick_studio: QuickStudio) -> None:

@@ -72,7 +72,7 @@ class TestWords:
     ) -> None:
         put_adapter(tree)
         target = target_of(plan_of(tree, overwrite=True))
-        assert target.state is State.PENDING
+        assert target.state is State.WAITING
         SlurmExecutor(SETTINGS).submit_array([target])
         (task,) = fake_submitit.submitted[0]
         assert task.replaces[0] == "2026-01-02T03:04:05+00:00"
@@ -84,7 +84,7 @@ class TestSubmit:
         settings = replace(SETTINGS, max_parallel=4, setup=("module load x",), extra=(("nice", "100"),))
         config = TuningConfig(rank=4, num_processes=2)
         plan = plan_of(tree, config=config)
-        array = SlurmExecutor(settings).submit_array(plan.of(State.PENDING), after="6")
+        array = SlurmExecutor(settings).submit_array(plan.of(State.WAITING), after="6")
         assert array == "1"
         asked = fake_submitit.parameters[0]
         assert asked["job_name"].startswith("mimicry-")
@@ -128,7 +128,7 @@ class TestSubmit:
     ) -> None:
         fake_submitit.answers = [answer]
         with pytest.raises(error) as caught:
-            SlurmExecutor(SETTINGS).submit_array(plan_of(tree).of(State.PENDING))
+            SlurmExecutor(SETTINGS).submit_array(plan_of(tree).of(State.WAITING))
         assert answer.splitlines()[0].partition(": error: ")[2] in str(caught.value)
         assert (list(tree.queue("slurm").glob("mimicry-*")) == []) is is_forgotten
 
@@ -137,7 +137,7 @@ class TestSubmit:
     ) -> None:
         monkeypatch.setitem(sys.modules, "submitit", None)
         with pytest.raises(BatchFault, match="pip install submitit"):
-            SlurmExecutor(SETTINGS).submit_array(plan_of(tree).of(State.PENDING))
+            SlurmExecutor(SETTINGS).submit_array(plan_of(tree).of(State.WAITING))
 
     def test_a_script_is_shown_without_writing_anything(
         self, tree: StudyTree, fake_submitit: FakeSubmitit

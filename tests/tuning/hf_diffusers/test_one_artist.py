@@ -136,7 +136,7 @@ def test_a_result_that_is_no_adapter_is_refused(
     with pytest.raises(TrainingFailed, match=message):
         train_artist(job, Standalone())
     assert names(job.inputs.output_dir) in (["train.log"], [".training", "train.log"])
-    assert state(job) is State.PENDING
+    assert state(job) is State.WAITING
 
 
 def test_the_log_tells_what_the_script_said(
@@ -175,7 +175,7 @@ def test_leftovers_of_a_stopped_script_are_not_taken_for_its_result(
     else:
         with pytest.raises(TrainingFailed, match="the script has crashed"):
             train_artist(job, Standalone())
-        assert state(job) is State.PENDING
+        assert state(job) is State.WAITING
     (aside,) = (job.inputs.output_dir / "set_aside").iterdir()
     assert (aside / ".training" / WEIGHTS).read_bytes() == content
 

@@ -153,7 +153,7 @@ class TestTwins:
 
     def test_the_second_of_two_is_blocked(self, copied: StudyTree) -> None:
         plan = plan_matrix(copied, (ORIGINAL, MIST, GLAZE), artists=("Anna_Berg",))
-        assert [target.state for target in plan.targets] == [State.PENDING, State.PENDING, State.BLOCKED]
+        assert [target.state for target in plan.targets] == [State.WAITING, State.WAITING, State.BLOCKED]
         assert str(cell(plan, MIST).images.path) in cell(plan, GLAZE).reason
 
     def test_a_trained_one_counts(self, copied: StudyTree) -> None:
@@ -163,14 +163,14 @@ class TestTwins:
 
     def test_replicates_are_meant_to_have_the_same_images(self, tree: StudyTree) -> None:
         plan = plan_matrix(tree, seeds=(42, 43, 44))
-        assert {target.state for target in plan.targets} == {State.PENDING}
+        assert {target.state for target in plan.targets} == {State.WAITING}
 
     def test_equal_sizes_alone_are_not_enough(self, copied: StudyTree) -> None:
         folder = copied.images_of(copied.protected_art / "glaze", ANNA)
         image = sorted(folder.iterdir())[0]
         image.write_bytes(image.read_bytes()[:-1] + b"?")
         plan = plan_matrix(copied, (MIST, GLAZE), artists=("Anna_Berg",))
-        assert {target.state for target in plan.targets} == {State.PENDING}
+        assert {target.state for target in plan.targets} == {State.WAITING}
 
 
 class TestRecipes:

@@ -132,7 +132,7 @@ class TestRefusal:
         with Claim.take_anew(output_dir(study, MIST)):
             plan = plan_of(study, MIST, asked=asked_for(rank=8), artists=("Anna_Berg",))
 
-        assert target_of(plan).state is State.CLAIMED
+        assert target_of(plan).state is State.RUNNING
         assert is_refused(plan)
 
 
@@ -241,7 +241,7 @@ class TestReplaced:
     def test_what_the_call_replaces_does_not_count(self, study: StudyTree) -> None:
         plan = plan_of(study, ORIGINAL, asked=asked_for(rank=8), overwrite=True)
 
-        assert len(plan.of(State.PENDING)) == 4
+        assert len(plan.of(State.WAITING)) == 4
         assert not is_refused(plan)
 
     def test_what_it_leaves_as_it_is_does(self, study: StudyTree) -> None:

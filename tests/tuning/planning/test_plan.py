@@ -90,7 +90,7 @@ def test_samples_that_do_not_name_the_protection_serve_any(shared_samples: Study
         plan = plan_of(shared_samples, condition)
         assert target_of(plan).source == shared_samples.robust_samples / "noisy_upscaling"
         assert not shared_samples.source(condition).names_protection
-        assert len(plan.of(State.PENDING)) == 4
+        assert len(plan.of(State.WAITING)) == 4
 
 
 def test_a_protection_that_the_samples_do_not_name_is_refused(tree: StudyTree) -> None:
@@ -146,13 +146,13 @@ def test_an_artist_without_originals_is_blocked_or_marked(tree: StudyTree) -> No
     assert target_of(plan_of(tree, MIST), stranger).state is State.BLOCKED
     target = target_of(plan_of(tree, MIST, allow_unpaired=True), stranger)
 
-    assert target.state is State.PENDING
+    assert target.state is State.WAITING
     assert said in target.warnings
     # The trainer finds out the same, and records it.
     assert target.inputs.pair_with_dir == original(tree, stranger)
 
 
-@pytest.mark.parametrize(("least", "state"), [(3, State.PENDING), (4, State.BLOCKED)])
+@pytest.mark.parametrize(("least", "state"), [(3, State.WAITING), (4, State.BLOCKED)])
 def test_min_samples_per_artist_is_the_least_number_allowed(
     tree: StudyTree, least: int, state: State
 ) -> None:
@@ -181,12 +181,12 @@ def test_unpaired_images_block_and_warn_with_allow_unpaired(tree: StudyTree) -> 
     lenient = target_of(plan_of(tree, MIST, allow_unpaired=True))
     strict = plan_of(tree, MIST)
 
-    assert lenient.state is State.PENDING
+    assert lenient.state is State.WAITING
     assert f"unpaired: {said}" in lenient.warnings
     assert target_of(strict).state is State.BLOCKED
     assert target_of(strict).reason.startswith(f"unpaired: {said}; ")
     assert "--allow-unpaired" in target_of(strict).reason
-    assert len(strict.of(State.PENDING)) == 3
+    assert len(strict.of(State.WAITING)) == 3
 
 
 def test_pairs_are_told_by_stem_whatever_suffix_and_accents(tree: StudyTree) -> None:
@@ -196,7 +196,7 @@ def test_pairs_are_told_by_stem_whatever_suffix_and_accents(tree: StudyTree) -> 
 
     target = target_of(plan_of(tree, MIST))
 
-    assert target.state is State.PENDING
+    assert target.state is State.WAITING
     assert not any("unpaired" in warning for warning in target.warnings)
 
 
@@ -220,7 +220,7 @@ def test_hostile_names_are_planned_as_they_are(hostile_name: str, tmp_path: Path
         return
 
     target = target_of(plan_of(tree, artists=(hostile_name,)), artist)
-    assert target.state is State.PENDING
+    assert target.state is State.WAITING
     assert target.folder.path.name == hostile_name
     assert target.images.stems == list(STEMS)
 
@@ -359,7 +359,7 @@ class TestStoppedOverwrite:
     def test_the_same_command_trains_the_others(self, stopped: StudyTree) -> None:
         plan = overwrite_plan(stopped)
 
-        assert [target.state for target in plan.targets] == [State.COMPLETE, *[State.PENDING] * 3]
+        assert [target.state for target in plan.targets] == [State.COMPLETE, *[State.WAITING] * 3]
         assert "trained again by this --overwrite" in target_of(plan, DORA).reason
         batch, executor = make_batch(plan, dict.fromkeys(EVERYBODY, at("later")))
         batch.run()
@@ -377,19 +377,19 @@ class TestStoppedOverwrite:
     def test_what_is_done_is_trained_again_for_another_recipe(self, stopped: StudyTree) -> None:
         plan = overwrite_plan(stopped, asked=asked_for(seed=7))
 
-        assert [target.state for target in plan.targets] == [State.PENDING] * 4
+        assert [target.state for target in plan.targets] == [State.WAITING] * 4
 
     def test_an_artist_that_is_done_is_trained_again_alone(self, stopped: StudyTree) -> None:
         plan = overwrite_plan(stopped, artists=("Dora_Eik",))
 
-        assert target_of(plan, DORA).state is State.PENDING
+        assert target_of(plan, DORA).state is State.WAITING
 
     def test_without_overwrite_the_artist_that_was_stopped_is_trained(self, stopped: StudyTree) -> None:
         plan = plan_of(stopped, bookmarks=open_tracker(stopped).bookmarks())
 
         assert [(target.state, target.reason) for target in plan.targets] == [
             (State.COMPLETE, ""),
-            (State.PENDING, "its old adapter was set aside by --overwrite"),
+            (State.WAITING, "its old adapter was set aside by --overwrite"),
             *[(State.COMPLETE, "")] * 2,
         ]
         batch, executor = make_batch(plan)
@@ -408,12 +408,12 @@ class TestStoppedOverwrite:
 
         plan = overwrite_plan(tree)
 
-        assert [target.state for target in plan.targets] == [State.COMPLETE] * 2 + [State.PENDING] * 2
+        assert [target.state for target in plan.targets] == [State.COMPLETE] * 2 + [State.WAITING] * 2
 
     def test_a_lost_tracker_trains_all_again(self, stopped: StudyTree) -> None:
         stopped.tracker.unlink()
 
-        assert [target.state for target in overwrite_plan(stopped).targets] == [State.PENDING] * 4
+        assert [target.state for target in overwrite_plan(stopped).targets] == [State.WAITING] * 4
 
     def test_one_that_another_call_trains_before_ours_has_marked_it_is_done(self, tree: StudyTree) -> None:
         for artist in EVERYBODY:
@@ -452,4 +452,4 @@ def test_stale_adapters_are_trained_again_in_their_turn(tree: StudyTree) -> None
 
     assert executor.trained == [DORA, BORIS, CLARA]
     assert len(list((output(tree, BORIS) / "set_aside").glob(f"*-stale/{WEIGHTS}"))) == 1
-    assert [target.state for target in again.targets] == [State.COMPLETE] * 3 + [State.PENDING]
+    assert [target.state for target in again.targets] == [State.COMPLETE] * 3 + [State.WAITING]

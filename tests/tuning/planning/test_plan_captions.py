@@ -64,7 +64,7 @@ class TestCaptions:
         write_captions(tree)
         for condition in (ORIGINAL, MIST):
             target = self.plan(tree, condition)
-            assert target.state is State.PENDING
+            assert target.state is State.WAITING
             assert self.caption_words(target) == [f"--caption-data-dir={original(tree)}"]
             assert not [warning for warning in target.warnings if "caption" in warning]
         assert self.caption_words(target_of(plan_of(tree))) == []
@@ -87,8 +87,8 @@ class TestCaptions:
         assert f"{STEMS[0]}.txt is not UTF-8" in target.reason
         assert "metadata.jsonl, line 1" in target.reason
         plan = plan_of(tree, MIST, asked=asked_for(captions=True), config=CAPTIONED)
-        assert target_of(plan, BORIS).state is State.PENDING
-        assert target_of(plan_of(tree, MIST)).state is State.PENDING
+        assert target_of(plan, BORIS).state is State.WAITING
+        assert target_of(plan_of(tree, MIST)).state is State.WAITING
 
     @pytest.mark.parametrize("full", [False, True])
     @pytest.mark.parametrize("condition", [ORIGINAL, MIST], ids=str)

@@ -42,7 +42,7 @@ def test_a_complete_adapter_is_left_alone(tree: StudyTree) -> None:
             "blocked": 0,
             "no data": 0,
         }
-    assert target_of(plan_of(tree, MIST)).state is State.PENDING
+    assert target_of(plan_of(tree, MIST)).state is State.WAITING
 
 
 def test_an_adapter_of_other_options_is_stale_and_says_which(tree: StudyTree) -> None:
@@ -99,7 +99,7 @@ def test_a_broken_adapter_is_trained_again_and_says_why(tree: StudyTree) -> None
     for overwrite in (False, True):
         plan = plan_of(tree, overwrite=overwrite)
         for artist in (ANNA, BORIS, CLARA):
-            assert judged(target_of(plan, artist)) == (State.PENDING, State.BROKEN)
+            assert judged(target_of(plan, artist)) == (State.WAITING, State.BROKEN)
             assert target_of(plan, artist).reason.startswith("its adapter is broken and will be set aside: ")
     assert target_of(plan, CLARA).reason.endswith("is about a training that did not end")
 
@@ -111,7 +111,7 @@ def test_a_flipped_value_is_found_by_the_full_check_only(tree: StudyTree) -> Non
     weights.write_bytes(content)
 
     assert target_of(plan_of(tree)).state is State.COMPLETE
-    assert judged(target_of(plan_of(tree, full=True))) == (State.PENDING, State.BROKEN)
+    assert judged(target_of(plan_of(tree, full=True))) == (State.WAITING, State.BROKEN)
 
 
 def test_an_adapter_of_another_tool_is_complete_if_it_has_the_rank(tree: StudyTree) -> None:
@@ -122,7 +122,7 @@ def test_an_adapter_of_another_tool_is_complete_if_it_has_the_rank(tree: StudyTr
 
     assert judged(target_of(plan)) == (State.COMPLETE, State.COMPLETE)
     assert target_of(plan).reason == "made by another tool"
-    assert judged(target_of(plan, BORIS)) == (State.PENDING, State.BROKEN)
+    assert judged(target_of(plan, BORIS)) == (State.WAITING, State.BROKEN)
 
 
 def test_overwrite_trains_again_what_is_complete_or_stale(tree: StudyTree) -> None:
@@ -131,9 +131,9 @@ def test_overwrite_trains_again_what_is_complete_or_stale(tree: StudyTree) -> No
 
     plan = plan_of(tree, overwrite=True)
 
-    assert judged(target_of(plan)) == (State.PENDING, State.COMPLETE)
-    assert judged(target_of(plan, BORIS)) == (State.PENDING, State.STALE)
-    assert judged(target_of(plan, CLARA)) == (State.PENDING, State.PENDING)
+    assert judged(target_of(plan)) == (State.WAITING, State.COMPLETE)
+    assert judged(target_of(plan, BORIS)) == (State.WAITING, State.STALE)
+    assert judged(target_of(plan, CLARA)) == (State.WAITING, State.WAITING)
     assert [bool(target.reason) for target in plan.targets] == [False, True, True, False]
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_overwrite_is_taken_up_and_says_so(tree: StudyTree) -> No
         "",
         "",
     ]
-    assert len(plan.of(State.PENDING)) == 4
+    assert len(plan.of(State.WAITING)) == 4
 
 
 # The same files under two names
@@ -177,7 +177,7 @@ def test_images_that_another_condition_was_trained_on_block_naming_both(shared_s
     assert target.state is State.BLOCKED
     assert str(target.images.path) in target.reason
     assert str(twin) in target.reason
-    assert [other.artist for other in plan.of(State.PENDING)] == [DORA, BORIS, CLARA]
+    assert [other.artist for other in plan.of(State.WAITING)] == [DORA, BORIS, CLARA]
 
 
 def test_other_bytes_of_the_same_sizes_are_no_twins(shared_samples: StudyTree) -> None:
@@ -185,7 +185,7 @@ def test_other_bytes_of_the_same_sizes_are_no_twins(shared_samples: StudyTree) -
     painting = shared_samples.robust_samples / "noisy_upscaling" / str(ANNA) / "01_tree.png"
     painting.write_bytes(painting.read_bytes()[::-1])
 
-    assert target_of(plan_of(shared_samples, COUNTERED)).state is State.PENDING
+    assert target_of(plan_of(shared_samples, COUNTERED)).state is State.WAITING
 
 
 def test_the_adapter_of_the_condition_itself_is_no_twin(shared_samples: StudyTree) -> None:
@@ -193,7 +193,7 @@ def test_the_adapter_of_the_condition_itself_is_no_twin(shared_samples: StudyTre
 
     target = target_of(plan_of(shared_samples, COUNTERED, overwrite=True))
 
-    assert judged(target) == (State.PENDING, State.COMPLETE)
+    assert judged(target) == (State.WAITING, State.COMPLETE)
 
 
 def test_samples_that_name_their_protection_have_no_twins(tree: StudyTree) -> None:
@@ -202,13 +202,13 @@ def test_samples_that_name_their_protection_have_no_twins(tree: StudyTree) -> No
     )
     put_adapter(tree, GLAZE_COUNTERED)
 
-    assert len(plan_of(tree, COUNTERED).of(State.PENDING)) == 4
+    assert len(plan_of(tree, COUNTERED).of(State.WAITING)) == 4
 
 
 def test_a_training_that_left_no_adapter_makes_no_twin(shared_samples: StudyTree) -> None:
     (put_adapter(shared_samples, GLAZE_COUNTERED) / WEIGHTS).unlink()
 
-    assert target_of(plan_of(shared_samples, COUNTERED)).state is State.PENDING
+    assert target_of(plan_of(shared_samples, COUNTERED)).state is State.WAITING
 
 
 def test_twins_are_found_whatever_the_countermeasure_is_called(shared_samples: StudyTree) -> None:

@@ -42,7 +42,7 @@ def test_every_condition_and_seed_leaves_out_the_same(tree: StudyTree) -> None:
     for condition in (ORIGINAL, MIST, COUNTERED):
         for seed in (42, 43):
             target = target_of(plan_of(tree, condition, config=config(seed=seed)))
-            assert target.state is State.PENDING
+            assert target.state is State.WAITING
             assert target.images.stems == KEPT
             assert target.held_out == HELD
             # The trainer is told how many, and finds the same.
@@ -76,7 +76,7 @@ def test_a_bad_copy_of_a_held_out_painting_is_nobodys_concern(tree: StudyTree) -
     (tree.images_of(tree.protected_art / "mist", ANNA) / f"{HELD[0]}.png").write_bytes(b"torn")
     plan = plan_of(tree, MIST, config=config())
     assert not quarantine_bad_images(plan, print)
-    assert target_of(check_images(plan)).state is State.PENDING
+    assert target_of(check_images(plan)).state is State.WAITING
 
 
 def test_a_held_out_painting_that_cannot_be_read_blocks_every_condition(tree: StudyTree) -> None:
@@ -111,7 +111,7 @@ def test_an_artist_without_originals_is_blocked(tree: StudyTree) -> None:
 )
 def test_too_few_would_stay(tree: StudyTree, count: int, least: int, reason: str) -> None:
     target = target_of(plan_of(tree, config=config(count), min_samples_per_artist=least))
-    assert target.state is (State.BLOCKED if reason else State.PENDING)
+    assert target.state is (State.BLOCKED if reason else State.WAITING)
     assert target.reason.startswith(reason)
 
 
@@ -146,7 +146,7 @@ def test_captions_of_held_out_paintings_are_not_called_unused(tree: StudyTree) -
     for stem in STEMS:
         (original(tree) / f"{stem}.txt").write_text(f"{stem} in the style of sks")
     target = target_of(plan_of(tree, config=config(captions=True)))
-    assert target.state is State.PENDING
+    assert target.state is State.WAITING
     assert not any("not used" in warning for warning in target.warnings)
 
 

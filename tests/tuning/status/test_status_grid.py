@@ -14,7 +14,7 @@ STATES: Mapping[tuple[Condition, Artist], State] = {
     (MIST, ANNA): State.COMPLETE,
     (MIST, BORIS): State.RUNNING,
     (MIST, CLARA): State.STALE,
-    (COUNTERED, ANNA): State.PENDING,
+    (COUNTERED, ANNA): State.WAITING,
     (COUNTERED, BORIS): State.NO_DATA,
     (COUNTERED, CLARA): State.NO_DATA,
 }
@@ -89,7 +89,7 @@ def test_where_columns_do_not_fit_there_are_several_tables() -> None:
 
 def test_equal_names_are_told_apart() -> None:
     twin = Artist("contemporary", "cubism", ANNA.name)
-    both = {(ORIGINAL, ANNA): State.COMPLETE, (ORIGINAL, twin): State.PENDING}
+    both = {(ORIGINAL, ANNA): State.COMPLETE, (ORIGINAL, twin): State.WAITING}
 
     by_artist = status_grid(cells(both), by_artist=True, width=120)
     by_style = status_grid(cells({**both, (ORIGINAL, DORA): State.COMPLETE}), by_artist=False, width=120)

@@ -253,14 +253,14 @@ def at_work(since: str, **fields: Any) -> AdapterStatus:
 
 
 def test_nothing_is_said_where_nothing_is_known_or_left() -> None:
-    assert time_left([cell(State.PENDING)], NOW) is None
+    assert time_left([cell(State.WAITING)], NOW) is None
     assert time_left([done(100.0), cell(State.BLOCKED), cell(State.STALE), cell(State.NO_DATA)], NOW) is None
 
 
 def test_what_is_to_be_trained_takes_the_median_of_the_last_ones() -> None:
     old = [done(9000.0, finished_at=f"2025-01-02T00:00:{second:02}") for second in range(30)]
     new = [done(seconds, finished_at="2026-01-02") for seconds in (100.0, 200.0, 600.0) * 7]
-    todo = [cell(state) for state in (State.PENDING, State.FAILED, State.BROKEN, State.INTERRUPTED)]
+    todo = [cell(state) for state in (State.WAITING, State.FAILED, State.BROKEN, State.INTERRUPTED)]
 
     left = time_left([*new, *old, *todo], NOW)
 
@@ -284,7 +284,7 @@ def test_a_checkpoint_and_the_steps_of_a_training_count() -> None:
 def test_workers_share_what_is_left() -> None:
     running = [at_work("2026-01-02T03:59:10+00:00") for _ in range(2)]
 
-    left = time_left([done(100.0), *running, *[cell(State.PENDING)] * 3], NOW)
+    left = time_left([done(100.0), *running, *[cell(State.WAITING)] * 3], NOW)
 
     assert left is not None
     assert (left.seconds, left.workers) == ((2 * 50 + 3 * 100) / 2, 2)
@@ -293,7 +293,7 @@ def test_workers_share_what_is_left() -> None:
 def test_many_workers_do_not_hasten_the_last_training() -> None:
     running = [at_work("2026-01-02T03:58:20+00:00") for _ in range(8)]
 
-    left = time_left([done(100.0), *running, cell(State.PENDING)], NOW)
+    left = time_left([done(100.0), *running, cell(State.WAITING)], NOW)
 
     assert left is not None
     assert left.seconds == 100.0
@@ -303,9 +303,9 @@ def test_each_series_has_its_own_time() -> None:
     cells = [
         *[done(100.0)] * 3,
         done(900.0, variant="rank-32"),
-        cell(State.PENDING),
-        cell(State.PENDING, variant="rank-32"),
-        cell(State.PENDING, variant="seed-43"),
+        cell(State.WAITING),
+        cell(State.WAITING, variant="rank-32"),
+        cell(State.WAITING, variant="seed-43"),
     ]
 
     left = time_left(cells, NOW)

@@ -56,7 +56,7 @@ class TestWhichCells:
         assert status.matrix.conditions == (ORIGINAL, UNCOUNTERED, MIST, COUNTERED)
         assert status.matrix.artists == EVERYBODY
         assert status.counts == {
-            State.PENDING: 12,
+            State.WAITING: 12,
             State.NO_DATA: 4,
         }
         assert status.exit_code == 3
@@ -264,7 +264,7 @@ class TestRecipes:
 
         assert cell_of(status, artist=CLARA, series=adapter.series).state is State.COMPLETE
         assert cell_of(status, artist=CLARA, series=adapter.series).seed == 43
-        assert cell_of(status, artist=CLARA).state is State.PENDING
+        assert cell_of(status, artist=CLARA).state is State.WAITING
         assert not any(recipes.is_mixed for recipes in status.recipes.values())
 
     def test_records_of_two_versions_may_have_one_recipe(self, tree: StudyTree) -> None:
@@ -309,7 +309,7 @@ class TestUntrained:
     def test_an_adapter_that_is_gone_is_waited_for(self, tree: StudyTree) -> None:
         put_bookmark(tree, ORIGINAL, ANNA, status=State.COMPLETE)
 
-        assert read_cell(tree).state is State.PENDING
+        assert read_cell(tree).state is State.WAITING
 
     @pytest.mark.parametrize("status", ["running", "complete", None])
     def test_a_training_that_did_not_end_is_interrupted(self, tree: StudyTree, status: str | None) -> None:
@@ -414,7 +414,7 @@ def test_a_lost_tracker_changes_nothing_that_lies_on_disk(tree: StudyTree) -> No
     tree.tracker.unlink()
 
     assert status_of(tree).cells == before.cells
-    assert {State.COMPLETE, State.FAILED, State.PENDING} < states_of(before)
+    assert {State.COMPLETE, State.FAILED, State.WAITING} < states_of(before)
 
 
 def test_reading_writes_nothing(tree: StudyTree) -> None:

@@ -135,7 +135,7 @@ def test_commands_are_what_a_shell_takes(tmp_path: Path) -> None:
 
     lines = commands(plan).splitlines()
 
-    assert len(plan.of(State.PENDING)) == len(HOSTILE_NAMES) - 2  # two are hidden
+    assert len(plan.of(State.WAITING)) == len(HOSTILE_NAMES) - 2  # two are hidden
     assert [shell_words(line) for line in lines] == [target.command for target in plan.targets]
 
 

@@ -38,7 +38,7 @@ from tests.tuning.status.study_states import status_of
 def verdicts(tree: StudyTree, artists: tuple[str, ...] = ()) -> list[AdapterStatus]:
     """Return the cells in which something was begun, looked at in full."""
     status = status_of(tree, full=True, selection=Selection(artists=artists))
-    return [cell for cell in status.cells if cell.state not in (State.PENDING, State.NO_DATA)]
+    return [cell for cell in status.cells if cell.state not in (State.WAITING, State.NO_DATA)]
 
 
 def states(tree: StudyTree) -> list[tuple[str, str, str]]:

@@ -269,7 +269,7 @@ class TestFailure:
         args = make_args(studio, folder)
         images = Setup.prepare(args).data.images
         existing = judge(folder, adapter_spec(args.config, "mimicry"), images, full=True)
-        assert existing.state is State.PENDING
+        assert existing.state is State.WAITING
 
     def test_a_diverging_loss_leaves_nothing_that_looks_complete(
         self, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
