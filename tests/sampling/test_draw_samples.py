@@ -158,7 +158,7 @@ def test_what_is_there_is_not_drawn_again(
     missing = (own.data_root / "mimic_art" / "hf_diffusers") / f"mist__none/{ANNA}/a_boat_0.png"
     missing.unlink()
     # All prompts are cached by now.
-    monkeypatch.setattr(TextEncoders, "encode", None)
+    monkeypatch.setattr(TextEncoders, "encode_all", None)
     assert run_command(draw_samples, words(study, own)) == 0
     assert drawn(own) == first
 
