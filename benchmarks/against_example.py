@@ -34,8 +34,7 @@ from mimicry.common.errors import UsageError, run_reporting_errors
 from mimicry.common.files import sha256_file
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters import WEIGHTS
-from mimicry.tuning.hf_diffusers.foreign_script import ForeignScript
-from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words
+from mimicry.tuning.hf_diffusers.launch import ForeignScript, TrainScript, launch_words
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.flags import TrainingInputs
 from tools.results_file import add_output_option, report

@@ -1,20 +1,49 @@
-"""The command that starts a trainer: accelerate, the script, its arguments."""
+"""The training script, ours or one for --train-script, and the command that starts it.
 
+Another script has the command line of the diffusers example. It keeps no records, knows some of our flags
+only, and may stop half way. So it writes into a folder of its own, and what it has saved is published from
+there.
+"""
+
+import ast
 import os
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimicry.common.environment import processor_count, typed_threads
-from mimicry.tuning.adapters.recipe import OWN_TRAINER
-from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.options.flags import TrainingInputs, trainer_flags
+from mimicry.common.errors import UsageError
+from mimicry.common.files import utc_now
+from mimicry.study import ImageRecord, State
+from mimicry.study.image_checks import refuse_changed_images
+from mimicry.study.image_sets import described_images
+from mimicry.tuning.adapters import WEIGHTS, AdapterFolder
+from mimicry.tuning.adapters.recipe import OWN_TRAINER, trainer_identity
+from mimicry.tuning.adapters.training_run import (
+    EvalLoss,
+    Evaluation,
+    LaterClassImages,
+    Progress,
+    Section,
+    Trained,
+    joined,
+)
+from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
+from mimicry.tuning.hf_diffusers.stack import class_images_of
+from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
+from mimicry.tuning.options.flags import TRAINER_OPTIONS, TrainingInputs, trainer_flags
 
 _FOLDER = Path(__file__).resolve().parent
 OWN_SCRIPT = _FOLDER / "train_dreambooth_lora_sd3.py"
 _LAUNCHER = _FOLDER / "accelerate_launcher.py"
 _ACCELERATE_CONFIG = _FOLDER / "accelerate_config.yaml"
+
+FOREIGN_OUTPUT = ".training"
+_NEEDED_FLAGS = ("instance_data_dir", "output_dir", "instance_prompt")
+# What another script saves lies in a folder that no later run of it is given.
+_NOT_FOR_OTHERS = frozenset({"resume_from_checkpoint"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +83,140 @@ class TrainScript:
 def step_count(config: TuningConfig, inputs: TrainingInputs) -> int:
     """Return the optimizer steps of a training."""
     return config.step_count(len(inputs.read_images(config.hold_out).names))
+
+
+@dataclass(frozen=True)
+class ForeignScript(TrainScript):
+    """Somebody else's training script, with those of our flags that it knows."""
+
+    known_flags: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, path: Path) -> "ForeignScript":
+        """Read the flags of a script with the diffusers example's command line, without running it.
+
+        Raises:
+            UsageError: it cannot be read or parsed, or lacks the flags that no training does without.
+        """
+        try:
+            tree = ast.parse(path.read_text("utf-8"), filename=str(path))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UsageError(f"--train-script {path} cannot be read as Python: {error}") from error
+        known = frozenset(_declared_flags(tree))
+        missing = [name for name in _NEEDED_FLAGS if name not in known]
+        if missing:
+            raise UsageError(
+                f"--train-script {path} knows no --{', --'.join(missing)}; it takes a script with the "
+                f"command line of diffusers' train_dreambooth_lora_sd3.py"
+            )
+        return cls(path.resolve(), known - _NOT_FOR_OTHERS)
+
+    @property
+    def is_own(self) -> bool:
+        return False
+
+    @property
+    def identity(self) -> str:
+        return trainer_identity(self.path)
+
+    def output_dir(self, folder: Path) -> Path:
+        return folder / FOREIGN_OUTPUT
+
+    def flags(self, config: TuningConfig, inputs: TrainingInputs) -> dict[str, list[str]]:
+        """Return the words for each flag that the script knows."""
+        if config.num_train_epochs is not None:
+            # In the diffusers example the number of steps goes before that of epochs.
+            config = replace(config, max_train_steps=step_count(config, inputs), num_train_epochs=None)
+        flags = super().flags(config, inputs)
+        if config.report_to == REPORT_NONE:
+            flags["report_to"] = []  # accelerate, which the diffusers example asks, does not know the word
+        return {name: words for name, words in flags.items() if name in self.known_flags}
+
+    def warnings(self, config: TuningConfig) -> list[str]:
+        dropped = [
+            option.flag
+            for option in TRAINER_OPTIONS
+            if option.name not in self.known_flags and getattr(config, option.name) != option.default
+        ]
+        warnings = [f"{self.path.name} does not know {flag}, which is left out" for flag in dropped]
+        if config.cache_latents and config.mixed_precision != "no" and "cache_latents" in self.known_flags:
+            warnings.append(
+                f"{self.path.name} may fail with cached latents in {config.mixed_precision}, as the "
+                f"diffusers example does; if so, type --no-cache-latents"
+            )
+        return warnings
+
+
+def _declared_flags(tree: ast.AST) -> list[str]:
+    """Return the names of all long flags that the calls of `add_argument` in `tree` declare."""
+    names = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or getattr(node.func, "attr", None) != "add_argument":
+            continue
+        for argument in node.args:
+            if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
+                names.append(str(argument.value)[2:].replace("-", "_"))
+    return names
+
+
+@dataclass(frozen=True)
+class ForeignTraining:
+    """What is known of a training by such a script before it begins."""
+
+    script: TrainScript
+    config: TuningConfig
+    inputs: TrainingInputs
+    images: Sequence[ImageRecord]
+    started_at: str
+
+    @classmethod
+    def begin(cls, script: TrainScript, config: TuningConfig, inputs: TrainingInputs) -> "ForeignTraining":
+        """Note the time, and the images as they are now."""
+        images = inputs.read_images(config.hold_out).records()
+        return cls(script, config, inputs, images, utc_now())
+
+    def publish(self, folder: AdapterFolder, command: Sequence[str]) -> None:
+        """Move the weights that the script has saved to their final place, with the records that they lack.
+
+        Raises:
+            TrainingFailed: the images were changed meanwhile.
+            AdapterBroken: the weights are not what was asked for.
+        """
+        output_dir = self.script.output_dir(folder.path)
+        if not (output_dir / WEIGHTS).exists():
+            return
+        refuse_changed_images(self.inputs.read_images(self.config.hold_out), self.images)
+        content = joined(*self._sections(command))
+        folder.publish(output_dir / WEIGHTS, content, self.config.pretrained_model_name_or_path)
+        shutil.rmtree(output_dir)
+
+    def _sections(self, command: Sequence[str]) -> list[Section]:
+        """Return what training_run.json holds of the training, which has ended."""
+        config, inputs, model = self.config, self.inputs, BaseModel.resolve(self.config)
+        trained = Trained.describe(
+            config,
+            model.identity(),
+            model.folder,
+            trainer=self.script.identity,
+            command=command,
+            notes=(*inputs.notes, *self.script.warnings(config)),
+        )
+        trained.paths |= {"instance_data_dir": str(inputs.input_dir), "output_dir": str(inputs.output_dir)}
+        trained.images, trained.unpaired = described_images(
+            inputs.read_pairing(config.hold_out), None, config.reading
+        )
+        progress = Progress(
+            status=State.COMPLETE,
+            started_at=self.started_at,
+            finished_at=utc_now(),
+            steps=step_count(config, inputs),
+        )
+        skipped = EvalLoss(skipped=f"{self.script.path.name} makes no evaluation")
+        sections = [trained, progress, Evaluation(eval_loss=skipped)]
+        class_images = class_images_of(config)
+        if class_images is not None and not class_images.missing():
+            sections.append(LaterClassImages(class_images=class_images.record()))
+        return sections
 
 
 def launch_words(script: TrainScript, script_words: Sequence[str], config: TuningConfig) -> list[str]:

@@ -29,8 +29,14 @@ from mimicry.study.image_checks import bad_images, unreadable
 from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
 from mimicry.tuning.adapters.bookmark import record_adapter
 from mimicry.tuning.execution.outcome import POLL_SECONDS, Attempt, MetricsReader, StallGuard, follow
-from mimicry.tuning.hf_diffusers.foreign_script import FOREIGN_OUTPUT, ForeignScript, ForeignTraining
-from mimicry.tuning.hf_diffusers.launch import TrainScript, launch_words, step_count
+from mimicry.tuning.hf_diffusers.launch import (
+    FOREIGN_OUTPUT,
+    ForeignScript,
+    ForeignTraining,
+    TrainScript,
+    launch_words,
+    step_count,
+)
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.hub.names import refuse_names

@@ -17,8 +17,7 @@ from mimicry.study.images import ImageFolder
 from mimicry.study.tree import State, StudyTree
 from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.hf_diffusers import one_artist
-from mimicry.tuning.hf_diffusers.foreign_script import ForeignScript
-from mimicry.tuning.hf_diffusers.launch import TrainScript
+from mimicry.tuning.hf_diffusers.launch import ForeignScript, TrainScript
 from mimicry.tuning.hf_diffusers.one_artist import ArtistJob, Standalone, Supervised, caller, train_artist
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.flags import TrainingInputs
