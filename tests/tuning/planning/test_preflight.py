@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mimicry.tuning.hf_diffusers.stack import TRAITS
+from mimicry.tuning.hf_diffusers.spec.preflight import host_bytes, needed_bytes
 from mimicry.tuning.hub import upload as hub_upload
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.stacks import StackTraits
@@ -157,7 +157,7 @@ class TestDisk:
     def test_the_room_grows_with_the_artists(
         self, config: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        disk_with(monkeypatch, free=TRAITS.disk_bytes(config, 2))
+        disk_with(monkeypatch, free=needed_bytes(config, 2))
         assert batch_problems(config, tmp_path, 2, uploads=False) == []
         (problem,) = batch_problems(config, tmp_path, 3, uploads=False)
         assert "3 adapters" in problem
@@ -182,15 +182,15 @@ class TestNeededBytes:
         # 38 blocks, 8 projections, two factors of 2432 x 16 numbers.
         count = 38 * 8 * 2 * 2432 * 16
         # 26 of them in bf16; and twice, in fp32, the parameters of one with both moments of AdamW.
-        assert TRAITS.disk_bytes(self.elsewhere(), 26) == 26 * (2 * count + self.logs) + 2 * 3 * 4 * count
+        assert needed_bytes(self.elsewhere(), 26) == 26 * (2 * count + self.logs) + 2 * 3 * 4 * count
         config = self.elsewhere(rank=32, upcast_before_saving=True, checkpoints_total_limit=3)
-        assert TRAITS.disk_bytes(config, 1) == 8 * count + self.logs + 4 * 3 * 8 * count
+        assert needed_bytes(config, 1) == 8 * count + self.logs + 4 * 3 * 8 * count
 
     def test_of_a_model_on_disk(self, config: TuningConfig, tmp_path: Path) -> None:
         count = 2 * 8 * 2 * 16 * 16
-        assert TRAITS.disk_bytes(config, 1) == 2 * count + self.logs + 2 * 3 * 4 * count
+        assert needed_bytes(config, 1) == 2 * count + self.logs + 2 * 3 * 4 * count
         (tmp_path / "model" / "transformer" / "config.json").write_text("{}")
-        assert TRAITS.disk_bytes(config, 1) == TRAITS.disk_bytes(self.elsewhere(resolution=64), 1)
+        assert needed_bytes(config, 1) == needed_bytes(self.elsewhere(resolution=64), 1)
 
     def test_of_a_stack_without_options(self) -> None:
         assert StackTraits(hub_prefix="other").disk_bytes(None, 3) == 3 * self.logs
@@ -208,12 +208,12 @@ class TestHostBytes:
             path.unlink()
         self.files(model / "transformer", shard_1=5000, shard_2=4000, model__fp16=3000)
         self.files(model / "text_encoder", model=2000)
-        assert TRAITS.host_bytes(config) == 9000
-        assert TRAITS.host_bytes(replace(config, num_processes=2)) == 18_000
-        assert TRAITS.host_bytes(replace(config, variant="fp16")) == 3000
+        assert host_bytes(config) == 9000
+        assert host_bytes(replace(config, num_processes=2)) == 18_000
+        assert host_bytes(replace(config, variant="fp16")) == 3000
 
     def test_of_a_model_that_is_not_here_nothing_is_known(self) -> None:
-        assert TRAITS.host_bytes(TuningConfig(pretrained_model_name_or_path="lab/not-here")) == 0
+        assert host_bytes(TuningConfig(pretrained_model_name_or_path="lab/not-here")) == 0
 
     def test_of_another_stack_nothing_is_known(self) -> None:
         assert StackTraits(hub_prefix="other").host_bytes(None) == 0

@@ -32,7 +32,7 @@ from mimicry.tuning.hf_diffusers.sd3.transformer import (
     read_transformer,
 )
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.stack import generation_precision, generation_settings
+from mimicry.tuning.hf_diffusers.spec.preflight import generation_precision, generation_settings
 from mimicry.tuning.hf_diffusers.training.device import DTYPES
 from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.latents import decode, load_vae

@@ -11,12 +11,12 @@ from mimicry.study import Captions, ImageFolder, ImageRecord
 from mimicry.study.class_images import ClassImages
 from mimicry.study.image_checks import refuse_changed_images
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
-from mimicry.tuning.hf_diffusers.stack import (
+from mimicry.tuning.hf_diffusers.spec.preflight import (
     class_images_of,
     generation_precision,
     generation_settings,
 )
+from mimicry.tuning.hf_diffusers.spec.trainer_args import TrainerArgs
 from mimicry.tuning.hf_diffusers.training.device import fp16_problem
 from mimicry.tuning.hf_diffusers.training.rng import CLASS, Sample, SamplePlan
 from mimicry.tuning.options.config import TuningConfig

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.stack import (
+from mimicry.tuning.hf_diffusers.spec.preflight import (
     learning_rate,
     optimizer_libraries,
     optimizer_problems,

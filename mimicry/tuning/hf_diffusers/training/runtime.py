@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.stack import report_problems
+from mimicry.tuning.hf_diffusers.spec.preflight import report_problems
 from mimicry.tuning.hf_diffusers.training.device import (
     fp16_problem,
     free_memory,

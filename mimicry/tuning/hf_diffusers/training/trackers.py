@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from mimicry.study import AdapterId
-from mimicry.tuning.hf_diffusers.stack import chosen_trackers
+from mimicry.tuning.hf_diffusers.spec.preflight import chosen_trackers
 from mimicry.tuning.options.config import TuningConfig
 
 _PROJECT = "mimicry"

@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel
 from mimicry.tuning.hf_diffusers.sd3.lora import chosen_modules
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.lora_modules import module_problems
-from mimicry.tuning.hf_diffusers.stack import TRAITS
+from mimicry.tuning.hf_diffusers.spec.preflight import config_problems, config_warnings
 from mimicry.tuning.options.config import TuningConfig
 
 
@@ -61,7 +61,7 @@ def test_a_plan_refuses_what_the_training_would(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     asked = replace(config, lora_layers="foo", optimizer="prodigy", use_8bit_adam=True, quantize_base="nf4")
 
-    problems = TRAITS.problems(asked, network=False)
+    problems = config_problems(asked, network=False)
 
     for word in (
         "--lora-layers: 'foo'",
@@ -71,11 +71,11 @@ def test_a_plan_refuses_what_the_training_would(
         "--quantize-base nf4 needs bitsandbytes",
     ):
         assert sum(word in problem for problem in problems) == 1
-    assert TRAITS.problems(config, network=False) == []
+    assert config_problems(config, network=False) == []
 
 
 def test_processes_without_gpus_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (warning,) = TRAITS.warnings(TuningConfig(num_processes=4))
+    (warning,) = config_warnings(TuningConfig(num_processes=4))
     assert warning.startswith("--num-processes 4 without a GPU")
-    assert TRAITS.warnings(TuningConfig()) == []
+    assert config_warnings(TuningConfig()) == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers.stack import learning_rate
+from mimicry.tuning.hf_diffusers.spec.preflight import learning_rate
 from mimicry.tuning.hf_diffusers.training.optimizers import (
     check_optimizer,
     make_optimizer,

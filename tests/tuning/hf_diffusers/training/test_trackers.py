@@ -12,7 +12,7 @@ from accelerate import tracking
 from accelerate.utils import LoggerType
 
 from mimicry.common.errors import UsageError
-from mimicry.tuning.hf_diffusers import stack
+from mimicry.tuning.hf_diffusers.spec import preflight
 from mimicry.tuning.options.config import OPTIONS
 from tests.tuning.hf_diffusers.sd3.parts import train
 from tests.tuning.hf_diffusers.sd3.resuming import RUN, STEPS, WEIGHTS, stopped
@@ -57,7 +57,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> Libraries:
     monkeypatch.setattr(torch.utils, "tensorboard", stand_in, raising=False)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.setattr(stack, "version", lambda name: "1.0")
+    monkeypatch.setattr(preflight, "version", lambda name: "1.0")
     both = [LoggerType.TENSORBOARD, LoggerType.WANDB]
     monkeypatch.setattr(tracking, "_available_trackers", both)
     monkeypatch.setenv("HF_TOKEN", SECRET)
@@ -153,7 +153,7 @@ def test_a_fault_costs_no_training(
 def test_a_missing_library_is_refused(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack, "installed_trackers", list)
+    monkeypatch.setattr(preflight, "installed_trackers", list)
     with pytest.raises(UsageError, match=r"pip install 'mimicry\[reports\]'"):
         train(studio, tmp_path / "out", "--report_to=tensorboard")
     assert not (tmp_path / "out").exists()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
-from mimicry.tuning.hf_diffusers import stack
+from mimicry.tuning.hf_diffusers.spec import preflight
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.stack import (
+from mimicry.tuning.hf_diffusers.spec.preflight import (
     chosen_trackers,
     class_images_of,
     generation_precision,
@@ -167,7 +167,7 @@ def install(patch: pytest.MonkeyPatch, *names: str) -> None:
             raise PackageNotFoundError(name)
         return "1.0"
 
-    patch.setattr(stack, "version", version)
+    patch.setattr(preflight, "version", version)
 
 
 @pytest.mark.parametrize(
