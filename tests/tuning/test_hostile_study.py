@@ -6,9 +6,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from mimicry.tuning.hf_diffusers.foreign_script import ForeignScript
 
 from mimicry.study.tree import Artist, StudyTree
+from mimicry.tuning.hf_diffusers.launch import ForeignScript
 from tests.fake_hub import FakeHub
 from tests.hostile_names import HOSTILE_NAMES
 from tests.shells import shell_words
