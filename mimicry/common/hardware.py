@@ -1,8 +1,7 @@
 """The GPUs that this program may use, and how much memory of the machine. No torch: it takes seconds.
 
-GPUs go by their names in CUDA_VISIBLE_DEVICES. An NVIDIA GPU that is cut into MIG instances counts as these.
-CUDA numbers GPUs by speed unless it is told otherwise, and nvidia-smi by their place on the bus: hence
-CUDA_DEVICE_ORDER.
+GPUs go by their names in CUDA_VISIBLE_DEVICES; one that is cut into MIG instances counts as these. CUDA
+numbers GPUs by speed, nvidia-smi by their place on the bus: hence CUDA_DEVICE_ORDER.
 """
 
 import os
@@ -93,10 +92,7 @@ def _device_files() -> list[Gpu]:
 
 
 def host_memory_problem(byte_count: int) -> str | None:
-    """Return why something optional of `byte_count` bytes is too much for host memory, in words, or None.
-
-    It may take half of what is free: the rest is for latents, prompts and other programs.
-    """
+    """Return why something optional would take more than half of the free host memory, in words, or None."""
     free = free_host_bytes()
     if byte_count <= free // 2:
         return None
@@ -119,8 +115,6 @@ def _machine_free_bytes() -> int:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of one version of control groups: their folder, limit, use, and cache that may go."""
-
     folder: str
     limit: str
     used: str

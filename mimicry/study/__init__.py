@@ -1,7 +1,4 @@
-"""The study's data: its tree, artists and conditions, images, captions, progress.
-
-Import common names from here, and others from the modules.
-"""
+"""The study's data: its tree, artists and conditions, images, captions, progress."""
 
 from mimicry.study.captions import Captions
 from mimicry.study.images import ImageFolder, ImageRecord

@@ -45,7 +45,6 @@ class ColourProfile:
 
 @lru_cache(maxsize=256)
 def profile_of(content: bytes, mode: str) -> ColourProfile:
-    """Return the profile with these bytes, in an image of this mode."""
     try:
         from PIL import ImageCms
 
@@ -65,7 +64,6 @@ def profile_of(content: bytes, mode: str) -> ColourProfile:
 
 
 def _opaque(image: "Image", mode: str) -> "Image":
-    """Return the colours of `image` without its transparency, in `mode`."""
     if image.mode == mode:
         return image
     # The colours of a palette, and those below transparency, are in the space of the profile as well.
@@ -73,7 +71,6 @@ def _opaque(image: "Image", mode: str) -> "Image":
 
 
 def _changes_nothing(content: bytes, mode: str) -> bool:
-    """Return whether sRGB gives the same colours, tried over a cube of colours or a ramp of grey."""
     from PIL import Image, ImageChops
 
     levels = range(0, 256, 17)
@@ -91,7 +88,6 @@ def _extrema(image: "Image") -> Any:
 
 
 def _apply(content: bytes, image: "Image") -> "Image":
-    """Return `image`, whose colours are those of the profile, as RGB in sRGB."""
     from PIL import ImageCms
 
     converted = ImageCms.profileToProfile(

@@ -45,11 +45,10 @@ AS_IT_IS, SCALED, SQUEEZED, CROPPED = "as it is", "scaled", "squeezed", "cropped
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an image differs from its original.
+    """How an image differs from its original: `psnr` in dB, None where no pixel does; `linf` of 255.
 
-    `psnr` is in dB, None where no pixel differs; `linf` is of 255. `fit` is how the original was brought to
-    the image's size. `likeness` is that of the compositions, up to 1. `unlike` says why it is not the same
-    picture; it is empty if it is.
+    `fit` is how the original was brought to the image's size, `likeness` that of the compositions, up to 1,
+    and `unlike` says why it is not the same picture; it is empty if it is.
     """
 
     psnr: float | None

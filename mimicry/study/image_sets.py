@@ -32,11 +32,7 @@ class Finding:
         return f"{self.text} (all: {lists_at})" if len(self.items) > SHOWN else self.text
 
     def full_list(self, of: str = "") -> str:
-        """Return what the line leaves out, a line for each image; empty where it names all.
-
-        Args:
-            of: whose images they are, for the heading.
-        """
+        """Return what the line leaves out, a line for each image of `of`; empty where it names all."""
         if len(self.items) <= SHOWN:
             return ""
         heading = f"{of}: {self.text}" if of else self.text
@@ -45,9 +41,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Dose:
-    """How strongly a set was changed: medians over its images, and the largest difference of all.
+    """How strongly a set was changed: medians of its images, and the largest difference of all, of 255.
 
-    `psnr` is in dB, None where no image was changed; `linf` and `largest` are of 255.
+    `psnr` is in dB, None where no image was changed.
     """
 
     psnr: float | None
@@ -57,7 +53,6 @@ class Dose:
 
     @classmethod
     def of(cls, found: Iterable[Examined]) -> "Dose | None":
-        """Return the dose of a set; None where nothing was compared."""
         compared = [each.comparison for each in found if each.comparison is not None]
         if not compared:
             return None
@@ -75,7 +70,6 @@ class Dose:
 
 
 def _few(items: Sequence[str], of: int) -> str:
-    """Return "3 of 20 images: a, b, c" for items that are about one image each."""
     shown = ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
     return f"{len(items)} of {of} images: {shown}"
 
@@ -111,7 +105,6 @@ def geometry(
 
     Args:
         sizes: of the images, by name, in pixels; those that are not known are missing.
-        original_sizes: of the original art.
         reading: one that reduces images to the same detail evens out that they had another size.
     """
     scaled: dict[str, str] = {}
@@ -143,7 +136,6 @@ def geometry(
 
 
 def _sized(what: str, sizes: Mapping[str, str], of: int, meaning: str, advice: str = "") -> list[Finding]:
-    """Return the finding about images of other sizes, which are given by name."""
     if not sizes:
         return []
     items = tuple(f"{name!r} has {words}" for name, words in sizes.items())
@@ -256,11 +248,7 @@ def colours(pairing: Pairing, found: Mapping[str, Examined], *, convert_profiles
 def described_images(
     pairing: Pairing, captions: Captions | None, reading: Reading
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what training_run.json records about each image, and the marks of the set.
-
-    Raises:
-        OSError: an image cannot be read.
-    """
+    """Return what training_run.json records about each image, and the marks of the set."""
     (found,) = examine([pairing], reading=reading).found
     records = image_records(pairing.images, captions)
     for record in records:

@@ -37,14 +37,7 @@ def save_sample(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> 
 
 
 def read_settings(path: Path, *, whole: bool = True) -> dict[str, Any] | None:
-    """Return the settings in the PNG at `path`; None if it has none or is not a complete PNG.
-
-    Args:
-        whole: decode the picture as well, and so find one that is damaged behind its header.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Return the settings in the PNG at `path`, whose picture is decoded if `whole`; None of a bad one."""
     try:
         with Image.open(path) as image:
             if whole:

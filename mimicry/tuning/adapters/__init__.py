@@ -1,7 +1,4 @@
-"""What lies in an adapter's folder: weights, record, recipe, state.
-
-What most of the project needs of it is named here; the rest lies in its modules.
-"""
+"""What lies in an adapter's folder: weights, record, recipe, state."""
 
 from mimicry.tuning.adapters.folder import (
     ADAPTER_CONFIG,

@@ -1,7 +1,6 @@
 """The folder of one adapter: the names of its files, and everything that is done with them.
 
-An adapter is complete when its weights lie under their final name and hold what they promise. The weights
-are written last, so that their name is the sign of completion.
+The weights are written last, so that their name is the sign of completion.
 """
 
 import json
@@ -46,10 +45,7 @@ _TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
 
 
 class AdapterFolder:
-    """The folder of one adapter, which need not exist. Its record is read once: make a new one to look again.
-
-    `form` is the format of the stack's adapters.
-    """
+    """The folder of one adapter, which need not exist; its record is read once."""
 
     def __init__(self, path: Path, form: AdapterFormat = ANY_LORA) -> None:
         self.path = path
@@ -84,11 +80,7 @@ class AdapterFolder:
 
     @cached_property
     def run(self) -> TrainingRun | None:
-        """The record of the training, or None when there is none.
-
-        Raises:
-            AdapterBroken: it is there and cannot be read.
-        """
+        """The record of the training, or None when there is none; AdapterBroken when it cannot be read."""
         return TrainingRun.read(self.record)
 
     @property
@@ -104,15 +96,10 @@ class AdapterFolder:
         return self.weights.exists()
 
     def weights_identity(self) -> FileIdentity:
-        """Return what tells the weights from those that another training puts there."""
         return file_identity(self.weights)
 
     def check(self, rank: int | None) -> Adapter:
-        """Check the weights in full, their sha256 against the record too.
-
-        Raises:
-            AdapterBroken: see `check_weights`; or the weights are not those that the record is about.
-        """
+        """Check the weights in full, their sha256 against the record too, or raise AdapterBroken."""
         adapter = check_weights(self.weights, self.form, rank)
         if self.run is not None and self.run.weights_sha256 != adapter.sha256:
             raise AdapterBroken(f"{self.weights} is not the file whose sha256 stands in {TRAINING_RUN}")
@@ -122,10 +109,7 @@ class AdapterFolder:
         """Check the header of the weights, and that the record is about a training that ended.
 
         Without a record the weights are another tool's: what adapter_config.json says of the LoRA, if it is
-        there, must be what the weights say.
-
-        Raises:
-            AdapterBroken: see `mimicry.tuning.adapters.weights.check_header`; or one of these does not hold.
+        there, must be what the weights say. AdapterBroken otherwise.
         """
         header = check_header(self.weights, self.form, rank)
         if self.run is not None:
@@ -152,10 +136,7 @@ class AdapterFolder:
         return config
 
     def config_fault(self) -> str:
-        """Say what is wrong with the adapter_config.json of a complete adapter; empty when nothing is.
-
-        All that it says follows from the weights and from the record: see `write_config`.
-        """
+        """Say what is wrong with the adapter_config.json of a complete adapter; empty when nothing is."""
         expected = self._expected_config()
         if expected is None:
             return ""
@@ -168,7 +149,6 @@ class AdapterFolder:
         return "" if found == expected else f"{ADAPTER_CONFIG} is not the one that was written"
 
     def write_config(self) -> None:
-        """Write the adapter_config.json of a complete adapter of ours again."""
         write_json(self.config, self._expected_config())
 
     def _expected_config(self) -> dict[str, Any] | None:
@@ -196,8 +176,7 @@ class AdapterFolder:
             base_model: what adapter_config.json names.
 
         Raises:
-            AdapterBroken: the weights are not whole, or of another rank than the options of `training_run`
-                say; nothing was published.
+            AdapterBroken: the weights are not whole, or of another rank; nothing was published.
         """
         run = TrainingRun(training_run)
         canonical = source.with_name(source.name + ".canonical")
@@ -250,10 +229,7 @@ class AdapterFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def set_aside(self, reason: str) -> Path | None:
-        """Move the files of an adapter out of the way; nothing is deleted, and train.log goes on.
-
-        A checkpoint that its training has left goes with it: a new training must not go on from there.
-        """
+        """Move the files of an adapter, and checkpoints, out of the way; train.log goes on."""
         return set_aside(self.path, [*_OF_ONE_RUN, *self.checkpoint_names()], reason)
 
 
@@ -274,11 +250,7 @@ def numerics_differences(former: Mapping[str, Any], present: Mapping[str, Any]) 
 def sister_differences(
     output_dir: Path, recipe: Mapping[str, Any], numerics: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """Return how the numerics of the sister adapters differ from `numerics`, by condition.
-
-    Sisters lie beside `output_dir` in the study's tree, are complete, and have the same `recipe`. Conditions
-    without a difference are left out.
-    """
+    """Return how the numerics of complete adapters of this recipe in sister folders differ, by condition."""
     found = {}
     for condition, path in sister_folders(output_dir).items():
         former = _numerics_of(AdapterFolder(path), recipe)

@@ -1,7 +1,6 @@
 """training_run.json: what is recorded of one training. No other module writes down its keys.
 
-`TrainingRun` reads a record, whoever wrote it. The sections are what our own programs write: the fields of
-each are keys of the record, in the order of the file.
+`TrainingRun` reads a record, whoever wrote it. The fields of the sections are its keys, in their order.
 """
 
 import platform
@@ -27,10 +26,7 @@ LEFT_OUT: Any = object()
 
 @dataclass(frozen=True)
 class Evaluated:
-    """How an evaluation loss was measured: two may be compared only where this is equal.
-
-    `on` says whether the paintings are trained on, see `mimicry.study.EvaluatedOn`.
-    """
+    """How an evaluation loss was measured: two may be compared only where this is equal."""
 
     timesteps: tuple[float, ...]
     on: str
@@ -92,11 +88,7 @@ def _records(value: Any) -> list[dict[str, Any]] | None:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The record of one training. Any key may be missing: another program or an older version wrote it.
-
-    Attributes:
-        content: the whole record, with keys that this version does not know.
-    """
+    """The record of one training. Any key may be missing: another program or an older version wrote it."""
 
     content: Mapping[str, Any]
 
@@ -141,11 +133,7 @@ class TrainingRun:
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRun | None":
-        """Read the record at `path`; None when there is none.
-
-        Raises:
-            AdapterBroken: it is there and cannot be read.
-        """
+        """Read the record at `path`; None when there is none, AdapterBroken when it cannot be read."""
         try:
             content = read_json(path)
         except FileNotFoundError:
@@ -165,7 +153,6 @@ class TrainingRun:
 
     @property
     def exists(self) -> bool:
-        """Whether anything is recorded."""
         return bool(self.content)
 
     @property
@@ -215,11 +202,9 @@ class TrainingRun:
         return Evaluated(tuple(map(float, timesteps)), on)
 
     def ended(self, status: str, error: str, finished_at: str) -> dict[str, Any]:
-        """Return the content of this record for a training that has ended without an adapter."""
         return {**self.content, "status": status, "error": error, "finished_at": finished_at}
 
     def with_hub(self, hub: Mapping[str, str]) -> dict[str, Any]:
-        """Return the content of this record with a note of an upload."""
         return {**self.content, "hub": hub}
 
 
@@ -227,7 +212,6 @@ class Section:
     """A part of a record as it is written: a dataclass, whose fields are keys and may hold sections again."""
 
     def content(self) -> dict[str, Any]:
-        """Return the keys of this part with their values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
         return {
             name: value.content() if isinstance(value, Section) else value
@@ -237,16 +221,12 @@ class Section:
 
 
 def joined(*sections: Section) -> dict[str, Any]:
-    """Return the content of training_run.json with these parts, in their order."""
     return {name: value for section in sections for name, value in section.content().items()}
 
 
 @dataclass(kw_only=True)
 class Trained(Section):
-    """What is trained, and on what: all that is known before it begins, but for the numerics.
-
-    `class_images` are left out while some of them are still to be generated.
-    """
+    """What is trained, and on what: all that is known before it begins, but for the numerics."""
 
     schema: int = 1
     recipe: dict[str, Any]
@@ -275,9 +255,7 @@ class Trained(Section):
         command: Iterable[str],
         notes: Iterable[str],
     ) -> "Trained":
-        """Return what is known of a training without its images.
-
-        Machine paths stand under `paths`, `command` and `host` only, which never leave this machine.
+        """Return what is known of a training without its images; `paths`, `command`, `host` are private.
 
         Args:
             base_model: its identity, with its `name` on the Hub or None.
@@ -354,10 +332,7 @@ class Progress(Section):
 
 @dataclass(kw_only=True)
 class EvalLoss(Section):
-    """The loss on the evaluation set before and after training, and what it was measured on.
-
-    `on` says whether the paintings are trained on. One that was `skipped` has this reason alone.
-    """
+    """The loss on the evaluation set before and after training, or the reason why it was `skipped`."""
 
     start: float | None = LEFT_OUT
     end: float | None = LEFT_OUT

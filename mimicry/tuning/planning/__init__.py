@@ -1,7 +1,4 @@
-"""What a call would do, and what forbids it; writes nothing.
-
-What most of the project needs of it is named here; the rest lies in its modules.
-"""
+"""What a call would do, and what forbids it; writes nothing."""
 
 from mimicry.tuning.planning.one_recipe import recipe_problems, refuse_new_recipes
 from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, Plan, plan_word

@@ -22,15 +22,11 @@ _BEFORE_STEPS = "{desc} [{elapsed}]"
 
 
 def is_terminal() -> bool:
-    """Return whether progress bars make sense: standard error goes to a terminal."""
     return sys.stderr.isatty()
 
 
 class StepDisplay:
-    """One training: what it does before its first step, then its steps with loss and time left.
-
-    A bar in a terminal; elsewhere a line for each twentieth of the steps.
-    """
+    """One training: what it does before its first step, then its steps with loss and time left."""
 
     def __init__(self, label: str, total: int, position: int = 0) -> None:
         self._label = printable(label)
@@ -55,7 +51,6 @@ class StepDisplay:
             self.bar.set_description_str(f"{self._label}: {printable(text)}"[: self.bar.ncols or 100])
 
     def tick(self) -> None:
-        """Show how long it has taken, while there is no step yet."""
         if self.bar is not None and self._first is None:
             _refresh(self.bar)
 
@@ -121,10 +116,10 @@ class _Course:
 
 
 class BatchDisplay:
-    """The trainings of a batch with the time that is left: a bar, or nothing where there is no terminal.
+    """The trainings of a batch with the time that is left: a bar of all steps, in a terminal.
 
-    The bar counts the steps of all trainings. What is left is reckoned from those that ended well; before
-    there are any, from the seconds of `known` ones; without these, from the steps of the present one.
+    What is left is reckoned from those that ended well; before there are any, from the seconds of `known`
+    ones; without these, from the steps of the present one.
     """
 
     def __init__(self, step_counts: Sequence[int], known: Sequence[float] = (), workers: int = 1) -> None:
@@ -153,12 +148,10 @@ class BatchDisplay:
             print(text, flush=True)
 
     def begin(self, key: str, step_count: int) -> None:
-        """Note that a training has begun; `key` tells it from others that run."""
         self._running[key] = _Course(step_count, time.monotonic())
         self._show()
 
     def step(self, key: str, number: int) -> None:
-        """Show that a training is at step `number`."""
         self._running[key].take(number, time.monotonic())
         self._show()
 
@@ -177,7 +170,6 @@ class BatchDisplay:
         self._show()
 
     def tick(self) -> None:
-        """Show how long it has taken, also while there is no step."""
         if self.bar is not None:
             _refresh(self.bar)
 
@@ -195,7 +187,6 @@ class BatchDisplay:
         return max([(expected * waiting + sum(begun)) / workers, *begun])
 
     def time_left(self) -> str:
-        """Return `seconds_left` in words; empty while nothing tells it."""
         seconds = self.seconds_left()
         return "" if seconds is None else f"about {duration(seconds)} left"
 
@@ -204,7 +195,6 @@ class BatchDisplay:
             self.bar.close()
 
     def _by_steps(self) -> float | None:
-        """Return the seconds of a training as the steps of the one that is furthest tell."""
         furthest = max(self._running.values(), key=lambda course: course.steps / course.count, default=None)
         return None if furthest is None else furthest.expected_seconds()
 

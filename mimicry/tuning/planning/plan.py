@@ -20,8 +20,7 @@ from mimicry.tuning.planning.target import Call, Request, Target
 class Overwrite:
     """An overwrite that is to be carried out; `done` are the adapters that it has trained already.
 
-    `name` tells it from others, `trainings` are those of the selected adapters as they were planned: another
-    call may train one before this one has marked it.
+    `trainings` are those of the selected adapters as they were planned, before another call trains one.
     """
 
     name: str = field(default_factory=lambda: f"{utc_now()} {secrets.token_hex(4)}")
@@ -74,7 +73,6 @@ _PLANNED = {
 
 
 def plan_word(target: Target) -> str:
-    """Return what a plan says of a target: what is done with it."""
     return _PLANNED[target.state]
 
 
@@ -97,7 +95,6 @@ class Plan:
 
     @property
     def call(self) -> Call:
-        """What all requests have in common."""
         return self.requests[0]
 
     @property
@@ -109,12 +106,10 @@ class Plan:
         return list(found.values())
 
     def study_recipes(self, request: Request) -> StudyRecipes:
-        """Return the recipes of the series of `request`."""
         return self.recipes.get(request.series, StudyRecipes())
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What there is to say of the plan as a whole."""
         remarks = list(self.warnings)
         if self.absent:
             names = [str(condition) for condition, _ in self.absent]
@@ -159,7 +154,6 @@ class Plan:
         return [seconds for record in records if isinstance(seconds := record.get("seconds"), (int, float))]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of targets for each action, zeros included."""
         counted = Counter(target.state for target in self.targets)
         return {word: counted[state] for state, word in _PLANNED.items()}
 
@@ -197,10 +191,7 @@ def recipes_that_stay(plan: Plan, request: Request) -> StudyRecipes:
 
 
 def training_of(folder: AdapterFolder) -> list[str]:
-    """Return what tells the training of an adapter from any other, copies of the study included.
-
-    It is empty without an adapter. Two trainings of one recipe may leave the same bytes, at other times.
-    """
+    """Return what tells the training of an adapter from any other, by its times too; or nothing."""
     if not folder.has_weights:
         return []
     run = folder.readable_run

@@ -1,8 +1,7 @@
 """The recipes of a study: those of its complete adapters, and of those in training.
 
-Two adapters may differ in their images alone. The recipe of `{stack}@{variant}` is that of its adapters: the
-options, the base model and the trainer that stand in their records, and the class images. Images, captions
-and crops are not part of it, and neither are numerics, which are compared with those of sisters.
+Two adapters of a series may differ in their images, captions and crops alone. Numerics are compared with
+those of sisters.
 """
 
 from collections import Counter, defaultdict
@@ -22,10 +21,7 @@ from mimicry.tuning.planning.target import Request
 
 @dataclass
 class RecipeGroup:
-    """Adapters of one recipe; `run` is the record of the first of them.
-
-    `class_images` tells the class images of prior preservation from others; None where there are none.
-    """
+    """Adapters of one recipe and listing of class images; `run` is the record of the first of them."""
 
     run: TrainingRun
     class_images: str | None
@@ -38,7 +34,6 @@ class RecipeGroup:
         return recipe
 
     def places(self) -> str:
-        """Say how many adapters of which conditions there are."""
         return _places(self.adapters)
 
     def differences(self, asked: AdapterSpec) -> list[str]:
@@ -57,10 +52,9 @@ class RecipeGroup:
 
 @dataclass(frozen=True)
 class StudyRecipes:
-    """The recipes of a study, that of most adapters first.
+    """The recipes of a study, that of most adapters first; `unknown` are adapters without a known one.
 
-    `unknown` are adapters whose recipe no record tells. `evaluations` has those with an evaluation loss, by
-    how it was measured, which is not part of the recipe.
+    `evaluations` has those with an evaluation loss, by how it was measured, which is not part of the recipe.
     """
 
     groups: tuple[RecipeGroup, ...] = ()
@@ -114,11 +108,7 @@ class StudyRecipes:
 
 
 def evaluation_remarks(recipes: StudyRecipes, asked: int = 0) -> list[str]:
-    """Return which evaluation losses of a study must not be compared, as they were measured differently.
-
-    Args:
-        asked: so many timesteps are evaluated at by what is to be trained; 0: it makes no evaluation.
-    """
+    """Return which evaluation losses of a study, or with `asked` timesteps, must not be compared."""
     most_first = sorted(recipes.evaluations.items(), key=lambda item: -len(item[1]))
     ways = {way: f"{way} ({_places(adapters)})" for way, adapters in most_first}
     remarks = []
@@ -195,7 +185,6 @@ class _Groups:
 
 
 def _tells_recipe(run: TrainingRun, *, has_weights: bool) -> bool:
-    """Return whether a record tells the recipe of the adapter that lies next to it."""
     if not run.recipe or complete_options(run.recipe) is None:
         return False
     # Weights without their sha256 are those of another training than the record is about.
