@@ -240,18 +240,14 @@ def _this_process() -> dict[str, Any]:
 def _lease_at(path: Path, now: float) -> Lease:
     """Return the lease in the file at `path`; one that cannot be read has no holders."""
     try:
-        content = read_json(path)
-        return _lease(content, now - path.stat().st_mtime)
+        content, silent_seconds = read_json(path), now - path.stat().st_mtime
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError):
-        return _lease(None, 0.0)
-
-
-def _lease(content: Any, silent_seconds: float) -> Lease:
+        content, silent_seconds = None, 0.0
     holders = content.get("holders") if isinstance(content, dict) else None
     if not isinstance(holders, list) or not all(map(_is_holder, holders)):
-        return Lease({"host": this_host(), "holders": []}, silent_seconds)
+        content = {"host": this_host(), "holders": []}
     return Lease(content, silent_seconds)
 
 

@@ -43,17 +43,15 @@ def quiet_libraries() -> None:
 
 def without_launcher(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """Return an environment without the variables of a surrounding launcher, and a line that names them."""
-    removed = sorted(filter(_is_of_launcher, environment))
+    removed = sorted(
+        name
+        for name in environment.keys() - _USERS_OWN
+        if name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
+    )
     kept = {name: value for name, value in environment.items() if name not in removed}
     named = ", ".join(f"{name}={environment[name]}" for name in removed)
     line = f"left out of the environment, as of a launcher around this program: {named}" if removed else ""
     return kept, printable(line)
-
-
-def _is_of_launcher(name: str) -> bool:
-    if name in _USERS_OWN:
-        return False
-    return name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
 
 
 def load_environment(start: Path | None = None) -> None:

@@ -35,7 +35,9 @@ class Gpu:
 
 def find_gpus() -> list[Gpu]:
     """Return the GPUs that this program may use, as far as they can be told: AMD's only from the variable."""
-    listed = _listed_by_nvidia_smi() or _device_files()
+    # In a container with /dev/nvidia2 alone, that is GPU 0 for CUDA.
+    by_files = [Gpu(str(number)) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    listed = _listed_by_nvidia_smi() or by_files
     given = os.environ.get(VISIBLE_GPUS)
     if given is None:
         return listed
@@ -86,11 +88,6 @@ def _listed_by_nvidia_smi() -> list[Gpu]:
     return found
 
 
-def _device_files() -> list[Gpu]:
-    # In a container with /dev/nvidia2 alone, that is GPU 0 for CUDA.
-    return [Gpu(str(number)) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
-
-
 def host_memory_problem(byte_count: int) -> str | None:
     """Return why something optional would take more than half of the free host memory, in words, or None."""
     free = free_host_bytes()
@@ -113,17 +110,10 @@ def _machine_free_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True)
-class _Files:
-    folder: str
-    limit: str
-    used: str
-    cache: str
-
-
-_VERSIONS = {
-    "": _Files("", "memory.max", "memory.current", "inactive_file"),
-    "memory": _Files("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+# Of each version of control groups: folder, limit, use, and the cache that may go.
+_GROUP_FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -134,13 +124,13 @@ def group_free_bytes(membership: Path, root: Path) -> Iterator[int]:
         lines = membership.read_text().splitlines()
     for line in lines:
         _, controllers, name = line.split(":", 2)
-        files = _VERSIONS.get(controllers)
-        if files is None:
+        if controllers not in _GROUP_FILES:
             continue
-        group = root / files.folder / name.lstrip("/")
+        hierarchy, *files, cache = _GROUP_FILES[controllers]
+        group = root / hierarchy / name.lstrip("/")
         # A limit anywhere above counts.
         for folder in (group, *group.parents):
             with suppress(OSError, ValueError):
-                limit, used = (int((folder / file).read_text()) for file in (files.limit, files.used))
+                limit, used = (int((folder / file).read_text()) for file in files)
                 facts = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                yield max(0, limit - used + int(facts.get(files.cache, 0)))
+                yield max(0, limit - used + int(facts.get(cache, 0)))

@@ -15,8 +15,7 @@ from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import Layout, sheet_options, write_contact_sheet
 from mimicry.sampling.drawing import draw, usable_model
 from mimicry.sampling.plan import SampleRequest, SampleSet, of_first_series, plan_samples
-from mimicry.study import State
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.study import DEFAULT_GUIDANCE, DEFAULT_STEPS, State
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.click_options import (

@@ -13,8 +13,7 @@ from mimicry.common.claims import Claim, claimed_by
 from mimicry.common.environment import quiet_libraries
 from mimicry.common.errors import AdapterBroken, BatchFault, ClaimedElsewhere
 from mimicry.sampling.plan import SampleRequest, SampleSet, is_drawn
-from mimicry.study import State
-from mimicry.study.sample_files import save_sample
+from mimicry.study import State, save_sample
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 

@@ -147,7 +147,9 @@ def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
             content = _read(tree)
             for artist, image in bad:
                 stems = content[_IMAGES].setdefault(str(artist), {})
-                stems.setdefault(image.stem, _entry(tree, image))
+                file = image.path.relative_to(tree.data_root).as_posix()
+                problem = image.problem.replace(str(image.path), "it")
+                stems.setdefault(image.stem, {"file": file, "problem": problem, "since": utc_now()})
             write_json(path, content)
     except Timeout as error:
         raise BatchFault(f"{path} is locked by another process; run the same command again") from error
@@ -155,11 +157,6 @@ def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
         raise BatchFault(
             f"{path} cannot be written: {error.strerror}; get write permission for it"
         ) from error
-
-
-def _entry(tree: StudyTree, image: BadImage) -> dict[str, str]:
-    file = image.path.relative_to(tree.data_root).as_posix()
-    return {"file": file, "problem": image.problem.replace(str(image.path), "it"), "since": utc_now()}
 
 
 def _read(tree: StudyTree) -> dict[str, Any]:

@@ -80,11 +80,8 @@ def _changes_nothing(content: bytes, mode: str) -> bool:
         colours = bytes(value for r in levels for g in levels for b in levels for value in (r, g, b))
         probe = Image.frombytes("RGB", (256, 16), colours)
     difference = ImageChops.difference(_apply(content, probe), probe.convert("RGB"))
-    return bool(max(high for _, high in _extrema(difference)) <= _SAME_COLOUR)
-
-
-def _extrema(image: "Image") -> Any:
-    return image.getextrema()
+    bands: Any = difference.getextrema()
+    return bool(max(high for _, high in bands) <= _SAME_COLOUR)
 
 
 def _apply(content: bytes, image: "Image") -> "Image":

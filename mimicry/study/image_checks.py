@@ -325,9 +325,3 @@ def _orientation(tiff: bytes) -> int:
         if tag == ORIENTATION:
             return int(value)
     return 1
-
-
-def _size_by_pillow(path: Path) -> Size | None:
-    from mimicry.study.images import header_size
-
-    return header_size(path)

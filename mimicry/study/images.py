@@ -294,17 +294,12 @@ def _on_white(image: "Image") -> "Image":
 def _unreadable(path: Path, error: Exception) -> OSError:
     what = f"{path} cannot be read as an image"
     if isinstance(error, OSError) and error.errno is not None:
-        reason = (
-            f"it is a link to {path.readlink()}, which does not exist" if _dangles(path) else error.strerror
-        )
+        dangles = path.is_symlink() and not path.exists()
+        reason = f"it is a link to {path.readlink()}, which does not exist" if dangles else error.strerror
         return OSError(error.errno, f"{what}: {reason}")
     if type(error).__name__ == "UnidentifiedImageError":
         return OSError(f"{what}: {_unidentified(path)}")
     return OSError(f"{what}: {error}")
-
-
-def _dangles(path: Path) -> bool:
-    return path.is_symlink() and not path.exists()
 
 
 def _unidentified(path: Path) -> str:

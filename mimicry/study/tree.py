@@ -227,9 +227,6 @@ class StudyTree:
                 return Source(_existing(self.original_art, "original art"), names_protection=True)
             root = self.protected_art / condition.protection
             return Source(_existing(root, f"art protected by {condition.protection}"), names_protection=True)
-        return self._countered_source(condition)
-
-    def _countered_source(self, condition: Condition) -> Source:
         root = _existing(
             self.robust_samples / condition.countermeasure, f"samples countered by {condition.countermeasure}"
         )

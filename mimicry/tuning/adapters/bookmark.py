@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import MimicryError
-from mimicry.study import AdapterId, State, StudyTree
-from mimicry.study.cells import CellImages
-from mimicry.study.matrix import CellFilter, Matrix, Selection
-from mimicry.study.tracker import Bookmarks, ProgressTracker
-from mimicry.study.tree import ALL, series_name
+from mimicry.study import (
+    ALL,
+    AdapterId,
+    Bookmarks,
+    CellFilter,
+    CellImages,
+    Matrix,
+    ProgressTracker,
+    Selection,
+    State,
+    StudyTree,
+    series_name,
+)
 from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.training_run import TrainingRun
+from mimicry.tuning.adapters.training_run import TrainingRun, object_or_none, text_or_none
 from mimicry.tuning.options.study_file import StudyFile, planned_variants
 
 STEP = "step_3_fine_tune_sd35"
@@ -105,16 +113,8 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _object(value: Any) -> Mapping[str, Any] | None:
-    return value if isinstance(value, dict) else None
 
 
 def _texts(value: Any) -> list[str] | None:
@@ -122,10 +122,10 @@ def _texts(value: Any) -> list[str] | None:
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("started_at", "recipe_hash", "log", "error", "note", "updated_at"), _text),
+    **dict.fromkeys(("started_at", "recipe_hash", "log", "error", "note", "updated_at"), text_or_none),
     **dict.fromkeys(("images", "steps", "resumed_from"), _count),
     **dict.fromkeys(("seconds", "loss"), _number),
-    **dict.fromkeys(("other_numerics", "hub", "overwrite"), _object),
+    **dict.fromkeys(("other_numerics", "hub", "overwrite"), object_or_none),
     "status": _state,
     "unpaired": _texts,
     "eval_loss": lambda value: value,

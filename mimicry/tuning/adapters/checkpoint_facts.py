@@ -101,16 +101,22 @@ def choose_checkpoint(
         return chosen, dict.fromkeys(newer, f"step {chosen.step} was asked for")
     unused: dict[str, str] = {}
     for name in names:
-        try:
-            checkpoint = read(folder.path / name)
-            reason = difference(checkpoint)
-        except NotWholeError as error:
-            reason = str(error)
-        else:
-            if not reason:
-                return checkpoint, unused
+        checkpoint, reason = _fitting(folder.path / name, read, difference)
+        if checkpoint is not None:
+            return checkpoint, unused
         unused[name] = reason
     return None, unused
+
+
+def _fitting(
+    path: Path, read: Callable[[Path], Chosen], difference: Callable[[Chosen], str]
+) -> tuple[Chosen | None, str]:
+    try:
+        checkpoint = read(path)
+        reason = difference(checkpoint)
+    except NotWholeError as error:
+        return None, str(error)
+    return (None, reason) if reason else (checkpoint, "")
 
 
 def _asked_for(
@@ -120,14 +126,9 @@ def _asked_for(
     folder = next((path for path in (Path(wanted), adapter.path / wanted) if path.is_dir()), None)
     reason = "there is no such folder"
     if folder is not None:
-        try:
-            checkpoint = read(folder)
-            reason = difference(checkpoint)
-        except NotWholeError as error:
-            reason = str(error)
-        else:
-            if not reason:
-                return checkpoint
+        checkpoint, reason = _fitting(folder, read, difference)
+        if checkpoint is not None:
+            return checkpoint
     known = ", ".join(adapter.checkpoint_names()) or "none"
     raise UsageError(
         f"--resume-from-checkpoint {wanted}: {reason}; type {RESUME_LATEST}, {RESUME_NONE} or the path "

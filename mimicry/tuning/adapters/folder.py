@@ -18,7 +18,7 @@ from mimicry.common.files import FileIdentity, file_identity, read_json, set_asi
 from mimicry.study.tree import sister_folders
 from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.adapters.safetensors_file import write_canonically
-from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun, read_object
 from mimicry.tuning.adapters.weights import (
     ANY_LORA,
     LORA_ARGUMENTS,
@@ -48,35 +48,12 @@ class AdapterFolder:
     """The folder of one adapter, which need not exist; its record is read once."""
 
     def __init__(self, path: Path, form: AdapterFormat = ANY_LORA) -> None:
-        self.path = path
-        self.form = form
+        self.path, self.form = path, form
+        self.weights, self.config, self.record = path / WEIGHTS, path / ADAPTER_CONFIG, path / TRAINING_RUN
+        self.metrics, self.log, self.samples = path / METRICS, path / TRAIN_LOG, path / SAMPLES
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @property
-    def weights(self) -> Path:
-        return self.path / WEIGHTS
-
-    @property
-    def config(self) -> Path:
-        return self.path / ADAPTER_CONFIG
-
-    @property
-    def record(self) -> Path:
-        return self.path / TRAINING_RUN
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / METRICS
-
-    @property
-    def log(self) -> Path:
-        return self.path / TRAIN_LOG
-
-    @property
-    def samples(self) -> Path:
-        return self.path / SAMPLES
 
     @cached_property
     def run(self) -> TrainingRun | None:
@@ -116,24 +93,13 @@ class AdapterFolder:
             if self.run.weights_sha256 is None:
                 raise AdapterBroken(f"{self.record} is about a training that did not end")
             return
-        config = self._written_config()
+        config = read_object(self.config)
         if config is None:
             return
         facts = {"r": header.rank, **header.stated_arguments(LORA_ARGUMENTS)}
         wrong = [name for name, value in facts.items() if _in_order(config.get(name)) != _in_order(value)]
         if wrong:
             raise AdapterBroken(f"{self.config} has other {', '.join(wrong)} than the weights beside it")
-
-    def _written_config(self) -> dict[str, Any] | None:
-        try:
-            config = read_json(self.config)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterBroken(f"{self.config} cannot be read: {error}") from error
-        if not isinstance(config, dict):
-            raise AdapterBroken(f"{self.config} is not a JSON object")
-        return config
 
     def config_fault(self) -> str:
         """Say what is wrong with the adapter_config.json of a complete adapter; empty when nothing is."""
@@ -154,18 +120,11 @@ class AdapterFolder:
     def _expected_config(self) -> dict[str, Any] | None:
         """Return what adapter_config.json should hold; None when the adapter is not one of ours."""
         run = self.run
-        paths = None if run is None else run.paths
-        if run is None or run.options is None or "pretrained_model_name_or_path" not in (paths or {}):
+        paths = (run and run.paths) or {}
+        if run is None or run.options is None or "pretrained_model_name_or_path" not in paths:
             return None
-        assert paths is not None
         header = check_header(self.weights, self.form, None)
-        return self._peft_config(header, paths["pretrained_model_name_or_path"], run.options)
-
-    def _peft_config(
-        self, adapter: Any, base_model: str | None, options: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        rank, modules = adapter.rank, adapter.modules
-        return peft_config(self.form, rank=rank, modules=modules, base_model=base_model, options=options)
+        return peft_config(self.form, header, paths["pretrained_model_name_or_path"], run.options)
 
     def publish(self, source: Path, training_run: Mapping[str, Any], base_model: str | None) -> Adapter:
         """Check new weights and put them, with their two JSON files, in place; the weights come last.
@@ -183,7 +142,7 @@ class AdapterFolder:
         try:
             write_canonically(source, canonical)
             adapter = check_weights(canonical, self.form, run.rank)
-            write_json(self.config, self._peft_config(adapter, base_model, run.options))
+            write_json(self.config, peft_config(self.form, adapter, base_model, run.options))
             write_json(self.record, {**training_run, "weights": adapter.record()})
             canonical.replace(self.weights)
         finally:
@@ -253,10 +212,12 @@ def sister_differences(
     """Return how the numerics of complete adapters of this recipe in sister folders differ, by condition."""
     found = {}
     for condition, path in sister_folders(output_dir).items():
-        former = _numerics_of(AdapterFolder(path), recipe)
-        differences = numerics_differences(former, numerics)
-        if differences:
-            found[condition] = differences
+        folder = AdapterFolder(path)
+        run = folder.readable_run
+        if folder.has_weights and run.recipe is not None and not recipe_differences(run.recipe, recipe):
+            differences = numerics_differences(run.numerics or {}, numerics)
+            if differences:
+                found[condition] = differences
     return found
 
 
@@ -264,10 +225,3 @@ def describe_differences(differences: Mapping[str, list[str]]) -> str:
     """Return what `sister_differences` has found as one phrase; empty when it has found nothing."""
     words = [f"{name} ({', '.join(changed)})" for name, changed in differences.items()]
     return f"other numerics than {'; '.join(words)}" if words else ""
-
-
-def _numerics_of(folder: AdapterFolder, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the numerics of a complete adapter of this recipe; empty for any other."""
-    run = folder.readable_run
-    alike = run.recipe is not None and not recipe_differences(run.recipe, recipe)
-    return run.numerics or {} if folder.has_weights and alike else {}

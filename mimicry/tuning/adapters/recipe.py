@@ -83,16 +83,12 @@ def complete_options(recorded: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def other_base_model(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return not _same_base_model(recorded.get("base_model"), asked["base_model"])
+    """Compare what is known of the model that is asked for: of one to be downloaded, its name."""
+    known, model = recorded.get("base_model"), asked["base_model"]
+    if not isinstance(known, dict):
+        return True
+    return bool(known.get("name") != model["name"] if set(model) == {"name"} else known != model)
 
 
 def other_trainer(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     return bool(recorded.get("trainer") != asked["trainer"])
-
-
-def _same_base_model(recorded: Any, asked: Mapping[str, Any]) -> bool:
-    """Compare what is known of the model that is asked for: of one to be downloaded, its name."""
-    if not isinstance(recorded, dict):
-        return False
-    known_alone = set(asked) == {"name"}
-    return (recorded.get("name") == asked["name"]) if known_alone else recorded == asked

@@ -49,7 +49,10 @@ class SafetensorsFile:
                 metadata = file.metadata()
                 for name in file.keys():  # noqa: SIM118 - it is not a dict
                     tensor = file.get_slice(name)
-                    _check_type(name, tensor.get_dtype())
+                    if (dtype := tensor.get_dtype()) not in _FLOATS:
+                        raise ValueError(  # noqa: TRY301
+                            f"{name} is of type {dtype}, not one of {', '.join(_FLOATS)}"
+                        )
                     shapes[name] = tuple(tensor.get_shape())
             if metadata is None and _METADATA in _read_header(path):
                 raise ValueError(f"{_METADATA} is null")  # noqa: TRY301 - the library lets it through
@@ -133,11 +136,6 @@ def _read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
         return header
-
-
-def _check_type(name: str, dtype: str) -> None:
-    if dtype not in _FLOATS:
-        raise ValueError(f"{name} is of type {dtype}, not one of {', '.join(_FLOATS)}")
 
 
 def _unreadable(path: Path, error: Exception) -> AdapterBroken:

@@ -54,7 +54,7 @@ class _Key(Generic[Read]):
         return self if run is None else self._convert(run.content.get(self._name))
 
 
-def _text(value: Any) -> str | None:
+def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
@@ -66,12 +66,12 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _object(value: Any) -> Mapping[str, Any] | None:
+def object_or_none(value: Any) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
 def _object_or_empty(value: Any) -> Mapping[str, Any]:
-    return _object(value) or {}
+    return object_or_none(value) or {}
 
 
 def _texts(value: Any) -> list[str]:
@@ -86,6 +86,19 @@ def _records(value: Any) -> list[dict[str, Any]] | None:
     return value if isinstance(value, list) else None
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object at `path`; None without a file, AdapterBroken when it is none."""
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterBroken(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise AdapterBroken(f"{path} is not a JSON object")
+    return content
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """The record of one training. Any key may be missing: another program or an older version wrote it."""
@@ -93,28 +106,28 @@ class TrainingRun:
     content: Mapping[str, Any]
 
     # How the training stands (see `mimicry.study.tree.State`), and why it ended.
-    status = _Key(_text)
-    error = _Key(_text)
+    status = _Key(text_or_none)
+    error = _Key(text_or_none)
     # The hyper-parameters, by name.
-    options = _Key(_object)
+    options = _Key(object_or_none)
     # What defines the adapter apart from its images, see `mimicry.tuning.adapters.recipe`; and its hash.
-    recipe = _Key(_object)
-    recipe_hash = _Key(_text)
+    recipe = _Key(object_or_none)
+    recipe_hash = _Key(text_or_none)
     # What was odd: what the plan said of it, and what the trainer has found.
     warnings = _Key(_texts)
-    numerics = _Key(_object)
+    numerics = _Key(object_or_none)
     # How the numerics differ from those of sister adapters, by condition.
     other_numerics = _Key(_object_or_empty)
     # The images that were trained on: name, size, sha256, and caption where there were captions.
     images = _Key(_records)
     # How the images do not pair with the original art, which --allow-unpaired let pass.
     unpaired = _Key(_marks)
-    class_images = _Key(_object)
+    class_images = _Key(object_or_none)
     # Paths of the machine that trained it; they never leave that machine.
-    paths = _Key(_object)
-    started_at = _Key(_text)
+    paths = _Key(object_or_none)
+    started_at = _Key(text_or_none)
     # When the last attempt ended.
-    finished_at = _Key(_text)
+    finished_at = _Key(text_or_none)
     # What the training took, over all attempts; and before it was resumed.
     seconds = _Key(_number)
     earlier_seconds = _Key(lambda value: float(_number(value) or 0.0))
@@ -125,23 +138,18 @@ class TrainingRun:
     final_loss = _Key(_number)
     mean_loss = _Key(_number)
     # The losses on the evaluation set, with what they were measured on; or why there are none.
-    eval_loss = _Key(_object)
+    eval_loss = _Key(object_or_none)
     # Where the adapter was uploaded to, or what upload is pending and why.
     hub = _Key(_object_or_empty)
     # The name of a stack that writes no record of its own.
-    stack = _Key(_text)
+    stack = _Key(text_or_none)
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRun | None":
         """Read the record at `path`; None when there is none, AdapterBroken when it cannot be read."""
-        try:
-            content = read_json(path)
-        except FileNotFoundError:
+        content = read_object(path)
+        if content is None:
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterBroken(f"{path} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise AdapterBroken(f"{path} is not a JSON object")
         images = content.get("images", [])
         objects = [content.get("options", {}), content.get("recipe", {})]
         objects += images if isinstance(images, list) else [None]
@@ -152,22 +160,9 @@ class TrainingRun:
         return cls(content)
 
     @property
-    def exists(self) -> bool:
-        return bool(self.content)
-
-    @property
-    def steps_or_none(self) -> int | None:
-        """The steps that were taken; None where the record does not say."""
-        return _whole(self.content.get("steps"))
-
-    @property
     def rank(self) -> int | None:
         """The rank that was asked for."""
         return (self.options or {}).get("rank")
-
-    @property
-    def seed(self) -> int | None:
-        return _whole((self.options or {}).get("seed"))
 
     @property
     def hold_out(self) -> int:
@@ -178,12 +173,12 @@ class TrainingRun:
     @property
     def device(self) -> str | None:
         """The GPU that trained it, or cpu."""
-        return _text((self.numerics or {}).get("device"))
+        return text_or_none((self.numerics or {}).get("device"))
 
     @property
     def class_image_listing(self) -> str | None:
         """The sha256 of the list of class images."""
-        return _text((self.class_images or {}).get("listing_sha256"))
+        return text_or_none((self.class_images or {}).get("listing_sha256"))
 
     @property
     def weights_sha256(self) -> str | None:
@@ -203,9 +198,6 @@ class TrainingRun:
 
     def ended(self, status: str, error: str, finished_at: str) -> dict[str, Any]:
         return {**self.content, "status": status, "error": error, "finished_at": finished_at}
-
-    def with_hub(self, hub: Mapping[str, str]) -> dict[str, Any]:
-        return {**self.content, "hub": hub}
 
 
 class Section:

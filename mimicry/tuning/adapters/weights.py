@@ -148,7 +148,9 @@ def _checked_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHe
         raise AdapterBroken(f"{path} holds LoRAs of ranks {sorted(found)} whose halves do not fit")
     if form.one_rank and rank is not None and found != {rank}:
         raise AdapterBroken(f"{path} has rank {max(found)} where {rank} was asked for")
-    return LoraHeader(file, max(found), _names(ranks), tuple(sorted({component for component, _ in ranks})))
+    components = sorted({component for component, _ in ranks})
+    modules = sorted(f"{part}.{module}" if len(components) > 1 else module for part, module in ranks)
+    return LoraHeader(file, max(found), tuple(modules), tuple(components))
 
 
 def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
@@ -166,17 +168,7 @@ def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
         is_trained = is_trained or (tensor is not None and tensor.is_b and not values.is_zero())
     if not is_trained:
         raise AdapterBroken(f"{path} is untrained: every lora_B is zero")
-    return Adapter(
-        rank=header.rank,
-        modules=header.modules,
-        sha256=sha256_file(path),
-        byte_count=path.stat().st_size,
-    )
-
-
-def _names(modules: Mapping[tuple[str, str], object]) -> tuple[str, ...]:
-    several = len({component for component, _ in modules}) > 1
-    return tuple(sorted(f"{component}.{module}" if several else module for component, module in modules))
+    return Adapter(header.rank, header.modules, sha256_file(path), path.stat().st_size)
 
 
 def lora_arguments(rank: int, target_modules: Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
@@ -196,13 +188,11 @@ LORA_ARGUMENTS = tuple(lora_arguments(0, ()))
 
 def peft_config(
     form: AdapterFormat,
-    *,
-    rank: int,
-    modules: Sequence[str],
+    adapter: Adapter | LoraHeader,
     base_model: str | None,
     options: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the content of adapter_config.json for an adapter of this rank on these modules."""
+    """Return the content of adapter_config.json for `adapter`, trained with these options."""
     options = options or {}
     return {
         "peft_type": "LORA",
@@ -210,5 +200,7 @@ def peft_config(
         "auto_mapping": None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        **lora_arguments(rank, form.target_modules(modules, options), options.get("lora_dropout", 0.0)),
+        **lora_arguments(
+            adapter.rank, form.target_modules(adapter.modules, options), options.get("lora_dropout", 0.0)
+        ),
     }

@@ -12,11 +12,8 @@ from pathlib import Path
 
 from mimicry.common.errors import UsageError
 from mimicry.common.files import utc_now
-from mimicry.study import ImageRecord, State
-from mimicry.study.image_checks import refuse_changed_images
-from mimicry.study.image_sets import described_images
-from mimicry.tuning.adapters import WEIGHTS, AdapterFolder
-from mimicry.tuning.adapters.recipe import trainer_identity
+from mimicry.study import ImageRecord, State, described_images, refuse_changed_images
+from mimicry.tuning.adapters import WEIGHTS, AdapterFolder, trainer_identity
 from mimicry.tuning.adapters.training_run import (
     EvalLoss,
     Evaluation,

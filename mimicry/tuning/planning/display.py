@@ -12,8 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mimicry.common.text import message_lines, printable
-from mimicry.study import EvaluatedOn
-from mimicry.study.image_checks import Progress
+from mimicry.study import EvaluatedOn, Progress
 
 # Without a terminal there is a line for each twentieth of the steps, and not more often than this.
 _PLAIN_PARTS = 20
@@ -177,7 +176,9 @@ class BatchDisplay:
         """Return how long all that is left will take; None while nothing tells it."""
         now = time.monotonic()
         each = self._finished or self._known
-        expected = fmean(each) if each else self._by_steps()
+        furthest = max(self._running.values(), key=lambda course: course.steps / course.count, default=None)
+        by_steps = None if furthest is None else furthest.expected_seconds()
+        expected = fmean(each) if each else by_steps
         if expected is None:
             return None
         begun = [max(0.0, expected - (now - course.began)) for course in self._running.values()]
@@ -194,17 +195,12 @@ class BatchDisplay:
         if self.bar is not None:
             self.bar.close()
 
-    def _by_steps(self) -> float | None:
-        furthest = max(self._running.values(), key=lambda course: course.steps / course.count, default=None)
-        return None if furthest is None else furthest.expected_seconds()
-
     def _show(self) -> None:
         if self.bar is None:
             return
         taken = self._ended_steps + sum(course.steps for course in self._running.values())
         self.bar.set_description_str(f"trainings {self._ended}/{len(self._counts)}", refresh=False)
-        left = self.time_left()
-        self.bar.set_postfix_str(left, refresh=False)
+        self.bar.set_postfix_str(self.time_left(), refresh=False)
         self.bar.update(taken - self.bar.n)
 
 

@@ -8,9 +8,25 @@ from pathlib import Path
 
 from mimicry.common.files import sha256_file, write_bytes
 from mimicry.common.text import first_few, printable
-from mimicry.study import AdapterId, Captions, Condition, ImageFolder, Pairing, State, StudyTree
-from mimicry.study.cells import leave_out
-from mimicry.study.image_checks import BadImage, Examined, Size, bad_images, examine, remembered, stated_sizes
+from mimicry.study import (
+    NONE,
+    AdapterId,
+    BadImage,
+    Captions,
+    Condition,
+    Examined,
+    ImageFolder,
+    Pairing,
+    Reading,
+    Size,
+    State,
+    StudyTree,
+    bad_images,
+    examine,
+    leave_out,
+    remembered,
+    stated_sizes,
+)
 from mimicry.study.image_sets import (
     SHOWN,
     Finding,
@@ -25,8 +41,6 @@ from mimicry.study.image_sets import (
     unlike,
     unusable,
 )
-from mimicry.study.images import Reading
-from mimicry.study.tree import NONE
 from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED
 from mimicry.tuning.planning.display import checking_bar
 from mimicry.tuning.planning.plan import Plan
@@ -52,7 +66,9 @@ def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
             known = found[target.images.path]
             own = {name: known[name] for name in target.images.names if name in known}
             if with_files:
-                target = replace(target, lists_at=_lists_at(target))
+                tree = plan.call.tree
+                path = tree.image_lists(target.request.condition).relative_to(tree.data_root)
+                target = replace(target, lists_at=str(path))
             checked[target.adapter] = _checked(target, own, _bad_of(target, result.bad))
     return replace(plan, targets=tuple(checked.get(target.adapter, target) for target in plan.targets))
 
@@ -100,11 +116,6 @@ def write_image_lists(plan: Plan) -> None:
 
 def _lists_of(plan: Plan, target: Target) -> str:
     return "".join(finding.full_list(plan.name_of(target)) for finding in target.findings)
-
-
-def _lists_at(target: Target) -> str:
-    tree = target.request.tree
-    return str(tree.image_lists(target.request.condition).relative_to(tree.data_root))
 
 
 def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) -> Target:

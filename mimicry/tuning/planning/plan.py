@@ -1,17 +1,20 @@
 """The plan of a call of apply_tuning: what it would do with each artist in each condition."""
 
+import os
 import secrets
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from mimicry.common.files import utc_now
+from mimicry.common.files import existing_part, utc_now
 from mimicry.common.text import first_few
 from mimicry.study import AdapterId, Condition, State
-from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.adapters.bookmark import Bookmark
+from mimicry.tuning.adapters import AdapterFolder, Bookmark
+from mimicry.tuning.hub.names import token_problems
 from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_remarks
 from mimicry.tuning.planning.target import Call, Request, Target
 
@@ -196,3 +199,20 @@ def training_of(folder: AdapterFolder) -> list[str]:
         return []
     run = folder.readable_run
     return [str(run.content.get(key)) for key in ("started_at", "finished_at")] + [str(run.weights_sha256)]
+
+
+def batch_problems(
+    stack_problems: Sequence[str], output_root: Path, adapter_count: int, needed_bytes: int, *, uploads: bool
+) -> list[str]:
+    """Return what forbids training so many adapters below `output_root`, with what the stack says."""
+    problems = [*(token_problems() if uploads else []), *stack_problems]
+    folder = existing_part(output_root)
+    if not os.access(folder, os.W_OK):
+        problems.append(f"{folder} is not writable; name another tree with --data-root")
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        problems.append(
+            f"{adapter_count} adapters need about {needed_bytes / 1e9:.2f} GB on the disk of {folder}, which "
+            f"has {free / 1e9:.2f} GB free; make room, or train fewer at once with --style or --artist"
+        )
+    return problems

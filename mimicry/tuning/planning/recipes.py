@@ -13,9 +13,14 @@ from mimicry.common.claims import claimed_by
 from mimicry.common.files import canonical_json
 from mimicry.common.text import first_few
 from mimicry.study import AdapterId, StudyTree
-from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, TrainingRun, recipe_differences
-from mimicry.tuning.adapters.recipe import complete_options
-from mimicry.tuning.adapters.training_run import Evaluated
+from mimicry.tuning.adapters import (
+    AdapterFolder,
+    AdapterSpec,
+    Evaluated,
+    TrainingRun,
+    complete_options,
+    recipe_differences,
+)
 from mimicry.tuning.planning.target import Request
 
 
@@ -83,17 +88,29 @@ class StudyRecipes:
             # A training of another call is to end as an adapter of the study.
             if folder.has_weights or claimed_by(folder.path)
         ]
-        groups = _Groups()
         unknown = []
         evaluations: dict[Evaluated, list[AdapterId]] = defaultdict(list)
+        by_key: dict[str, RecipeGroup] = {}
+        # Most records of a study have the same recipe, value by value.
+        seen: list[tuple[Mapping[str, Any], str | None, RecipeGroup]] = []
         for adapter, run, has_weights in (*more, *records):
-            if _tells_recipe(run, has_weights=has_weights):
-                groups.add(adapter, run)
-                if run.evaluated is not None:
-                    evaluations[run.evaluated].append(adapter)
-            elif has_weights:
-                unknown.append(adapter)
-        return cls(groups.sorted(), tuple(unknown), dict(evaluations))
+            if not _tells_recipe(run, has_weights=has_weights):
+                unknown += [adapter] if has_weights else []
+                continue
+            recipe, images = run.recipe or {}, run.class_image_listing
+            group = next(
+                (group for known, listing, group in seen if (listing, known) == (images, recipe)), None
+            )
+            if group is None:
+                # Records of several versions may have other options and yet the same recipe.
+                same = {**recipe, "options": complete_options(recipe), "class_images": images}
+                group = by_key.setdefault(canonical_json(same), RecipeGroup(run, images))
+                seen.append((recipe, images, group))
+            group.adapters.append(adapter)
+            if run.evaluated is not None:
+                evaluations[run.evaluated].append(adapter)
+        groups = sorted(by_key.values(), key=lambda group: -len(group.adapters))
+        return cls(tuple(groups), tuple(unknown), dict(evaluations))
 
     @property
     def is_mixed(self) -> bool:
@@ -160,40 +177,11 @@ def _places(adapters: Iterable[AdapterId]) -> str:
     return ", ".join(f"{condition} {count}" for condition, count in counts.items())
 
 
-class _Groups:
-    """Sorts records into groups; most records of a study have the same recipe, value by value."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[str, RecipeGroup] = {}
-        self._seen: list[tuple[Mapping[str, Any], str | None, RecipeGroup]] = []
-
-    def add(self, adapter: AdapterId, run: TrainingRun) -> None:
-        recipe, class_images = run.recipe, _listing(run)
-        assert recipe is not None
-        for known, listing, group in self._seen:
-            if listing == class_images and known == recipe:
-                group.adapters.append(adapter)
-                return
-        # Records of several versions may have other options and yet the same recipe.
-        same = {**recipe, "options": complete_options(recipe), "class_images": class_images}
-        group = self._by_key.setdefault(canonical_json(same), RecipeGroup(run, class_images))
-        self._seen.append((recipe, class_images, group))
-        group.adapters.append(adapter)
-
-    def sorted(self) -> tuple[RecipeGroup, ...]:
-        return tuple(sorted(self._by_key.values(), key=lambda group: -len(group.adapters)))
-
-
 def _tells_recipe(run: TrainingRun, *, has_weights: bool) -> bool:
     if not run.recipe or complete_options(run.recipe) is None:
         return False
     # Weights without their sha256 are those of another training than the record is about.
     return not has_weights or run.weights_sha256 is not None
-
-
-def _listing(run: TrainingRun) -> str | None:
-    listing = (run.class_images or {}).get("listing_sha256")
-    return listing if isinstance(listing, str) else None
 
 
 def _class_images_differ(recorded: str | None, asked: AdapterSpec) -> bool:

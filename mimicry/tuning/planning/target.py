@@ -12,20 +12,27 @@ from mimicry.study import (
     Artist,
     Captions,
     Condition,
+    Dose,
     EvaluatedOn,
+    Examined,
+    Finding,
     ImageFolder,
     Pairing,
+    Selection,
+    Size,
     Source,
     State,
     StudyTree,
+    series_name,
 )
-from mimicry.study.image_checks import Examined, Size
-from mimicry.study.image_sets import Dose, Finding
-from mimicry.study.matrix import Selection
-from mimicry.study.tree import series_name
-from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, AdapterState, judge_adapter
-from mimicry.tuning.adapters.inspect import AdapterStatus
-from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.tuning.adapters import (
+    OWN_TRAINER,
+    AdapterFolder,
+    AdapterSpec,
+    AdapterState,
+    AdapterStatus,
+    judge_adapter,
+)
 from mimicry.tuning.hub.upload import HubOptions, Upload
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig

@@ -1,20 +1,31 @@
-"""The class images of prior preservation, in one folder of a study; class_images.json has their settings.
+"""Images that a model draws: the class images of prior preservation, and samples. No torch.
 
-A generated image depends only on its index and the settings, so any process can make it at any time. Images
-that a user put there are used too. No torch.
+The class images of a study lie in one folder; class_images.json has their settings. A generated one depends
+only on its index and the settings, so any process can make it at any time. A user may put others there.
 """
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mimicry.common.files import canonical_json, read_json, sha256_text, write_json
+from mimicry.common.files import atomic_path, canonical_json, read_json, sha256_text, write_json
 from mimicry.study.images import ImageFolder, stem_of
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SETTINGS = "class_images.json"
+# Euler steps from noise to image, and guidance scale.
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 28, 4.5
+# The name of the text in a PNG that holds them.
+SETTINGS_ENTRY = "mimicry"
+# What is asked for beside the instance prompt, when no prompt is given.
+_SUBJECTS = ("a boat", "a house", "a tree")
+_STYLE = " in the style of "
 
 
 @dataclass(frozen=True)
@@ -95,3 +106,40 @@ def generated_name(index: int) -> str:
 
 def _hash(value: Any) -> str:
     return sha256_text(canonical_json(value))
+
+
+def default_prompts(instance_prompt: str) -> list[str]:
+    """Return the prompt that an adapter was trained with, and the same with subjects."""
+    head, style, tail = instance_prompt.partition(_STYLE)
+    with_subjects = [
+        f"{head} of {subject}{style}{tail}" if style else f"{subject}, {instance_prompt}"
+        for subject in _SUBJECTS
+    ]
+    return [instance_prompt, *with_subjects]
+
+
+def save_sample(path: Path, image: "Image", settings: Mapping[str, Any]) -> None:
+    """Write `image` to `path` as a PNG with `settings` in its metadata, atomically."""
+    from PIL import PngImagePlugin
+
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text(SETTINGS_ENTRY, json.dumps(settings, sort_keys=True))
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=metadata)
+
+
+def read_settings(path: Path, *, whole: bool = True) -> dict[str, Any] | None:
+    """Return the settings in the PNG at `path`, whose picture is decoded if `whole`; None of a bad one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if whole:
+                image.load()
+            settings = json.loads(image.info[SETTINGS_ENTRY])
+    except FileNotFoundError:
+        raise
+    # Pillow's readers raise all kinds of errors on a damaged file.
+    except Exception:
+        return None
+    return settings if isinstance(settings, dict) else None
