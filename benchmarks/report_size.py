@@ -27,8 +27,8 @@ from safetensors.numpy import save_file
 from benchmarks.full_study import CONDITIONS, image_root
 from mimicry.common.processes import run_command
 from mimicry.report.make_report import report as report_command
+from mimicry.study.drawn_images import save_sample
 from mimicry.study.images import ImageFolder
-from mimicry.study.sample_files import save_sample
 from mimicry.study.tree import NONE, AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash

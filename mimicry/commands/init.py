@@ -10,9 +10,16 @@ from typing import Any
 from mimicry.common.errors import UsageError
 from mimicry.common.files import write_bytes
 from mimicry.common.text import printable, shell_line
-from mimicry.study import ChosenConditions, Condition, StudyTree
-from mimicry.study.sample_files import default_prompts
-from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, folders_in
+from mimicry.study import (
+    ALL,
+    DEFAULT_DATA_ROOT,
+    NONE,
+    ChosenConditions,
+    Condition,
+    StudyTree,
+    default_prompts,
+    folders_in,
+)
 from mimicry.tuning.options.click_options import CALL, data_root_option, option, program
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 

@@ -6,8 +6,7 @@ import click
 
 from mimicry.common.errors import BatchFault
 from mimicry.study import State
-from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter
-from mimicry.tuning.adapters.bookmark import open_tracker
+from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, judge_adapter, open_tracker
 from mimicry.tuning.execution.uploads import (
     due_repositories,
     pending_upload,

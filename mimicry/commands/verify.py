@@ -9,11 +9,20 @@ from typing import Any
 import click
 
 from mimicry.common.processes import NOT_AS_ASKED
-from mimicry.study import Artist, ImageFolder, State, StudyTree
-from mimicry.study.cells import CellImages, left_out
-from mimicry.study.image_checks import BadImage, bad_images
-from mimicry.study.image_sets import Finding, unusable
-from mimicry.study.matrix import CellFilter, Matrix
+from mimicry.study import (
+    Artist,
+    BadImage,
+    CellFilter,
+    CellImages,
+    Finding,
+    ImageFolder,
+    Matrix,
+    State,
+    StudyTree,
+    bad_images,
+    left_out,
+    unusable,
+)
 from mimicry.tuning.options.click_options import (
     CALL,
     condition_filters,

@@ -2,14 +2,11 @@
 
     {folder}/.claim.json    {"token", "host", "since", "holders": [{"pid", "started"}, ...]}
 
-The file appears in one step, and only one process can create it. The holders are the process that took the
-claim and the children that joined it; the claim lasts as long as one of them lives. On this machine their
-process ids and start times tell that. For another machine it is the file's mtime, which every holder renews:
-after SILENT_SECONDS without that, by the clock of the file system, the holders count as gone. So the clocks
-of the machines need not agree.
-
-The file itself is locked for the moment that it takes to change it, and while a result is published
-(`Claim.fenced`). The kernel drops the lock of a process that ends; no lock is held during the work itself.
+The file appears in one step. A claim lasts as long as one of its holders lives: the process that took it and
+the children that joined. On this machine process ids and start times tell that; for another machine it is the
+file's mtime, which every holder renews: after SILENT_SECONDS without that, by the clock of the file system,
+they count as gone, so the clocks of machines need not agree. The file is locked for the moment that it takes
+to change it, and while a result is published (`Claim.fenced`); no lock is held during the work itself.
 """
 
 import contextlib
@@ -46,8 +43,6 @@ _MOST_TRIES = 1000
 
 @dataclass(frozen=True)
 class Lease:
-    """The content of a claim's file, and how many seconds ago its holders last renewed it."""
-
     content: dict[str, Any]
     silent_seconds: float
 
@@ -57,12 +52,10 @@ class Lease:
 
     @property
     def host(self) -> str:
-        """The name of the machine on which the holders are."""
         return str(self.content.get("host")).partition(" ")[0]
 
     @property
     def since(self) -> str:
-        """When the claim was taken."""
         return str(self.content.get("since"))
 
     def live_holders(self) -> list[dict[str, Any]]:
@@ -73,11 +66,9 @@ class Lease:
         return holders if self.silent_seconds < SILENT_SECONDS else []
 
     def other_holders(self) -> list[dict[str, Any]]:
-        """Return the live holders except this process."""
         return [holder for holder in self.live_holders() if holder["pid"] != os.getpid()]
 
     def description(self) -> str:
-        """Return who holds the claim, in words."""
         holders = ", ".join(f"pid {holder['pid']}" for holder in self.live_holders()[:1])
         return f"in use by {holders or 'nobody'} on {self.host} since {self.since}"
 
@@ -113,12 +104,7 @@ class Claim:
 
     @classmethod
     def take_anew(cls, folder: Path) -> "Claim":
-        """Claim `folder`, whatever our parent passed on to us.
-
-        Raises:
-            ClaimedElsewhere: another process works there.
-            MimicryError: the folder cannot be created or written.
-        """
+        """Claim `folder`, whatever our parent passed on; MimicryError where it cannot be written."""
         token = uuid.uuid4().hex
         content = {"token": token, "host": this_host(), "since": utc_now(), "holders": [_this_process()]}
         new_folders: list[Path] = []
@@ -149,25 +135,19 @@ class Claim:
         return {CLAIM_VARIABLE: f"{self._token} {self.folder.resolve()}"}
 
     def check(self) -> None:
-        """Raise ClaimLost when the claim is no longer ours."""
         lease = read_lease(self.folder)
         if lease is None or lease.token != self._token:
             raise self._lost(lease)
 
     @contextmanager
     def fenced(self) -> Iterator[None]:
-        """Run the body while nobody can take the claim over: for publishing a result.
-
-        Raises:
-            ClaimLost: it is no longer ours, and the body was not run.
-        """
+        """Run the body while nobody can take the claim over; ClaimLost if it is not ours any more."""
         with self._locked():
             yield
             with contextlib.suppress(OSError):
                 os.utime(self.path)
 
     def has_others(self) -> bool:
-        """Return whether another process holds this claim too."""
         lease = read_lease(self.folder)
         return lease is not None and bool(lease.other_holders())
 
@@ -258,25 +238,16 @@ def _this_process() -> dict[str, Any]:
 
 
 def _lease_at(path: Path, now: float) -> Lease:
-    """Return the lease in the file at `path`; one that cannot be read has no holders.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Return the lease in the file at `path`; one that cannot be read has no holders."""
     try:
-        content = read_json(path)
-        return _lease(content, now - path.stat().st_mtime)
+        content, silent_seconds = read_json(path), now - path.stat().st_mtime
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError):
-        return _lease(None, 0.0)
-
-
-def _lease(content: Any, silent_seconds: float) -> Lease:
-    """Return a lease; a file that is not a claim has no holders."""
+        content, silent_seconds = None, 0.0
     holders = content.get("holders") if isinstance(content, dict) else None
     if not isinstance(holders, list) or not all(map(_is_holder, holders)):
-        return Lease({"host": this_host(), "holders": []}, silent_seconds)
+        content = {"host": this_host(), "holders": []}
     return Lease(content, silent_seconds)
 
 
@@ -330,12 +301,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _create(folder: Path, content: dict[str, Any], new_folders: list[Path]) -> None:
-    """Create the file of a claim, and the folders for it, which go into `new_folders`, the innermost first.
-
-    Raises:
-        ClaimedElsewhere: others hold it.
-        OSError: it cannot be done.
-    """
+    """Create the file of a claim, and the folders for it, which go into `new_folders`, innermost first."""
     for tries in itertools.count(1):
         try:
             for path in reversed([path for path in (folder, *folder.parents) if not os.path.lexists(path)]):
@@ -356,12 +322,7 @@ def _create(folder: Path, content: dict[str, Any], new_folders: list[Path]) -> N
 
 
 def _remove_dead(folder: Path, new: Path) -> None:
-    """Remove the claim of `folder` when its holders are gone; `new` has the time of the file system.
-
-    Raises:
-        ClaimedElsewhere: they are not gone.
-        FileNotFoundError: another process has removed it.
-    """
+    """Remove the claim of `folder` when its holders are gone; `new` has the time of the file system."""
     path, moved, now = folder / CLAIM, new.with_suffix(".dead"), new.stat().st_mtime
     with _locked_lease(folder) as locked:
         if locked is None:

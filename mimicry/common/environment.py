@@ -42,30 +42,22 @@ def quiet_libraries() -> None:
 
 
 def without_launcher(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Return an environment without the variables of a surrounding launcher, and a line that names them.
-
-    The line is empty when there were none. Each training gets a launcher of its own.
-    """
-    removed = sorted(filter(_is_of_launcher, environment))
+    """Return an environment without the variables of a surrounding launcher, and a line that names them."""
+    removed = sorted(
+        name
+        for name in environment.keys() - _USERS_OWN
+        if name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
+    )
     kept = {name: value for name, value in environment.items() if name not in removed}
     named = ", ".join(f"{name}={environment[name]}" for name in removed)
     line = f"left out of the environment, as of a launcher around this program: {named}" if removed else ""
     return kept, printable(line)
 
 
-def _is_of_launcher(name: str) -> bool:
-    if name in _USERS_OWN:
-        return False
-    return name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
-
-
 def load_environment(start: Path | None = None) -> None:
     """Set the variables of the nearest `.env` in `start` (default: working directory) or a folder above.
 
-    A variable that is set already keeps its value, even an empty one.
-
-    Raises:
-        UsageError: the `.env` cannot be read.
+    A variable that is set already keeps its value, even an empty one. UsageError where it cannot be read.
     """
     folder = (start or Path.cwd()).absolute()
     # A folder named .env is a virtual environment.
@@ -84,20 +76,16 @@ def load_environment(start: Path | None = None) -> None:
 
 
 def process_index() -> int:
-    """Return the rank of this process among those that train together, from 0, as the launcher set it."""
+    """Return the rank of this process among those that train together, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def process_count() -> int:
-    """Return how many processes train together, as the launcher set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def processor_count() -> int:
-    """Return how many processors this process may use: in a job of Slurm, no more than it has asked for.
-
-    Not every cluster binds a job to its processors.
-    """
+    """Return how many processors this process may use: in a job of Slurm, no more than it has asked for."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(count, int(asked)) if asked.isdecimal() and int(asked) > 0 else count
@@ -155,7 +143,6 @@ def versions(project: ModuleType) -> dict[str, str | bool | None]:
 
 
 def _git_state(project: ModuleType) -> dict[str, str | bool | None]:
-    """Return commit and dirtiness of the checkout we run from; None where it is not a checkout."""
     root = Path(str(project.__file__)).resolve().parent.parent
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}

@@ -1,16 +1,7 @@
-"""The errors that mimicry raises on purpose.
+"""The errors that mimicry raises on purpose, and their exit codes: 2 where nothing was begun, else 1.
 
-MimicryError            exit 1   base class; holds every problem found, not only the first
-├── UsageError          exit 2   wrong usage: an option, a name, a runner_config.json
-├── BatchFault          exit 2   nothing can be trained: token, base model, disk, device
-├── AdapterBroken       exit 1   the files of an adapter are damaged or incomplete
-├── TrainingFailed      exit 1   one artist's training ended without an adapter
-├── ClaimedElsewhere    exit 1   another process works in the folder
-├── ClaimLost           exit 1   another process has taken the folder over
-└── UploadFailed        exit 1   the adapter is complete, its copy on the Hub is not
-
-A problem is one string that names the value, what is allowed, and what to type next. Only the programs
-turn these errors into messages and exit codes (`report`).
+A problem is one string that names the value, what is allowed, and what to type next. Only the programs turn
+these errors into messages and exit codes (`report`).
 """
 
 import errno
@@ -69,10 +60,7 @@ class UploadFailed(MimicryError):
 
 
 class Problems:
-    """Collects the problems of several checks, so that they are raised together.
-
-    Put `with problems:` around each check, then call `raise_any`.
-    """
+    """Collects the problems of several checks: put `with problems:` around each, then call `raise_any`."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
@@ -87,7 +75,6 @@ class Problems:
         return True
 
     def raise_any(self) -> None:
-        """Raise a UsageError with all problems, if there were any."""
         if self._found:
             raise UsageError(*self._found)
 
@@ -102,10 +89,7 @@ def report(error: MimicryError) -> int:
 
 
 def disk_fault(error: BaseException) -> str:
-    """Return what to do when `error` means that the disk cannot be written; empty for any other error.
-
-    Libraries that are not written in Python raise errors of their own, with the number in the text.
-    """
+    """Return what to do when `error` means that the disk cannot be written; empty for any other error."""
     known = {errno.ENOSPC: "is full", errno.EDQUOT: "has no room left for you", errno.EROFS: "is read-only"}
     for number, state in known.items():
         if getattr(error, "errno", None) == number or f"os error {number})" in str(error):

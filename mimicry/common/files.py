@@ -64,10 +64,7 @@ def file_identity(path: Path) -> FileIdentity:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
-
-    The file gets the permissions of an ordinary new file, by the umask.
-    """
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix_of_host(path), suffix=path.suffix)
     os.close(descriptor)
@@ -84,11 +81,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+    """Yield a new folder beside `path`, for files alone; on success they are fsynced, and it gets that name.
 
-    Otherwise it is removed; the name of one that a killed process left begins with a dot and the name of
-    `path`. The permissions are the ordinary ones. `path` must not exist, and the new folder must not hold
-    other folders.
+    Otherwise it is removed; of a killed process it stays, with a dot before the name. `path` must not exist.
     """
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
@@ -105,10 +100,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that writers of `path` left beside it when they were killed.
+    """Remove the temporary files that killed writers of `path` left beside it; for the holder of its lock.
 
-    Only for the holder of a lock on `path`: nobody else on this machine may be writing it. A lock may not
-    reach other machines, so their files have to be old.
+    A lock may not reach other machines, so their files have to be old.
     """
     prefix, own = _prefix(path), _prefix_of_host(path)
     for entry in path.parent.iterdir():
@@ -120,7 +114,6 @@ def remove_leftovers(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -131,13 +124,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read the JSON file at `path`; a byte order mark is allowed.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not JSON.
-        RecursionError: it is nested too deeply.
-    """
+    """Read the JSON file at `path`; a byte order mark is allowed. OSError, ValueError or RecursionError."""
     return json.loads(path.read_bytes())
 
 
@@ -158,10 +145,7 @@ def existing_part(folder: Path) -> Path:
 
 
 def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
-    """Move the files and folders `names` of `folder` into `folder/set_aside/{time}-{reason}/`.
-
-    Returns the new folder, or None when none of the names exists.
-    """
+    """Move `names` of `folder`, if any exist, into `folder/set_aside/{time}-{reason}/`, and return that."""
     present = [name for name in names if os.path.lexists(folder / name)]
     if not present:
         return None
@@ -174,7 +158,6 @@ def set_aside(folder: Path, names: list[str], reason: str) -> Path | None:
 
 
 def _prefix(path: Path) -> str:
-    """Return how the names of all temporary files for `path` begin."""
     # A short hash, because the name itself may already have the 255 bytes that are allowed.
     return f".tmp-{sha256_text(path.name)[:16]}-"
 
@@ -210,19 +193,13 @@ _MEMORY_VERSION = 1
 class FileMemory:
     """Which files of one folder passed a check, so that the next call need not check them again.
 
-    The user's cache folder has one small file for each folder. For every file that passed, by name, it holds
-    facts such as size and time of change, and what the check found; files that failed are not remembered.
-    Facts are values that JSON gives back unchanged. The small files are replaced as a whole, so several
-    processes can use them at once; at worst one replaces what another has just written. A small file that
-    cannot be read or written is ignored.
+    For every file that passed, by name, a small file in the user's cache holds facts such as size and time of
+    change, and what the check found: values that JSON gives back unchanged. It is replaced as a whole, so at
+    worst one process replaces what another has just written; one that cannot be read or written is ignored.
     """
 
     def __init__(self, kind: str, folder: Path) -> None:
-        """Read what earlier checks remembered.
-
-        Args:
-            kind: the name of the check, which has a cache folder of its own.
-        """
+        """Read what earlier checks of this `kind` remembered."""
         self._folder = folder
         # By the real path: a link may lead elsewhere tomorrow.
         self._file = cache_folder(kind) / f"{sha256_text(os.path.realpath(folder))}.json"
@@ -231,24 +208,17 @@ class FileMemory:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was remembered."""
         return not self._known
 
     def knows(self, name: str, facts: Any) -> bool:
-        """Return whether the file passed when it had these facts; if so it stays remembered.
-
-        For a missing file the facts are None, and the answer is no.
-        """
+        """Return whether the file passed when it had these facts, and so stays remembered."""
         if facts is None or self._known.get(name) != facts:
             return False
         self._good[name] = facts
         return True
 
     def recall(self, name: str, facts: Any) -> Any:
-        """Return what was found of the file when it had these facts; None if nothing is known.
-
-        If something is, the file stays remembered.
-        """
+        """Return what was found of the file when it had these facts, and stays remembered; or None."""
         if name not in self._known_findings or not self.knows(name, facts):
             return None
         self._findings[name] = self._known_findings[name]
@@ -271,7 +241,6 @@ class FileMemory:
 
 
 def _read_memory(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the facts of the files that passed, and what was found of them."""
     try:
         content = read_json(file)
         known = content["good"] if content["version"] == _MEMORY_VERSION else {}

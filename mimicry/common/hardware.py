@@ -1,8 +1,7 @@
 """The GPUs that this program may use, and how much memory of the machine. No torch: it takes seconds.
 
-GPUs go by their names in CUDA_VISIBLE_DEVICES. An NVIDIA GPU that is cut into MIG instances counts as these.
-CUDA numbers GPUs by speed unless it is told otherwise, and nvidia-smi by their place on the bus: hence
-CUDA_DEVICE_ORDER.
+GPUs go by their names in CUDA_VISIBLE_DEVICES; one that is cut into MIG instances counts as these. CUDA
+numbers GPUs by speed, nvidia-smi by their place on the bus: hence CUDA_DEVICE_ORDER.
 """
 
 import os
@@ -36,7 +35,9 @@ class Gpu:
 
 def find_gpus() -> list[Gpu]:
     """Return the GPUs that this program may use, as far as they can be told: AMD's only from the variable."""
-    listed = _listed_by_nvidia_smi() or _device_files()
+    # In a container with /dev/nvidia2 alone, that is GPU 0 for CUDA.
+    by_files = [Gpu(str(number)) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    listed = _listed_by_nvidia_smi() or by_files
     given = os.environ.get(VISIBLE_GPUS)
     if given is None:
         return listed
@@ -87,16 +88,8 @@ def _listed_by_nvidia_smi() -> list[Gpu]:
     return found
 
 
-def _device_files() -> list[Gpu]:
-    # In a container with /dev/nvidia2 alone, that is GPU 0 for CUDA.
-    return [Gpu(str(number)) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
-
-
 def host_memory_problem(byte_count: int) -> str | None:
-    """Return why something optional of `byte_count` bytes is too much for host memory, in words, or None.
-
-    It may take half of what is free: the rest is for latents, prompts and other programs.
-    """
+    """Return why something optional would take more than half of the free host memory, in words, or None."""
     free = free_host_bytes()
     if byte_count <= free // 2:
         return None
@@ -117,19 +110,10 @@ def _machine_free_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of one version of control groups: their folder, limit, use, and cache that may go."""
-
-    folder: str
-    limit: str
-    used: str
-    cache: str
-
-
-_VERSIONS = {
-    "": _Files("", "memory.max", "memory.current", "inactive_file"),
-    "memory": _Files("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+# Of each version of control groups: folder, limit, use, and the cache that may go.
+_GROUP_FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -140,13 +124,13 @@ def group_free_bytes(membership: Path, root: Path) -> Iterator[int]:
         lines = membership.read_text().splitlines()
     for line in lines:
         _, controllers, name = line.split(":", 2)
-        files = _VERSIONS.get(controllers)
-        if files is None:
+        if controllers not in _GROUP_FILES:
             continue
-        group = root / files.folder / name.lstrip("/")
+        hierarchy, *files, cache = _GROUP_FILES[controllers]
+        group = root / hierarchy / name.lstrip("/")
         # A limit anywhere above counts.
         for folder in (group, *group.parents):
             with suppress(OSError, ValueError):
-                limit, used = (int((folder / file).read_text()) for file in (files.limit, files.used))
+                limit, used = (int((folder / file).read_text()) for file in files)
                 facts = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                yield max(0, limit - used + int(facts.get(files.cache, 0)))
+                yield max(0, limit - used + int(facts.get(cache, 0)))

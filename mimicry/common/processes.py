@@ -1,12 +1,9 @@
-"""Child processes that are stopped together with everything they started, and that notice when their
-parent is gone.
+"""Child processes that end with everything they started, and notice when their parent is gone.
 
-A child runs in a session of its own, so that a signal reaches all of its processes and a Ctrl-C in the
-terminal reaches only us. Its standard input is a pipe that we keep open: end of file tells the child that we
-are gone, whatever ended us. It is standard input because the launcher passes that on to the trainer. A small
-shell waits on a second pipe of this kind, and ends children that ignore end of file or hang.
-
-Besides, what every program of ours is run by: our errors, those of click, and stop signals become exit codes.
+A child runs in a session of its own: a signal reaches all of its processes, a Ctrl-C only us. End of file on
+its standard input, which the launcher passes on to the trainer, tells it that we are gone. A small shell
+waits on a second pipe of this kind, and ends children that ignore end of file or hang. Besides, what every
+program of ours is run by: errors and stop signals become exit codes.
 """
 
 import atexit
@@ -75,9 +72,8 @@ class Interrupted(BaseException):
 def stop_signals_raise() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`; a signal that was ignored stays ignored.
 
-    Later ones change nothing, except a second Ctrl-C: the user does not want to wait. It raises again, or
-    kills this process where it would have to be held back. SIGUSR1 asks a trainer for a checkpoint and may be
-    sent to all processes of a job, so it is ignored here.
+    Later ones change nothing, except a second Ctrl-C: it raises again, or kills this process where it would
+    have to be held back. SIGUSR1, which asks a trainer for a checkpoint, is ignored here.
     """
     first: list[float] = []
 
@@ -121,12 +117,10 @@ def stop_signals_held() -> Iterator[None]:
 
 
 def held_signal() -> int | None:
-    """Return the first stop signal that is held back; None when none came."""
     return _held[0] if _held else None
 
 
 def drop_held_signals() -> None:
-    """Forget the stop signals that are held back, for a caller that is stopping already."""
     _held.clear()
 
 
@@ -148,8 +142,6 @@ def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
 
 
 class Child:
-    """A running child process together with everything that it starts."""
-
     def __init__(
         self, words: list[str], *, output: IO[bytes] | int | None, environment: Mapping[str, str]
     ) -> None:
@@ -185,7 +177,7 @@ class Child:
         return self._process.pid
 
     def wait(self, timeout_seconds: float) -> int | None:
-        """Wait for the end of the child; return its exit code, or None when it still runs."""
+        """Return the exit code of the child, or None when it still runs after `timeout_seconds`."""
         try:
             return self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -226,10 +218,7 @@ class Child:
         self.wait(_KILL_SECONDS)
 
     def ask_to_stop(self, number: int, grace_seconds: float) -> None:
-        """Send the signal to the child's whole group, and return at once; see `has_stopped` and `stop`.
-
-        What still runs after `grace_seconds` is killed by `stop`. Asked again, the child is told to hurry.
-        """
+        """Send the signal to the child's whole group, and return; asked again, the child has to hurry."""
         now = time.monotonic()
         if self._stopped_by is None:
             self._stopped_by = now + grace_seconds
@@ -246,12 +235,8 @@ class Child:
     def stop(self, number: int, grace_seconds: float) -> None:
         """Send the signal to the child's whole group, and SIGKILL to what still runs after `grace_seconds`.
 
-        A child that was asked to stop has the time that it was given then, and gets no second signal. One
-        that has ended may have left processes of its group behind: they get the same time. Without any they
-        are killed at once.
-
-        Raises:
-            Interrupted: a stop signal came meanwhile; nothing of the child is left all the same.
+        A child that was asked to stop has the time that it was given then, and gets no second signal. So have
+        processes that it left behind. `Interrupted` comes after nothing of the child is left.
         """
         try:
             if grace_seconds > 0:
@@ -293,13 +278,11 @@ class Child:
             time.sleep(_POLL_SECONDS)
 
     def _group_lives(self) -> bool:
-        """Return whether a member of the group still runs."""
         # In a container whose first process does not reap orphans, these stay zombies for ever.
         return self._signal_group(0) and any(map(process_start, _members(self._process.pid)))
 
 
 def _members(group: int) -> list[int]:
-    """Return the process ids of a group, zombies included."""
     import psutil
 
     members = []
@@ -312,9 +295,9 @@ def _members(group: int) -> list[int]:
 
 
 def process_start(pid: int) -> str | None:
-    """Return when a process of this machine started, in seconds since the boot; None when it has ended.
+    """Return when a process started, in seconds since the boot; None when it has ended, as a zombie has.
 
-    A zombie has ended. The time since the boot, unlike the time of day, stays the same when the clock is set.
+    The time since the boot, unlike the time of day, stays the same when the clock is set.
     """
     import psutil  # imported late, because `--help` does not need it
 
@@ -350,15 +333,11 @@ def running_child(
 
 
 def has_parent() -> bool:
-    """Return whether another program of ours started this process as a `Child`."""
     return PARENT_PIPE in os.environ
 
 
 def watch_parent(when_gone: Callable[[], None]) -> None:
-    """Call `when_gone` in a thread once the parent that started us as a `Child` is gone.
-
-    Does nothing in a process that was not started that way.
-    """
+    """Call `when_gone` in a thread once the parent that started us as a `Child`, if one did, is gone."""
     if not has_parent():
         return
 
@@ -372,12 +351,7 @@ def watch_parent(when_gone: Callable[[], None]) -> None:
 
 
 def stop_with_parent(kill_after_seconds: float | None = None) -> None:
-    """Send this process a SIGTERM when its parent is gone.
-
-    Args:
-        kill_after_seconds: kill it after so long: a process that waits for another one inside a library does
-            not see its signals.
-    """
+    """Send this process a SIGTERM when its parent is gone, and SIGKILL after `kill_after_seconds`."""
 
     def stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -411,10 +385,7 @@ def quicken_exit() -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import large libraries in the body: a fifth faster without garbage collection.
-
-    What they have made is left out of later collections too, each of which would go through all of it.
-    """
+    """Import large libraries in the body: a fifth faster without garbage collection, then or later."""
     gc.disable()
     try:
         yield
@@ -426,8 +397,7 @@ def quick_imports() -> Iterator[None]:
 def run_command(command: click.Command, words: Sequence[str] | None = None) -> int:
     """Run `command` on `words`, or on the command line, and return its exit code, without a traceback.
 
-    Variables of a `.env` are set first. Names that the terminal cannot show are escaped, and the Hub token is
-    not printed.
+    Variables of a `.env` are set first. What the terminal cannot show is escaped, the Hub token not printed.
     """
     quicken_exit()
     for stream in (sys.stdout, sys.stderr):

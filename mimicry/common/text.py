@@ -13,10 +13,7 @@ def printable(text: str) -> str:
 
 
 def message_lines(text: str) -> str:
-    """Return a message with all lines but the first indented.
-
-    Otherwise a line break in a folder's name could forge a message of ours.
-    """
+    """Return a message with all lines but the first indented, so that a name cannot forge a message."""
     first, *others = text.split("\n")
     return "\n".join([printable(first), *("  " + printable(line).removeprefix("  ") for line in others)])
 

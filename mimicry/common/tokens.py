@@ -29,10 +29,7 @@ def scrub(text: str) -> str:
 
 
 def mask_token(log: Path) -> None:
-    """Overwrite the token with stars in a log that a program which is not ours has written.
-
-    The log keeps its length and inode: other processes may be appending to it.
-    """
+    """Overwrite the token with stars, in place, in a log that other processes may be appending to."""
     secrets = [token.encode() for token in _tokens()]
     try:
         content = log.read_bytes()
@@ -55,8 +52,6 @@ def _tokens() -> list[str]:
 
 
 class _Scrubbed:
-    """A text stream that passes on what is written to it, without the token."""
-
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 

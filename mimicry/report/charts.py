@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.report.effects import AdapterSeries, GroupEffects
-from mimicry.study import Artist, Condition, StudyTree
-from mimicry.study.tree import NONE
+from mimicry.study import NONE, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import AdapterFolder
 
 STRIP_WIDTH, STRIP_HEIGHT = 240, 26

@@ -8,8 +8,7 @@ from mimicry.common.errors import UsageError
 from mimicry.common.files import utc_now
 from mimicry.report.effects import GroupEffects, group_effects, group_rows
 from mimicry.report.rows import BASELINE, AdapterRow, rows_of
-from mimicry.study import Condition, StudyTree
-from mimicry.study.tree import NONE
+from mimicry.study import NONE, Condition, StudyTree
 from mimicry.tuning.options.study_file import StudyFile
 from mimicry.tuning.stacks import Stack
 from mimicry.tuning.status.study_status import StudyStatus, read_status

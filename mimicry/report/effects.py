@@ -19,8 +19,7 @@ from functools import cached_property
 from mimicry.common.files import canonical_json
 from mimicry.report.rows import BASELINE, AdapterRow
 from mimicry.report.statistics import Spread, Summary, holm, pooled_spread, summarize
-from mimicry.study import Artist, Condition, EvaluatedOn, State, in_order
-from mimicry.study.tree import NONE
+from mimicry.study import NONE, Artist, Condition, EvaluatedOn, State, in_order
 from mimicry.tuning.adapters import numerics_differences, recipe_differences
 
 

@@ -16,9 +16,7 @@ from mimicry.report.content import condition_title
 from mimicry.report.effects import AdapterSeries, Group, adapter_obstacles, own_obstacles
 from mimicry.report.pictures import GAIN, Shot
 from mimicry.report.rows import BASELINE, AdapterRow
-from mimicry.study import Artist, Condition, EvaluatedOn, Pairing, StudyTree
-from mimicry.study.cells import CellImages
-from mimicry.study.sample_files import read_settings
+from mimicry.study import Artist, CellImages, Condition, EvaluatedOn, Pairing, StudyTree, read_settings
 
 # What of a sample's settings is its own; all else should be equal in a row.
 _OF_ONE_SAMPLE = ("adapter", "condition", "artist", "prompt", "seed")

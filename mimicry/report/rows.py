@@ -7,9 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from mimicry.study import Condition
-from mimicry.tuning.adapters import TrainingRun
-from mimicry.tuning.adapters.inspect import AdapterStatus
-from mimicry.tuning.adapters.recipe import complete_options
+from mimicry.tuning.adapters import AdapterStatus, TrainingRun, complete_options
 from mimicry.tuning.status.study_status import StudyStatus
 
 BASELINE = Condition()

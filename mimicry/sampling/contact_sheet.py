@@ -16,10 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from mimicry.common.errors import BatchFault, UsageError
 from mimicry.common.files import atomic_path
 from mimicry.sampling.plan import SampleSet, artists_of, conditions_of, pairs_for_sheet
-from mimicry.study import Artist, Condition, ImageFolder, State, StudyTree
-from mimicry.study.images import read_rgb
-from mimicry.study.sample_files import SETTINGS_ENTRY
-from mimicry.study.tree import NONE
+from mimicry.study import NONE, SETTINGS_ENTRY, Artist, Condition, ImageFolder, State, StudyTree, read_rgb
 from mimicry.tuning.options.click_options import option, options
 
 _FONT = ("font_source_sans_pro", "files", "SourceSansPro-Regular.ttf")

@@ -20,8 +20,7 @@ from mimicry.common.errors import AdapterBroken, BatchFault, ClaimedElsewhere, U
 from mimicry.common.text import text_table
 from mimicry.sampling.contact_sheet import Layout, sheet_options, write_contact_sheet
 from mimicry.sampling.plan import SampleRequest, SampleSet, is_drawn, of_first_series, plan_samples
-from mimicry.study import State
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, save_sample
+from mimicry.study import DEFAULT_GUIDANCE, DEFAULT_STEPS, State, save_sample
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.click_options import (

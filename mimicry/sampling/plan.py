@@ -12,10 +12,26 @@ from typing import Any
 
 from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_file, sha256_text
-from mimicry.study import AdapterId, Artist, Condition, State, StudyTree, in_order
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS, default_prompts, read_settings
-from mimicry.tuning.adapters import WEIGHTS, AdapterFolder, AdapterSpec, TrainingRun, judge_adapter
-from mimicry.tuning.adapters.inspect import AdapterStatus
+from mimicry.study import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    AdapterId,
+    Artist,
+    Condition,
+    State,
+    StudyTree,
+    default_prompts,
+    in_order,
+    read_settings,
+)
+from mimicry.tuning.adapters import (
+    WEIGHTS,
+    AdapterFolder,
+    AdapterSpec,
+    AdapterStatus,
+    TrainingRun,
+    judge_adapter,
+)
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT
 from mimicry.tuning.options.config import TuningConfig

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mimicry.common.errors import AdapterBroken, BatchFault, UsageError
 from mimicry.common.hardware import host_memory_problem
-from mimicry.tuning.adapters import ANY_LORA, WEIGHTS
-from mimicry.tuning.adapters.weights import check_header
+from mimicry.tuning.adapters import ANY_LORA, WEIGHTS, check_header
 from mimicry.tuning.hf_diffusers.sd3.modulation import trained_modulation
 from mimicry.tuning.hf_diffusers.sd3.prompts import CachedEncoders, PromptEmbeds, TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (

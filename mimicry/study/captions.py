@@ -35,10 +35,9 @@ _ORDINARY = frozenset(
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of a folder of images.
+    """The captions of a folder: one of `texts` for each image in order, None where it has none.
 
-    `texts` has one entry for each image, in order; None if the image has no caption. `warnings` says what is
-    unusual about the captions, `problems` says why one cannot train with them.
+    `warnings` says what is unusual about them, `problems` why one cannot train with them.
     """
 
     texts: tuple[str | None, ...]
@@ -47,12 +46,7 @@ class Captions:
 
     @classmethod
     def read(cls, images: ImageFolder, original: ImageFolder | None = None) -> "Captions":
-        """Read the captions of `images`.
-
-        Args:
-            original: the original art. If the images' own folder has no caption at all, the captions of the
-                original art are used, so that the sets of one artist differ only in their images.
-        """
+        """Read the captions of `images`; where their own folder has none, those of the `original` art."""
         own = _Found.read(images)
         other = None if original is None or original.path == images.path else _Found.read(original)
         problems = (*own.problems, *(other.problems if other else ()))
@@ -102,7 +96,6 @@ def rare_token(instance_prompt: str) -> str | None:
 
 
 def in_template(caption: str, template: str | None) -> str:
-    """Return the prompt that is made of a caption."""
     return caption if template is None else template.replace(CAPTION_FIELD, caption)
 
 
@@ -122,11 +115,7 @@ def image_records(
 ) -> list[dict[str, Any]]:
     """Return what training_run.json records about images, and about their captions if given.
 
-    Args:
-        hashed: add the sha256 of each image, which means reading the whole file.
-
-    Raises:
-        OSError: an image cannot be read.
+    With `hashed` each file is read for its sha256; OSError where that cannot be.
     """
     records: list[dict[str, Any]]
     if hashed:
@@ -175,8 +164,6 @@ def record_differences(
 
 @dataclass(frozen=True)
 class _Found:
-    """The captions in one folder, by stem of the image, and what is wrong with them."""
-
     texts: Mapping[str, str]
     problems: tuple[str, ...] = ()
 
@@ -201,11 +188,7 @@ class _Found:
 def _text_files(
     folder: Path, stems: Mapping[str, str], problems: list[str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield the location, the stem and the content of each text file that belongs to an image.
-
-    Args:
-        stems: the stem that an image goes by, by the stem that a caption may name.
-    """
+    """Yield the location, stem and content of each text file; `stems` has those that captions may name."""
     seen: dict[str, str] = {}
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
@@ -241,7 +224,6 @@ def _metadata(folder: Path, stems: Mapping[str, str], problems: list[str]) -> It
 
 
 def _lines(path: Path, content: str) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
-    """Yield the location, the number and the content of each line of a metadata.jsonl."""
     # Not splitlines: a caption may contain other line separators, and JSON Lines ends lines by "\n" only.
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
@@ -249,7 +231,6 @@ def _lines(path: Path, content: str) -> Iterator[tuple[str, int, dict[str, Any] 
 
 
 def _rows(path: Path, content: str, problems: list[str]) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
-    """Yield the location, the line number and the content of each row of a metadata.csv."""
     reader = csv.reader(StringIO(content, newline=""), strict=True)
     try:
         columns = next(reader, [])

@@ -16,21 +16,14 @@ from mimicry.study.tree import Artist, Condition, Source, StudyTree
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a cell as their files state them: name, size in bytes and stem of each.
-
-    `fingerprint` changes when one of them is replaced or written to.
-    """
+    """The name, size in bytes and stem of each image of a cell; `fingerprint` changes when a file does."""
 
     records: list[dict[str, Any]]
     fingerprint: str
 
     @classmethod
     def read(cls, images: ImageFolder) -> "Listing":
-        """List `images`; nothing but the system's table of files is read.
-
-        Raises:
-            OSError: an image is gone.
-        """
+        """List `images` by the system's table of files; OSError where one is gone."""
         folder = os.fspath(images.path)
         records, changes = [], []
         # Ten thousands of images: a Path for each takes longer than the system does.
@@ -81,12 +74,9 @@ class CellImages:
         return self._whole[cell]
 
     def of(self, condition: Condition, artist: Artist, hold_out: int = 0) -> Pairing | None:
-        """Return what a cell is trained on, without what is in quarantine; None when there are no images.
+        """Return what a cell is trained on, without quarantine and `hold_out` paintings; None without images.
 
         A folder that cannot be listed is returned: that it has no images is not known.
-
-        Args:
-            hold_out: how many paintings are held out of training, and not returned.
         """
         cell = (condition, artist, hold_out)
         if cell not in self._pairings:
@@ -96,11 +86,7 @@ class CellImages:
         return self._pairings[cell]
 
     def listing(self, condition: Condition, artist: Artist, hold_out: int = 0) -> Listing | None:
-        """List what a cell is trained on; None without images, or when one is gone.
-
-        Several adapters may be compared with it: those of a study with replicates are. For `hold_out` see
-        `of`.
-        """
+        """List what a cell is trained on; None without images, or when one is gone."""
         cell = (condition, artist, hold_out)
         if cell not in self._listings:
             pairing = self.of(*cell)
@@ -151,11 +137,7 @@ def left_out(tree: StudyTree) -> dict[str, frozenset[str]]:
 
 
 def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
-    """Add images. Entries that exist already stay as they are.
-
-    Raises:
-        BatchFault: the file cannot be read or written.
-    """
+    """Add images; entries that exist stay. BatchFault where the file cannot be read or written."""
     from filelock import FileLock, Timeout  # imported late: it is slow and rarely needed
 
     path = tree.quarantine
@@ -165,7 +147,9 @@ def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
             content = _read(tree)
             for artist, image in bad:
                 stems = content[_IMAGES].setdefault(str(artist), {})
-                stems.setdefault(image.stem, _entry(tree, image))
+                file = image.path.relative_to(tree.data_root).as_posix()
+                problem = image.problem.replace(str(image.path), "it")
+                stems.setdefault(image.stem, {"file": file, "problem": problem, "since": utc_now()})
             write_json(path, content)
     except Timeout as error:
         raise BatchFault(f"{path} is locked by another process; run the same command again") from error
@@ -173,11 +157,6 @@ def leave_out(tree: StudyTree, bad: Iterable[tuple[Artist, BadImage]]) -> None:
         raise BatchFault(
             f"{path} cannot be written: {error.strerror}; get write permission for it"
         ) from error
-
-
-def _entry(tree: StudyTree, image: BadImage) -> dict[str, str]:
-    file = image.path.relative_to(tree.data_root).as_posix()
-    return {"file": file, "problem": image.problem.replace(str(image.path), "it"), "since": utc_now()}
 
 
 def _read(tree: StudyTree) -> dict[str, Any]:

@@ -45,7 +45,6 @@ class ColourProfile:
 
 @lru_cache(maxsize=256)
 def profile_of(content: bytes, mode: str) -> ColourProfile:
-    """Return the profile with these bytes, in an image of this mode."""
     try:
         from PIL import ImageCms
 
@@ -65,7 +64,6 @@ def profile_of(content: bytes, mode: str) -> ColourProfile:
 
 
 def _opaque(image: "Image", mode: str) -> "Image":
-    """Return the colours of `image` without its transparency, in `mode`."""
     if image.mode == mode:
         return image
     # The colours of a palette, and those below transparency, are in the space of the profile as well.
@@ -73,7 +71,6 @@ def _opaque(image: "Image", mode: str) -> "Image":
 
 
 def _changes_nothing(content: bytes, mode: str) -> bool:
-    """Return whether sRGB gives the same colours, tried over a cube of colours or a ramp of grey."""
     from PIL import Image, ImageChops
 
     levels = range(0, 256, 17)
@@ -83,15 +80,11 @@ def _changes_nothing(content: bytes, mode: str) -> bool:
         colours = bytes(value for r in levels for g in levels for b in levels for value in (r, g, b))
         probe = Image.frombytes("RGB", (256, 16), colours)
     difference = ImageChops.difference(_apply(content, probe), probe.convert("RGB"))
-    return bool(max(high for _, high in _extrema(difference)) <= _SAME_COLOUR)
-
-
-def _extrema(image: "Image") -> Any:
-    return image.getextrema()
+    bands: Any = difference.getextrema()
+    return bool(max(high for _, high in bands) <= _SAME_COLOUR)
 
 
 def _apply(content: bytes, image: "Image") -> "Image":
-    """Return `image`, whose colours are those of the profile, as RGB in sRGB."""
     from PIL import ImageCms
 
     converted = ImageCms.profileToProfile(

@@ -45,11 +45,10 @@ AS_IT_IS, SCALED, SQUEEZED, CROPPED = "as it is", "scaled", "squeezed", "cropped
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an image differs from its original.
+    """How an image differs from its original: `psnr` in dB, None where no pixel does; `linf` of 255.
 
-    `psnr` is in dB, None where no pixel differs; `linf` is of 255. `fit` is how the original was brought to
-    the image's size. `likeness` is that of the compositions, up to 1. `unlike` says why it is not the same
-    picture; it is empty if it is.
+    `fit` is how the original was brought to the image's size, `likeness` that of the compositions, up to 1,
+    and `unlike` says why it is not the same picture; it is empty if it is.
     """
 
     psnr: float | None
@@ -129,12 +128,14 @@ def _judged(pair: Pair, pairs: Sequence[Pair]) -> Comparison:
     }
     nearest = max(others, key=lambda stem: others[stem], default="")
     enough = max(own + _NEARER, LEAST_LIKENESS)
+    # Of the mean of a channel, of 255.
+    colour_change = float(abs(pair.image.colour - pair.original.colour).max())
     unlike = ""
     if nearest and others[nearest] >= max(enough, turned):
         unlike = f"looks like {nearest!r}"
     elif turned >= enough:
         unlike = "is mirrored or turned"
-    elif own < LEAST_LIKENESS or _colour_change(pair) > _LARGEST_COLOUR_CHANGE:
+    elif own < LEAST_LIKENESS or colour_change > _LARGEST_COLOUR_CHANGE:
         unlike = "is another picture, or another part of it"
     psnr = None if pair.psnr is None else round(pair.psnr, 2)
     return Comparison(psnr, pair.linf, round(own, 3), pair.fit, unlike)
@@ -164,14 +165,11 @@ def _distance(image: "Image", original: "Image") -> tuple[float | None, int]:
     """Return PSNR in dB, None for equal pictures, and L-infinity distance of two pictures of one size."""
     from PIL import ImageChops
 
-    largest = max(high for _, high in _extrema(ImageChops.difference(image, original)))
+    bands: Any = ImageChops.difference(image, original).getextrema()
+    largest = max(high for _, high in bands)
     if largest == 0:
         return None, 0
     return 10 * math.log10(255**2 / _squared_error(image, original)), largest
-
-
-def _extrema(image: "Image") -> Any:
-    return image.getextrema()
 
 
 def _squared_error(image: "Image", original: "Image") -> float:
@@ -196,8 +194,3 @@ def _blurred(picture: "NDArray[np.float32]") -> "NDArray[np.float32]":
         ]
         picture = np.sum(parts, axis=0)
     return picture
-
-
-def _colour_change(pair: Pair) -> float:
-    """Return by how much the mean of a channel was changed at most, of 255."""
-    return float(abs(pair.image.colour - pair.original.colour).max())

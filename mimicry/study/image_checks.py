@@ -1,8 +1,7 @@
 """Decodes many images: can they be trained on, and what tells them from their originals?
 
-A check of a whole study decodes tens of thousands of images, and the next call would check the same ones
-again. What was found of good images is remembered by name, size and modification time, and where they were
-compared, by those of the originals too; bad ones are decoded again each time.
+What was found of good images is remembered by name, size and modification time, and where they were compared,
+by those of the originals too; bad ones are decoded again each time.
 """
 
 import os
@@ -43,10 +42,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be trained on, and the stem that it goes by.
-
-    `lasting` is False if the file could not be read, which may be due to the disk or to permissions.
-    """
+    """An image that cannot be trained on; `lasting` is False where that may be due to disk or permissions."""
 
     path: Path
     problem: str
@@ -78,7 +74,6 @@ def bad_images(
     reading: Reading = AS_THEY_ARE,
     anew: bool = False,
 ) -> list[BadImage]:
-    """Decode the images of `folders`, and return the bad ones in order; see `examine`."""
     sets = [Pairing(folder) for folder in folders]
     return examine(sets, progress, reading=reading, anew=anew).bad
 
@@ -105,9 +100,7 @@ def examine(
 ) -> Examination:
     """Decode the images of `sets`, several at a time, and compare each with its original.
 
-    Args:
-        reading: how the training reads them.
-        anew: also decode images that were found good before.
+    With `anew`, images that were found good before are decoded as well.
     """
     rooms = [_Room(pairing, reading) for pairing in sets]
     todo = [(room, name) for room in rooms for name in room.unknown(anew=anew)]
@@ -135,11 +128,7 @@ def remembered(pairing: Pairing, reading: Reading = AS_THEY_ARE) -> dict[str, Ex
 
 
 def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -> None:
-    """Check that the images are still those that a training began with.
-
-    Raises:
-        TrainingFailed: some were changed or removed, so that it is not known what it was trained on.
-    """
+    """Raise TrainingFailed where images are no longer those that a training began with."""
     changed = images.changed_since(records)
     if changed:
         raise TrainingFailed(
@@ -149,8 +138,6 @@ def refuse_changed_images(images: ImageFolder, records: Sequence[ImageRecord]) -
 
 
 class _Room:
-    """One set of images, what is remembered of it, and what is found."""
-
     def __init__(self, pairing: Pairing, reading: Reading) -> None:
         self._pairing = pairing
         self._reading = reading
@@ -162,7 +149,6 @@ class _Room:
 
     @cached_property
     def _originals(self) -> str | None:
-        """A hash of the names, sizes and times of all originals: each image is compared with all of them."""
         original = self._pairing.original
         if original is None:
             return None
@@ -185,7 +171,6 @@ class _Room:
         return unknown
 
     def look_at(self, name: str) -> BadImage | None:
-        """Decode an image, and its original; on any thread."""
         images, original = self._pairing.images, self._pairing.original
         path, before = images.path / name, self._identity(name)
         self._left.discard(name)
@@ -207,7 +192,6 @@ class _Room:
         return None
 
     def conclude(self) -> None:
-        """Compare the pairs with each other, and remember what was found."""
         # After a stop signal some are missing, and the others are not judged without them.
         pairs = {} if self._left else dict(sorted(self._pairs.items()))
         comparisons = judged([pair for _, pair, _ in pairs.values()])
@@ -222,7 +206,6 @@ class _Room:
             self._memory.keep(name, before, asdict(found))
 
     def _identity(self, name: str) -> list[Any] | None:
-        """Return what an image is remembered by; None if there is no such file."""
         facts = _facts(self._pairing.images.path / name)
         if facts is None:
             return None
@@ -233,7 +216,6 @@ class _Room:
 
 
 def _facts(path: Path) -> list[int] | None:
-    """Return size and modification time; None if there is no such file."""
     try:
         status = path.stat()
     except OSError:
@@ -242,7 +224,6 @@ def _facts(path: Path) -> list[int] | None:
 
 
 def _from_json(found: Mapping[str, Any]) -> Examined | None:
-    """Return what was remembered; None of a version that remembered other things."""
     try:
         original, comparison = found["original"], found["comparison"]
         return Examined(
@@ -267,14 +248,13 @@ class _UnusualError(Exception):
 
 
 def stated_sizes(folder: Path, names: Iterable[str]) -> dict[str, Size]:
-    """Return the size of each image in `folder` by name, without those that do not tell theirs."""
+    """Return the size of each image in `folder` by name, turned as EXIF says, where the file states it."""
     # Strings, since making forty thousand paths takes as long as reading what they lead to.
     found = {name: _stated_size(os.path.join(folder, name)) for name in names}  # noqa: PTH118
     return {name: size for name, size in found.items() if size is not None}
 
 
 def _stated_size(path: str) -> Size | None:
-    """Return width and height as the file states them, turned as its EXIF says; None where it does not."""
     try:
         # A pipe would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -345,9 +325,3 @@ def _orientation(tiff: bytes) -> int:
         if tag == ORIENTATION:
             return int(value)
     return 1
-
-
-def _size_by_pillow(path: Path) -> Size | None:
-    from mimicry.study.images import header_size
-
-    return header_size(path)

@@ -3,7 +3,6 @@
 Each is a `Finding`: one line, however many images it is about, and a line for each of them.
 """
 
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from mimicry.common.text import first_few, printable
 from mimicry.study.captions import Captions, image_records
-from mimicry.study.comparison import same_shape
+from mimicry.study.comparison import Comparison, same_shape
 from mimicry.study.image_checks import BadImage, Examined, Size, examine
 from mimicry.study.images import READERS, ImageFolder, Reading
 from mimicry.study.pairing import Pairing
@@ -32,11 +31,7 @@ class Finding:
         return f"{self.text} (all: {lists_at})" if len(self.items) > SHOWN else self.text
 
     def full_list(self, of: str = "") -> str:
-        """Return what the line leaves out, a line for each image; empty where it names all.
-
-        Args:
-            of: whose images they are, for the heading.
-        """
+        """Return what the line leaves out, a line for each image of `of`; empty where it names all."""
         if len(self.items) <= SHOWN:
             return ""
         heading = f"{of}: {self.text}" if of else self.text
@@ -45,9 +40,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Dose:
-    """How strongly a set was changed: medians over its images, and the largest difference of all.
+    """How strongly a set was changed: medians of its images, and the largest difference of all, of 255.
 
-    `psnr` is in dB, None where no image was changed; `linf` and `largest` are of 255.
+    `psnr` is in dB, None where no image was changed.
     """
 
     psnr: float | None
@@ -57,14 +52,15 @@ class Dose:
 
     @classmethod
     def of(cls, found: Iterable[Examined]) -> "Dose | None":
-        """Return the dose of a set; None where nothing was compared."""
+        from statistics import median  # imported late: slow, and `--help` does without it
+
         compared = [each.comparison for each in found if each.comparison is not None]
         if not compared:
             return None
         changed = [each.psnr for each in compared if each.psnr is not None]
         return cls(
-            psnr=round(statistics.median(changed), 2) if changed else None,
-            linf=statistics.median(each.linf for each in compared),
+            psnr=round(median(changed), 2) if changed else None,
+            linf=median(each.linf for each in compared),
             largest=max(each.linf for each in compared),
             images=len(compared),
         )
@@ -74,8 +70,12 @@ class Dose:
         return f"{psnr}, {self.linf:g} of 255"
 
 
+def _if_any(text: str, items: Iterable[str]) -> list[Finding]:
+    named = tuple(items)
+    return [Finding(text, named)] if named else []
+
+
 def _few(items: Sequence[str], of: int) -> str:
-    """Return "3 of 20 images: a, b, c" for items that are about one image each."""
     shown = ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
     return f"{len(items)} of {of} images: {shown}"
 
@@ -95,13 +95,11 @@ def unusable(images: ImageFolder, bad: Sequence[BadImage]) -> Finding:
 def ignored(images: ImageFolder, *, captions: bool) -> list[Finding]:
     """Return which files of the folder are not used, counted by suffix; with `captions`, these are used."""
     names = [name for name in images.ignored if not (captions and images.is_caption(name))]
-    if not names:
-        return []
     counted = Counter(name[name.rfind(".") :].lower() if "." in name else "without suffix" for name in names)
     parts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counted.items()))
     readers = dict.fromkeys(READERS[suffix] for suffix in sorted(counted) if suffix in READERS)
     advice = f"; {' and '.join(readers)} would make PNGs of pictures among them" if readers else ""
-    return [Finding(f"files that are not used: {parts}{advice}", tuple(names))]
+    return _if_any(f"files that are not used: {parts}{advice}", names)
 
 
 def geometry(
@@ -111,7 +109,6 @@ def geometry(
 
     Args:
         sizes: of the images, by name, in pixels; those that are not known are missing.
-        original_sizes: of the original art.
         reading: one that reduces images to the same detail evens out that they had another size.
     """
     scaled: dict[str, str] = {}
@@ -143,7 +140,6 @@ def geometry(
 
 
 def _sized(what: str, sizes: Mapping[str, str], of: int, meaning: str, advice: str = "") -> list[Finding]:
-    """Return the finding about images of other sizes, which are given by name."""
     if not sizes:
         return []
     items = tuple(f"{name!r} has {words}" for name, words in sizes.items())
@@ -159,43 +155,38 @@ def crop_loss(images: ImageFolder, sizes: Mapping[str, Size]) -> list[Finding]:
         if 3 * min(width, height) < 2 * max(width, height):
             lost = 1 - min(width, height) / max(width, height)
             items.append(f"{name!r} loses {lost:.0%} of {width}x{height}")
-    if not items:
-        return []
     text = f"training takes a square and leaves out more than a third of {_few(items, len(images.names))}"
-    return [Finding(text, tuple(items))]
+    return _if_any(text, items)
+
+
+def _compared(pairing: Pairing, found: Mapping[str, Examined]) -> dict[str, Comparison]:
+    names = [name for name in pairing.images.names if name in found]
+    return {name: compared for name in names if (compared := found[name].comparison) is not None}
 
 
 def unchanged(pairing: Pairing, found: Mapping[str, Examined]) -> list[str]:
     """Return the names of the images that are their originals, pixel by pixel."""
-    return [
-        name
-        for name in pairing.images.names
-        if name in found and (comparison := found[name].comparison) is not None and comparison.linf == 0
-    ]
+    return [name for name, comparison in _compared(pairing, found).items() if comparison.linf == 0]
 
 
 def unchanged_warning(pairing: Pairing, found: Mapping[str, Examined]) -> list[Finding]:
     """Return that some images are their originals; that all are is another matter."""
     names = unchanged(pairing, found)
-    if not names:
-        return []
     text = (
         f"{len(names)} of {len(pairing.images.names)} images are those of original_art, pixel by pixel: "
         f"{first_few(names, SHOWN)}"
     )
-    return [Finding(text, tuple(names))]
+    return _if_any(text, names)
 
 
 def unlike(pairing: Pairing, found: Mapping[str, Examined]) -> list[Finding]:
     """Return which images are not the pictures of their originals."""
     items = tuple(
         f"{name!r} {comparison.unlike}"
-        for name in pairing.images.names
-        if name in found and (comparison := found[name].comparison) is not None and comparison.unlike
+        for name, comparison in _compared(pairing, found).items()
+        if comparison.unlike
     )
-    if not items:
-        return []
-    return [Finding(f"not the picture of its original, {_few(items, len(pairing.images.names))}", items)]
+    return _if_any(f"not the picture of its original, {_few(items, len(pairing.images.names))}", items)
 
 
 def marks(pairing: Pairing, found: Mapping[str, Examined]) -> tuple[str, ...]:
@@ -211,11 +202,9 @@ def uncompared(pairing: Pairing, found: Mapping[str, Examined]) -> list[Finding]
         for name in pairing.images.names
         if pairing.partner(name) is not None and name in found and found[name].comparison is None
     )
-    if not names:
-        return []
     count = len(pairing.images.names)
     text = f"{len(names)} of {count} images have an original that cannot be read, and were not compared"
-    return [Finding(f"{text}: {first_few(names, SHOWN)}", names)]
+    return _if_any(f"{text}: {first_few(names, SHOWN)}", names)
 
 
 def colours(pairing: Pairing, found: Mapping[str, Examined], *, convert_profiles: bool) -> list[Finding]:
@@ -256,11 +245,7 @@ def colours(pairing: Pairing, found: Mapping[str, Examined], *, convert_profiles
 def described_images(
     pairing: Pairing, captions: Captions | None, reading: Reading
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what training_run.json records about each image, and the marks of the set.
-
-    Raises:
-        OSError: an image cannot be read.
-    """
+    """Return what training_run.json records about each image, and the marks of the set."""
     (found,) = examine([pairing], reading=reading).found
     records = image_records(pairing.images, captions)
     for record in records:
@@ -270,20 +255,13 @@ def described_images(
 
 def image_facts(pairing: Pairing, name: str, found: Examined | None) -> dict[str, Any]:
     """Return what records and plans say of an image, beside its file; None for what is not known."""
-    facts = None if found is None else found.facts
-    comparison = None if found is None else found.comparison
+    facts, comparison = (found.facts, found.comparison) if found is not None else (None, None)
     return {
         "stem": pairing.images.stem(name),
         "original": pairing.partner(name),
         "paired_by": pairing.rule(name),
-        "width": None if facts is None else facts.width,
-        "height": None if facts is None else facts.height,
-        "mode": None if facts is None else facts.mode,
-        "format": None if facts is None else facts.format,
-        "profile": None if facts is None else facts.profile,
-        "psnr": None if comparison is None else comparison.psnr,
-        "linf": None if comparison is None else comparison.linf,
-        "likeness": None if comparison is None else comparison.likeness,
+        **{key: getattr(facts, key, None) for key in ("width", "height", "mode", "format", "profile")},
+        **{key: getattr(comparison, key, None) for key in ("psnr", "linf", "likeness")},
         "original_fit": None if comparison is None else comparison.fit,
     }
 

@@ -50,11 +50,10 @@ class ImageRecord(TypedDict):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images.
+    """A folder of images: `names` are its image files, `ignored` its others, without hidden ones, by stem.
 
-    `names` are its image files without hidden ones, sorted by stem. `fault` says why the folder could not be
-    listed; it is empty if it could. `ignored` are its other files, without hidden ones. `aliases` has the
-    stem that an image goes by where that is not its own: the stem of its original.
+    `fault` says why it could not be listed; it is empty if it could. `aliases` has the stem that an image
+    goes by where that is not its own: the stem of its original.
     """
 
     path: Path
@@ -98,7 +97,6 @@ class ImageFolder:
         return {stem_of(name): self.stem(name) for name in self.names}
 
     def stem(self, name: str) -> str:
-        """Return the stem that the image `name` goes by."""
         return self.aliases.get(name) or stem_of(name)
 
     @property
@@ -129,11 +127,9 @@ class ImageFolder:
         return name in METADATA or (name.lower().endswith(TEXT_SUFFIX) and stem_of(name) in self.own_stems)
 
     def only(self, stems: Collection[str]) -> "ImageFolder":
-        """Return the same folder with the images alone that have these stems."""
         return replace(self, names=tuple(name for name in self.names if self.stem(name) in stems))
 
     def without(self, stems: Collection[str]) -> "ImageFolder":
-        """Return the same folder without the images that have these stems."""
         if not stems:
             return self
         return replace(self, names=tuple(name for name in self.names if self.stem(name) not in stems))
@@ -168,8 +164,7 @@ class Reading:
     """How images are read, in every condition alike.
 
     `convert_profiles` brings their colours to sRGB by their embedded profiles, which are ignored otherwise.
-    `source_resolution` reduces an image until its shorter side has so many pixels, so that it carries no more
-    detail than that; a smaller one stays as it is.
+    `source_resolution` reduces images whose shorter side has more pixels, so that none carries more detail.
     """
 
     convert_profiles: bool = False
@@ -182,7 +177,6 @@ class Reading:
         )
 
     def reduced(self, picture: "Image") -> "Image":
-        """Return the picture with at most the detail that is asked for."""
         from PIL import Image
 
         shorter = min(picture.size)
@@ -198,11 +192,9 @@ AS_THEY_ARE = Reading()
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of an image that was decoded.
+    """What is known of a decoded image: size in pixels, turned as EXIF says; Pillow's `mode` and `format`.
 
-    `width` and `height` are those of the file, in pixels, turned as its EXIF data says. `mode` and `format`
-    are Pillow's words. `profile` is the name of an embedded colour profile; `other_colours` says that it
-    means other colours than sRGB, or cannot be used.
+    `profile` names an embedded colour profile; `other_colours`: it is not sRGB, or cannot be used.
     """
 
     width: int
@@ -219,18 +211,13 @@ def read_rgb(path: Path, reading: Reading = AS_THEY_ARE) -> "Image":
     Transparent pixels become white instead of the colour that some program has left beneath.
 
     Raises:
-        OSError: the file cannot be read as an image; the message names it. `errno` is set if the file could
-            not be read at all, which says nothing about the image.
+        OSError: the message names the file; `errno` is set if it could not be read at all.
     """
     return decode(path, reading)[0]
 
 
 def decode(path: Path, reading: Reading = AS_THEY_ARE) -> tuple["Image", ImageFacts]:
-    """Read an image as `read_rgb` does, and tell what it is.
-
-    Raises:
-        OSError: as for `read_rgb`.
-    """
+    """Read an image as `read_rgb` does, and tell what it is."""
     from PIL import Image, ImageOps, PngImagePlugin
 
     # Pillow's own limits refuse large scans, and the long texts that programs write into PNGs; ours are here.
@@ -284,11 +271,7 @@ def header_size(path: Path) -> tuple[int, int] | None:
 
 
 def check_image(path: Path, reading: Reading = AS_THEY_ARE) -> tuple["Image", ImageFacts]:
-    """Decode an image as `decode` does, and check its size.
-
-    Raises:
-        OSError: as for `read_rgb`, or the image is too small to learn from.
-    """
+    """Decode an image as `decode` does; OSError also where it is too small to learn from."""
     picture, facts = decode(path, reading)
     if min(facts.width, facts.height) < MIN_SIDE:
         raise OSError(
@@ -311,17 +294,12 @@ def _on_white(image: "Image") -> "Image":
 def _unreadable(path: Path, error: Exception) -> OSError:
     what = f"{path} cannot be read as an image"
     if isinstance(error, OSError) and error.errno is not None:
-        reason = (
-            f"it is a link to {path.readlink()}, which does not exist" if _dangles(path) else error.strerror
-        )
+        dangles = path.is_symlink() and not path.exists()
+        reason = f"it is a link to {path.readlink()}, which does not exist" if dangles else error.strerror
         return OSError(error.errno, f"{what}: {reason}")
     if type(error).__name__ == "UnidentifiedImageError":
         return OSError(f"{what}: {_unidentified(path)}")
     return OSError(f"{what}: {error}")
-
-
-def _dangles(path: Path) -> bool:
-    return path.is_symlink() and not path.exists()
 
 
 def _unidentified(path: Path) -> str:

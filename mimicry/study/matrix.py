@@ -1,7 +1,4 @@
-"""Which cells a study has: artists by conditions, in each series of adapters.
-
-Every command asks here, so that all mean the same cells by the same filters.
-"""
+"""Which cells a study has, for every command: artists by conditions, in each series of adapters."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,9 +28,8 @@ class Selection:
     def choose(self, known: Sequence[Artist], has_enough_images: Callable[[Artist], bool]) -> list[Artist]:
         """Return those of the `known` artists that the filters select, in their order.
 
-        Args:
-            has_enough_images: whether an artist has enough original images for the pilot, which takes the
-                first such artist of each split and style: the same artists for every condition.
+        The pilot takes the first artist with enough original images of each split and style, in every
+        condition.
 
         Raises:
             UsageError: names that match no artist (all of them are listed), or no artist is left.
@@ -80,10 +76,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class ChosenConditions:
-    """The product of protections and countermeasures.
+    """The product of protections and countermeasures: those that are `present` as a folder of images.
 
-    `present` are the conditions that have a folder of images. `absent` says why others have none, by
-    condition: only pairs of which `all` gave a name, or a list of the study's file.
+    `absent` says why others have none: pairs of which `all` or a list of the study's file gave a name.
     """
 
     present: tuple[Condition, ...]
@@ -150,7 +145,6 @@ class CellFilter:
     selection: Selection = field(default_factory=Selection)
 
     def has_condition(self, condition: Condition) -> bool:
-        """Return whether the filter lets a condition through."""
         return _is_named(condition.protection, self.protections) and _is_named(
             condition.countermeasure, self.countermeasures
         )
@@ -158,11 +152,10 @@ class CellFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """The cells of a study: all artists in all conditions of all series.
+    """The cells of a study: all artists in all conditions of all series, STACK or STACK@VARIANT.
 
-    `series` are folders of adapters, STACK or STACK@VARIANT. `adapters` are all that have a folder or a
-    bookmark in these series, whether the filter lets them through or not. `absent` says why a condition has
-    no images, for those in which nothing was trained either.
+    `adapters` are all with a folder or a bookmark in these series, whether the filter lets them through or
+    not. `absent` says why a condition has no images, for those in which nothing was trained either.
     """
 
     series: tuple[str, ...]
@@ -178,7 +171,6 @@ class Matrix:
                     yield AdapterId.in_series(series, condition, artist)
 
     def with_images(self, images: CellImages) -> list[AdapterId]:
-        """Return the cells that have images."""
         return [
             cell
             for cell in self
@@ -200,8 +192,7 @@ class Matrix:
 
         Args:
             always: conditions that belong to it whatever the filter says.
-            least: how many originals an artist must have for the pilot, which takes the first such artist of
-                each split and style.
+            least: how many originals an artist must have for the pilot.
 
         Raises:
             UsageError: names that match nothing, all of them.
@@ -248,11 +239,7 @@ def _with_bookmark(bookmarks: Bookmarks, series: Sequence[str]) -> Iterator[Adap
 
 
 def _conditions_on_disk(tree: StudyTree, chosen: CellFilter, trained: set[Condition]) -> ChosenConditions:
-    """Return the conditions with images; names that only adapters have are no mistake.
-
-    Raises:
-        UsageError: names that nothing has.
-    """
+    """Return the conditions with images; names that only adapters have are no mistake."""
     gone: set[str] = set()
     for each in trained:
         for alone in (Condition(each.protection), Condition(countermeasure=each.countermeasure)):
@@ -273,13 +260,11 @@ def in_order(conditions: Iterable[Condition]) -> list[Condition]:
 
 
 def condition_order(condition: Condition) -> tuple[bool, str, bool, str]:
-    """Return the key by which conditions are sorted: unprotected first, each before its countered ones."""
     protection, countermeasure = condition.protection, condition.countermeasure
     return protection != NONE, protection, countermeasure != NONE, countermeasure
 
 
 def _spelled_out(names: Sequence[str], present: Sequence[str]) -> list[str]:
-    """Return the names, with those of all folders in the place of `all`."""
     every = [name for one in names for name in ((NONE, *present) if one == ALL else (one,))]
     return list(dict.fromkeys(every))
 
@@ -301,7 +286,6 @@ def _advice(protections: Sequence[str], countermeasures: Sequence[str]) -> str:
 
 
 def _ambiguity(tree: StudyTree, source: Source, condition: Condition, *, named: bool) -> str:
-    """Return why nobody can tell whether images are those of a condition that no name was typed for."""
     if source.names_protection or named or folders_in(tree.protected_art) == [condition.protection]:
         return ""
     return _AMBIGUOUS.format(root=source.root, protection=condition.protection)
@@ -324,7 +308,6 @@ def _refuse_names_without_images(
 
 
 def _spelled_as_known(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
-    """Return `names`, with a name that is known only in another Unicode form in that form."""
     others = {unicodedata.normalize("NFC", name): name for name in sorted(known)}
     return tuple(
         name if name in known else others.get(unicodedata.normalize("NFC", name), name) for name in names

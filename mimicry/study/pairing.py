@@ -1,8 +1,7 @@
 """Pairs the images of a set with the original art, by the names of their files.
 
-Every draw of a training is keyed by the stem of the original, so a set can be compared with others only if it
-is known which original each of its images was made from. Tools keep the original's name and put something
-around it: Mist and Anti-DreamBooth write 50_noise_NAME.png, Glaze NAME-glazed-intensity-MEDIUM.png.
+Every draw of a training is keyed by the stem of the original. Tools keep its name and put something around
+it: Mist and Anti-DreamBooth write 50_noise_NAME.png, Glaze NAME-glazed-intensity-MEDIUM.png.
 """
 
 from collections import Counter
@@ -22,11 +21,9 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Pairing:
-    """The images of a set, and the originals that they were made from.
+    """Images that go by the stems of their originals, sorted by them; `original` is None for original art.
 
-    `images` go by the stems of their originals, and are sorted by them. `original` is None where `images` are
-    the original art itself. `rules` says for each image that has another name than its original how its name
-    was understood.
+    `rules` says for each image that has another name than its original how its name was understood.
     """
 
     images: ImageFolder
@@ -56,7 +53,6 @@ class Pairing:
 
     @cached_property
     def _originals(self) -> Mapping[str, str]:
-        """The files of the original art, by stem."""
         return {} if self.original is None else {stem_of(name): name for name in self.original.names}
 
     def partner(self, name: str) -> str | None:
@@ -105,8 +101,6 @@ class Pairing:
 
 @dataclass(frozen=True, order=True)
 class _Affix:
-    """What a tool has put before and after the original's name."""
-
     prefix: str
     suffix: str
 
@@ -169,8 +163,7 @@ def _readings(stem: str, originals: Collection[str]) -> Iterator[_Pair]:
 def _most_common(readings: Collection[tuple[str, _Pair]], whole_set: int | None) -> _Affix | None:
     """Return the affix that most names share, the shortest of several; None when one would have to guess.
 
-    Args:
-        whole_set: an affix that so many names share need not end at a word.
+    An affix that as many names share as `whole_set` need not end at a word.
     """
     counted = Counter(pair.affix for _, pair in readings)
     counted = Counter(
@@ -199,35 +192,23 @@ class EvaluatedOn(StrEnum):
 
 
 def held_out(stems: Iterable[str], count: int) -> tuple[str, ...]:
-    """Return the `count` stems that are held out, sorted; all of them where there are fewer.
-
-    Args:
-        stems: those of the original art that is not left out as bad, whatever the condition.
-    """
+    """Return `count` of the stems of an artist's original art, sorted; all where there are fewer."""
     return tuple(sorted(sorted(set(stems), key=sha256_text)[:count])) if count else ()
 
 
 def training_set(
     images: ImageFolder, original: ImageFolder, left_out: Collection[str], hold_out: int
 ) -> Pairing:
-    """Pair an artist's images in one condition with the original art, and return what is trained on.
+    """Pair an artist's images with the whole `original` art, and return what is trained on.
 
-    Args:
-        original: the whole original art; for the condition of originals the same folder as `images`.
-        left_out: the stems that are left out as bad.
-        hold_out: how many originals are held out.
+    Without the stems that are `left_out` as bad, and the `hold_out` originals that are held out.
     """
     held = held_out(original.without(left_out).stems, hold_out)
     return Pairing.of(images, original).without({*left_out, *held})
 
 
 def hold_out_problem(original: ImageFolder, images: ImageFolder, count: int) -> str | None:
-    """Return why an artist cannot be trained with so many paintings held out; None if that can be.
-
-    Args:
-        original: the original art that is not left out as bad.
-        images: those of the condition that stay for training.
-    """
+    """Return why one cannot train on `images` with `count` of `original` held out; None if one can."""
     if not count:
         return None
     known = len(original.names)

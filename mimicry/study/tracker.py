@@ -1,14 +1,9 @@
 """The progress tracker: one JSON file in which every step of the study keeps its bookmarks.
 
-    {
-      "metadata": {"created_at", "last_updated_at", "data_root", ...},
-      "step_status": {step: "not_started" | "in_progress" | "complete"},
-      "bookmarks": {step: {key: {"status", "updated_at", ...}}},
-      "snapshot": {...}
-    }
+    {"metadata": {...}, "step_status": {step: "not_started" | "in_progress" | "complete"},
+     "bookmarks": {step: {key: {"status", "updated_at", ...}}}, "snapshot": {...}}
 
-Several processes and several steps of the study write it. A writer takes the lock
-`.{name of the tracker}.lock` beside it, reads the file, and replaces it by a new one with a rename. What
+A writer takes the lock `.{name of the tracker}.lock`, reads the file, and replaces it by a rename. What
 another step wrote, and what a later version may have added, is kept, in its order.
 """
 
@@ -41,11 +36,9 @@ Bookmarks = dict[str, dict[str, Any]]
 class ProgressTracker:
     """The bookmarks of one `step` in the tracker at `path`, which need not exist yet.
 
-    `rebuild` returns this step's bookmarks as read from the files on disk. It is called if the tracker cannot
-    be parsed, or if something is to be recorded and the tracker is gone; never while the lock is held.
-
-    `expected` returns the keys that must be complete before the step is. It is called once each time that
-    something is recorded, before the lock is taken. Nothing stands for all that have bookmarks.
+    `rebuild` returns this step's bookmarks by the files on disk, for a tracker that is gone or cannot be
+    parsed; it is never called under the lock. `expected` returns the keys that must be complete before the
+    step is; nothing stands for all that have bookmarks.
     """
 
     def __init__(
@@ -68,11 +61,8 @@ class ProgressTracker:
     def bookmarks(self) -> Bookmarks:
         """Return this step's bookmarks by key; a missing tracker has none. Writes nothing.
 
-        A tracker that cannot be parsed stays where it is: a warning goes to standard error, and the bookmarks
-        are those that can be rebuilt.
-
-        Raises:
-            MimicryError: the file exists and cannot be read.
+        Of one that cannot be parsed, warn on standard error and rebuild them; MimicryError if it cannot be
+        read.
         """
         document, fault = self._read()
         if document is None:
@@ -84,22 +74,19 @@ class ProgressTracker:
         return bookmarks
 
     def record(self, key: str, /, **fields: Any) -> None:
-        """Merge `fields` into the bookmark `key`; see `record_many`."""
         self.record_many({key: fields})
 
     def record_many(self, fields_by_key: Mapping[str, Mapping[str, Any]]) -> None:
         """Merge fields into several bookmarks with one write; a field given as None is removed.
 
-        A new bookmark is pending unless its status is given; `updated_at` is set. The step is "complete" if
-        all that is expected of it is, "not_started" if nothing was begun, else "in_progress".
-
-        A tracker that cannot be parsed is set aside as {name}.unreadable-{time}.json, with a warning on
-        standard error, and a new one is written, even if there is nothing to record.
+        A new bookmark is pending unless its status is given. The step is "complete" if all that is expected
+        of it is, "not_started" if nothing was begun, else "in_progress". A tracker that cannot be parsed is
+        set aside as {name}.unreadable-{time}.json, with a warning on standard error, even if there is nothing
+        to record.
 
         Raises:
             ValueError: a status is not one of `State`.
-            MimicryError: another process held the lock for LOCK_TIMEOUT_SECONDS, or the tracker cannot be
-                read or written. The file is then unchanged.
+            MimicryError: the lock, the reading or the writing failed. The file is then unchanged.
         """
         for fields in fields_by_key.values():
             if "status" in fields:
@@ -167,10 +154,7 @@ class ProgressTracker:
             lock.release()
 
     def _read(self) -> tuple[dict[str, Any] | None, str | None]:
-        """Return the tracker, or None if there is none; and what is wrong with it, or None.
-
-        Of a broken tracker, the valid parts are returned.
-        """
+        """Return the tracker, or the valid parts of a broken one, or None; and what is wrong, or None."""
         fault = ""
         for look in range(_LOOKS):
             if look:
@@ -190,7 +174,6 @@ class ProgressTracker:
         return {}, fault
 
     def _restored(self, document: dict[str, Any] | None, rebuilt: Bookmarks) -> dict[str, Any]:
-        """Return `document`, or a new tracker, with the bookmarks that only `rebuilt` has added."""
         if document is None or not document:
             document = {
                 "metadata": {"created_at": utc_now()},
@@ -241,7 +224,6 @@ class ProgressTracker:
 
 
 def _step_status(bookmarks: Bookmarks, expected: Collection[str]) -> str:
-    """Return how the step stands; of what cannot be trained nothing was begun."""
     keys = expected or bookmarks
     if keys and all(bookmarks.get(key, {}).get("status") == State.COMPLETE for key in keys):
         return "complete"
@@ -250,10 +232,7 @@ def _step_status(bookmarks: Bookmarks, expected: Collection[str]) -> str:
 
 
 def _valid_parts(document: Any, step: str) -> tuple[dict[str, Any], str | None]:
-    """Return the parts of `document` that can be used as a tracker, and what is wrong with the rest, or None.
-
-    Only the parts that this step writes are checked: other steps and versions have formats of their own.
-    """
+    """Return the parts of `document` that this step can use, and what is wrong with the rest, or None."""
     if not isinstance(document, dict):
         return {}, "it is not a JSON object"
     faults = []

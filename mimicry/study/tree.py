@@ -45,17 +45,14 @@ class Condition:
 
     @classmethod
     def parse(cls, name: str) -> "Condition | None":
-        """Return the condition whose folder has this name, or None if the name is not that of a condition."""
+        """Return the condition whose folder has this name; None if it is not that of a condition."""
         protection, joint, countermeasure = name.partition("__")
         return cls(protection, countermeasure) if joint else None
 
 
 @dataclass(frozen=True)
 class AdapterId:
-    """Identifies an adapter of the study by stack, condition, artist and variant.
-
-    A variant is another recipe of the same stack; None is the usual recipe.
-    """
+    """An adapter of the study; `variant` names another recipe of its stack, None is the usual one."""
 
     stack: str
     condition: Condition
@@ -80,10 +77,7 @@ class AdapterId:
 
     @classmethod
     def parse(cls, output_dir: Path) -> "AdapterId | None":
-        """Return the adapter of a folder .../STACK/PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST.
-
-        Returns None if the path does not end like that.
-        """
+        """Return the adapter of a path that ends like STACK/PROTECTION__COUNTERMEASURE/SPLIT/STYLE/ARTIST."""
         parts = Path(os.path.abspath(output_dir)).parts[1:][-5:]  # noqa: PTH100 - links stay as they are
         condition = Condition.parse(parts[1]) if len(parts) == 5 else None
         if condition is None:
@@ -102,8 +96,7 @@ class AdapterId:
 class Source:
     """The folder of images that a condition is trained on, by split, style and artist.
 
-    `names_protection` is False in the layout robust_samples/{countermeasure}/{split}, where the path does not
-    say which protection the images were made from.
+    `names_protection` is False in robust_samples/{countermeasure}/{split}, whose path does not tell it.
     """
 
     root: Path
@@ -142,11 +135,7 @@ class StudyTree:
         return self.data_root / "progress" / "quarantine.json"
 
     def queue(self, engine: str) -> Path:
-        """Return the folder of what was submitted to a cluster: which job is for which adapter.
-
-        Args:
-            engine: the kind of cluster, such as slurm.
-        """
+        """Return the folder that says which job of a cluster, such as slurm, is for which adapter."""
         return self.data_root / "progress" / engine
 
     def image_lists(self, condition: Condition) -> Path:
@@ -173,15 +162,10 @@ class StudyTree:
         return self.data_root / "models" / "lora"
 
     def adapter_dir(self, adapter: AdapterId) -> Path:
-        """Return the folder of one adapter."""
         return self.lora / adapter.folder
 
     def adapters(self, series: str | None = None) -> list[AdapterId]:
-        """Return every adapter that has a folder, complete or not, sorted by condition and artist.
-
-        Args:
-            series: return only the adapters of this stack, without its variants, or of this STACK@VARIANT.
-        """
+        """Return every adapter with a folder, by condition and artist; of one series, or of all."""
         return [
             AdapterId.in_series(name, condition, artist)
             for name in (folders_in(self.lora) if series is None else [series])
@@ -235,8 +219,7 @@ class StudyTree:
         """Return the folder with the images of `condition`.
 
         Raises:
-            UsageError: a name is neither a known method nor a folder, a folder is missing, or the layout on
-                disk does not distinguish this condition from another one.
+            UsageError: a name is unknown, a folder is missing, or the layout does not tell conditions apart.
         """
         self.check_names(condition)
         if condition.countermeasure == NONE:
@@ -244,9 +227,6 @@ class StudyTree:
                 return Source(_existing(self.original_art, "original art"), names_protection=True)
             root = self.protected_art / condition.protection
             return Source(_existing(root, f"art protected by {condition.protection}"), names_protection=True)
-        return self._countered_source(condition)
-
-    def _countered_source(self, condition: Condition) -> Source:
         root = _existing(
             self.robust_samples / condition.countermeasure, f"samples countered by {condition.countermeasure}"
         )
@@ -267,17 +247,12 @@ class StudyTree:
         return Source(root, names_protection=False)
 
     def _protections_in(self, root: Path) -> list[str]:
-        """Return the protections that have a folder in `root`; none in the layout without protections."""
         # A split never has the name of a protection, so one such folder tells the two layouts apart.
         protections = {NONE, *PROTECTIONS, *folders_in(self.protected_art)}
         return [name for name in folders_in(root) if name in protections]
 
     def check_names(self, condition: Condition) -> None:
-        """Refuse names that are neither known methods nor folders.
-
-        Raises:
-            UsageError: one problem for each name.
-        """
+        """Refuse names that are neither known methods nor folders, all in a UsageError."""
         problems = [
             *_name_problem("--protection", condition.protection, PROTECTIONS, self.protected_art),
             *_name_problem(
@@ -306,10 +281,7 @@ def variant_problem(name: str) -> str:
 
 
 def sister_folders(output_dir: Path) -> dict[str, Path]:
-    """Return the folders of the same artist's adapters in other conditions, by condition.
-
-    They are beside `output_dir` in the study's tree; an adapter elsewhere has no sisters.
-    """
+    """Return the folders of the same artist's adapters in other conditions, by condition."""
     adapter = AdapterId.parse(output_dir)
     if adapter is None:
         return {}
@@ -392,5 +364,5 @@ class State(StrEnum):
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there are whole weights in this state: as asked for, or of another recipe or images."""
+        """Whether there are whole weights in this state."""
         return self in (State.COMPLETE, State.STALE)

@@ -18,8 +18,7 @@ from click.core import ParameterSource
 from mimicry.common.errors import Problems, UsageError
 from mimicry.common.processes import run_command
 from mimicry.common.text import printable
-from mimicry.study import ChosenConditions, StudyTree
-from mimicry.study.tree import COUNTERMEASURES, NONE, PROTECTIONS
+from mimicry.study import COUNTERMEASURES, NONE, PROTECTIONS, ChosenConditions, StudyTree
 from mimicry.tuning.execution.engines import engine_options, make_executor
 from mimicry.tuning.hub.names import refuse_names
 from mimicry.tuning.hub.upload import HubOptions

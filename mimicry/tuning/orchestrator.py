@@ -18,8 +18,15 @@ from mimicry.tuning.execution.uploads import upload_owed
 from mimicry.tuning.hub.names import colliding_names, token_problems
 from mimicry.tuning.hub.upload import hub_problems
 from mimicry.tuning.options.click_options import TypedCommand
-from mimicry.tuning.planning import Plan, Request, Target, make_plan, recipe_problems
-from mimicry.tuning.planning.display import BatchDisplay
+from mimicry.tuning.planning import (
+    BatchDisplay,
+    Plan,
+    Request,
+    Target,
+    batch_problems,
+    make_plan,
+    recipe_problems,
+)
 from mimicry.tuning.planning.image_check import (
     check_images,
     image_lists,
@@ -27,7 +34,6 @@ from mimicry.tuning.planning.image_check import (
     recall_images,
     write_image_lists,
 )
-from mimicry.tuning.planning.preflight import batch_problems
 from mimicry.tuning.status import tables
 
 # Nothing failed, and the adapter is not there as the call asks for it.

@@ -11,7 +11,7 @@ from unittest import mock
 from PIL import Image
 
 from mimicry.common.files import read_json, sha256_file
-from mimicry.study.sample_files import save_sample
+from mimicry.study.drawn_images import save_sample
 from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.folder import WEIGHTS

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mimicry.study.class_images import ClassImages
+from mimicry.study.drawn_images import ClassImages
 from mimicry.study.pairing import held_out
 from mimicry.study.tree import AdapterId, Condition
 from mimicry.tuning.options.config import TuningConfig

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from mimicry.report.content import Content, read_content
-from mimicry.study.sample_files import save_sample
+from mimicry.study.drawn_images import save_sample
 from mimicry.study.tree import AdapterId, Artist, Condition, StudyTree
 from mimicry.tuning.adapters import AdapterFolder
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe, recipe_hash

@@ -18,7 +18,7 @@ from mimicry.common.processes import run_command
 from mimicry.sampling import sampler
 from mimicry.sampling.draw_samples import draw_samples
 from mimicry.sampling.sampler import Sampler
-from mimicry.study.sample_files import read_settings
+from mimicry.study.drawn_images import read_settings
 from mimicry.study.tree import StudyTree
 from mimicry.tuning.adapters import ADAPTER_CONFIG
 from mimicry.tuning.adapters.folder import WEIGHTS

@@ -17,8 +17,8 @@ from mimicry.sampling.plan import (
     pairs_for_sheet,
     plan_samples,
 )
+from mimicry.study.drawn_images import default_prompts, save_sample
 from mimicry.study.matrix import Selection
-from mimicry.study.sample_files import default_prompts, save_sample
 from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel

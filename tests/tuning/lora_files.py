@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from mimicry.study.images import ImageFolder
+from mimicry.tuning import planning
 from mimicry.tuning.adapters.folder import AdapterFolder
 from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
 from mimicry.tuning.adapters.weights import Adapter
 from mimicry.tuning.hf_diffusers.spec.lora_modules import ADAPTER_FORMAT, TARGET_MODULES
 from mimicry.tuning.hf_diffusers.stack import TRAITS
 from mimicry.tuning.options.config import TuningConfig
-from mimicry.tuning.planning import preflight
 from mimicry.tuning.stacks import StackTraits
 
 MODULES = tuple(f"transformer_blocks.{block}.{name}" for block in range(2) for name in TARGET_MODULES)
@@ -81,6 +81,6 @@ def batch_problems(
     """Return what forbids training by our own stack; None stands for a stack that takes no options."""
     traits = StackTraits(hub_prefix="other") if config is None else TRAITS
     problems = traits.problems(config, network=network)
-    return preflight.batch_problems(
+    return planning.batch_problems(
         problems, output_root, count, traits.disk_bytes(config, count), uploads=uploads
     )

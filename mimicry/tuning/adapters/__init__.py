@@ -1,8 +1,13 @@
-"""What lies in an adapter's folder: weights, record, recipe, state.
+"""What lies in an adapter's folder: weights, record, recipe, state."""
 
-What most of the project needs of it is named here; the rest lies in its modules.
-"""
-
+from mimicry.tuning.adapters.bookmark import (
+    Bookmark,
+    complete_bookmark,
+    log_path,
+    open_tracker,
+    read_bookmarks,
+    record_adapter,
+)
 from mimicry.tuning.adapters.folder import (
     ADAPTER_CONFIG,
     METRICS,
@@ -14,29 +19,23 @@ from mimicry.tuning.adapters.folder import (
     numerics_differences,
     sister_differences,
 )
-from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter
-from mimicry.tuning.adapters.recipe import complete_options, recipe_differences
-from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
-from mimicry.tuning.adapters.weights import ANY_LORA, Adapter, AdapterFormat
+from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED, TO_TRAIN, AdapterStatus, Inspector, QueuedJob
+from mimicry.tuning.adapters.judge import AdapterSpec, AdapterState, judge_adapter, other_class_images
+from mimicry.tuning.adapters.recipe import (
+    OWN_TRAINER,
+    complete_options,
+    recipe_differences,
+    recipe_hash,
+    trainer_identity,
+)
+from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, Evaluated, TrainingRun
+from mimicry.tuning.adapters.weights import ANY_LORA, Adapter, AdapterFormat, check_header, lora_arguments
 
-__all__ = [
-    "ADAPTER_CONFIG",
-    "ANY_LORA",
-    "METRICS",
-    "SAMPLES",
-    "TRAINING_RUN",
-    "TRAIN_LOG",
-    "WEIGHTS",
-    "Adapter",
-    "AdapterFolder",
-    "AdapterFormat",
-    "AdapterSpec",
-    "AdapterState",
-    "TrainingRun",
-    "complete_options",
-    "describe_differences",
-    "judge_adapter",
-    "numerics_differences",
-    "recipe_differences",
-    "sister_differences",
-]
+__all__ = ["ADAPTER_CONFIG", "ALLOW_UNPAIRED", "ANY_LORA", "METRICS", "OWN_TRAINER", "SAMPLES", "TO_TRAIN"]
+__all__ += ["TRAINING_RUN", "TRAIN_LOG", "WEIGHTS", "Adapter", "AdapterFolder", "AdapterFormat"]
+__all__ += ["AdapterSpec", "AdapterState", "AdapterStatus", "Bookmark", "Evaluated", "Inspector", "QueuedJob"]
+__all__ += ["SafetensorsFile", "TrainingRun", "check_header", "complete_bookmark", "complete_options"]
+__all__ += ["describe_differences", "judge_adapter", "log_path", "lora_arguments", "numerics_differences"]
+__all__ += ["open_tracker", "other_class_images", "read_bookmarks", "recipe_differences", "recipe_hash"]
+__all__ += ["record_adapter", "sister_differences", "trainer_identity"]

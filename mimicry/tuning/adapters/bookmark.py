@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.errors import MimicryError
-from mimicry.study import AdapterId, State, StudyTree
-from mimicry.study.cells import CellImages
-from mimicry.study.matrix import CellFilter, Matrix, Selection
-from mimicry.study.tracker import Bookmarks, ProgressTracker
-from mimicry.study.tree import ALL, series_name
+from mimicry.study import (
+    ALL,
+    AdapterId,
+    Bookmarks,
+    CellFilter,
+    CellImages,
+    Matrix,
+    ProgressTracker,
+    Selection,
+    State,
+    StudyTree,
+    series_name,
+)
 from mimicry.tuning.adapters.folder import AdapterFolder
-from mimicry.tuning.adapters.training_run import TrainingRun
+from mimicry.tuning.adapters.training_run import TrainingRun, object_or_none, text_or_none
 from mimicry.tuning.options.study_file import StudyFile, planned_variants
 
 STEP = "step_3_fine_tune_sd35"
@@ -28,16 +36,10 @@ class Bookmark:
         status: None where the tracker says nothing, or a word that is not a state.
         seconds: of the whole training, earlier attempts included.
         images: how many there were to train on.
-        loss: the mean training loss.
-        eval_loss: as in the record.
-        other_numerics: how the numerics differ from those of sister adapters, by condition.
-        unpaired: how the images do not pair with the original art.
-        hub: where the adapter was uploaded to, or which upload is owed and why.
         log: the file's path relative to the data root.
         note: what happened to the adapter that was there before.
         overwrite: the mark of an --overwrite; see `mimicry.tuning.planning.plan`.
-        named: the fields that were read, or are to be written, in the order of the file. A field that is
-            named and None is to be removed; one that is not named stays as it is.
+        named: the fields that were read or are to be written, in this order; None removes a field.
     """
 
     status: State | None = None
@@ -67,21 +69,16 @@ class Bookmark:
 
     @classmethod
     def waiting(cls, images: int) -> "Bookmark":
-        """Return the bookmark of an adapter before its training.
-
-        What a former training left in it would be taken for news of the one to come.
-        """
+        """Return the bookmark of an adapter before its training, without news of a former one."""
         former = dict.fromkeys((*_OF_RECORD, "error"))
         return cls().with_fields(**{**former, "status": State.WAITING, "images": images})
 
     @classmethod
     def ended(cls, state: State, **facts: Any) -> "Bookmark":
-        """Return the bookmark of a training that left no adapter; `facts` are its other fields."""
         return cls().with_fields(status=state, **facts)
 
     @classmethod
     def complete(cls, run: TrainingRun, *, log: str | None) -> "Bookmark":
-        """Return the bookmark of a complete adapter, by the record of its training."""
         record = {
             **run.content,
             "images": None if run.images is None else len(run.images),
@@ -93,20 +90,13 @@ class Bookmark:
         return cls().with_fields(status=State.COMPLETE, **facts, log=log, error=None, note=None)
 
     def with_fields(self, **values: Any) -> "Bookmark":
-        """Return the bookmark with these fields written as well."""
         return replace(self, **values, named=tuple(dict.fromkeys((*self.named, *values))))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the named fields, for `ProgressTracker.record`."""
         return {name: getattr(self, name) for name in self.named}
 
 
 def read_bookmarks(tracker: ProgressTracker) -> dict[str, Bookmark]:
-    """Return the bookmarks of the tracker's step by key.
-
-    Raises:
-        MimicryError: the tracker exists and cannot be read.
-    """
     return {key: Bookmark.from_json(content) for key, content in tracker.bookmarks().items()}
 
 
@@ -123,16 +113,8 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _object(value: Any) -> Mapping[str, Any] | None:
-    return value if isinstance(value, dict) else None
 
 
 def _texts(value: Any) -> list[str] | None:
@@ -140,10 +122,10 @@ def _texts(value: Any) -> list[str] | None:
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("started_at", "recipe_hash", "log", "error", "note", "updated_at"), _text),
+    **dict.fromkeys(("started_at", "recipe_hash", "log", "error", "note", "updated_at"), text_or_none),
     **dict.fromkeys(("images", "steps", "resumed_from"), _count),
     **dict.fromkeys(("seconds", "loss"), _number),
-    **dict.fromkeys(("other_numerics", "hub", "overwrite"), _object),
+    **dict.fromkeys(("other_numerics", "hub", "overwrite"), object_or_none),
     "status": _state,
     "unpaired": _texts,
     "eval_loss": lambda value: value,
@@ -156,7 +138,6 @@ _OF_RECORD = (
 
 
 def open_tracker(tree: StudyTree) -> ProgressTracker:
-    """Return the study's tracker, for this step."""
     return ProgressTracker(
         tree.tracker,
         step=STEP,
@@ -167,11 +148,7 @@ def open_tracker(tree: StudyTree) -> ProgressTracker:
 
 
 def _expected_keys(tree: StudyTree) -> Collection[str]:
-    """Return the keys of all cells that have images, of those that the study.toml in the tree names.
-
-    Of each stack that has adapters, the plain series is meant, and the variants that have a folder or stand
-    in the file.
-    """
+    """Return the keys of all cells with images that the study.toml in the tree names, in all known series."""
     # What a training has made is recorded, even if nothing can be said of the images just now.
     try:
         study_file = StudyFile.from_tree(tree)
@@ -199,21 +176,16 @@ def _expected_keys(tree: StudyTree) -> Collection[str]:
 
 
 def log_path(tree: StudyTree, folder: AdapterFolder) -> str:
-    """Return where an artist's log is, as the tracker names it: relative to the data root, which may move."""
+    """Return where an artist's log is, relative to the data root, which may move."""
     return folder.log.relative_to(tree.data_root).as_posix()
 
 
 def complete_bookmark(tree: StudyTree, folder: AdapterFolder) -> Bookmark:
-    """Return the bookmark of the complete adapter in `folder`."""
     return Bookmark.complete(folder.readable_run, log=log_path(tree, folder) if folder.log.exists() else None)
 
 
 def record_adapter(tree: StudyTree, output_dir: Path) -> None:
-    """Record how the adapter in `output_dir` is, after a training that no plan has asked for.
-
-    Raises:
-        MimicryError: the tracker cannot be written.
-    """
+    """Record how the adapter in `output_dir`, which no plan has asked for, is in the tracker."""
     adapter = AdapterId.parse(output_dir)
     assert adapter is not None  # it lies in the tree
     folder, tracker = AdapterFolder(tree.adapter_dir(adapter)), open_tracker(tree)

@@ -1,8 +1,6 @@
 """Checkpoints as files: what one belongs to, and from which one a training goes on. No torch.
 
-    checkpoint-{step}/checkpoint.json    step, recipe, images, class images, sha256s of the other files
-
-The trainer writes them and goes on from them; a plan says beforehand which one that will be.
+checkpoint-{step}/checkpoint.json holds step, recipe, images, class images and sha256s of the other files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,20 +39,12 @@ class CheckpointFacts:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the checkpoint in `folder`.
-
-        Raises:
-            NotWholeError: a file is missing, or is not the one that was written.
-        """
+        """Read the checkpoint in `folder`; NotWholeError where a file is not the one that was written."""
         return cls._read(folder, lambda path, sha256: sha256_file(path) == sha256)
 
     @classmethod
     def glance(cls, folder: Path) -> Self:
-        """Read the checkpoint in `folder` without the values of its tensors.
-
-        Raises:
-            NotWholeError: a file is missing.
-        """
+        """Read the checkpoint in `folder`, without the values of its tensors, or raise NotWholeError."""
         return cls._read(folder, lambda path, _: path.stat().st_size > 0)
 
     @classmethod
@@ -75,11 +65,7 @@ class CheckpointFacts:
         return cls(folder, facts)
 
     def other_run(self, recipe: Mapping[str, Any], data_differences: Sequence[str]) -> str:
-        """Say why it belongs to another run than one of `recipe`; empty when it does not.
-
-        Args:
-            data_differences: in what its images and class images differ from those of the run, in words.
-        """
+        """Say why it belongs to another run than that of `recipe`; empty when it does not."""
         recorded = self.facts["recipe"]
         words = recipe_differences(recorded, recipe)
         # A new option counts as its default. One that is gone may have meant anything.
@@ -102,12 +88,9 @@ def choose_checkpoint(
     """Return the checkpoint to go on from, and why those in its way are not used, by name.
 
     Args:
-        wanted: `RESUME_LATEST`, `RESUME_NONE`, or the path or name of a checkpoint.
+        wanted: `RESUME_LATEST`, `RESUME_NONE`, or the path or name of a checkpoint: UsageError if it is bad.
         read: reads the checkpoint in a folder, and raises NotWholeError.
         difference: says why a checkpoint does not fit; empty for one that does.
-
-    Raises:
-        UsageError: the one that was asked for does not fit.
     """
     names = folder.checkpoint_names()
     if wanted == RESUME_NONE:
@@ -118,16 +101,22 @@ def choose_checkpoint(
         return chosen, dict.fromkeys(newer, f"step {chosen.step} was asked for")
     unused: dict[str, str] = {}
     for name in names:
-        try:
-            checkpoint = read(folder.path / name)
-            reason = difference(checkpoint)
-        except NotWholeError as error:
-            reason = str(error)
-        else:
-            if not reason:
-                return checkpoint, unused
+        checkpoint, reason = _fitting(folder.path / name, read, difference)
+        if checkpoint is not None:
+            return checkpoint, unused
         unused[name] = reason
     return None, unused
+
+
+def _fitting(
+    path: Path, read: Callable[[Path], Chosen], difference: Callable[[Chosen], str]
+) -> tuple[Chosen | None, str]:
+    try:
+        checkpoint = read(path)
+        reason = difference(checkpoint)
+    except NotWholeError as error:
+        return None, str(error)
+    return (None, reason) if reason else (checkpoint, "")
 
 
 def _asked_for(
@@ -137,14 +126,9 @@ def _asked_for(
     folder = next((path for path in (Path(wanted), adapter.path / wanted) if path.is_dir()), None)
     reason = "there is no such folder"
     if folder is not None:
-        try:
-            checkpoint = read(folder)
-            reason = difference(checkpoint)
-        except NotWholeError as error:
-            reason = str(error)
-        else:
-            if not reason:
-                return checkpoint
+        checkpoint, reason = _fitting(folder, read, difference)
+        if checkpoint is not None:
+            return checkpoint
     known = ", ".join(adapter.checkpoint_names()) or "none"
     raise UsageError(
         f"--resume-from-checkpoint {wanted}: {reason}; type {RESUME_LATEST}, {RESUME_NONE} or the path "

@@ -1,7 +1,6 @@
 """The folder of one adapter: the names of its files, and everything that is done with them.
 
-An adapter is complete when its weights lie under their final name and hold what they promise. The weights
-are written last, so that their name is the sign of completion.
+The weights are written last, so that their name is the sign of completion.
 """
 
 import json
@@ -19,7 +18,7 @@ from mimicry.common.files import FileIdentity, file_identity, read_json, set_asi
 from mimicry.study.tree import sister_folders
 from mimicry.tuning.adapters.recipe import recipe_differences
 from mimicry.tuning.adapters.safetensors_file import write_canonically
-from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun, read_object
 from mimicry.tuning.adapters.weights import (
     ANY_LORA,
     LORA_ARGUMENTS,
@@ -46,49 +45,19 @@ _TEMPORARY = re.compile(r"^\.(tmp|saving|checkpoint|claim)-")
 
 
 class AdapterFolder:
-    """The folder of one adapter, which need not exist. Its record is read once: make a new one to look again.
-
-    `form` is the format of the stack's adapters.
-    """
+    """The folder of one adapter, which need not exist; its record is read once."""
 
     def __init__(self, path: Path, form: AdapterFormat = ANY_LORA) -> None:
-        self.path = path
-        self.form = form
+        self.path, self.form = path, form
+        self.weights, self.config, self.record = path / WEIGHTS, path / ADAPTER_CONFIG, path / TRAINING_RUN
+        self.metrics, self.log, self.samples = path / METRICS, path / TRAIN_LOG, path / SAMPLES
 
     def __str__(self) -> str:
         return str(self.path)
 
-    @property
-    def weights(self) -> Path:
-        return self.path / WEIGHTS
-
-    @property
-    def config(self) -> Path:
-        return self.path / ADAPTER_CONFIG
-
-    @property
-    def record(self) -> Path:
-        return self.path / TRAINING_RUN
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / METRICS
-
-    @property
-    def log(self) -> Path:
-        return self.path / TRAIN_LOG
-
-    @property
-    def samples(self) -> Path:
-        return self.path / SAMPLES
-
     @cached_property
     def run(self) -> TrainingRun | None:
-        """The record of the training, or None when there is none.
-
-        Raises:
-            AdapterBroken: it is there and cannot be read.
-        """
+        """The record of the training, or None when there is none; AdapterBroken when it cannot be read."""
         return TrainingRun.read(self.record)
 
     @property
@@ -104,15 +73,10 @@ class AdapterFolder:
         return self.weights.exists()
 
     def weights_identity(self) -> FileIdentity:
-        """Return what tells the weights from those that another training puts there."""
         return file_identity(self.weights)
 
     def check(self, rank: int | None) -> Adapter:
-        """Check the weights in full, their sha256 against the record too.
-
-        Raises:
-            AdapterBroken: see `check_weights`; or the weights are not those that the record is about.
-        """
+        """Check the weights in full, their sha256 against the record too, or raise AdapterBroken."""
         adapter = check_weights(self.weights, self.form, rank)
         if self.run is not None and self.run.weights_sha256 != adapter.sha256:
             raise AdapterBroken(f"{self.weights} is not the file whose sha256 stands in {TRAINING_RUN}")
@@ -122,17 +86,14 @@ class AdapterFolder:
         """Check the header of the weights, and that the record is about a training that ended.
 
         Without a record the weights are another tool's: what adapter_config.json says of the LoRA, if it is
-        there, must be what the weights say.
-
-        Raises:
-            AdapterBroken: see `mimicry.tuning.adapters.weights.check_header`; or one of these does not hold.
+        there, must be what the weights say. AdapterBroken otherwise.
         """
         header = check_header(self.weights, self.form, rank)
         if self.run is not None:
             if self.run.weights_sha256 is None:
                 raise AdapterBroken(f"{self.record} is about a training that did not end")
             return
-        config = self._written_config()
+        config = read_object(self.config)
         if config is None:
             return
         facts = {"r": header.rank, **header.stated_arguments(LORA_ARGUMENTS)}
@@ -140,22 +101,8 @@ class AdapterFolder:
         if wrong:
             raise AdapterBroken(f"{self.config} has other {', '.join(wrong)} than the weights beside it")
 
-    def _written_config(self) -> dict[str, Any] | None:
-        try:
-            config = read_json(self.config)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterBroken(f"{self.config} cannot be read: {error}") from error
-        if not isinstance(config, dict):
-            raise AdapterBroken(f"{self.config} is not a JSON object")
-        return config
-
     def config_fault(self) -> str:
-        """Say what is wrong with the adapter_config.json of a complete adapter; empty when nothing is.
-
-        All that it says follows from the weights and from the record: see `write_config`.
-        """
+        """Say what is wrong with the adapter_config.json of a complete adapter; empty when nothing is."""
         expected = self._expected_config()
         if expected is None:
             return ""
@@ -168,24 +115,16 @@ class AdapterFolder:
         return "" if found == expected else f"{ADAPTER_CONFIG} is not the one that was written"
 
     def write_config(self) -> None:
-        """Write the adapter_config.json of a complete adapter of ours again."""
         write_json(self.config, self._expected_config())
 
     def _expected_config(self) -> dict[str, Any] | None:
         """Return what adapter_config.json should hold; None when the adapter is not one of ours."""
         run = self.run
-        paths = None if run is None else run.paths
-        if run is None or run.options is None or "pretrained_model_name_or_path" not in (paths or {}):
+        paths = (run and run.paths) or {}
+        if run is None or run.options is None or "pretrained_model_name_or_path" not in paths:
             return None
-        assert paths is not None
         header = check_header(self.weights, self.form, None)
-        return self._peft_config(header, paths["pretrained_model_name_or_path"], run.options)
-
-    def _peft_config(
-        self, adapter: Any, base_model: str | None, options: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        rank, modules = adapter.rank, adapter.modules
-        return peft_config(self.form, rank=rank, modules=modules, base_model=base_model, options=options)
+        return peft_config(self.form, header, paths["pretrained_model_name_or_path"], run.options)
 
     def publish(self, source: Path, training_run: Mapping[str, Any], base_model: str | None) -> Adapter:
         """Check new weights and put them, with their two JSON files, in place; the weights come last.
@@ -196,15 +135,14 @@ class AdapterFolder:
             base_model: what adapter_config.json names.
 
         Raises:
-            AdapterBroken: the weights are not whole, or of another rank than the options of `training_run`
-                say; nothing was published.
+            AdapterBroken: the weights are not whole, or of another rank; nothing was published.
         """
         run = TrainingRun(training_run)
         canonical = source.with_name(source.name + ".canonical")
         try:
             write_canonically(source, canonical)
             adapter = check_weights(canonical, self.form, run.rank)
-            write_json(self.config, self._peft_config(adapter, base_model, run.options))
+            write_json(self.config, peft_config(self.form, adapter, base_model, run.options))
             write_json(self.record, {**training_run, "weights": adapter.record()})
             canonical.replace(self.weights)
         finally:
@@ -250,10 +188,7 @@ class AdapterFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def set_aside(self, reason: str) -> Path | None:
-        """Move the files of an adapter out of the way; nothing is deleted, and train.log goes on.
-
-        A checkpoint that its training has left goes with it: a new training must not go on from there.
-        """
+        """Move the files of an adapter, and checkpoints, out of the way; train.log goes on."""
         return set_aside(self.path, [*_OF_ONE_RUN, *self.checkpoint_names()], reason)
 
 
@@ -274,17 +209,15 @@ def numerics_differences(former: Mapping[str, Any], present: Mapping[str, Any]) 
 def sister_differences(
     output_dir: Path, recipe: Mapping[str, Any], numerics: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """Return how the numerics of the sister adapters differ from `numerics`, by condition.
-
-    Sisters lie beside `output_dir` in the study's tree, are complete, and have the same `recipe`. Conditions
-    without a difference are left out.
-    """
+    """Return how the numerics of complete adapters of this recipe in sister folders differ, by condition."""
     found = {}
     for condition, path in sister_folders(output_dir).items():
-        former = _numerics_of(AdapterFolder(path), recipe)
-        differences = numerics_differences(former, numerics)
-        if differences:
-            found[condition] = differences
+        folder = AdapterFolder(path)
+        run = folder.readable_run
+        if folder.has_weights and run.recipe is not None and not recipe_differences(run.recipe, recipe):
+            differences = numerics_differences(run.numerics or {}, numerics)
+            if differences:
+                found[condition] = differences
     return found
 
 
@@ -292,10 +225,3 @@ def describe_differences(differences: Mapping[str, list[str]]) -> str:
     """Return what `sister_differences` has found as one phrase; empty when it has found nothing."""
     words = [f"{name} ({', '.join(changed)})" for name, changed in differences.items()]
     return f"other numerics than {'; '.join(words)}" if words else ""
-
-
-def _numerics_of(folder: AdapterFolder, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the numerics of a complete adapter of this recipe; empty for any other."""
-    run = folder.readable_run
-    alike = run.recipe is not None and not recipe_differences(run.recipe, recipe)
-    return run.numerics or {} if folder.has_weights and alike else {}

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.claims import CLAIM, Lease, read_lease
-from mimicry.study import AdapterId, Captions, Condition, Pairing, State, StudyTree, hold_out_problem
-from mimicry.study.cells import CellImages
-from mimicry.study.tracker import Bookmarks
+from mimicry.study import (
+    AdapterId,
+    Bookmarks,
+    Captions,
+    CellImages,
+    Condition,
+    Pairing,
+    State,
+    StudyTree,
+    hold_out_problem,
+)
 from mimicry.tuning.adapters.bookmark import Bookmark
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, NotWholeError
 from mimicry.tuning.adapters.folder import TRAIN_LOG, WEIGHTS, AdapterFolder

@@ -12,11 +12,16 @@ from typing import Any
 
 from mimicry.common.errors import AdapterBroken
 from mimicry.common.files import FileMemory, file_identity
-from mimicry.study.captions import Captions, image_records, record_differences
-from mimicry.study.cells import Listing
-from mimicry.study.class_images import ClassImages
-from mimicry.study.images import ImageFolder
-from mimicry.study.tree import AdapterId, State
+from mimicry.study import (
+    AdapterId,
+    Captions,
+    ClassImages,
+    ImageFolder,
+    Listing,
+    State,
+    image_records,
+    record_differences,
+)
 from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.recipe import complete_options, recipe_differences, recipe_hash
 from mimicry.tuning.adapters.training_run import TrainingRun

@@ -13,11 +13,7 @@ OWN_TRAINER = "mimicry"
 
 
 def trainer_identity(train_script: Path | None) -> str:
-    """Return what tells a trainer from others in a recipe: ours by its name, a script by its content.
-
-    Raises:
-        UsageError: the script cannot be read.
-    """
+    """Return what tells a trainer from others in a recipe: ours by its name, a script by its content."""
     if train_script is None:
         return OWN_TRAINER
     try:
@@ -27,13 +23,7 @@ def trainer_identity(train_script: Path | None) -> str:
 
 
 def recipe(config: TuningConfig, base_model: Mapping[str, Any] | None, trainer: str) -> dict[str, Any]:
-    """Return what defines an adapter beside its images.
-
-    Args:
-        base_model: what tells the base model from others; None when its name alone is known, as of one that
-            is not on this machine yet.
-        trainer: see `trainer_identity`.
-    """
+    """Return what defines an adapter beside its images; `base_model` is None when its name alone is known."""
     values = asdict(config)
     used = [
         option
@@ -85,10 +75,7 @@ def option_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) ->
 
 
 def complete_options(recorded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the options of a recorded recipe, with the defaults of those that it does not have.
-
-    None when the record has no options that can be read.
-    """
+    """Return the options of a recorded recipe, with the defaults of those that it lacks; None without any."""
     known = recorded.get("options")
     if not isinstance(known, dict):
         return None
@@ -96,16 +83,12 @@ def complete_options(recorded: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def other_base_model(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return not _same_base_model(recorded.get("base_model"), asked["base_model"])
+    """Compare what is known of the model that is asked for: of one to be downloaded, its name."""
+    known, model = recorded.get("base_model"), asked["base_model"]
+    if not isinstance(known, dict):
+        return True
+    return bool(known.get("name") != model["name"] if set(model) == {"name"} else known != model)
 
 
 def other_trainer(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     return bool(recorded.get("trainer") != asked["trainer"])
-
-
-def _same_base_model(recorded: Any, asked: Mapping[str, Any]) -> bool:
-    """Compare what is known of the model that is asked for: of one to be downloaded, its name."""
-    if not isinstance(recorded, dict):
-        return False
-    known_alone = set(asked) == {"name"}
-    return (recorded.get("name") == asked["name"]) if known_alone else recorded == asked

@@ -1,7 +1,7 @@
 """Safetensors files without torch: read the header, check the values, write them in a canonical order.
 
-The format is https://github.com/huggingface/safetensors. numpy does not know bfloat16, so values are looked
-at as the bits that they are made of.
+The format is https://github.com/huggingface/safetensors. numpy knows no bfloat16, so values are looked at as
+bits.
 """
 
 import json
@@ -29,10 +29,7 @@ _FLOATS = {
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """A safetensors file of floats whose header was read and fits the size of the file.
-
-    `shapes` has the shape of each tensor, by its name.
-    """
+    """A safetensors file of floats whose header was read and fits its size; `shapes` are by tensor."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -40,11 +37,7 @@ class SafetensorsFile:
 
     @classmethod
     def open(cls, path: Path) -> "SafetensorsFile":
-        """Read the header of `path`.
-
-        Raises:
-            AdapterBroken: the file is missing, truncated, too long, or not a safetensors file of floats.
-        """
+        """Read the header of `path`; AdapterBroken where it is not a whole safetensors file of floats."""
         from safetensors import SafetensorError, safe_open
 
         shapes = {}
@@ -56,7 +49,10 @@ class SafetensorsFile:
                 metadata = file.metadata()
                 for name in file.keys():  # noqa: SIM118 - it is not a dict
                     tensor = file.get_slice(name)
-                    _check_type(name, tensor.get_dtype())
+                    if (dtype := tensor.get_dtype()) not in _FLOATS:
+                        raise ValueError(  # noqa: TRY301
+                            f"{name} is of type {dtype}, not one of {', '.join(_FLOATS)}"
+                        )
                     shapes[name] = tuple(tensor.get_shape())
             if metadata is None and _METADATA in _read_header(path):
                 raise ValueError(f"{_METADATA} is null")  # noqa: TRY301 - the library lets it through
@@ -65,11 +61,7 @@ class SafetensorsFile:
         return cls(path=path, shapes=shapes, metadata=metadata or {})
 
     def values(self) -> Iterator["TensorBits"]:
-        """Read the file once and yield the values of each tensor.
-
-        Raises:
-            AdapterBroken: see `open`.
-        """
+        """Read the file once and yield the values of each tensor; AdapterBroken as for `open`."""
         from safetensors import SafetensorError, deserialize
 
         try:
@@ -107,10 +99,9 @@ class TensorBits:
 
 
 def header_and_size(path: Path) -> tuple[bytes, int] | None:
-    """Return the header of a safetensors file as bytes, and the bytes of the whole file.
+    """Return the header of a safetensors file, and its bytes in all; None where it cannot be read.
 
-    Two files of which these are equal differ in the values of their tensors alone. None where the file cannot
-    be read or is too short.
+    Two files of which these are equal differ in the values of their tensors alone.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -123,14 +114,7 @@ def header_and_size(path: Path) -> tuple[bytes, int] | None:
 
 
 def write_canonically(source: Path, destination: Path) -> None:
-    """Copy the safetensors file `source` to `destination`, atomically and in a canonical order.
-
-    Writers differ in the order of header entries from run to run; after this, equal tensors and metadata
-    are equal bytes.
-
-    Raises:
-        AdapterBroken: see `SafetensorsFile.open`.
-    """
+    """Copy `source` to `destination`, atomically: equal tensors and metadata become equal bytes."""
     file = SafetensorsFile.open(source)
     # Wide types first: the data of each tensor then begins at a multiple of its width.
     tensors = sorted(file.values(), key=lambda tensor: (-_FLOATS[tensor.dtype][0], tensor.name))
@@ -152,11 +136,6 @@ def _read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
         return header
-
-
-def _check_type(name: str, dtype: str) -> None:
-    if dtype not in _FLOATS:
-        raise ValueError(f"{name} is of type {dtype}, not one of {', '.join(_FLOATS)}")
 
 
 def _unreadable(path: Path, error: Exception) -> AdapterBroken:

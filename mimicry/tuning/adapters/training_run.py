@@ -1,7 +1,6 @@
 """training_run.json: what is recorded of one training. No other module writes down its keys.
 
-`TrainingRun` reads a record, whoever wrote it. The sections are what our own programs write: the fields of
-each are keys of the record, in the order of the file.
+`TrainingRun` reads a record, whoever wrote it. The fields of the sections are its keys, in their order.
 """
 
 import platform
@@ -27,10 +26,7 @@ LEFT_OUT: Any = object()
 
 @dataclass(frozen=True)
 class Evaluated:
-    """How an evaluation loss was measured: two may be compared only where this is equal.
-
-    `on` says whether the paintings are trained on, see `mimicry.study.EvaluatedOn`.
-    """
+    """How an evaluation loss was measured: two may be compared only where this is equal."""
 
     timesteps: tuple[float, ...]
     on: str
@@ -58,7 +54,7 @@ class _Key(Generic[Read]):
         return self if run is None else self._convert(run.content.get(self._name))
 
 
-def _text(value: Any) -> str | None:
+def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
@@ -70,12 +66,12 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _object(value: Any) -> Mapping[str, Any] | None:
+def object_or_none(value: Any) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
 def _object_or_empty(value: Any) -> Mapping[str, Any]:
-    return _object(value) or {}
+    return object_or_none(value) or {}
 
 
 def _texts(value: Any) -> list[str]:
@@ -90,39 +86,48 @@ def _records(value: Any) -> list[dict[str, Any]] | None:
     return value if isinstance(value, list) else None
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object at `path`; None without a file, AdapterBroken when it is none."""
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterBroken(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise AdapterBroken(f"{path} is not a JSON object")
+    return content
+
+
 @dataclass(frozen=True)
 class TrainingRun:
-    """The record of one training. Any key may be missing: another program or an older version wrote it.
-
-    Attributes:
-        content: the whole record, with keys that this version does not know.
-    """
+    """The record of one training. Any key may be missing: another program or an older version wrote it."""
 
     content: Mapping[str, Any]
 
     # How the training stands (see `mimicry.study.tree.State`), and why it ended.
-    status = _Key(_text)
-    error = _Key(_text)
+    status = _Key(text_or_none)
+    error = _Key(text_or_none)
     # The hyper-parameters, by name.
-    options = _Key(_object)
+    options = _Key(object_or_none)
     # What defines the adapter apart from its images, see `mimicry.tuning.adapters.recipe`; and its hash.
-    recipe = _Key(_object)
-    recipe_hash = _Key(_text)
+    recipe = _Key(object_or_none)
+    recipe_hash = _Key(text_or_none)
     # What was odd: what the plan said of it, and what the trainer has found.
     warnings = _Key(_texts)
-    numerics = _Key(_object)
+    numerics = _Key(object_or_none)
     # How the numerics differ from those of sister adapters, by condition.
     other_numerics = _Key(_object_or_empty)
     # The images that were trained on: name, size, sha256, and caption where there were captions.
     images = _Key(_records)
     # How the images do not pair with the original art, which --allow-unpaired let pass.
     unpaired = _Key(_marks)
-    class_images = _Key(_object)
+    class_images = _Key(object_or_none)
     # Paths of the machine that trained it; they never leave that machine.
-    paths = _Key(_object)
-    started_at = _Key(_text)
+    paths = _Key(object_or_none)
+    started_at = _Key(text_or_none)
     # When the last attempt ended.
-    finished_at = _Key(_text)
+    finished_at = _Key(text_or_none)
     # What the training took, over all attempts; and before it was resumed.
     seconds = _Key(_number)
     earlier_seconds = _Key(lambda value: float(_number(value) or 0.0))
@@ -133,27 +138,18 @@ class TrainingRun:
     final_loss = _Key(_number)
     mean_loss = _Key(_number)
     # The losses on the evaluation set, with what they were measured on; or why there are none.
-    eval_loss = _Key(_object)
+    eval_loss = _Key(object_or_none)
     # Where the adapter was uploaded to, or what upload is pending and why.
     hub = _Key(_object_or_empty)
     # The name of a stack that writes no record of its own.
-    stack = _Key(_text)
+    stack = _Key(text_or_none)
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRun | None":
-        """Read the record at `path`; None when there is none.
-
-        Raises:
-            AdapterBroken: it is there and cannot be read.
-        """
-        try:
-            content = read_json(path)
-        except FileNotFoundError:
+        """Read the record at `path`; None when there is none, AdapterBroken when it cannot be read."""
+        content = read_object(path)
+        if content is None:
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterBroken(f"{path} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise AdapterBroken(f"{path} is not a JSON object")
         images = content.get("images", [])
         objects = [content.get("options", {}), content.get("recipe", {})]
         objects += images if isinstance(images, list) else [None]
@@ -164,23 +160,9 @@ class TrainingRun:
         return cls(content)
 
     @property
-    def exists(self) -> bool:
-        """Whether anything is recorded."""
-        return bool(self.content)
-
-    @property
-    def steps_or_none(self) -> int | None:
-        """The steps that were taken; None where the record does not say."""
-        return _whole(self.content.get("steps"))
-
-    @property
     def rank(self) -> int | None:
         """The rank that was asked for."""
         return (self.options or {}).get("rank")
-
-    @property
-    def seed(self) -> int | None:
-        return _whole((self.options or {}).get("seed"))
 
     @property
     def hold_out(self) -> int:
@@ -191,12 +173,12 @@ class TrainingRun:
     @property
     def device(self) -> str | None:
         """The GPU that trained it, or cpu."""
-        return _text((self.numerics or {}).get("device"))
+        return text_or_none((self.numerics or {}).get("device"))
 
     @property
     def class_image_listing(self) -> str | None:
         """The sha256 of the list of class images."""
-        return _text((self.class_images or {}).get("listing_sha256"))
+        return text_or_none((self.class_images or {}).get("listing_sha256"))
 
     @property
     def weights_sha256(self) -> str | None:
@@ -215,19 +197,13 @@ class TrainingRun:
         return Evaluated(tuple(map(float, timesteps)), on)
 
     def ended(self, status: str, error: str, finished_at: str) -> dict[str, Any]:
-        """Return the content of this record for a training that has ended without an adapter."""
         return {**self.content, "status": status, "error": error, "finished_at": finished_at}
-
-    def with_hub(self, hub: Mapping[str, str]) -> dict[str, Any]:
-        """Return the content of this record with a note of an upload."""
-        return {**self.content, "hub": hub}
 
 
 class Section:
     """A part of a record as it is written: a dataclass, whose fields are keys and may hold sections again."""
 
     def content(self) -> dict[str, Any]:
-        """Return the keys of this part with their values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
         return {
             name: value.content() if isinstance(value, Section) else value
@@ -237,16 +213,12 @@ class Section:
 
 
 def joined(*sections: Section) -> dict[str, Any]:
-    """Return the content of training_run.json with these parts, in their order."""
     return {name: value for section in sections for name, value in section.content().items()}
 
 
 @dataclass(kw_only=True)
 class Trained(Section):
-    """What is trained, and on what: all that is known before it begins, but for the numerics.
-
-    `class_images` are left out while some of them are still to be generated.
-    """
+    """What is trained, and on what: all that is known before it begins, but for the numerics."""
 
     schema: int = 1
     recipe: dict[str, Any]
@@ -275,9 +247,7 @@ class Trained(Section):
         command: Iterable[str],
         notes: Iterable[str],
     ) -> "Trained":
-        """Return what is known of a training without its images.
-
-        Machine paths stand under `paths`, `command` and `host` only, which never leave this machine.
+        """Return what is known of a training without its images; `paths`, `command`, `host` are private.
 
         Args:
             base_model: its identity, with its `name` on the Hub or None.
@@ -354,10 +324,7 @@ class Progress(Section):
 
 @dataclass(kw_only=True)
 class EvalLoss(Section):
-    """The loss on the evaluation set before and after training, and what it was measured on.
-
-    `on` says whether the paintings are trained on. One that was `skipped` has this reason alone.
-    """
+    """The loss on the evaluation set before and after training, or the reason why it was `skipped`."""
 
     start: float | None = LEFT_OUT
     end: float | None = LEFT_OUT

@@ -80,11 +80,7 @@ class LoraHeader:
     components: tuple[str, ...]
 
     def stated_arguments(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return those of the LoraConfig arguments `names` that the header tells of.
-
-        Raises:
-            AdapterBroken: they cannot be read.
-        """
+        """Return the LoraConfig arguments `names` as far as the header tells, or raise AdapterBroken."""
         prefix = f"{self.components[0]}."
         try:
             stated = json.loads(self.file.metadata.get(_LORA_ARGUMENTS, "{}"))
@@ -105,7 +101,6 @@ class Adapter:
     byte_count: int
 
     def record(self) -> dict[str, Any]:
-        """Return what training_run.json says of the weights."""
         return {"sha256": self.sha256, "bytes": self.byte_count, "modules": len(self.modules)}
 
 
@@ -118,11 +113,8 @@ _MOST_HEADERS = 16
 def check_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHeader:
     """Check names and shapes in the header of the weights at `path`: cheap, no value is read.
 
-    Args:
-        rank: the rank that the adapter should have; None accepts any.
-
     Raises:
-        AdapterBroken: it is not a safetensors file, or not an adapter of this format and rank.
+        AdapterBroken: it is no safetensors file, or no adapter of this format and of `rank`; None is any.
     """
     begin = header_and_size(path)
     known = _good_headers.get((begin, form, rank))
@@ -156,15 +148,16 @@ def _checked_header(path: Path, form: AdapterFormat, rank: int | None) -> LoraHe
         raise AdapterBroken(f"{path} holds LoRAs of ranks {sorted(found)} whose halves do not fit")
     if form.one_rank and rank is not None and found != {rank}:
         raise AdapterBroken(f"{path} has rank {max(found)} where {rank} was asked for")
-    return LoraHeader(file, max(found), _names(ranks), tuple(sorted({component for component, _ in ranks})))
+    components = sorted({component for component, _ in ranks})
+    modules = sorted(f"{part}.{module}" if len(components) > 1 else module for part, module in ranks)
+    return LoraHeader(file, max(found), tuple(modules), tuple(components))
 
 
 def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
     """Check the weights at `path` in full: names, shapes, every value.
 
     Raises:
-        AdapterBroken: as for `check_header`; or a value is not finite, or all lora_B are zero, which means
-            that nothing was trained.
+        AdapterBroken: as for `check_header`; or a value is not finite, or all lora_B are zero: untrained.
     """
     header = check_header(path, form, rank)
     is_trained = False
@@ -175,25 +168,11 @@ def check_weights(path: Path, form: AdapterFormat, rank: int | None) -> Adapter:
         is_trained = is_trained or (tensor is not None and tensor.is_b and not values.is_zero())
     if not is_trained:
         raise AdapterBroken(f"{path} is untrained: every lora_B is zero")
-    return Adapter(
-        rank=header.rank,
-        modules=header.modules,
-        sha256=sha256_file(path),
-        byte_count=path.stat().st_size,
-    )
-
-
-def _names(modules: Mapping[tuple[str, str], object]) -> tuple[str, ...]:
-    several = len({component for component, _ in modules}) > 1
-    return tuple(sorted(f"{component}.{module}" if several else module for component, module in modules))
+    return Adapter(header.rank, header.modules, sha256_file(path), path.stat().st_size)
 
 
 def lora_arguments(rank: int, target_modules: Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
-    """Return the arguments of peft's LoraConfig that our adapters are made with.
-
-    They stand in adapter_config.json and in the header of the weights: few, so that every version of peft
-    understands them, and in a fixed order, so that the same adapter is the same bytes.
-    """
+    """Return the arguments of peft's LoraConfig that our adapters are made with, few and in a fixed order."""
     return {
         "bias": "none",
         "init_lora_weights": "gaussian",
@@ -209,17 +188,11 @@ LORA_ARGUMENTS = tuple(lora_arguments(0, ()))
 
 def peft_config(
     form: AdapterFormat,
-    *,
-    rank: int,
-    modules: Sequence[str],
+    adapter: Adapter | LoraHeader,
     base_model: str | None,
     options: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the content of adapter_config.json for an adapter of this rank on these modules.
-
-    Args:
-        options: those that it was trained with, as far as they are known.
-    """
+    """Return the content of adapter_config.json for `adapter`, trained with these options."""
     options = options or {}
     return {
         "peft_type": "LORA",
@@ -227,5 +200,7 @@ def peft_config(
         "auto_mapping": None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        **lora_arguments(rank, form.target_modules(modules, options), options.get("lora_dropout", 0.0)),
+        **lora_arguments(
+            adapter.rank, form.target_modules(adapter.modules, options), options.get("lora_dropout", 0.0)
+        ),
     }

@@ -8,12 +8,10 @@ from mimicry.common.claims import claimed_by
 from mimicry.common.errors import MimicryError, report
 from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.text import printable
-from mimicry.study import State
-from mimicry.study.tracker import ProgressTracker
+from mimicry.study import ProgressTracker, State
 from mimicry.tuning.execution.bookkeeping import SAME_FAILURES, Bookkeeper, JobEnd, Result, Training
 from mimicry.tuning.execution.executor import ChildJob, Executor, Job
-from mimicry.tuning.planning import Plan, Target
-from mimicry.tuning.planning.display import BatchDisplay
+from mimicry.tuning.planning import BatchDisplay, Plan, Target
 
 # Between two looks at targets that others train.
 WAIT_SECONDS = 2.0

@@ -15,12 +15,27 @@ from mimicry.common.claims import CLAIM, Claim
 from mimicry.common.errors import BatchFault, MimicryError
 from mimicry.common.files import utc_now
 from mimicry.common.text import printable
-from mimicry.study import State
-from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import AdapterFolder, AdapterState, describe_differences
-from mimicry.tuning.adapters.bookmark import Bookmark, complete_bookmark, log_path, read_bookmarks
-from mimicry.tuning.planning import OVERWRITTEN, RETRAINED, Plan, Target, refuse_new_recipes
-from mimicry.tuning.planning.display import BatchDisplay, StepDisplay, duration, eval_change
+from mimicry.study import ProgressTracker, State
+from mimicry.tuning.adapters import (
+    AdapterFolder,
+    AdapterState,
+    Bookmark,
+    complete_bookmark,
+    describe_differences,
+    log_path,
+    read_bookmarks,
+)
+from mimicry.tuning.planning import (
+    OVERWRITTEN,
+    RETRAINED,
+    BatchDisplay,
+    Plan,
+    StepDisplay,
+    Target,
+    duration,
+    eval_change,
+    refuse_new_recipes,
+)
 
 ELSEWHERE = "by another call"
 # Adapters that are good, and trained again only when that is asked for.

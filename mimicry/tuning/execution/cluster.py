@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault, ClaimedElsewhere, MimicryError
 from mimicry.common.text import printable
-from mimicry.study import State, StudyTree
-from mimicry.study.tree import NONE
-from mimicry.tuning.adapters.bookmark import Bookmark
-from mimicry.tuning.adapters.inspect import QueuedJob
+from mimicry.study import NONE, State, StudyTree
+from mimicry.tuning.adapters import Bookmark, QueuedJob
 from mimicry.tuning.execution.bookkeeping import KEPT, JobEnd, Training, is_as_planned
 from mimicry.tuning.execution.executor import Executor, Job
 from mimicry.tuning.execution.outcome import MetricsReader

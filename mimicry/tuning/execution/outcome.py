@@ -18,9 +18,7 @@ from mimicry.common.errors import AdapterBroken, TrainingFailed, disk_fault
 from mimicry.common.files import utc_now, write_json
 from mimicry.common.processes import Child, last_lines
 from mimicry.common.tokens import mask_token
-from mimicry.study import Captions, ImageRecord, State
-from mimicry.study.image_checks import refuse_changed_images
-from mimicry.study.image_sets import described_images
+from mimicry.study import Captions, ImageRecord, State, described_images, refuse_changed_images
 from mimicry.tuning.adapters import AdapterFolder, TrainingRun
 from mimicry.tuning.planning import Target
 

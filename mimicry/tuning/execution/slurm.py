@@ -34,8 +34,7 @@ from mimicry.tuning.execution.cluster import (
 )
 from mimicry.tuning.execution.slurm_task import IGNORING, SlurmTask
 from mimicry.tuning.options.slurm_options import SIGNAL_SECONDS, SLURM, SlurmSettings
-from mimicry.tuning.planning import Plan, Target
-from mimicry.tuning.planning.plan import training_of
+from mimicry.tuning.planning import Plan, Target, training_of
 
 CELLS = "cells.json"
 JOB_NAME = "mimicry-"

@@ -8,10 +8,8 @@ from mimicry.common.claims import Claim
 from mimicry.common.errors import AdapterBroken, ClaimedElsewhere, MimicryError
 from mimicry.common.files import FileIdentity
 from mimicry.common.text import printable
-from mimicry.study import AdapterId, State, StudyTree
-from mimicry.study.tracker import ProgressTracker
-from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder
-from mimicry.tuning.adapters.bookmark import complete_bookmark
+from mimicry.study import AdapterId, ProgressTracker, State, StudyTree
+from mimicry.tuning.adapters import TRAINING_RUN, AdapterFolder, complete_bookmark
 from mimicry.tuning.execution.bookkeeping import SAME_FAILURES, Result, same_failure
 from mimicry.tuning.hub.upload import Upload, upload_and_record
 from mimicry.tuning.planning import Action, Plan

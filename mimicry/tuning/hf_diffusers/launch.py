@@ -31,7 +31,7 @@ from mimicry.tuning.adapters.training_run import (
     joined,
 )
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.stack import class_images_of
+from mimicry.tuning.hf_diffusers.spec.preflight import class_images_of
 from mimicry.tuning.options.config import REPORT_NONE, TuningConfig
 from mimicry.tuning.options.flags import TRAINER_OPTIONS, TrainingInputs, trainer_flags
 

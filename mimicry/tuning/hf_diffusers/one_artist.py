@@ -24,10 +24,8 @@ from mimicry.common.files import set_aside, utc_now, write_json
 from mimicry.common.processes import NOT_AS_ASKED, Child, Interrupted, running_child
 from mimicry.common.text import printable, shell_line
 from mimicry.common.tokens import mask_token, scrub
-from mimicry.study import AdapterId, Captions, ImageFolder, State, StudyTree
-from mimicry.study.image_checks import bad_images, unreadable
-from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter
-from mimicry.tuning.adapters.bookmark import record_adapter
+from mimicry.study import AdapterId, Captions, ImageFolder, State, StudyTree, bad_images, unreadable
+from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter, record_adapter
 from mimicry.tuning.execution.outcome import POLL_SECONDS, Attempt, MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.launch import (
     FOREIGN_OUTPUT,
@@ -44,8 +42,7 @@ from mimicry.tuning.hub.upload import HubOptions, Upload, hub_problems, upload_a
 from mimicry.tuning.options.click_options import take_config
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.flags import TrainingInputs
-from mimicry.tuning.planning.display import StepDisplay, is_terminal
-from mimicry.tuning.planning.preflight import batch_problems
+from mimicry.tuning.planning import StepDisplay, batch_problems, is_terminal
 
 # The trainer finishes what it does within ten seconds of a stop signal.
 _GRACE_SECONDS = 15.0

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import read_json
 from mimicry.study.images import ImageFolder
-from mimicry.tuning.adapters.folder import WEIGHTS
-from mimicry.tuning.adapters.training_run import TRAINING_RUN
+from mimicry.tuning.adapters import TRAINING_RUN, WEIGHTS
 from mimicry.tuning.hub.child import RetriesExhausted, answer, retry, serve, status_of
 from mimicry.tuning.hub.files import HubFiles, hub_files
 from mimicry.tuning.hub.names import TOKENS_PAGE

@@ -15,9 +15,7 @@ from typing import Any
 from mimicry.common.errors import AdapterBroken, UploadFailed
 from mimicry.common.files import read_json, sha256_file
 from mimicry.common.tokens import scrub
-from mimicry.tuning.adapters.folder import ADAPTER_CONFIG, WEIGHTS
-from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
-from mimicry.tuning.adapters.training_run import TRAINING_RUN, TrainingRun
+from mimicry.tuning.adapters import ADAPTER_CONFIG, TRAINING_RUN, WEIGHTS, SafetensorsFile, TrainingRun
 from mimicry.tuning.hub.names import is_model_id, model_id_problems
 from mimicry.tuning.hub.upload import MADE_FOR, Upload
 

@@ -15,8 +15,7 @@ from click.core import ParameterSource
 import mimicry
 from mimicry.common.errors import UsageError
 from mimicry.common.text import shell_line
-from mimicry.study.matrix import Selection
-from mimicry.study.tree import ALL, DEFAULT_DATA_ROOT, NONE, variant_problem
+from mimicry.study import ALL, DEFAULT_DATA_ROOT, NONE, Selection, variant_problem
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import Option
 from mimicry.tuning.options.study_defaults import (

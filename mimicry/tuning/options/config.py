@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimicry.common.errors import UsageError
-from mimicry.study.captions import CAPTION_FIELD
-from mimicry.study.images import Reading
+from mimicry.study import CAPTION_FIELD, Reading
 from mimicry.tuning.options.declarations import declare, declared_options
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")

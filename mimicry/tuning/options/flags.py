@@ -15,9 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mimicry.study.captions import Captions
-from mimicry.study.images import ImageFolder
-from mimicry.study.pairing import Pairing, held_out, hold_out_problem, training_set
+from mimicry.study import Captions, ImageFolder, Pairing, held_out, hold_out_problem, training_set
 from mimicry.tuning.options.config import OPTIONS, TuningConfig
 from mimicry.tuning.options.declarations import declare_input
 

@@ -12,8 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mimicry.common.text import message_lines, printable
-from mimicry.study import EvaluatedOn
-from mimicry.study.image_checks import Progress
+from mimicry.study import EvaluatedOn, Progress
 
 # Without a terminal there is a line for each twentieth of the steps, and not more often than this.
 _PLAIN_PARTS = 20
@@ -22,15 +21,11 @@ _BEFORE_STEPS = "{desc} [{elapsed}]"
 
 
 def is_terminal() -> bool:
-    """Return whether progress bars make sense: standard error goes to a terminal."""
     return sys.stderr.isatty()
 
 
 class StepDisplay:
-    """One training: what it does before its first step, then its steps with loss and time left.
-
-    A bar in a terminal; elsewhere a line for each twentieth of the steps.
-    """
+    """One training: what it does before its first step, then its steps with loss and time left."""
 
     def __init__(self, label: str, total: int, position: int = 0) -> None:
         self._label = printable(label)
@@ -55,7 +50,6 @@ class StepDisplay:
             self.bar.set_description_str(f"{self._label}: {printable(text)}"[: self.bar.ncols or 100])
 
     def tick(self) -> None:
-        """Show how long it has taken, while there is no step yet."""
         if self.bar is not None and self._first is None:
             _refresh(self.bar)
 
@@ -121,10 +115,10 @@ class _Course:
 
 
 class BatchDisplay:
-    """The trainings of a batch with the time that is left: a bar, or nothing where there is no terminal.
+    """The trainings of a batch with the time that is left: a bar of all steps, in a terminal.
 
-    The bar counts the steps of all trainings. What is left is reckoned from those that ended well; before
-    there are any, from the seconds of `known` ones; without these, from the steps of the present one.
+    What is left is reckoned from those that ended well; before there are any, from the seconds of `known`
+    ones; without these, from the steps of the present one.
     """
 
     def __init__(self, step_counts: Sequence[int], known: Sequence[float] = (), workers: int = 1) -> None:
@@ -153,12 +147,10 @@ class BatchDisplay:
             print(text, flush=True)
 
     def begin(self, key: str, step_count: int) -> None:
-        """Note that a training has begun; `key` tells it from others that run."""
         self._running[key] = _Course(step_count, time.monotonic())
         self._show()
 
     def step(self, key: str, number: int) -> None:
-        """Show that a training is at step `number`."""
         self._running[key].take(number, time.monotonic())
         self._show()
 
@@ -177,7 +169,6 @@ class BatchDisplay:
         self._show()
 
     def tick(self) -> None:
-        """Show how long it has taken, also while there is no step."""
         if self.bar is not None:
             _refresh(self.bar)
 
@@ -185,7 +176,9 @@ class BatchDisplay:
         """Return how long all that is left will take; None while nothing tells it."""
         now = time.monotonic()
         each = self._finished or self._known
-        expected = fmean(each) if each else self._by_steps()
+        furthest = max(self._running.values(), key=lambda course: course.steps / course.count, default=None)
+        by_steps = None if furthest is None else furthest.expected_seconds()
+        expected = fmean(each) if each else by_steps
         if expected is None:
             return None
         begun = [max(0.0, expected - (now - course.began)) for course in self._running.values()]
@@ -195,7 +188,6 @@ class BatchDisplay:
         return max([(expected * waiting + sum(begun)) / workers, *begun])
 
     def time_left(self) -> str:
-        """Return `seconds_left` in words; empty while nothing tells it."""
         seconds = self.seconds_left()
         return "" if seconds is None else f"about {duration(seconds)} left"
 
@@ -203,18 +195,12 @@ class BatchDisplay:
         if self.bar is not None:
             self.bar.close()
 
-    def _by_steps(self) -> float | None:
-        """Return the seconds of a training as the steps of the one that is furthest tell."""
-        furthest = max(self._running.values(), key=lambda course: course.steps / course.count, default=None)
-        return None if furthest is None else furthest.expected_seconds()
-
     def _show(self) -> None:
         if self.bar is None:
             return
         taken = self._ended_steps + sum(course.steps for course in self._running.values())
         self.bar.set_description_str(f"trainings {self._ended}/{len(self._counts)}", refresh=False)
-        left = self.time_left()
-        self.bar.set_postfix_str(left, refresh=False)
+        self.bar.set_postfix_str(self.time_left(), refresh=False)
         self.bar.update(taken - self.bar.n)
 
 

@@ -8,9 +8,25 @@ from pathlib import Path
 
 from mimicry.common.files import sha256_file, write_bytes
 from mimicry.common.text import first_few, printable
-from mimicry.study import AdapterId, Captions, Condition, ImageFolder, Pairing, State, StudyTree
-from mimicry.study.cells import leave_out
-from mimicry.study.image_checks import BadImage, Examined, Size, bad_images, examine, remembered, stated_sizes
+from mimicry.study import (
+    NONE,
+    AdapterId,
+    BadImage,
+    Captions,
+    Condition,
+    Examined,
+    ImageFolder,
+    Pairing,
+    Reading,
+    Size,
+    State,
+    StudyTree,
+    bad_images,
+    examine,
+    leave_out,
+    remembered,
+    stated_sizes,
+)
 from mimicry.study.image_sets import (
     SHOWN,
     Finding,
@@ -25,8 +41,6 @@ from mimicry.study.image_sets import (
     unlike,
     unusable,
 )
-from mimicry.study.images import Reading
-from mimicry.study.tree import NONE
 from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED
 from mimicry.tuning.planning.display import checking_bar
 from mimicry.tuning.planning.plan import Plan
@@ -36,10 +50,8 @@ from mimicry.tuning.planning.target import Action, Request, Target
 def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
     """Decode the images of the artists that are to be trained, and block those that must not be trained on.
 
-    One that another call is training now may be left to us. Images of several series are decoded once.
-
-    Args:
-        with_files: say of lists that are too long for a line which file they are in: see `write_image_lists`.
+    Images of several series are decoded once. With `with_files`, lists that are too long for a line are said
+    to be in the file of `write_image_lists`.
     """
     groups: dict[tuple[Reading, int], list[Target]] = defaultdict(list)
     for target in plan.of(State.WAITING, State.RUNNING):
@@ -54,7 +66,9 @@ def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
             known = found[target.images.path]
             own = {name: known[name] for name in target.images.names if name in known}
             if with_files:
-                target = replace(target, lists_at=_lists_at(target))
+                tree = plan.call.tree
+                path = tree.image_lists(target.request.condition).relative_to(tree.data_root)
+                target = replace(target, lists_at=str(path))
             checked[target.adapter] = _checked(target, own, _bad_of(target, result.bad))
     return replace(plan, targets=tuple(checked.get(target.adapter, target) for target in plan.targets))
 
@@ -69,7 +83,6 @@ def _read_for(target: Target) -> dict[Path, Pairing]:
 
 
 def _bad_of(target: Target, bad: Iterable[BadImage]) -> list[BadImage]:
-    """Return the images among `bad` that a target is trained on, or evaluated on as held out."""
     evaluated = target.original.only(target.held_out).paths if target.original is not None else []
     read = {*target.images.paths, *evaluated}
     return [image for image in bad if image.path in read]
@@ -88,7 +101,6 @@ def recall_images(plan: Plan) -> Plan:
 
 
 def image_lists(plan: Plan) -> str:
-    """Return all that lines of the plan leave out: a line for each image, by artist and finding."""
     return "".join(_lists_of(plan, target) for target in plan.targets)
 
 
@@ -104,11 +116,6 @@ def write_image_lists(plan: Plan) -> None:
 
 def _lists_of(plan: Plan, target: Target) -> str:
     return "".join(finding.full_list(plan.name_of(target)) for finding in target.findings)
-
-
-def _lists_at(target: Target) -> str:
-    tree = target.request.tree
-    return str(tree.image_lists(target.request.condition).relative_to(tree.data_root))
 
 
 def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) -> Target:
@@ -167,13 +174,7 @@ def _blocked(target: Target, finding: Finding, advice: str) -> Target:
 
 
 def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
-    """Leave images of the plan's artists that are bad in any condition out of all; say which.
-
-    An image that could not be read for now, by a fault of the disk or for lack of permission, is not one.
-
-    Returns:
-        Whether there were any.
-    """
+    """Leave images that are bad in any condition out of all, and return whether there were any."""
     tree = plan.call.tree
     folders = {
         tree.images_of(root, target.artist): target for root in tree.image_roots() for target in plan.targets
@@ -225,7 +226,6 @@ def captions_of(request: Request, images: ImageFolder, original: ImageFolder) ->
 
 
 def caption_faults(captions: Captions | None) -> list[Finding]:
-    """Return one finding with all problems of the captions, if there are any."""
     if captions is None or not captions.problems:
         return []
     problems = captions.problems
@@ -240,17 +240,12 @@ class Findings:
         self._sizes = cache(stated_sizes)
 
     def added_to(self, target: Target, captions: Captions | None, whole: ImageFolder) -> Target:
-        """Return a target that is to be trained, with the sizes that its images state and all findings.
-
-        Args:
-            whole: its images, with those that are held out.
-        """
+        """Return a target that is to be trained, with the sizes that its images state and all findings."""
         sizes = self._sizes(target.images.path, target.images.names)
         findings = (*_findings(target, captions, whole), *self._of_shapes(target, sizes))
         return replace(target, sizes=sizes, findings=findings)
 
     def _of_shapes(self, target: Target, sizes: Mapping[str, Size]) -> list[Finding]:
-        """Return what the sizes of the images tell, beside those of their originals."""
         pairing = target.pairing
         original_sizes: Mapping[str, Size] = {}
         if pairing.original is not None:
@@ -261,7 +256,6 @@ class Findings:
 
 
 def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> list[Finding]:
-    """Return what the names of files tell about the images of a target."""
     pairing = target.pairing
     lines = []
     if len(whole.names) < USUAL_IMAGE_COUNT:

@@ -17,11 +17,7 @@ _SHOWN_GROUPS = 5
 
 
 def recipe_problems(plan: Plan, typed: TypedCommand) -> list[str]:
-    """Return why the plan may not be carried out for the recipes of the study; empty when it may.
-
-    Args:
-        typed: the command line of the call.
-    """
+    """Return why the plan may not be carried out for the recipes of the study; empty when it may."""
     if plan.call.retrain_stale or plan.call.allow_mixed_recipes:
         return []
     active = {target.request.series for target in plan.of(State.WAITING, State.RUNNING)}
@@ -47,11 +43,7 @@ def _problem(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> st
 
 
 def refuse_new_recipes(plan: Plan, request: Request) -> None:
-    """Look again, before each training, whether another call has brought another recipe into the study.
-
-    Raises:
-        BatchFault: it has, into the series of `request`.
-    """
+    """Raise BatchFault where another call has brought another recipe into the series since it was planned."""
     if request.retrain_stale or request.allow_mixed_recipes or request.spec.recipe is None:
         return
     others = recipes_that_stay(plan, request).others(request.spec)
@@ -95,7 +87,6 @@ def _difference_rows(group: RecipeGroup, request: Request) -> list[tuple[str, st
 
 
 def _ways_on(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> list[str]:
-    """Return what the user may type instead."""
     command, notes = _command_for(recipes.groups[0], request, typed)
     beside = "for a study beside it, with the recipe of this call, add --variant NAME"
     if typed.study_file is not None:

@@ -1,17 +1,20 @@
 """The plan of a call of apply_tuning: what it would do with each artist in each condition."""
 
+import os
 import secrets
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from mimicry.common.files import utc_now
+from mimicry.common.files import existing_part, utc_now
 from mimicry.common.text import first_few
 from mimicry.study import AdapterId, Condition, State
-from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.adapters.bookmark import Bookmark
+from mimicry.tuning.adapters import AdapterFolder, Bookmark
+from mimicry.tuning.hub.names import token_problems
 from mimicry.tuning.planning.recipes import StudyRecipes, mixed_notes, study_remarks
 from mimicry.tuning.planning.target import Call, Request, Target
 
@@ -20,8 +23,7 @@ from mimicry.tuning.planning.target import Call, Request, Target
 class Overwrite:
     """An overwrite that is to be carried out; `done` are the adapters that it has trained already.
 
-    `name` tells it from others, `trainings` are those of the selected adapters as they were planned: another
-    call may train one before this one has marked it.
+    `trainings` are those of the selected adapters as they were planned, before another call trains one.
     """
 
     name: str = field(default_factory=lambda: f"{utc_now()} {secrets.token_hex(4)}")
@@ -74,7 +76,6 @@ _PLANNED = {
 
 
 def plan_word(target: Target) -> str:
-    """Return what a plan says of a target: what is done with it."""
     return _PLANNED[target.state]
 
 
@@ -97,7 +98,6 @@ class Plan:
 
     @property
     def call(self) -> Call:
-        """What all requests have in common."""
         return self.requests[0]
 
     @property
@@ -109,12 +109,10 @@ class Plan:
         return list(found.values())
 
     def study_recipes(self, request: Request) -> StudyRecipes:
-        """Return the recipes of the series of `request`."""
         return self.recipes.get(request.series, StudyRecipes())
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What there is to say of the plan as a whole."""
         remarks = list(self.warnings)
         if self.absent:
             names = [str(condition) for condition, _ in self.absent]
@@ -159,7 +157,6 @@ class Plan:
         return [seconds for record in records if isinstance(seconds := record.get("seconds"), (int, float))]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of targets for each action, zeros included."""
         counted = Counter(target.state for target in self.targets)
         return {word: counted[state] for state, word in _PLANNED.items()}
 
@@ -197,11 +194,25 @@ def recipes_that_stay(plan: Plan, request: Request) -> StudyRecipes:
 
 
 def training_of(folder: AdapterFolder) -> list[str]:
-    """Return what tells the training of an adapter from any other, copies of the study included.
-
-    It is empty without an adapter. Two trainings of one recipe may leave the same bytes, at other times.
-    """
+    """Return what tells the training of an adapter from any other, by its times too; or nothing."""
     if not folder.has_weights:
         return []
     run = folder.readable_run
     return [str(run.content.get(key)) for key in ("started_at", "finished_at")] + [str(run.weights_sha256)]
+
+
+def batch_problems(
+    stack_problems: Sequence[str], output_root: Path, adapter_count: int, needed_bytes: int, *, uploads: bool
+) -> list[str]:
+    """Return what forbids training so many adapters below `output_root`, with what the stack says."""
+    problems = [*(token_problems() if uploads else []), *stack_problems]
+    folder = existing_part(output_root)
+    if not os.access(folder, os.W_OK):
+        problems.append(f"{folder} is not writable; name another tree with --data-root")
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        problems.append(
+            f"{adapter_count} adapters need about {needed_bytes / 1e9:.2f} GB on the disk of {folder}, which "
+            f"has {free / 1e9:.2f} GB free; make room, or train fewer at once with --style or --artist"
+        )
+    return problems

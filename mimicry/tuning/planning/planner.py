@@ -12,24 +12,30 @@ from mimicry.common.errors import UsageError
 from mimicry.common.files import sha256_file
 from mimicry.study import (
     Artist,
+    Bookmarks,
     Captions,
+    CellImages,
     Condition,
     ImageFolder,
     Pairing,
     Source,
     State,
     hold_out_problem,
+    image_records,
+    record_differences,
     sister_folders,
 )
-from mimicry.study.captions import image_records, record_differences
-from mimicry.study.cells import CellImages
-from mimicry.study.tracker import Bookmarks
-from mimicry.tuning.adapters import AdapterFolder
-from mimicry.tuning.adapters.bookmark import Bookmark
+from mimicry.tuning.adapters import (
+    ALLOW_UNPAIRED,
+    OWN_TRAINER,
+    AdapterFolder,
+    AdapterStatus,
+    Bookmark,
+    Inspector,
+    QueuedJob,
+    other_class_images,
+)
 from mimicry.tuning.adapters.checkpoint_facts import CheckpointFacts, choose_checkpoint
-from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED, AdapterStatus, Inspector, QueuedJob
-from mimicry.tuning.adapters.judge import other_class_images
-from mimicry.tuning.adapters.recipe import OWN_TRAINER
 from mimicry.tuning.planning.image_check import Findings, caption_faults, captions_of
 from mimicry.tuning.planning.plan import OVERWRITTEN, RETRAINED, WAYS_FOR_STALE, Overwrite, Plan, with_recipes
 from mimicry.tuning.planning.target import Action, Request, Target

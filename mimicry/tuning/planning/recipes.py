@@ -1,8 +1,7 @@
 """The recipes of a study: those of its complete adapters, and of those in training.
 
-Two adapters may differ in their images alone. The recipe of `{stack}@{variant}` is that of its adapters: the
-options, the base model and the trainer that stand in their records, and the class images. Images, captions
-and crops are not part of it, and neither are numerics, which are compared with those of sisters.
+Two adapters of a series may differ in their images, captions and crops alone. Numerics are compared with
+those of sisters.
 """
 
 from collections import Counter, defaultdict
@@ -14,18 +13,20 @@ from mimicry.common.claims import claimed_by
 from mimicry.common.files import canonical_json
 from mimicry.common.text import first_few
 from mimicry.study import AdapterId, StudyTree
-from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, TrainingRun, recipe_differences
-from mimicry.tuning.adapters.recipe import complete_options
-from mimicry.tuning.adapters.training_run import Evaluated
+from mimicry.tuning.adapters import (
+    AdapterFolder,
+    AdapterSpec,
+    Evaluated,
+    TrainingRun,
+    complete_options,
+    recipe_differences,
+)
 from mimicry.tuning.planning.target import Request
 
 
 @dataclass
 class RecipeGroup:
-    """Adapters of one recipe; `run` is the record of the first of them.
-
-    `class_images` tells the class images of prior preservation from others; None where there are none.
-    """
+    """Adapters of one recipe and listing of class images; `run` is the record of the first of them."""
 
     run: TrainingRun
     class_images: str | None
@@ -38,7 +39,6 @@ class RecipeGroup:
         return recipe
 
     def places(self) -> str:
-        """Say how many adapters of which conditions there are."""
         return _places(self.adapters)
 
     def differences(self, asked: AdapterSpec) -> list[str]:
@@ -57,10 +57,9 @@ class RecipeGroup:
 
 @dataclass(frozen=True)
 class StudyRecipes:
-    """The recipes of a study, that of most adapters first.
+    """The recipes of a study, that of most adapters first; `unknown` are adapters without a known one.
 
-    `unknown` are adapters whose recipe no record tells. `evaluations` has those with an evaluation loss, by
-    how it was measured, which is not part of the recipe.
+    `evaluations` has those with an evaluation loss, by how it was measured, which is not part of the recipe.
     """
 
     groups: tuple[RecipeGroup, ...] = ()
@@ -89,17 +88,29 @@ class StudyRecipes:
             # A training of another call is to end as an adapter of the study.
             if folder.has_weights or claimed_by(folder.path)
         ]
-        groups = _Groups()
         unknown = []
         evaluations: dict[Evaluated, list[AdapterId]] = defaultdict(list)
+        by_key: dict[str, RecipeGroup] = {}
+        # Most records of a study have the same recipe, value by value.
+        seen: list[tuple[Mapping[str, Any], str | None, RecipeGroup]] = []
         for adapter, run, has_weights in (*more, *records):
-            if _tells_recipe(run, has_weights=has_weights):
-                groups.add(adapter, run)
-                if run.evaluated is not None:
-                    evaluations[run.evaluated].append(adapter)
-            elif has_weights:
-                unknown.append(adapter)
-        return cls(groups.sorted(), tuple(unknown), dict(evaluations))
+            if not _tells_recipe(run, has_weights=has_weights):
+                unknown += [adapter] if has_weights else []
+                continue
+            recipe, images = run.recipe or {}, run.class_image_listing
+            group = next(
+                (group for known, listing, group in seen if (listing, known) == (images, recipe)), None
+            )
+            if group is None:
+                # Records of several versions may have other options and yet the same recipe.
+                same = {**recipe, "options": complete_options(recipe), "class_images": images}
+                group = by_key.setdefault(canonical_json(same), RecipeGroup(run, images))
+                seen.append((recipe, images, group))
+            group.adapters.append(adapter)
+            if run.evaluated is not None:
+                evaluations[run.evaluated].append(adapter)
+        groups = sorted(by_key.values(), key=lambda group: -len(group.adapters))
+        return cls(tuple(groups), tuple(unknown), dict(evaluations))
 
     @property
     def is_mixed(self) -> bool:
@@ -114,11 +125,7 @@ class StudyRecipes:
 
 
 def evaluation_remarks(recipes: StudyRecipes, asked: int = 0) -> list[str]:
-    """Return which evaluation losses of a study must not be compared, as they were measured differently.
-
-    Args:
-        asked: so many timesteps are evaluated at by what is to be trained; 0: it makes no evaluation.
-    """
+    """Return which evaluation losses of a study, or with `asked` timesteps, must not be compared."""
     most_first = sorted(recipes.evaluations.items(), key=lambda item: -len(item[1]))
     ways = {way: f"{way} ({_places(adapters)})" for way, adapters in most_first}
     remarks = []
@@ -170,41 +177,11 @@ def _places(adapters: Iterable[AdapterId]) -> str:
     return ", ".join(f"{condition} {count}" for condition, count in counts.items())
 
 
-class _Groups:
-    """Sorts records into groups; most records of a study have the same recipe, value by value."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[str, RecipeGroup] = {}
-        self._seen: list[tuple[Mapping[str, Any], str | None, RecipeGroup]] = []
-
-    def add(self, adapter: AdapterId, run: TrainingRun) -> None:
-        recipe, class_images = run.recipe, _listing(run)
-        assert recipe is not None
-        for known, listing, group in self._seen:
-            if listing == class_images and known == recipe:
-                group.adapters.append(adapter)
-                return
-        # Records of several versions may have other options and yet the same recipe.
-        same = {**recipe, "options": complete_options(recipe), "class_images": class_images}
-        group = self._by_key.setdefault(canonical_json(same), RecipeGroup(run, class_images))
-        self._seen.append((recipe, class_images, group))
-        group.adapters.append(adapter)
-
-    def sorted(self) -> tuple[RecipeGroup, ...]:
-        return tuple(sorted(self._by_key.values(), key=lambda group: -len(group.adapters)))
-
-
 def _tells_recipe(run: TrainingRun, *, has_weights: bool) -> bool:
-    """Return whether a record tells the recipe of the adapter that lies next to it."""
     if not run.recipe or complete_options(run.recipe) is None:
         return False
     # Weights without their sha256 are those of another training than the record is about.
     return not has_weights or run.weights_sha256 is not None
-
-
-def _listing(run: TrainingRun) -> str | None:
-    listing = (run.class_images or {}).get("listing_sha256")
-    return listing if isinstance(listing, str) else None
 
 
 def _class_images_differ(recorded: str | None, asked: AdapterSpec) -> bool:

@@ -12,20 +12,27 @@ from mimicry.study import (
     Artist,
     Captions,
     Condition,
+    Dose,
     EvaluatedOn,
+    Examined,
+    Finding,
     ImageFolder,
     Pairing,
+    Selection,
+    Size,
     Source,
     State,
     StudyTree,
+    series_name,
 )
-from mimicry.study.image_checks import Examined, Size
-from mimicry.study.image_sets import Dose, Finding
-from mimicry.study.matrix import Selection
-from mimicry.study.tree import series_name
-from mimicry.tuning.adapters import AdapterFolder, AdapterSpec, AdapterState, judge_adapter
-from mimicry.tuning.adapters.inspect import AdapterStatus
-from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.tuning.adapters import (
+    OWN_TRAINER,
+    AdapterFolder,
+    AdapterSpec,
+    AdapterState,
+    AdapterStatus,
+    judge_adapter,
+)
 from mimicry.tuning.hub.upload import HubOptions, Upload
 from mimicry.tuning.options.click_options import option_words
 from mimicry.tuning.options.config import TuningConfig
@@ -59,8 +66,7 @@ class Call:
 class Request(Call):
     """One condition of a call, and how its adapters are trained.
 
-    `variant` names the study beside the usual one that they belong to. Without `needs_images`, an artist who
-    has no folder in the condition is passed over, and not blocked.
+    Without `needs_images`, an artist who has no folder in the condition is passed over, and not blocked.
     """
 
     config: TuningConfig
@@ -70,12 +76,10 @@ class Request(Call):
 
     @property
     def stack_config(self) -> TuningConfig | None:
-        """The hyper-parameters, as far as the stack takes any."""
         return self.config if self.stack.takes_options else None
 
     @property
     def hold_out(self) -> int:
-        """How many paintings of each artist are held out of training."""
         return self.config.hold_out if self.stack.takes_options else 0
 
     @property
@@ -88,26 +92,17 @@ class Request(Call):
 
     @cached_property
     def spec(self) -> AdapterSpec:
-        """What each adapter should be.
-
-        Raises:
-            UsageError: the training script cannot be read.
-        """
+        """What each adapter should be; UsageError where the training script cannot be read."""
         traits = self.stack.traits
         return traits.adapter_spec(self.stack_config, traits.trainer(self.stack.script, self.train_script))
 
     @property
     def series(self) -> str:
-        """The folder of all adapters that are to have one recipe: of the stack, or of a variant of it."""
         return series_name(self.stack.name, self.variant)
 
     @property
     def source(self) -> Source:
-        """The folder of the images of its condition.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """The folder of the images of its condition; UsageError where there is none."""
         return self.tree.source(self.condition)
 
     def adapter(self, artist: Artist) -> AdapterId:
@@ -138,14 +133,12 @@ class Target:
     """One artist in one condition of a plan; `source` is the folder of all images of the condition.
 
     `status` is how the cell was when it was planned, `action` what the call does with it, and `reason` why.
-    `weights` identifies the file of weights that lay there. `original` is the artist's original
-    art, where there is some: what every condition is measured on, and whose captions hold for every
-    condition. `left_out` are the stems in quarantine, and `held_out` those that --hold-out keeps for the
-    evaluation; `pairing` is without both. `sizes` are those that the
-    image files state, in pixels, and `examined` is what was found of decoded images; both by name.
-    `findings` is what is odd about the images, and `lists_at` where people find a list that is too long for
-    a line. `marks` say in what the images do not pair with the originals; --allow-unpaired lets it pass.
-    `notes` hold for the whole plan, and are kept in the record only.
+    `weights` identifies the file of weights that lay there. `original` is what every condition is measured
+    on, and whose captions hold for all. `left_out` are the stems in quarantine, and `held_out` those of
+    --hold-out; `pairing` is without both. `sizes` are what the image files state, in pixels, and `examined`
+    is what was found of decoded images; both by name. `lists_at` is where people find a list that is too long
+    for a line. `marks` say in what the images do not pair with the originals. `notes` are kept in the record
+    only.
     """
 
     request: Request
@@ -186,7 +179,6 @@ class Target:
 
     @property
     def images(self) -> ImageFolder:
-        """The images that it is trained on."""
         return self.pairing.images
 
     @property
@@ -198,7 +190,6 @@ class Target:
 
     @property
     def dose(self) -> Dose | None:
-        """How strongly the images were changed; None where they were not compared with originals."""
         return Dose.of(self.examined.values())
 
     @property
@@ -212,18 +203,15 @@ class Target:
 
     @property
     def step_count(self) -> int:
-        """The optimizer steps of its training."""
         return self.request.config.step_count(len(self.images.names))
 
     @property
     def upload_job(self) -> Upload:
-        """Where the adapter goes on the Hub, if it is uploaded."""
         prefix = self.request.stack.traits.hub_prefix
         return Upload.from_adapter(self.adapter, self.folder.path, prefix, self.request.hub)
 
     @property
     def inputs(self) -> TrainingInputs:
-        """What the training works on."""
         config, tree = self.request.config, self.request.tree
         original = None if self.original is None else self.original.path
         shows = config.validation_prompt is not None
@@ -240,7 +228,6 @@ class Target:
 
     @cached_property
     def command(self) -> list[str]:
-        """The exact command that trains it."""
         request = self.request
         words = [*option_words(request.config), f"--stall-minutes={request.stall_minutes:g}"]
         if request.hub is None or not request.uploads:

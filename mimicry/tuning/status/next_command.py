@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mimicry.common.files import canonical_json, read_json
-from mimicry.study import Condition, State
-from mimicry.study.tree import ALL, NONE
-from mimicry.tuning.adapters import recipe_differences
-from mimicry.tuning.adapters.inspect import TO_TRAIN, AdapterStatus
-from mimicry.tuning.adapters.recipe import complete_options
+from mimicry.study import ALL, NONE, Condition, State
+from mimicry.tuning.adapters import TO_TRAIN, AdapterStatus, complete_options, recipe_differences
 from mimicry.tuning.options.click_options import TypedCommand, hyper_parameter_words
 from mimicry.tuning.options.config import OPTIONS
 from mimicry.tuning.options.study_defaults import STUDY_VARIANT

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from mimicry.common.text import printable
-from mimicry.study import Artist, Condition, State, in_order
-from mimicry.study.tree import NONE
+from mimicry.study import NONE, Artist, Condition, State, in_order
 from mimicry.tuning.adapters.inspect import AdapterStatus
 
 # What calls for attention, beside the number of complete cells.

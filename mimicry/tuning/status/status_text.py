@@ -9,8 +9,7 @@ from typing import Any
 
 from mimicry.common.text import printable
 from mimicry.study import State
-from mimicry.tuning.adapters.inspect import TO_TRAIN, AdapterStatus
-from mimicry.tuning.adapters.recipe import recipe_hash
+from mimicry.tuning.adapters import TO_TRAIN, AdapterStatus, recipe_hash
 from mimicry.tuning.planning.recipes import RecipeGroup, StudyRecipes, evaluation_remarks
 from mimicry.tuning.status.status_grid import status_grid
 from mimicry.tuning.status.study_status import BAD, StudyStatus, count_states

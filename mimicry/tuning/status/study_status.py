@@ -11,13 +11,19 @@ from typing import Any
 
 from mimicry.common.errors import UsageError, nearest
 from mimicry.common.processes import NOT_AS_ASKED
-from mimicry.study import AdapterId, Condition, State, StudyTree
-from mimicry.study.cells import CellImages
-from mimicry.study.matrix import CellFilter, Matrix
-from mimicry.study.tree import ALL, NONE, series_name
-from mimicry.tuning.adapters import AdapterSpec
-from mimicry.tuning.adapters.bookmark import open_tracker
-from mimicry.tuning.adapters.inspect import AdapterStatus, Inspector, QueuedJob
+from mimicry.study import (
+    ALL,
+    NONE,
+    AdapterId,
+    CellFilter,
+    CellImages,
+    Condition,
+    Matrix,
+    State,
+    StudyTree,
+    series_name,
+)
+from mimicry.tuning.adapters import AdapterSpec, AdapterStatus, Inspector, QueuedJob, open_tracker
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.execution.engines import queued_jobs
 from mimicry.tuning.options.click_options import selection_of

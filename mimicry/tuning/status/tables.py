@@ -6,13 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from mimicry.common.text import printable, shell_line, text_table
-from mimicry.study import Condition, EvaluatedOn, State
-from mimicry.study.image_sets import Finding, image_facts
-from mimicry.study.tree import NONE
+from mimicry.study import NONE, Condition, EvaluatedOn, Finding, State, image_facts
 from mimicry.tuning.execution.bookkeeping import Result
 from mimicry.tuning.execution.uploads import PendingUpload, UploadEnd
-from mimicry.tuning.planning import Action, Plan, Target, plan_word
-from mimicry.tuning.planning.display import duration
+from mimicry.tuning.planning import Action, Plan, Target, duration, plan_word
 from mimicry.tuning.planning.recipes import evaluation_remarks
 from mimicry.tuning.status.study_status import StudyStatus, count_states
 

@@ -39,7 +39,7 @@ def config_of(
     modules: tuple[str, ...], base_model: str | None = None, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the adapter_config.json of an adapter of rank 4 on `modules`."""
-    return peft_config(ADAPTER_FORMAT, rank=4, modules=modules, base_model=base_model, options=options)
+    return peft_config(ADAPTER_FORMAT, Adapter(4, modules, "", 0), base_model, options)
 
 
 class TestCheckHeader:

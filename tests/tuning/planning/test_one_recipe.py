@@ -9,7 +9,7 @@ import pytest
 
 from mimicry.common.claims import Claim
 from mimicry.common.errors import BatchFault
-from mimicry.study.class_images import ClassImages
+from mimicry.study.drawn_images import ClassImages
 from mimicry.study.tree import AdapterId, State, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS
 from mimicry.tuning.adapters.training_run import TRAINING_RUN

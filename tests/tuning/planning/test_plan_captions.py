@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mimicry.study.captions import Captions, image_records
-from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
+from mimicry.study.drawn_images import SETTINGS, ClassImages, generated_name
 from mimicry.study.images import ImageFolder
 from mimicry.study.tree import Condition, State, StudyTree
 from mimicry.tuning.adapters.judge import AdapterSpec

@@ -37,7 +37,7 @@ def disk_with(monkeypatch: pytest.MonkeyPatch, free: float) -> list[Path]:
         asked.append(path)
         return Disk(1 << 50, 0, int(free))
 
-    monkeypatch.setattr("mimicry.tuning.planning.preflight.shutil.disk_usage", usage)
+    monkeypatch.setattr("mimicry.tuning.planning.plan.shutil.disk_usage", usage)
     return asked
 
 
@@ -128,9 +128,7 @@ class TestClassImages:
     def test_a_folder_that_must_be_written(
         self, prior: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            "mimicry.tuning.planning.preflight.os.access", lambda path, mode: path != tmp_path
-        )
+        monkeypatch.setattr("mimicry.tuning.planning.plan.os.access", lambda path, mode: path != tmp_path)
         (problem,) = (text for text in self.problems(prior, tmp_path) if "class" in text)
         assert "has too few images and is not writable" in problem
         write_images(tmp_path / "class", ["a", "b"])
@@ -166,7 +164,7 @@ class TestDisk:
     def test_not_writable(
         self, config: TuningConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("mimicry.tuning.planning.preflight.os.access", lambda path, mode: False)
+        monkeypatch.setattr("mimicry.tuning.planning.plan.os.access", lambda path, mode: False)
         (problem,) = batch_problems(config, tmp_path, 1, uploads=False)
         assert problem == f"{tmp_path} is not writable; name another tree with --data-root"
 

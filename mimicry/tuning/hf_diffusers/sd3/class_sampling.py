@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
-from mimicry.study.class_images import ClassImages, generated_name
+from mimicry.study.drawn_images import ClassImages, generated_name
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.sampling import (
     SamplingSettings,

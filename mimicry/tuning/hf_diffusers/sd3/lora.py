@@ -11,8 +11,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder
-from mimicry.tuning.adapters.weights import lora_arguments
+from mimicry.tuning.adapters import WEIGHTS, Adapter, AdapterFolder, lora_arguments
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.lora_modules import (
     ADAPTER_FORMAT,

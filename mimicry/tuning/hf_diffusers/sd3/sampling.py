@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.study.drawn_images import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds
 from mimicry.tuning.hf_diffusers.sd3.transformer import cache_modulation

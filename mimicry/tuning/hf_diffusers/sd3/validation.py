@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mimicry.common.files import canonical_json, sha256_text, write_bytes
-from mimicry.study.sample_files import save_sample
+from mimicry.study.drawn_images import save_sample
 from mimicry.tuning.adapters import SAMPLES
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
 from mimicry.tuning.hf_diffusers.sd3.prompts import PromptEmbeds

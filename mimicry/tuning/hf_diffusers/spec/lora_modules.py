@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mimicry.common.errors import AdapterBroken, UsageError, nearest
-from mimicry.tuning.adapters.safetensors_file import SafetensorsFile
-from mimicry.tuning.adapters.weights import AdapterFormat
+from mimicry.tuning.adapters import AdapterFormat, SafetensorsFile
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.options.config import TuningConfig
 

@@ -11,10 +11,7 @@ from typing import Any
 
 from mimicry.common.environment import processor_count, sees_gpu
 from mimicry.common.files import existing_part
-from mimicry.study.class_images import ClassImages
-from mimicry.study.image_checks import bad_images
-from mimicry.study.images import ImageFolder
-from mimicry.study.sample_files import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mimicry.study import DEFAULT_GUIDANCE, DEFAULT_STEPS, ClassImages, ImageFolder, bad_images
 from mimicry.tuning.hf_diffusers.spec.base_model import TEXT_ENCODERS, BaseModel, missing_model_problems
 from mimicry.tuning.hf_diffusers.spec.lora_modules import module_problems
 from mimicry.tuning.options.config import REPORT_ALL, REPORT_NONE, REPORTS, TuningConfig

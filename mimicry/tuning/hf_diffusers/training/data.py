@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from mimicry.common.errors import TrainingFailed, UsageError
-from mimicry.study import Captions, ImageFolder, ImageRecord
-from mimicry.study.class_images import ClassImages
-from mimicry.study.image_checks import refuse_changed_images
+from mimicry.study import Captions, ClassImages, ImageFolder, ImageRecord, refuse_changed_images
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.preflight import (
     class_images_of,

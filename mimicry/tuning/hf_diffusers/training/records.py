@@ -19,10 +19,8 @@ from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_json
 from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.tokens import scrub
-from mimicry.study import ImageRecord, State
-from mimicry.study.image_sets import described_images
-from mimicry.tuning.adapters import Adapter, AdapterFolder
-from mimicry.tuning.adapters.recipe import OWN_TRAINER
+from mimicry.study import ImageRecord, State, described_images
+from mimicry.tuning.adapters import OWN_TRAINER, Adapter, AdapterFolder
 from mimicry.tuning.adapters.training_run import (
     LEFT_OUT,
     EvalLoss,

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from filelock import FileLock
 
 from mimicry.common.errors import TrainingFailed, UsageError
-from mimicry.study.class_images import SETTINGS
+from mimicry.study.drawn_images import SETTINGS
 from mimicry.tuning.hf_diffusers.sd3 import class_sampling, sampling
 from mimicry.tuning.hf_diffusers.sd3.class_sampling import make_class_images
 from mimicry.tuning.hf_diffusers.sd3.modulation import CachedModulationTransformer

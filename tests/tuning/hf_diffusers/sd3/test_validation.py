@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mimicry.study.sample_files import read_settings
+from mimicry.study.drawn_images import read_settings
 from mimicry.tuning.hf_diffusers.sd3 import validation
 from mimicry.tuning.hf_diffusers.sd3.prompts import TextEncoders
 from mimicry.tuning.hf_diffusers.sd3.sampling import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mimicry.study.class_images import SETTINGS, ClassImages, generated_name
+from mimicry.study.drawn_images import SETTINGS, ClassImages, generated_name
 from mimicry.tuning.hf_diffusers.spec import preflight
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.preflight import (

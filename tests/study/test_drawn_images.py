@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mimicry.study.sample_files import read_settings, save_sample
+from mimicry.study.drawn_images import read_settings, save_sample
 
 SETTINGS = {"prompt": "a boat, “signed” \udcff\n", "seed": 2**63 - 1, "guidance": 4.5, "adapter": None}
 
