@@ -12,8 +12,7 @@ from mimicry.common.processes import Interrupted
 from mimicry.study.tree import Artist, State, StudyTree
 from mimicry.tuning.adapters.bookmark import open_tracker
 from mimicry.tuning.execution.batch import Batch
-from mimicry.tuning.execution.local import LocalExecutor
-from mimicry.tuning.execution.places import Place
+from mimicry.tuning.execution.local import LocalExecutor, Place
 from mimicry.tuning.planning.display import BatchDisplay
 from mimicry.tuning.planning.plan import Plan
 from mimicry.tuning.planning.target import Target

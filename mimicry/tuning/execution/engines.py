@@ -12,8 +12,7 @@ from mimicry.study import StudyTree
 from mimicry.tuning.adapters.inspect import QueuedJob
 from mimicry.tuning.execution.cluster import QueueUnknown
 from mimicry.tuning.execution.executor import Executor
-from mimicry.tuning.execution.local import LocalExecutor
-from mimicry.tuning.execution.places import choose_places
+from mimicry.tuning.execution.local import LocalExecutor, choose_places
 from mimicry.tuning.execution.slurm import SlurmExecutor, jobs_of_study
 from mimicry.tuning.options.click_options import option, options
 from mimicry.tuning.options.slurm_options import SLURM, SLURM_TOPIC, SlurmSettings, slurm_options

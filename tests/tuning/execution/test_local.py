@@ -14,7 +14,7 @@ from mimicry.common.processes import Interrupted, stop_signals_raise
 from mimicry.study.tree import Artist, StudyTree
 from mimicry.tuning.adapters.folder import WEIGHTS, AdapterFolder
 from mimicry.tuning.adapters.training_run import TRAINING_RUN
-from mimicry.tuning.execution.places import Place
+from mimicry.tuning.execution.local import Place
 from mimicry.tuning.planning.display import StepDisplay
 from mimicry.tuning.planning.plan import OVERWRITTEN
 from mimicry.tuning.planning.target import Target

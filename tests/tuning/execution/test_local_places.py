@@ -4,7 +4,7 @@ import pytest
 
 from mimicry.common.environment import processor_count
 from mimicry.common.errors import UsageError
-from mimicry.tuning.execution.places import Place, choose_places
+from mimicry.tuning.execution.local import Place, choose_places
 from tests.fake_gpus import FakeGpus
 
 
