@@ -242,12 +242,8 @@ def _rows(path: Path, content: str, problems: list[str]) -> Iterator[tuple[str, 
         for row in reader:
             # The caption alone may be missing; a row that is longer has a comma outside of quotes.
             if any(row):
-                fits = len(row) == len(columns)
-                yield (
-                    f"{path}, line {reader.line_num}",
-                    reader.line_num,
-                    dict(zip(columns, row, strict=True)) if fits else None,
-                )
+                entry = dict(zip(columns, row, strict=True)) if len(row) == len(columns) else None
+                yield f"{path}, line {reader.line_num}", reader.line_num, entry
     except csv.Error as error:
         problems.append(f"{path}, line {reader.line_num} is no row of a table: {error}")
 

@@ -25,11 +25,7 @@ class ColourProfile:
     content: bytes = b""
 
     def to_srgb(self, image: "Image") -> "Image":
-        """Return `image`, of the mode that the profile was read for, as RGB or RGBA in sRGB.
-
-        Raises:
-            ValueError: the profile cannot be used.
-        """
+        """Return `image`, of the mode it was read for, as RGB or RGBA in sRGB, or raise ValueError."""
         if self.fault:
             raise ValueError(f"its colour profile {self.name!r} {self.fault}; save it without, or as sRGB")
         if self.is_srgb:

@@ -32,12 +32,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXT_SUFFIX = ".txt"
 # Pictures that are not read, and programs that turn them into PNG.
-READERS = {
-    ".heic": "heif-convert (libheif)",
-    ".heif": "heif-convert (libheif)",
-    ".hif": "heif-convert (libheif)",
-    ".jxl": "djxl (libjxl)",
-}
+_HEIF, _JXL = "heif-convert (libheif)", "djxl (libjxl)"
+READERS = {".heic": _HEIF, ".heif": _HEIF, ".hif": _HEIF, ".jxl": _JXL}
 
 
 class ImageRecord(TypedDict):
@@ -206,12 +202,10 @@ class ImageFacts:
 
 
 def read_rgb(path: Path, reading: Reading = AS_THEY_ARE) -> "Image":
-    """Read an image as RGB, turned as its EXIF data says. Of several frames or pages, read the first.
+    """Read an image as RGB, turned as its EXIF data says; the first of several frames or pages.
 
-    Transparent pixels become white instead of the colour that some program has left beneath.
-
-    Raises:
-        OSError: the message names the file; `errno` is set if it could not be read at all.
+    Transparent pixels become white instead of the colour that some program has left beneath. An OSError names
+    the file; its `errno` is set if it could not be read at all.
     """
     return decode(path, reading)[0]
 

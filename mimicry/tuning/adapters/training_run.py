@@ -249,10 +249,7 @@ class Trained(Section):
     ) -> "Trained":
         """Return what is known of a training without its images; `paths`, `command`, `host` are private.
 
-        Args:
-            base_model: its identity, with its `name` on the Hub or None.
-            trainer: see `mimicry.tuning.adapters.recipe.trainer_identity`.
-            notes: the first warnings.
+        `base_model` is its identity, with its `name` on the Hub or None; `notes` are the first warnings.
         """
         used = recipe(config, base_model, trainer)
         name, resume = config.pretrained_model_name_or_path, config.resume_from_checkpoint
@@ -336,8 +333,6 @@ class EvalLoss(Section):
 
 @dataclass(kw_only=True)
 class Evaluation(Section):
-    """The evaluation."""
-
     eval_loss: EvalLoss
 
 
@@ -352,8 +347,6 @@ class Result(Section):
 
 @dataclass(kw_only=True)
 class Failure(Section):
-    """Why a training ended without an adapter."""
-
     error: str
 
 
