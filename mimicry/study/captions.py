@@ -210,7 +210,6 @@ def _text_files(
 
 
 def _metadata(folder: Path, stems: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield the location, the stem and the caption of each entry of the folder's metadata, if any."""
     present = [folder / name for name in METADATA if os.path.lexists(folder / name)]
     if len(present) > 1:
         problems.append(f"{present[0]} and {present[1].name} both hold captions; keep one of them")
@@ -251,7 +250,6 @@ def _rows(path: Path, content: str, problems: list[str]) -> Iterator[tuple[str, 
 def _captions(
     entries: Iterator[tuple[str, int, dict[str, Any] | None]], stems: Mapping[str, str], problems: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield the location, the stem and the caption of each entry that can be used."""
     seen: dict[str, int] = {}
     for where, number, entry in entries:
         if entry is None or not isinstance(entry.get(FILE_KEY), str):

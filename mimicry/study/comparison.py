@@ -95,7 +95,6 @@ class Pair:
 
     @classmethod
     def measure(cls, stem: str, image: "Image", original: "Image") -> "Pair":
-        """Compare two RGB pictures."""
         brought, fit = fitted(original, image)
         psnr, linf = _distance(image, brought)
         return cls(stem, psnr, linf, fit, Reduced.of(image), Reduced.of(brought), Reduced.of(original))

@@ -161,7 +161,6 @@ class TrainingRun:
 
     @property
     def rank(self) -> int | None:
-        """The rank that was asked for."""
         return (self.options or {}).get("rank")
 
     @property
@@ -172,12 +171,10 @@ class TrainingRun:
 
     @property
     def device(self) -> str | None:
-        """The GPU that trained it, or cpu."""
         return text_or_none((self.numerics or {}).get("device"))
 
     @property
     def class_image_listing(self) -> str | None:
-        """The sha256 of the list of class images."""
         return text_or_none((self.class_images or {}).get("listing_sha256"))
 
     @property
@@ -187,7 +184,6 @@ class TrainingRun:
 
     @property
     def evaluated(self) -> Evaluated | None:
-        """How the evaluation loss was measured; None where there is none."""
         facts = self.eval_loss or {}
         timesteps, on = facts.get("timesteps"), facts.get("on")
         if not isinstance(timesteps, list) or not timesteps or not isinstance(on, str):

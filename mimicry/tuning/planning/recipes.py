@@ -111,7 +111,6 @@ class StudyRecipes:
         return len(self.groups) > 1
 
     def others(self, asked: AdapterSpec) -> list[RecipeGroup]:
-        """Return the groups whose recipe is not the one that is asked for."""
         return [group for group in self.groups if group.differences(asked)]
 
     def by_adapter(self) -> dict[AdapterId, RecipeGroup]:
