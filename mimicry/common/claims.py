@@ -88,11 +88,8 @@ class Claim:
 
     @classmethod
     def take(cls, folder: Path) -> "Claim":
-        """Claim `folder`, which is created if need be, or join the claim that our parent passed on to us.
-
-        Raises:
-            ClaimedElsewhere: another process works there.
-            ClaimLost: the claim of our parent is gone.
+        """Claim `folder`, made if need be, or join our parent's claim, or raise ClaimedElsewhere or
+        ClaimLost.
         """
         token, _, claimed = os.environ.get(CLAIM_VARIABLE, "").partition(" ")
         if claimed != str(folder.resolve()):
@@ -152,10 +149,9 @@ class Claim:
         return lease is not None and bool(lease.other_holders())
 
     def release(self) -> None:
-        """Give up our share; the claim stays with its other holders.
+        """Give up our share, and remove empty folders that were made for it; other holders keep the claim.
 
-        A process that joined keeps its share until it ends, because it may free its memory only then. Folders
-        that were created for the claim are removed if they are empty.
+        A process that joined keeps its share until it ends, because it may free its memory only then.
         """
         self._released.set()
         with contextlib.suppress(ClaimLost, OSError):

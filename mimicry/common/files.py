@@ -43,12 +43,10 @@ def json_bytes(text: str) -> bytes:
 
 
 def sha256_text(text: str) -> str:
-    """Return the hexadecimal sha256 of `text` in UTF-8."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of the bytes of the file at `path`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -231,7 +229,6 @@ class FileMemory:
             self._findings[name] = found
 
     def save(self) -> None:
-        """Write down the files that passed this time, if anything changed."""
         if (self._good, self._findings) != (self._known, self._known_findings):
             content = {"version": _MEMORY_VERSION, "folder": str(self._folder), "good": self._good}
             if self._findings:

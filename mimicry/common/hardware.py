@@ -1,7 +1,6 @@
 """The GPUs that this program may use, and how much memory of the machine. No torch: it takes seconds.
 
-GPUs go by their names in CUDA_VISIBLE_DEVICES; one that is cut into MIG instances counts as these. CUDA
-numbers GPUs by speed, nvidia-smi by their place on the bus: hence CUDA_DEVICE_ORDER.
+CUDA numbers GPUs by speed, nvidia-smi by their place on the bus: hence CUDA_DEVICE_ORDER.
 """
 
 import os

@@ -184,12 +184,10 @@ class Child:
             return None
 
     def ask(self, request: bytes, silence_seconds: float) -> Iterator[bytes]:
-        """Send the child one line, and yield the lines of its standard output until it closes that.
+        """Send one line to the child, and yield the lines that it answers with until it closes that.
 
-        Its standard error counts as a sign of life too; `diagnostics` holds the end of it.
-
-        Raises:
-            TimeoutError: the child wrote nothing for so long.
+        Its standard error, whose end `diagnostics` holds, is a sign of life too; TimeoutError after
+        `silence_seconds`.
         """
         pipes = self._process
         assert pipes.stdin is not None
@@ -235,8 +233,8 @@ class Child:
     def stop(self, number: int, grace_seconds: float) -> None:
         """Send the signal to the child's whole group, and SIGKILL to what still runs after `grace_seconds`.
 
-        A child that was asked to stop has the time that it was given then, and gets no second signal. So have
-        processes that it left behind. `Interrupted` comes after nothing of the child is left.
+        A child that was asked to stop has the time that it was given then, as have processes that it left
+        behind.
         """
         try:
             if grace_seconds > 0:

@@ -210,7 +210,6 @@ def _text_files(
 
 
 def _metadata(folder: Path, stems: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield the location, the stem and the caption of each entry of the folder's metadata, if any."""
     present = [folder / name for name in METADATA if os.path.lexists(folder / name)]
     if len(present) > 1:
         problems.append(f"{present[0]} and {present[1].name} both hold captions; keep one of them")
@@ -242,12 +241,8 @@ def _rows(path: Path, content: str, problems: list[str]) -> Iterator[tuple[str, 
         for row in reader:
             # The caption alone may be missing; a row that is longer has a comma outside of quotes.
             if any(row):
-                fits = len(row) == len(columns)
-                yield (
-                    f"{path}, line {reader.line_num}",
-                    reader.line_num,
-                    dict(zip(columns, row, strict=True)) if fits else None,
-                )
+                entry = dict(zip(columns, row, strict=True)) if len(row) == len(columns) else None
+                yield f"{path}, line {reader.line_num}", reader.line_num, entry
     except csv.Error as error:
         problems.append(f"{path}, line {reader.line_num} is no row of a table: {error}")
 
@@ -255,7 +250,6 @@ def _rows(path: Path, content: str, problems: list[str]) -> Iterator[tuple[str, 
 def _captions(
     entries: Iterator[tuple[str, int, dict[str, Any] | None]], stems: Mapping[str, str], problems: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield the location, the stem and the caption of each entry that can be used."""
     seen: dict[str, int] = {}
     for where, number, entry in entries:
         if entry is None or not isinstance(entry.get(FILE_KEY), str):

@@ -130,8 +130,7 @@ _LOCK_TIMEOUT_SECONDS = 60.0
 def left_out(tree: StudyTree) -> dict[str, frozenset[str]]:
     """Return the stems that are left out, by artist as split/style/name.
 
-    Raises:
-        BatchFault: the file cannot be read. Without it, conditions would be trained on different paintings.
+    BatchFault without the file: conditions would be trained on different paintings.
     """
     return {artist: frozenset(stems) for artist, stems in _read(tree)[_IMAGES].items()}
 

@@ -6,20 +6,8 @@ size, to which the original is brought; with --source-resolution at the size to 
 
 The same picture: both are reduced to 16 x 16 pixels, where a perturbation averages out. What is left after
 taking away a blurred copy is the composition, whose correlation with that of the original is the likeness.
-Measured on the demo's paintings of about 100 pixels a side, and on twenty paintings by van Gogh with 512:
-
-    likeness of                                          demo's Mist   noisy upscaling   Anti-DreamBooth
-    the right pairs, at least                                  0.993             0.889             0.999
-    another painting of the artist, at most                    0.787             0.776             0.777
-    mirrored or turned, at most                                0.806             0.740             0.401
-    the upper left 75% of width and height, at most            0.510             0.481             0.193
-    the upper left 90%, at most                                0.744             0.708             0.371
-    the right pair less the best wrong one, at least           0.187             0.163             0.223
-
-So the limit is 0.8. A picture that is nearly symmetric, or nearly equal to another of the artist, may pass it
-wrongly, as one mirrored picture here: so nothing else may be nearer. With both rules all 260 right pairs
-pass, and all wrong ones of these kinds are found. A crop that leaves nearly everything may pass: the middle
-85% has a likeness of up to 0.948 in the demo, and of 0.513 in the paintings by van Gogh.
+docs/running.md has the margins. Nothing else of the artist may be nearer: one mirrored picture passed the
+limit there.
 """
 
 import math
@@ -107,7 +95,6 @@ class Pair:
 
     @classmethod
     def measure(cls, stem: str, image: "Image", original: "Image") -> "Pair":
-        """Compare two RGB pictures."""
         brought, fit = fitted(original, image)
         psnr, linf = _distance(image, brought)
         return cls(stem, psnr, linf, fit, Reduced.of(image), Reduced.of(brought), Reduced.of(original))

@@ -49,11 +49,7 @@ class ClassImages:
         return list(itertools.islice(others, max(0, self.count - len(present))))
 
     def problems(self, settings: Mapping[str, Any] | None) -> list[str]:
-        """Return why the folder cannot be used.
-
-        Args:
-            settings: what images would be generated with now; None if that is not known yet.
-        """
+        """Return why the folder cannot be used with `settings`, which are None if not known yet."""
         problem = self.images.problem()
         if problem is not None:
             return [f"--class-data-dir: {problem}"]

@@ -1,7 +1,6 @@
 """Decodes many images: can they be trained on, and what tells them from their originals?
 
-What was found of good images is remembered by name, size and modification time, and where they were compared,
-by those of the originals too; bad ones are decoded again each time.
+What was found of good ones is remembered by name, size and time, and by those of their originals.
 """
 
 import os

@@ -105,12 +105,7 @@ def ignored(images: ImageFolder, *, captions: bool) -> list[Finding]:
 def geometry(
     pairing: Pairing, sizes: Mapping[str, Size], original_sizes: Mapping[str, Size], reading: Reading
 ) -> list[Finding]:
-    """Return where the sizes of a set differ from those of its originals, as they are trained on.
-
-    Args:
-        sizes: of the images, by name, in pixels; those that are not known are missing.
-        reading: one that reduces images to the same detail evens out that they had another size.
-    """
+    """Return where the sizes of a set, in pixels by name, differ from its originals', as trained on."""
     scaled: dict[str, str] = {}
     reshaped: dict[str, str] = {}
     shorter_sides = []

@@ -26,21 +26,29 @@ class Selection:
     pilot: bool = False
 
     def choose(self, known: Sequence[Artist], has_enough_images: Callable[[Artist], bool]) -> list[Artist]:
-        """Return those of the `known` artists that the filters select, in their order.
+        """Return those of the `known` artists that the filters select, in order, or raise UsageError.
 
         The pilot takes the first artist with enough original images of each split and style, in every
         condition.
-
-        Raises:
-            UsageError: names that match no artist (all of them are listed), or no artist is left.
         """
-        spelled = self._as_on_disk(known)
+        names = {
+            "splits": {artist.split for artist in known},
+            "styles": {artist.style for artist in known},
+            "artists": {artist.name for artist in known},
+        }
+        spelled = replace(
+            self,
+            splits=_spelled_as_known(self.splits, names["splits"]),
+            styles=_spelled_as_known(self.styles, names["styles"]),
+            artists=_spelled_as_known(self.artists, names["artists"]),
+        )
         if spelled != self:
             return spelled.choose(known, has_enough_images)
         problems = [
-            *_unmatched("--split", self.splits, {artist.split for artist in known}),
-            *_unmatched("--style", self.styles, {artist.style for artist in known}),
-            *_unmatched("--artist", self.artists, {artist.name for artist in known}),
+            f"--{part[:-1]} {name} matches no artist; {nearest(name, sorted(names[part]))}"
+            for part in names
+            for name in getattr(self, part)
+            if name not in names[part]
         ]
         if problems:
             raise UsageError(*problems)
@@ -49,15 +57,6 @@ class Selection:
         if not chosen:
             raise UsageError(self._nothing_left(candidates))
         return chosen
-
-    def _as_on_disk(self, known: Sequence[Artist]) -> "Selection":
-        """Return the same filters with the names as the folders spell them: Unicode has two forms of é."""
-        return replace(
-            self,
-            splits=_spelled_as_known(self.splits, {artist.split for artist in known}),
-            styles=_spelled_as_known(self.styles, {artist.style for artist in known}),
-            artists=_spelled_as_known(self.artists, {artist.name for artist in known}),
-        )
 
     def _matches(self, artist: Artist) -> bool:
         return (
@@ -100,11 +99,8 @@ class ChosenConditions:
     ) -> "ChosenConditions":
         """Return the product of the names, in the order that a reader expects.
 
-        Args:
-            needed: whether a pair of two names must have images. A pair with a name that `all` gave need not.
-
-        Raises:
-            UsageError: all that is wrong with the names; pairs that are needed and have no images.
+        With `needed`, a pair of two names must have images; one with a name that `all` gave need not. A
+        UsageError has all that is wrong with the names.
         """
         _check_names(tree, protections, countermeasures)
         problems = Problems()
@@ -196,7 +192,6 @@ class Matrix:
 
         Raises:
             UsageError: names that match nothing, all of them.
-            BatchFault: a folder cannot be listed.
         """
         chosen = chosen or CellFilter()
         tree = images.tree
@@ -321,11 +316,3 @@ def _pilots(known: Iterable[Artist], has_enough_images: Callable[[Artist], bool]
         if place not in first and has_enough_images(artist):
             first[place] = artist
     return list(first.values())
-
-
-def _unmatched(option: str, names: Iterable[str], known: set[str]) -> list[str]:
-    return [
-        f"{option} {name} matches no artist; {nearest(name, sorted(known))}"
-        for name in names
-        if name not in known
-    ]

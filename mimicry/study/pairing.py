@@ -41,7 +41,7 @@ class Pairing:
         found = _pair(images.stems, original.stems)
         names = dict(zip(images.stems, images.names, strict=True))
         aliases = {names[stem]: pair.original for stem, pair in found.items() if pair.original != stem}
-        rules = {names[stem]: pair.rule for stem, pair in found.items() if pair.original != stem}
+        rules = {names[stem]: pair.affix.rule for stem, pair in found.items() if pair.original != stem}
         return cls(images.with_aliases(aliases), original, rules)
 
     def without(self, stems: Collection[str]) -> "Pairing":
@@ -124,16 +124,12 @@ class _Pair:
     original: str
     affix: _Affix
 
-    @property
-    def rule(self) -> str:
-        return self.affix.rule
-
 
 def _pair(stems: list[str], originals: list[str]) -> dict[str, _Pair]:
     """Return the original of each stem that has one; no original is given twice.
 
-    Equal names come first. Then the affix that most of the other names share takes its names, and so on: a
-    set may have been made with several strengths, which Glaze writes into the name.
+    Equal names come first, then the affix that most of the others share, and so on: a set may have been made
+    with several strengths.
     """
     found = {stem: _Pair(stem, _Affix("", "")) for stem in set(stems) & set(originals)}
     left, free = set(stems) - found.keys(), set(originals) - found.keys()

@@ -81,12 +81,8 @@ class ProgressTracker:
 
         A new bookmark is pending unless its status is given. The step is "complete" if all that is expected
         of it is, "not_started" if nothing was begun, else "in_progress". A tracker that cannot be parsed is
-        set aside as {name}.unreadable-{time}.json, with a warning on standard error, even if there is nothing
-        to record.
-
-        Raises:
-            ValueError: a status is not one of `State`.
-            MimicryError: the lock, the reading or the writing failed. The file is then unchanged.
+        set aside as {name}.unreadable-{time}.json, even if there is nothing to record. ValueError where a
+        status is no `State`; MimicryError where lock, reading or writing failed, and the file is unchanged.
         """
         for fields in fields_by_key.values():
             if "status" in fields:
@@ -174,13 +170,9 @@ class ProgressTracker:
         return {}, fault
 
     def _restored(self, document: dict[str, Any] | None, rebuilt: Bookmarks) -> dict[str, Any]:
-        if document is None or not document:
-            document = {
-                "metadata": {"created_at": utc_now()},
-                "step_status": {},
-                "bookmarks": {},
-                "snapshot": {},
-            }
+        if not document:
+            metadata = {"created_at": utc_now()}
+            document = {"metadata": metadata, "step_status": {}, "bookmarks": {}, "snapshot": {}}
         bookmarks = document.setdefault("bookmarks", {})
         bookmarks[self._step] = {**rebuilt, **bookmarks.get(self._step, {})}
         return document

@@ -45,7 +45,6 @@ class Condition:
 
     @classmethod
     def parse(cls, name: str) -> "Condition | None":
-        """Return the condition whose folder has this name; None if it is not that of a condition."""
         protection, joint, countermeasure = name.partition("__")
         return cls(protection, countermeasure) if joint else None
 
@@ -295,11 +294,7 @@ def sister_folders(output_dir: Path) -> dict[str, Path]:
 
 
 def folders_in(path: Path) -> list[str]:
-    """Return the names of the visible folders in `path`, sorted; none if it does not exist.
-
-    Raises:
-        BatchFault: `path` cannot be listed.
-    """
+    """Return the visible folders in `path`, sorted, none without it; BatchFault if it cannot be listed."""
     try:
         with os.scandir(path) as entries:
             return sorted(

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms
 
-from mimicry.study.colour import profile_of
-from mimicry.study.images import Reading, check_image, decode, read_rgb
+from mimicry.study.images import Reading, check_image, decode, profile_of, read_rgb
 
 
 def matrix_profile(name: str, gamma: float, swapped: bool = False) -> bytes:

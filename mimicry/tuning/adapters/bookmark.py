@@ -32,14 +32,9 @@ _UNKNOWN = ""
 class Bookmark:
     """What a bookmark says, or what is to be merged into one.
 
-    Attributes:
-        status: None where the tracker says nothing, or a word that is not a state.
-        seconds: of the whole training, earlier attempts included.
-        images: how many there were to train on.
-        log: the file's path relative to the data root.
-        note: what happened to the adapter that was there before.
-        overwrite: the mark of an --overwrite; see `mimicry.tuning.planning.plan`.
-        named: the fields that were read or are to be written, in this order; None removes a field.
+    `named` are the fields that were read or are to be written, in this order; None removes one. `status` is
+    None for a word that is no state. `seconds` are those of all attempts, `images` a count, `log` is relative
+    to the data root, and `note` says what happened to an adapter that was there before.
     """
 
     status: State | None = None

@@ -89,7 +89,6 @@ def choose_checkpoint(
 
     Args:
         wanted: `RESUME_LATEST`, `RESUME_NONE`, or the path or name of a checkpoint: UsageError if it is bad.
-        read: reads the checkpoint in a folder, and raises NotWholeError.
         difference: says why a checkpoint does not fit; empty for one that does.
     """
     names = folder.checkpoint_names()

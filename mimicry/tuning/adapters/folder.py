@@ -85,8 +85,8 @@ class AdapterFolder:
     def check_header(self, rank: int | None) -> None:
         """Check the header of the weights, and that the record is about a training that ended.
 
-        Without a record the weights are another tool's: what adapter_config.json says of the LoRA, if it is
-        there, must be what the weights say. AdapterBroken otherwise.
+        Without a record, what adapter_config.json says of the LoRA, if it is there, must be what the weights
+        say.
         """
         header = check_header(self.weights, self.form, rank)
         if self.run is not None:
@@ -129,13 +129,7 @@ class AdapterFolder:
     def publish(self, source: Path, training_run: Mapping[str, Any], base_model: str | None) -> Adapter:
         """Check new weights and put them, with their two JSON files, in place; the weights come last.
 
-        Args:
-            source: the weights as they were saved, under another name or in another folder.
-            training_run: content of training_run.json; `weights` is filled in here.
-            base_model: what adapter_config.json names.
-
-        Raises:
-            AdapterBroken: the weights are not whole, or of another rank; nothing was published.
+        `training_run` is the record without `weights`. AdapterBroken says that nothing was published.
         """
         run = TrainingRun(training_run)
         canonical = source.with_name(source.name + ".canonical")

@@ -65,10 +65,8 @@ def recipe_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) ->
 
 
 def option_differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the recorded value and the one asked for of each option of a recipe that differs, by name.
-
-    An option that did not exist yet when the recipe was recorded counts as its default: what was done.
-    """
+    """Return the recorded value and the one asked for of each option that differs, by name."""
+    # An option that did not exist yet when the recipe was recorded counts as its default: what was done.
     new = complete_options(asked) or {}
     known = complete_options(recorded) or {}
     return {name: (known.get(name), new[name]) for name in new if known.get(name) != new[name]}

@@ -82,7 +82,6 @@ class TensorBits:
     data: bytes
 
     def is_finite(self) -> bool:
-        """Return whether every value is a number, and not infinite."""
         bits = self._integers()
         exponent = bits.dtype.type(_FLOATS[self.dtype][1])
         return not bool(((bits & exponent) == exponent).any())

@@ -161,7 +161,6 @@ class TrainingRun:
 
     @property
     def rank(self) -> int | None:
-        """The rank that was asked for."""
         return (self.options or {}).get("rank")
 
     @property
@@ -172,12 +171,10 @@ class TrainingRun:
 
     @property
     def device(self) -> str | None:
-        """The GPU that trained it, or cpu."""
         return text_or_none((self.numerics or {}).get("device"))
 
     @property
     def class_image_listing(self) -> str | None:
-        """The sha256 of the list of class images."""
         return text_or_none((self.class_images or {}).get("listing_sha256"))
 
     @property
@@ -187,7 +184,6 @@ class TrainingRun:
 
     @property
     def evaluated(self) -> Evaluated | None:
-        """How the evaluation loss was measured; None where there is none."""
         facts = self.eval_loss or {}
         timesteps, on = facts.get("timesteps"), facts.get("on")
         if not isinstance(timesteps, list) or not timesteps or not isinstance(on, str):
@@ -249,10 +245,7 @@ class Trained(Section):
     ) -> "Trained":
         """Return what is known of a training without its images; `paths`, `command`, `host` are private.
 
-        Args:
-            base_model: its identity, with its `name` on the Hub or None.
-            trainer: see `mimicry.tuning.adapters.recipe.trainer_identity`.
-            notes: the first warnings.
+        `base_model` is its identity, with its `name` on the Hub or None; `notes` are the first warnings.
         """
         used = recipe(config, base_model, trainer)
         name, resume = config.pretrained_model_name_or_path, config.resume_from_checkpoint
@@ -336,8 +329,6 @@ class EvalLoss(Section):
 
 @dataclass(kw_only=True)
 class Evaluation(Section):
-    """The evaluation."""
-
     eval_loss: EvalLoss
 
 
@@ -352,8 +343,6 @@ class Result(Section):
 
 @dataclass(kw_only=True)
 class Failure(Section):
-    """Why a training ended without an adapter."""
-
     error: str
 
 

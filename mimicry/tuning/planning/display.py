@@ -45,7 +45,6 @@ class StepDisplay:
             )
 
     def phase(self, text: str) -> None:
-        """Show what the training does before its first step."""
         if self.bar is not None and self._first is None:
             self.bar.set_description_str(f"{self._label}: {printable(text)}"[: self.bar.ncols or 100])
 
@@ -213,7 +212,6 @@ def _refresh(bar: "tqdm[Any]") -> None:
 
 @contextmanager
 def checking_bar() -> Iterator[Progress]:
-    """Yield what shows how many images were checked, of how many: a bar in a terminal."""
     bar: tqdm[Any] | None = None
 
     def show(done: int, count: int) -> None:

@@ -1,7 +1,7 @@
 """The images of a plan, decoded and compared with their originals; what forbids a training blocks it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from mimicry.study import (
     Captions,
     Condition,
     Examined,
+    Finding,
     ImageFolder,
     Pairing,
     Reading,
@@ -23,23 +24,10 @@ from mimicry.study import (
     StudyTree,
     bad_images,
     examine,
+    image_sets,
     leave_out,
     remembered,
     stated_sizes,
-)
-from mimicry.study.image_sets import (
-    SHOWN,
-    Finding,
-    colours,
-    crop_loss,
-    geometry,
-    ignored,
-    marks,
-    unchanged,
-    unchanged_warning,
-    uncompared,
-    unlike,
-    unusable,
 )
 from mimicry.tuning.adapters.inspect import ALLOW_UNPAIRED
 from mimicry.tuning.planning.display import checking_bar
@@ -74,7 +62,6 @@ def check_images(plan: Plan, *, with_files: bool = False) -> Plan:
 
 
 def _read_for(target: Target) -> dict[Path, Pairing]:
-    """Return the sets of images that a training reads, by folder: its own, and that of the evaluation."""
     sets = {target.images.path: target.pairing}
     if target.held_out and target.original is not None:
         # The whole folder, which is remembered as a whole.
@@ -119,12 +106,13 @@ def _lists_of(plan: Plan, target: Target) -> str:
 
 
 def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) -> Target:
-    """Return the target with what was found of its images; blocked, if they forbid its training."""
     pairing = target.pairing
-    target = replace(target, examined=found, marks=marks(pairing, found))
+    target = replace(target, examined=found, marks=image_sets.marks(pairing, found))
     if bad:
-        return _blocked(target, unusable(pairing.images, bad), "repair it, or type --quarantine-unpaired")
-    same = unchanged(pairing, found)
+        return _blocked(
+            target, image_sets.unusable(pairing.images, bad), "repair it, or type --quarantine-unpaired"
+        )
+    same = image_sets.unchanged(pairing, found)
     if same and len(same) == len(pairing.images.names):
         text = (
             f"all {len(same)} images are those of original_art, pixel by pixel, and nothing was done to them"
@@ -133,21 +121,20 @@ def _checked(target: Target, found: dict[str, Examined], bad: list[BadImage]) ->
     if _not_countered(target):
         text = f"all {len(pairing.images.names)} images are those that were to be countered, byte by byte"
         return _blocked(target, Finding(text), f"make {pairing.images.path} again")
-    wrong = unlike(pairing, found)
+    wrong = image_sets.unlike(pairing, found)
     if wrong and not target.request.allow_unpaired:
         return _blocked(target, wrong[0], f"put the right images there, or type {ALLOW_UNPAIRED}")
     findings = [
         *(replace(finding, text=f"unpaired: {finding.text}") for finding in wrong),
-        *unchanged_warning(pairing, found),
-        *uncompared(pairing, found),
-        *colours(pairing, found, convert_profiles=target.request.config.convert_profiles),
+        *image_sets.unchanged_warning(pairing, found),
+        *image_sets.uncompared(pairing, found),
+        *image_sets.colours(pairing, found, convert_profiles=target.request.config.convert_profiles),
         *_links_out(target.request.tree, pairing.images),
     ]
     return replace(target, findings=(*target.findings, *findings))
 
 
 def _not_countered(target: Target) -> bool:
-    """Return whether a countermeasure has left all images as the protection had made them."""
     condition, tree = target.request.condition, target.request.tree
     if NONE in (condition.protection, condition.countermeasure):
         return False
@@ -193,10 +180,10 @@ def quarantine_bad_images(plan: Plan, say: Callable[[str], None]) -> bool:
     for artist, image in found:
         by_artist[str(artist)].append(image.problem)
     for name, problems in by_artist.items():
-        for problem in problems[:SHOWN]:
+        for problem in problems[: image_sets.SHOWN]:
             say(printable(f"{name}: left out of all conditions: {problem}"))
-        if len(problems) > SHOWN:
-            more = f"{len(problems) - SHOWN} more, listed in {tree.quarantine}"
+        if len(problems) > image_sets.SHOWN:
+            more = f"{len(problems) - image_sets.SHOWN} more, listed in {tree.quarantine}"
             say(printable(f"{name}: left out of all conditions: {more}"))
     return bool(found)
 
@@ -229,8 +216,12 @@ def caption_faults(captions: Captions | None) -> list[Finding]:
     if captions is None or not captions.problems:
         return []
     problems = captions.problems
-    more = f" and {len(problems) - SHOWN} more problems with captions" if len(problems) > SHOWN else ""
-    return [Finding("; ".join(problems[:SHOWN]) + more, problems)]
+    more = (
+        f" and {len(problems) - image_sets.SHOWN} more problems with captions"
+        if len(problems) > image_sets.SHOWN
+        else ""
+    )
+    return [Finding("; ".join(problems[: image_sets.SHOWN]) + more, problems)]
 
 
 class Findings:
@@ -241,18 +232,17 @@ class Findings:
 
     def added_to(self, target: Target, captions: Captions | None, whole: ImageFolder) -> Target:
         """Return a target that is to be trained, with the sizes that its images state and all findings."""
+        pairing, original_sizes = target.pairing, dict[str, Size]()
         sizes = self._sizes(target.images.path, target.images.names)
-        findings = (*_findings(target, captions, whole), *self._of_shapes(target, sizes))
-        return replace(target, sizes=sizes, findings=findings)
-
-    def _of_shapes(self, target: Target, sizes: Mapping[str, Size]) -> list[Finding]:
-        pairing = target.pairing
-        original_sizes: Mapping[str, Size] = {}
         if pairing.original is not None:
             partners = [partner for name in sizes if (partner := pairing.partner(name)) is not None]
             original_sizes = self._sizes(pairing.original.path, tuple(partners))
-        differing = geometry(pairing, sizes, original_sizes, target.request.config.reading)
-        return [*differing, *crop_loss(pairing.images, sizes)]
+        findings = (
+            *_findings(target, captions, whole),
+            *image_sets.geometry(pairing, sizes, original_sizes, target.request.config.reading),
+            *image_sets.crop_loss(pairing.images, sizes),
+        )
+        return replace(target, sizes=sizes, findings=findings)
 
 
 def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> list[Finding]:
@@ -267,4 +257,4 @@ def _findings(target: Target, captions: Captions | None, whole: ImageFolder) -> 
         lines += captions.warnings
     if target.left_out:
         lines.append(f"left out of all conditions, as bad in one: {', '.join(map(repr, target.left_out))}")
-    return [*map(Finding, lines), *ignored(whole, captions=captions is not None)]
+    return [*map(Finding, lines), *image_sets.ignored(whole, captions=captions is not None)]

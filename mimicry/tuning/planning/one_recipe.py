@@ -91,21 +91,17 @@ def _ways_on(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> li
     beside = "for a study beside it, with the recipe of this call, add --variant NAME"
     if typed.study_file is not None:
         beside = "for a study beside it, write the recipe of this call below [variants.NAME] there"
-    if recipes.is_mixed:
-        own = bool(recipes.groups[0].differences(request.spec))
-        return [
-            f"to have the recipe of most everywhere, type this for each condition: {command} --retrain-stale",
-            *notes,
-            *(["to have the recipe of this call everywhere, add --retrain-stale for each"] if own else []),
-            beside,
-            "to train all the same, which is recorded and marked, add --allow-mixed-recipes",
-        ]
+    all_the_same = "to train all the same, which is recorded and marked, add --allow-mixed-recipes"
+    if not recipes.is_mixed:
+        replacing = "to replace what has another recipe, one artist after the other, add --retrain-stale"
+        return [f"to continue the study: {command}", *notes, beside, replacing, all_the_same]
+    own = bool(recipes.groups[0].differences(request.spec))
     return [
-        f"to continue the study: {command}",
+        f"to have the recipe of most everywhere, type this for each condition: {command} --retrain-stale",
         *notes,
+        *(["to have the recipe of this call everywhere, add --retrain-stale for each"] if own else []),
         beside,
-        "to replace what has another recipe, one artist after the other, add --retrain-stale",
-        "to train all the same, which is recorded and marked, add --allow-mixed-recipes",
+        all_the_same,
     ]
 
 
@@ -134,9 +130,8 @@ def _command_for(group: RecipeGroup, request: Request, typed: TypedCommand) -> t
 
 def _model_words(group: RecipeGroup) -> Sequence[str]:
     model = group.recipe.get("base_model")
-    name = model.get("name") if isinstance(model, Mapping) else None
+    name, revision = map(model.get, ("name", "revision")) if isinstance(model, Mapping) else (None, None)
     if name:
-        revision = model.get("revision") if isinstance(model, Mapping) else None
         return ["--pretrained-model-name-or-path", name, *(["--revision", revision] if revision else [])]
     folder = (group.run.paths or {}).get(_MODEL)
     return ["--pretrained-model-name-or-path", folder] if folder else []

@@ -53,10 +53,6 @@ class Overwrite:
         finished = frozenset(adapter for adapter, name in done.items() if name in open_names)
         return cls(max(open_names), finished, trainings)
 
-    def mark(self, adapter: AdapterId) -> dict[str, Any]:
-        """Return the mark of an adapter that is to be trained again."""
-        return {"name": self.name, "replaces": self.trainings[adapter]}
-
 
 # What a user may do about an adapter of another recipe or other images.
 WAYS_FOR_STALE = "--retrain-stale replaces it, --variant NAME trains this recipe next to it"
@@ -81,10 +77,9 @@ def plan_word(target: Target) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All targets of a call, in the order in which they are trained.
+    """All targets of a call, in the order of training; one request for each condition and series.
 
-    There is one of the `requests` for each condition of each series of adapters. `absent` are the conditions
-    without images, that nobody has typed, with the reason.
+    `absent` are the conditions without images, that nobody has typed, with the reason.
     """
 
     requests: tuple[Request, ...]
@@ -146,7 +141,7 @@ class Plan:
         """Return what the bookmark of a target says of the --overwrite that is to train it again."""
         if self.overwrite is None or target.state not in (State.WAITING, State.RUNNING):
             return None
-        return self.overwrite.mark(target.adapter)
+        return {"name": self.overwrite.name, "replaces": self.overwrite.trainings[target.adapter]}
 
     def of(self, *states: State) -> list[Target]:
         return [target for target in self.targets if target.state in states]

@@ -1,8 +1,4 @@
-"""The recipes of a study: those of its complete adapters, and of those in training.
-
-Two adapters of a series may differ in their images, captions and crops alone. Numerics are compared with
-those of sisters.
-"""
+"""The recipes of a study: those of its complete adapters, and of those in training."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -74,11 +70,9 @@ class StudyRecipes:
         without: Collection[AdapterId] = (),
         more: Iterable[tuple[AdapterId, TrainingRun, bool]] = (),
     ) -> "StudyRecipes":
-        """Read the records of those `adapters` that are complete or in training.
+        """Read the records of those `adapters` that are complete or in training, but for those `without`.
 
-        Args:
-            without: those that do not count, because they are about to be replaced.
-            more: other adapters, whose records were read already, each with whether it has weights.
+        `more` are others, whose records were read already, each with whether it has weights.
         """
         records = [
             (adapter, folder.readable_run, folder.has_weights)
@@ -117,7 +111,6 @@ class StudyRecipes:
         return len(self.groups) > 1
 
     def others(self, asked: AdapterSpec) -> list[RecipeGroup]:
-        """Return the groups whose recipe is not the one that is asked for."""
         return [group for group in self.groups if group.differences(asked)]
 
     def by_adapter(self) -> dict[AdapterId, RecipeGroup]:

@@ -198,7 +198,6 @@ class Target:
 
     @property
     def folder(self) -> AdapterFolder:
-        """The adapter's folder as it is now."""
         return self.request.folder(self.artist)
 
     @property
@@ -240,7 +239,6 @@ class Target:
         return request.stack.words(self.images.path, self.folder.path, words)
 
     def captions(self) -> Captions | None:
-        """Read the captions as they are now; None where none are asked for."""
         return Captions.read(self.images, self.original) if self.request.config.captions else None
 
     def judge(self) -> AdapterState:
