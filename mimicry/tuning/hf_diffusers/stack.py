@@ -5,6 +5,7 @@ Libraries, class images, room on the disk: all of it is checked before the first
 
 import importlib.util
 import os
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ class Traits(StackTraits):
         return trainer_identity(train_script)
 
     def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
-        """Return what is asked for; reads the base model's files, not its values."""
         assert config is not None
         model = BaseModel.find(config)
         identity = None if model is None else model.identity()
@@ -98,13 +98,12 @@ TRAITS = Traits(hub_prefix="sd35-lora", adapter_format=ADAPTER_FORMAT)
 def _parameter_count(model: BaseModel | None, config: TuningConfig) -> int:
     """Return the number of an adapter's parameters, rounded up a little."""
     layers, width = _DEFAULT_GEOMETRY
-    if model is not None:
-        try:
+    # `BaseModel.problems` says what is wrong with a model.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if model is not None:
             transformer = model.config_of("transformer")
             layers = int(transformer["num_layers"])
             width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # `BaseModel.problems` says what is wrong with it
     # Eight square projections a block, and two factors each.
     return layers * 8 * 2 * width * config.rank
 
@@ -117,10 +116,7 @@ def class_images_of(config: TuningConfig) -> ClassImages | None:
 
 
 def generation_settings(config: TuningConfig, model: BaseModel) -> dict[str, Any]:
-    """Return everything that determines a generated image, except its index.
-
-    How many are generated at a time may change its last bits, and is not compared.
-    """
+    """Return what determines a generated image, except its index and the size of its batch."""
     return {
         "prompt": config.class_prompt,
         "max_sequence_length": config.max_sequence_length,
@@ -150,7 +146,12 @@ def chosen_trackers(config: TuningConfig) -> list[str]:
 
 def installed_trackers() -> list[str]:
     """Return the trackers whose library is installed; a folder of that name is not one."""
-    return [name for name in _TRACKERS if _is_installed(name)]
+    found = []
+    for name in _TRACKERS:
+        with suppress(PackageNotFoundError):
+            version(name)
+            found.append(name)
+    return found
 
 
 def report_problems(config: TuningConfig) -> list[str]:
@@ -165,14 +166,6 @@ def report_problems(config: TuningConfig) -> list[str]:
         f"--report-to {config.report_to}: {missing} is not installed; type pip install 'mimicry[reports]', "
         f"or leave --report-to out"
     ]
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def optimizer_problems(config: TuningConfig) -> list[str]:
@@ -193,19 +186,15 @@ def optimizer_problems(config: TuningConfig) -> list[str]:
 
 def learning_rate(config: TuningConfig) -> float:
     """Return the learning rate before any schedule; with scale_lr it grows with the samples of a step."""
-    if not config.scale_lr:
-        return config.learning_rate
-    return config.learning_rate * config.samples_per_step
+    return config.learning_rate * (config.samples_per_step if config.scale_lr else 1)
 
 
 def optimizer_libraries(config: TuningConfig) -> dict[str, str]:
     """Return the packages that torch does not bring, with the flags that ask for them."""
-    needed = {}
-    if config.optimizer == "prodigy":
-        needed["prodigyopt"] = "--optimizer prodigy"
-    if config.use_8bit_adam:
-        needed["bitsandbytes"] = "--use-8bit-adam"
-    return needed
+    return {
+        **({"prodigyopt": "--optimizer prodigy"} if config.optimizer == "prodigy" else {}),
+        **({"bitsandbytes": "--use-8bit-adam"} if config.use_8bit_adam else {}),
+    }
 
 
 def library_problems(config: TuningConfig) -> list[str]:

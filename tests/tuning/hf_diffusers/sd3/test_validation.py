@@ -251,7 +251,7 @@ def test_with_a_cache_no_encoder_is_read(
 ) -> None:
     train(studio, tmp_path / "first", *SHOW)
     assert len(list(prompt_cache.iterdir())) == 3
-    monkeypatch.setattr(TextEncoders, "encode", fail)
+    monkeypatch.setattr(TextEncoders, "encode_all", fail)
 
     train(studio, tmp_path / "second", *SHOW)
 
