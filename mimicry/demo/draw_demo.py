@@ -49,13 +49,6 @@ guidance = 3
 """
 
 
-def write_study_file(tree: StudyTree) -> None:
-    """Write the demo's study.toml, unless there is one: people change it to play."""
-    path = tree.study_file
-    if not path.exists() and not path.is_symlink():
-        write_bytes(path, STUDY_TOML.encode())
-
-
 MANIFEST_NAME = "demo_manifest.json"
 
 # The libraries that draw. Another version of one of them may write other bytes.
@@ -66,9 +59,8 @@ _LIBRARIES = ("numpy", "pillow", "torch", "diffusers")
 class Manifest:
     """What was drawn into a folder, by which code and seed, so that a second call draws nothing.
 
-    `files` maps each path below the folder to its size in bytes. They may be replaced; other files are never
-    touched. While files are moved into place the manifest is marked as unfinished, so that an interrupted
-    drawing is not taken for a complete one.
+    `files` maps each path below the folder to its size in bytes. While files are moved into place the
+    manifest is marked as unfinished.
     """
 
     seed: int
@@ -76,20 +68,11 @@ class Manifest:
     finished: bool
     files: dict[str, int]
 
-    def is_whole(self, folder: Path, seed: int) -> bool:
-        """Return whether `folder` has exactly what drawing from `seed` would put there now."""
-        expected = (seed, drawing_code(), True)
-        return (self.seed, self.drawn_by, self.finished) == expected and all(
-            _size(folder / name) == size for name, size in self.files.items()
-        )
-
     def write(self, folder: Path) -> None:
-        """Write the manifest into `folder`."""
         write_json(folder / MANIFEST_NAME, asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest in `folder`, or None if there is none that can be read."""
     try:
         return Manifest(**read_json(folder / MANIFEST_NAME))
     except (OSError, ValueError, TypeError):
@@ -130,15 +113,16 @@ LOCK = ".demo_lock"
 def draw_demo(folder: Path, seed: int = DEFAULT_SEED, *, force: bool = False) -> bool:
     """Draw the study into `folder`/style_mimicry and the base model into `folder`/tiny_sd3.
 
-    Returns whether anything was drawn. A complete demo is not drawn again, unless `force` is given. Its
-    study.toml is written where there is none.
+    A complete demo is not drawn again, unless `force` is given. Return whether anything was drawn.
 
     Raises:
         UsageError: `folder` has a study or a model that this program did not draw.
         OSError: `folder` cannot be written.
     """
     drawn = (force or not is_whole(folder, seed)) and _draw(folder, seed, force=force)
-    write_study_file(StudyTree(folder / DATA_ROOT))
+    study_file = StudyTree(folder / DATA_ROOT).study_file
+    if not study_file.exists() and not study_file.is_symlink():  # people change it to play
+        write_bytes(study_file, STUDY_TOML.encode())
     return drawn
 
 
@@ -149,8 +133,13 @@ def _draw(folder: Path, seed: int, *, force: bool) -> bool:
         if not force and is_whole(folder, seed):
             return False
         former = read_manifest(folder)
-        if former is None:
-            _refuse_to_mix(folder)
+        foreign = [name for name in (DATA_ROOT, BASE_MODEL) if (folder / name).exists()]
+        if former is None and foreign:
+            raise UsageError(
+                f"{folder} has {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry "
+                "demo drew it; nothing was changed. Name a folder without these, for example: "
+                f"mimicry demo {shlex.quote(str(folder / 'demo'))}"
+            )
         staging = folder / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         try:
@@ -163,8 +152,12 @@ def _draw(folder: Path, seed: int, *, force: bool) -> bool:
 
 def is_whole(folder: Path, seed: int) -> bool:
     """Return whether `folder` has what `draw_demo` would draw from `seed`, judged by names and sizes."""
-    manifest = read_manifest(folder)
-    return manifest is not None and manifest.is_whole(folder, seed)
+    found = read_manifest(folder)
+    return (
+        found is not None
+        and (found.seed, found.drawn_by, found.finished) == (seed, drawing_code(), True)
+        and all(_size(folder / name) == size for name, size in found.files.items())
+    )
 
 
 def draw_files(staging: Path, seed: int) -> None:
@@ -177,7 +170,6 @@ def draw_files(staging: Path, seed: int) -> None:
 
 
 def _put_in_place(staging: Path, folder: Path, seed: int, former: dict[str, int]) -> None:
-    """Move the files of `staging` into `folder`, and remove `former` files that are not drawn any more."""
     drawn = file_sizes(staging)
     code = drawing_code()
     Manifest(seed=seed, drawn_by=code, finished=False, files=former | drawn).write(folder)
@@ -201,16 +193,6 @@ def _remove_with_empty_folders(folder: Path, name: str) -> None:
             continue
         except OSError:  # the folder has other files in it
             return
-
-
-def _refuse_to_mix(folder: Path) -> None:
-    foreign = [name for name in (DATA_ROOT, BASE_MODEL) if (folder / name).exists()]
-    if foreign:
-        raise UsageError(
-            f"{folder} has {' and '.join(foreign)}, and no readable {MANIFEST_NAME} says that mimicry demo "
-            "drew it; nothing was changed. Name a folder without these, for example: "
-            f"mimicry demo {shlex.quote(str(folder / 'demo'))}"
-        )
 
 
 def _summary(folder: Path, seed: int) -> str:

@@ -19,8 +19,6 @@ Pixels = NDArray[np.float64]  # height x width x 3, 0 to 255
 
 
 class Hand(Protocol):
-    """A way of painting."""
-
     def paint(self, scene: Image.Image, rng: Rng) -> Image.Image:
         """Return `scene` painted, RGB and of the same size."""
 
@@ -151,7 +149,6 @@ def _bytes(values: Pixels) -> NDArray[np.uint8]:
 
 
 def _cell_means(pixels: Pixels, cells: NDArray[Any]) -> Pixels:
-    """Return the pixels with each replaced by the mean colour of its cell; `cells` is height x width."""
     flat = cells.ravel()
     sizes = np.maximum(np.bincount(flat), 1)
     sums = [np.bincount(flat, weights=pixels[..., channel].ravel()) for channel in range(3)]

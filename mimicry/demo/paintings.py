@@ -15,10 +15,7 @@ Rng = np.random.Generator
 
 
 def generator(seed: int, *names: str | int) -> Rng:
-    """Return numpy's counter-based Philox generator that belongs to `seed` and `names`.
-
-    The key depends on nothing else, so one painting does not depend on which others are drawn.
-    """
+    """Return numpy's counter-based generator of `seed` and `names`, on which alone a painting depends."""
     digest = hashlib.sha256(canonical_json([seed, *names]).encode("utf-8")).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
@@ -37,8 +34,6 @@ _ASPECT_RATIOS = (1.0, 1.2, 4 / 3)
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """The colour of each thing in a scene."""
-
     sky_above: Colour
     sky_below: Colour
     sun: Colour
@@ -58,7 +53,6 @@ class Palette:
 
 
 def shift_colour(colour: Colour, rng: Rng, amount: int) -> Colour:
-    """Return `colour` with up to `amount` added to or taken from each channel."""
     red, green, blue = np.clip(np.array(colour) + rng.integers(-amount, amount, 3, endpoint=True), 0, 255)
     return int(red), int(green), int(blue)
 
@@ -90,8 +84,6 @@ def draw_scene(rng: Rng, size: tuple[int, int], subject: str, palette: Palette) 
 
 
 class _Scene:
-    """A picture that is being drawn, with the height of its horizon."""
-
     def __init__(self, rng: Rng, size: tuple[int, int], palette: Palette) -> None:
         self.rng, self.palette = rng, palette
         self.width, self.height = (side * _SUPERSAMPLING for side in size)

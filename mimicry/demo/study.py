@@ -21,8 +21,6 @@ from mimicry.study.tree import Artist, StudyTree
 
 @dataclass(frozen=True, kw_only=True)
 class Painter:
-    """A painter: the artist of the study, the palettes and the style."""
-
     artist: Artist
     palettes: tuple[Palette, ...]
     hand: Hand
@@ -137,7 +135,7 @@ def draw_study(tree: StudyTree, seed: int) -> None:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let torch use one thread for each picture, so that rounding does not depend on the number of cores."""
+    # So that rounding does not depend on the number of cores.
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,8 +147,8 @@ def _one_thread_each() -> Iterator[None]:
 def draw_painting(tree: StudyTree, painter: Painter, index: int, seed: int, maker: VariantMaker) -> None:
     """Draw painting number `index` of `painter`, its version protected by Mist, and that version upscaled.
 
-    The painting depends on the arguments only; the variants also on the CPU, because they amplify its
-    rounding. Variants are PNG: compression would exceed the bound of the protection.
+    The painting depends on the arguments only; the variants also on the CPU, as they amplify its rounding.
+    They are PNG: compression would exceed the bound of the protection.
     """
     artist = painter.artist
     original_art, mist_art, upscaled_art = (

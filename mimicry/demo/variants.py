@@ -1,7 +1,6 @@
 """Miniatures of Mist and of noisy upscaling, made with the tiny model's own VAE and a small upscaler.
 
-They work like the methods, at the size of the demo and only on its model. They are no evidence about the real
-methods.
+They work only on the model of the demo, and are no evidence about the real methods.
 """
 
 from dataclasses import dataclass
@@ -38,15 +37,13 @@ class Upscaler(nn.Module):
         for layer in self.layers:
             features_BCHW = features_BCHW + layer(nn.functional.silu(features_BCHW))
         added = nn.functional.pixel_shuffle(self.last(nn.functional.silu(features_BCHW)), SCALE)
-        plain = nn.functional.interpolate(
+        enlarged: Tensor = nn.functional.interpolate(
             noisy_BIHW, scale_factor=SCALE, mode="bilinear", align_corners=False
         )
-        enlarged: Tensor = plain + added
-        return enlarged
+        return enlarged + added
 
 
 def load_upscaler(path: Path) -> Upscaler:
-    """Read the weights at `path`, in fp32."""
     from safetensors.torch import load_file
 
     upscaler = Upscaler()
@@ -74,14 +71,11 @@ _NOISE = 0.1
 
 @dataclass(frozen=True)
 class VariantMaker:
-    """Makes the protected version of a painting, and the version after the countermeasure."""
-
     vae: Any
     upscaler: Upscaler
 
     @classmethod
     def load(cls) -> "VariantMaker":
-        """Read the models from the files of this package."""
         from diffusers import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(TINY_SD3, subfolder="vae", torch_dtype=torch.float32).eval()
@@ -110,10 +104,7 @@ class VariantMaker:
 
     @torch.no_grad()
     def noisy_upscaling(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """Return the RGB `image` at twice its size, with noise added and removed by the upscaler.
-
-        Hönig et al. 2024 do this with a large upscaler: arXiv:2406.12027.
-        """
+        """Return `image` at twice its size, noised and cleaned (Hönig et al. 2024, arXiv:2406.12027)."""
         pixels_1IHW = to_tensor(image)
         noise_1IHW = torch.from_numpy(rng.standard_normal(pixels_1IHW.shape, dtype=np.float32))
         return _to_image(self.upscaler((pixels_1IHW + _NOISE * noise_1IHW).clamp(0, 1)))

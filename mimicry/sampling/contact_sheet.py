@@ -5,7 +5,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mimicry.sampling.plan import SampleSet, artists_of, conditions_of, pairs_fo
 from mimicry.study import NONE, SETTINGS_ENTRY, Artist, Condition, ImageFolder, State, StudyTree, read_rgb
 from mimicry.tuning.options.click_options import option, options
 
-_FONT = ("font_source_sans_pro", "files", "SourceSansPro-Regular.ttf")
+_FONT = ("files", "SourceSansPro-Regular.ttf")
 # No font has a letter for it, so what a font draws for it is what it draws for letters that it lacks.
 _NO_LETTER = "\U0010fffe"
 
@@ -28,8 +28,7 @@ class Lettering:
     """Writes lines of text of one size, in pixels, onto a picture."""
 
     def __init__(self, pen: ImageDraw.ImageDraw, size: int) -> None:
-        package, *parts = _FONT
-        self._font = ImageFont.truetype(str(files(package).joinpath(*parts)), size)
+        self._font = ImageFont.truetype(str(files("font_source_sans_pro").joinpath(*_FONT)), size)
         self._pen = pen
         self._has = cache(self._can_write)
 
@@ -69,23 +68,10 @@ _IMAGE_DESCRIPTION = 0x010E  # of EXIF
 _DOTS_PER_INCH = 150
 
 
-def refuse_other_formats(path: Path) -> None:
-    """Refuse a suffix that no sheet can have, before anything is drawn.
-
-    Raises:
-        UsageError: it is none of those known.
-    """
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError(
-            f"--contact-sheet {path}: a sheet is {', '.join(_FORMATS)}; type {path.with_suffix('.png')}"
-        )
-
-
 def save_sheet(path: Path, sheet: Image.Image, settings: Mapping[str, Any]) -> None:
     """Write `sheet`, in the format of the suffix of `path`, with `settings` as JSON in its metadata.
 
-    They are where samples have theirs in a PNG, the image description of a JPEG's or WebP's EXIF data, and
-    the subject of a PDF.
+    That is a text entry of a PNG, the image description of EXIF data, or the subject of a PDF.
 
     Raises:
         BatchFault: the file cannot be written, or is too large for its format.
@@ -110,12 +96,8 @@ def _arguments(form: str, settings: str) -> dict[str, Any]:
         metadata.add_text(SETTINGS_ENTRY, settings)
         return {"pnginfo": metadata, "optimize": True}
     if form == "PDF":
-        return {
-            "resolution": _DOTS_PER_INCH,
-            "title": "contact sheet",
-            "subject": settings,
-            "quality": _QUALITY,
-        }
+        facts = {"title": "contact sheet", "subject": settings}
+        return {**facts, "resolution": _DOTS_PER_INCH, "quality": _QUALITY}
     exif = Image.Exif()
     exif[_IMAGE_DESCRIPTION] = settings
     return {"exif": exif, "quality": _QUALITY}
@@ -136,30 +118,30 @@ _OF_ONE_PICTURE = ("adapter", "condition", "artist", "prompt", "seed")
 
 
 def _checked_format(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None:
-        refuse_other_formats(path)
+    if path is not None and path.suffix.lower() not in _FORMATS:
+        raise UsageError(
+            f"--contact-sheet {path}: a sheet is {', '.join(_FORMATS)}; type {path.with_suffix('.png')}"
+        )
     return path
 
 
+_option = partial(option, topic=_TOPIC)
 sheet_options = options(
-    option(
+    _option(
         "--contact-sheet",
-        topic=_TOPIC,
         type=click.Path(path_type=Path, dir_okay=False),
         callback=_checked_format,
         help="Write a picture with a row for each artist: training pictures, base model, conditions. Implies "
         "--base. Its suffix says the format: .png, .jpg, .webp or .pdf.",
     ),
-    option(
+    _option(
         "--sheet-tile",
-        topic=_TOPIC,
         type=click.IntRange(16, 2048),
         default=DEFAULT_TILE,
         help="Side of a picture on it, in pixels.",
     ),
-    option(
+    _option(
         "--sheet-pictures",
-        topic=_TOPIC,
         type=click.IntRange(1, 100),
         default=DEFAULT_PICTURES,
         help="How many pictures of each artist and condition it shows at most.",
@@ -184,30 +166,17 @@ class Layout:
         down = math.ceil(self.pictures / self.across)
         return self.across * (self.tile + GAP) - GAP, down * (self.tile + TEXT_HEIGHT)
 
-    @property
-    def row_height(self) -> int:
-        """Of an artist: a line of text, and the cells."""
-        return TEXT_HEIGHT + self.cell[1] + MARGIN
-
     def left(self, column: int) -> int:
         return MARGIN + column * (self.cell[0] + MARGIN)
 
     def top(self, row: int) -> int:
-        return MARGIN + TEXT_HEIGHT + row * self.row_height
+        # For each artist a line of text, and the cells.
+        return MARGIN + TEXT_HEIGHT + row * (TEXT_HEIGHT + self.cell[1] + MARGIN)
 
     def corner(self, row: int, column: int, place: int) -> tuple[int, int]:
-        """Return the upper left corner of a picture."""
         down, across = divmod(place, self.across)
         left = self.left(column) + across * (self.tile + GAP)
         return left, self.top(row) + TEXT_HEIGHT + down * (self.tile + TEXT_HEIGHT)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A place in a cell: the file, None where it is not there, and the label below it."""
-
-    file: Path | None
-    label: str
 
 
 def write_contact_sheet(
@@ -215,11 +184,10 @@ def write_contact_sheet(
 ) -> None:
     """Write the sheet of `sets` to `path`, in the format of its suffix.
 
-    Columns are the artist's original pictures, the base model and each condition. Within a row all drawn
-    pictures in the same place have the same prompt and seed; below each stands its number, and the prompts
-    and seeds of the numbers at the foot. What is not there, or is stale, stays grey. Where adapters have
-    several recipes, the sheet says so, and above each cell which one it is of; likewise where adapters were
-    trained on images that do not pair with the originals.
+    Columns are the artist's original pictures, the base model and each condition. Drawn pictures in the same
+    place of a row have the same prompt and seed; their number below stands for these, as the foot says. What
+    is not there, or is stale, stays grey. The sheet says where adapters have several recipes, or were trained
+    on images that do not pair with the originals.
 
     Raises:
         BatchFault: the file cannot be written.
@@ -228,7 +196,8 @@ def write_contact_sheet(
     artists, conditions = artists_of(sets), conditions_of(sets)
     titles = ["training pictures", "base model", *map(_title, conditions)]
     pairs = {artist: pairs_for_sheet(sets, artist, layout.pictures) for artist in artists}
-    numbers = {pair: number for number, pair in enumerate(_once(pairs.values()), start=1)}
+    distinct = dict.fromkeys(pair for own in pairs.values() for pair in own)
+    numbers = {pair: number for number, pair in enumerate(distinct, start=1)}
     foot = [(f"{number}  {prompt}, seed {seed}", _INK) for (prompt, seed), number in numbers.items()]
     foot += [(_MIXED, _WARNING)] if any(found.recipe for found in sets) else []
     foot += [(_UNPAIRED, _WARNING)] if any(found.unpaired for found in sets) else []
@@ -248,17 +217,13 @@ def write_contact_sheet(
         for column, places in enumerate(
             _cells(tree, sets, artist, conditions, pairs[artist], numbers, layout)
         ):
-            for number, place in enumerate(places):
+            for number, (file, name) in enumerate(places):
                 left, upper = layout.corner(row, column, number)
-                sheet.paste(_tile(place.file, layout.tile), (left, upper))
-                label.write((left, upper + layout.tile + 1), place.label, _LABEL, layout.tile)
+                sheet.paste(_tile(file, layout.tile), (left, upper))
+                label.write((left, upper + layout.tile + 1), name, _LABEL, layout.tile)
     for line, (words, colour) in enumerate(foot):
         text.write((MARGIN, layout.top(len(artists)) + line * TEXT_HEIGHT), words, colour)
     save_sheet(path, sheet, _settings(sets, numbers, layout))
-
-
-def _once(pairs: Any) -> list[tuple[str, int]]:
-    return list(dict.fromkeys(pair for own in pairs for pair in own))
 
 
 def _cells(
@@ -269,10 +234,10 @@ def _cells(
     pairs: Sequence[tuple[str, int]],
     numbers: Mapping[tuple[str, int], int],
     layout: Layout,
-) -> list[list[_Place]]:
-    """Return what stands in each cell of an artist's row."""
+) -> list[list[tuple[Path | None, str]]]:
+    """Return the file, None where it is not there, and the label of each place in an artist's row."""
     paintings = ImageFolder.read(tree.images_of(tree.original_art, artist)).paths[: layout.pictures]
-    cells = [[_Place(path, path.stem) for path in paintings]]
+    cells: list[list[tuple[Path | None, str]]] = [[(path, path.stem) for path in paintings]]
     for condition in (None, *conditions):
         files = {
             (picture.prompt, picture.seed): picture.path
@@ -281,14 +246,13 @@ def _cells(
             for picture in found.pictures
             if picture.state is not State.STALE
         }
-        cells.append([_Place(files.get(pair), str(numbers[pair])) for pair in pairs])
+        cells.append([(files.get(pair), str(numbers[pair])) for pair in pairs])
     return cells
 
 
 def _settings(
     sets: Sequence[SampleSet], numbers: Mapping[tuple[str, int], int], layout: Layout
 ) -> dict[str, Any]:
-    """Return what the file says of itself: its numbers, and the settings that all of its pictures share."""
     found = [
         {name: value for name, value in picture.settings.items() if name not in _OF_ONE_PICTURE}
         for one in sets
@@ -299,24 +263,18 @@ def _settings(
         for name, value in (found[0] if found else {}).items()
         if all(other.get(name) == value for other in found)
     }
-    pictures = [
-        {"number": number, "prompt": prompt, "seed": seed} for (prompt, seed), number in numbers.items()
-    ]
+    pictures = [{"number": number, "prompt": pair[0], "seed": pair[1]} for pair, number in numbers.items()]
     return {"tile": layout.tile, "pictures": pictures, "settings": shared}
 
 
 def _warning_of(sets: Sequence[SampleSet], artist: Artist, condition: Condition) -> str:
-    """Return what stands above a cell: that it is not drawn, or why its adapter may not compare with others.
-
-    There is room for a few words; `mimicry samples` prints the whole.
-    """
-    place = (artist, condition)
-    found = next((found for found in sets if (found.artist, found.condition) == place), None)
-    if found is None:
-        return ""
-    if found.problem:
-        return f"not drawn: {found.problem}"
-    return "; ".join(filter(None, ("unpaired" if found.unpaired else "", found.recipe)))
+    """Return, in a few words, why a cell is not drawn, or why its adapter may not compare with others."""
+    for found in sets:
+        if (found.artist, found.condition) == (artist, condition):
+            if found.problem:
+                return f"not drawn: {found.problem}"
+            return "; ".join(filter(None, ("unpaired" if found.unpaired else "", found.recipe)))
+    return ""
 
 
 def _tile(file: Path | None, side: int) -> Image.Image:
@@ -333,7 +291,5 @@ def _tile(file: Path | None, side: int) -> Image.Image:
 
 
 def _title(condition: Condition) -> str:
-    if condition == Condition():
-        return "original"
-    names = [name for name in (condition.protection, condition.countermeasure) if name != NONE]
-    return " + ".join(names)
+    names = (name for name in (condition.protection, condition.countermeasure) if name != NONE)
+    return " + ".join(names) or "original"

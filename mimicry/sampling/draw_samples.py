@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,45 +55,34 @@ _CHANGEABLE = {
 _COLUMNS = {State.WAITING: "to draw", State.COMPLETE: "there", State.STALE: "stale"}
 _PICTURES, _HOW = "Pictures", "How they are drawn"
 
+_picture = partial(option, topic=_PICTURES, from_file=True)
 _picture_options = options(
-    option(
+    _picture(
         "--prompt",
         "prompts",
-        topic=_PICTURES,
-        from_file=True,
         multiple=True,
         help="What to draw; may be repeated. By default the prompt of the training, alone and with subjects.",
     ),
-    option(
+    _picture(
         "--seed",
         "seeds",
-        topic=_PICTURES,
-        from_file=True,
         type=click.IntRange(0, 2**63 - 1),
         multiple=True,
         default=(0,),
         help="Seed of the noise that a sample begins with; may be repeated.",
     ),
-    option(
-        "--base/--no-base",
-        topic=_PICTURES,
-        from_file=True,
-        default=False,
-        help="Draw with the base model alone, too.",
-    ),
+    _picture("--base/--no-base", default=False, help="Draw with the base model alone, too."),
     sheet_options,
-    option(
+    _picture(
         "--steps",
         topic=_HOW,
-        from_file=True,
         type=click.IntRange(1, 1000),
         default=DEFAULT_STEPS,
         help="Steps from noise to image.",
     ),
-    option(
+    _picture(
         "--guidance",
         topic=_HOW,
-        from_file=True,
         type=click.FloatRange(1, 100),
         default=DEFAULT_GUIDANCE,
         help="Weight of the prompt (classifier-free guidance); 1 is none.",
@@ -108,11 +98,7 @@ _picture_options = options(
         for declared in OPTIONS
         if declared.name in _CHANGEABLE
     ),
-    *(
-        hyper_parameter(declared, topic=_HOW, from_file=True)
-        for declared in OPTIONS
-        if declared.name == "prompt_cache_dir"
-    ),
+    *(hyper_parameter(one, topic=_HOW, from_file=True) for one in OPTIONS if one.name == "prompt_cache_dir"),
     option("--overwrite", topic=CALL, is_flag=True, help="Draw again what was drawn with other settings."),
     option("--dry-run", topic=CALL, is_flag=True, help="Show what would be drawn; write nothing."),
 )
@@ -139,7 +125,7 @@ def draw_samples(
         return 0
     configs = list(dict.fromkeys(found.config for found in sets))
     is_new = any(BaseModel.find(config) is None for config in configs)
-    models = {config: usable_model(config) for config in configs}
+    models = {config: BaseModel.usable(config) for config in configs}
     if is_new:  # what tells a downloaded model from others is part of what pictures are compared by
         sets = plan_samples(request)
     print(_table(sets), flush=True)
@@ -179,19 +165,6 @@ def _request(context: click.Context, parameters: dict[str, Any], *, base: bool) 
     )
 
 
-def usable_model(config: TuningConfig) -> BaseModel:
-    """Return the base model that `config` names, downloaded if need be.
-
-    Raises:
-        BatchFault: it cannot be had, or cannot draw at this resolution.
-    """
-    model = BaseModel.resolve(config)
-    problems = model.problems(config.resolution)
-    if problems:
-        raise BatchFault(*problems)
-    return model
-
-
 def draw(
     sets: Sequence[SampleSet], models: Mapping[TuningConfig, BaseModel], request: SampleRequest
 ) -> list[SampleSet]:
@@ -206,9 +179,7 @@ def draw(
                 for place, found in enumerate(sets)
                 if found.config == config and found.of(State.WAITING)
             ]
-            for group, trained_layers in _groups(model, sets, places):
-                prompts = [picture.prompt for place in group for picture in sets[place].of(State.WAITING)]
-                sampler = _sampler(model, config, request, prompts, trained_layers)
+            for group, sampler in _samplers(model, config, request, sets, places):
                 left = []
                 for place in group:
                     try:
@@ -221,45 +192,33 @@ def draw(
     return drawn
 
 
-def _groups(
-    model: BaseModel, sets: Sequence[SampleSet], places: Sequence[int]
-) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield the places of adapters that a conditioning table will do for, then of those that need more.
-
-    With them come the layers that the adapters train and the table would replace: none, or those.
-    """
+def _samplers(
+    model: BaseModel,
+    config: TuningConfig,
+    request: SampleRequest,
+    sets: Sequence[SampleSet],
+    places: Sequence[int],
+) -> Iterator[tuple[list[int], "Sampler"]]:
+    """Yield places of adapters with what draws them; first those that a conditioning table will do for."""
     if not places:
         return
     quiet_libraries()
-    from mimicry.sampling.sampler import replaced_layers
+    from mimicry.sampling.sampler import Sampler, replaced_layers
+    from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
 
+    settings = SamplingSettings(resolution=config.resolution, steps=request.steps, guidance=request.guidance)
+    # What the adapters train and the table would replace.
     layers = {place: replaced_layers(model, sets[place].adapter_dir) for place in places}
     for needs_more in (False, True):
         group = [place for place in places if bool(layers[place]) is needs_more]
         if group:
-            yield group, sorted({layer for place in group for layer in layers[place]})
-
-
-def _sampler(
-    model: BaseModel,
-    config: TuningConfig,
-    request: SampleRequest,
-    prompts: Sequence[str],
-    trained_layers: Sequence[str],
-) -> "Sampler":
-    from mimicry.sampling.sampler import Sampler
-    from mimicry.tuning.hf_diffusers.sd3.sampling import SamplingSettings
-
-    settings = SamplingSettings(resolution=config.resolution, steps=request.steps, guidance=request.guidance)
-    return Sampler.load(model, config, settings, prompts, trained_layers)
+            prompts = [picture.prompt for place in group for picture in sets[place].of(State.WAITING)]
+            trained = sorted({layer for place in group for layer in layers[place]})
+            yield group, Sampler.load(model, config, settings, prompts, trained)
 
 
 def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
-    """Draw what is missing of a set, unless another call draws it.
-
-    Raises:
-        ClaimedElsewhere: another call does.
-    """
+    """Draw what is missing of a set; raises ClaimedElsewhere where another call does."""
     with Claim.take_anew(found.folder):
         missing = [picture for picture in found.of(State.WAITING) if not is_drawn(picture)]
         bar.update(len(found.of(State.WAITING)) - len(missing))
@@ -268,7 +227,13 @@ def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleS
         try:
             with sampler.base.adapter(found.adapter_dir):
                 for picture in missing:
-                    _save(picture.path, sampler.image(picture.prompt, picture.seed), picture.settings)
+                    image = sampler.image(picture.prompt, picture.seed)
+                    try:
+                        save_sample(picture.path, image, picture.settings)
+                    except OSError as error:
+                        raise BatchFault(
+                            f"{picture.path} cannot be written: {error.strerror}; make room, or the right to"
+                        ) from error
                     bar.update()
         except AdapterBroken as error:
             return replace(found, problem=str(error))
@@ -276,7 +241,6 @@ def _draw_set(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleS
 
 
 def _draw_after_another(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") -> SampleSet:
-    """Wait until the call that draws a set is done, and draw what it has left."""
     while True:
         if holder := claimed_by(found.folder):
             bar.write(f"{found.name}: waiting, {holder}")
@@ -284,13 +248,6 @@ def _draw_after_another(sampler: "Sampler", found: SampleSet, bar: "tqdm[Any]") 
             time.sleep(_WAIT_SECONDS)
         with suppress(ClaimedElsewhere):
             return _draw_set(sampler, found, bar)
-
-
-def _save(path: Path, image: Any, settings: Any) -> None:
-    try:
-        save_sample(path, image, settings)
-    except OSError as error:
-        raise BatchFault(f"{path} cannot be written: {error.strerror}; make room, or the right to") from error
 
 
 def _table(sets: Sequence[SampleSet]) -> str:

@@ -58,9 +58,8 @@ class Picture:
 class SampleSet:
     """All pictures of one adapter, in `folder`; of the base model, where there is no adapter.
 
-    `config` says how it draws. `problem` says why it cannot; then it has no pictures. `recipe` tells the
-    recipe of the adapter from that of others, in a study of several. `unpaired` says in what the images that
-    it was trained on do not pair with the original art.
+    `config` says how it draws, `problem` why it cannot. `recipe` tells its recipe from others of the study;
+    `unpaired` says how its images do not pair with the original art.
     """
 
     adapter: AdapterId | None = None
@@ -93,9 +92,9 @@ class SampleSet:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """What a call asks for. Without `prompts`, each adapter has its own; see `default_prompts`.
+    """What a call asks for; without `prompts`, each adapter has its own, see `default_prompts`.
 
-    How an adapter draws stands in its record; `changes` are hyper-parameters that were typed instead.
+    `changes` are hyper-parameters that were typed instead of what stands in an adapter's record.
     """
 
     study: StudyStatus
@@ -112,7 +111,6 @@ class SampleRequest:
         return self.study.tree
 
     def config_of(self, run: TrainingRun) -> TuningConfig:
-        """Return how the adapter of this record draws: model, resolution, precision and length of prompts."""
         options, paths = run.options or {}, run.paths or {}
         known = {name: options.get(name) for name in _FROM_RECORD}
         known["cache_dir"] = paths.get("cache_dir")
@@ -123,11 +121,7 @@ class SampleRequest:
 
 
 def plan_samples(request: SampleRequest) -> list[SampleSet]:
-    """Return the sets of all chosen adapters, the base model's first when it is asked for.
-
-    Raises:
-        UsageError: a filter matches nothing, or there is no adapter.
-    """
+    """Return the sets of all chosen adapters; raises UsageError where filters leave none."""
     planner, matrix = _Planner(request), request.study.matrix
     sets = [planner.adapter_set(cell) for cell in request.study.cells if cell.weights is not None]
     if not sets:
@@ -167,7 +161,6 @@ def of_first_series(sets: Sequence[SampleSet]) -> tuple[list[SampleSet], str]:
 
 
 def artists_of(sets: Iterable[SampleSet]) -> list[Artist]:
-    """Return the artists of `sets`, each once, in their order."""
     return list(dict.fromkeys(found.artist for found in sets if found.artist is not None))
 
 
@@ -192,7 +185,6 @@ class _Planner:
         self._identity = cache(_model_identity)
 
     def adapter_set(self, cell: AdapterStatus) -> SampleSet:
-        """Return the pictures of an adapter."""
         request, adapter, run = self._request, cell.adapter, cell.run
         folder = request.tree.adapter_dir(adapter)
         config = request.config_of(run)
@@ -264,7 +256,7 @@ class _Planner:
 
 
 def _model_identity(config: TuningConfig) -> Mapping[str, Any] | None:
-    """Return what tells the base model from others; None for one that is not on this machine yet."""
+    """None for a model that is not on this machine yet."""
     model = BaseModel.find(config)
     return None if model is None else model.identity()
 

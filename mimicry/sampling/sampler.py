@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,10 +37,7 @@ from mimicry.tuning.options.config import TuningConfig
 
 @dataclass(frozen=True)
 class BaseTransformer:
-    """The transformer in memory, ready for some prompts; `adapter` puts an adapter on for a while.
-
-    `modulations` has what it takes in place of each pooled prompt; it is empty for a whole transformer.
-    """
+    """The transformer, with what it takes in place of each pooled prompt; nothing for a whole one."""
 
     transformer: SD3Transformer2DModel
     modulations: Mapping[str, StepModulation]
@@ -86,11 +84,7 @@ class BaseTransformer:
 
     @contextmanager
     def adapter(self, folder: Path | None) -> Iterator[None]:
-        """Draw with the adapter in `folder` in the body; None is the base model alone. It leaves no trace.
-
-        Raises:
-            AdapterBroken: it does not fit the base model.
-        """
+        """Draw with the adapter in `folder`, if any; raises AdapterBroken where it does not fit."""
         if folder is None:
             yield
             return
@@ -112,7 +106,6 @@ class BaseTransformer:
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Keep the transformer in host memory during the body."""
         self.transformer.to("cpu")
         free_memory(self.device)
         try:
@@ -155,18 +148,9 @@ class Sampler:
         prompts: Iterable[str],
         trained_layers: Collection[str] = (),
     ) -> "Sampler":
-        """Encode the prompts that are not cached, then read transformer and VAE.
-
-        Args:
-            trained_layers: layers that the adapters train, if they are among those that a conditioning table
-                replaces; see `replaced_layers`.
-
-        Raises:
-            UsageError: the device does not have the precision.
-        """
+        """Encode the prompts, then read transformer and VAE; raises UsageError for a missing precision."""
         has_gpu = torch.cuda.is_available()
-        problem = fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu)
-        if problem is not None:
+        if problem := fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu):
             raise UsageError(problem)
         device = torch.device("cuda" if has_gpu else "cpu")
         transformers.utils.logging.disable_progress_bar()
@@ -208,10 +192,10 @@ class Sampler:
             ) from error
 
     def _decode(self, latents: Tensor) -> Image.Image:
-        """Return the image, decoded beside the transformer if there is room for both.
+        """Return the image, decoded next to the transformer if there is room for both.
 
-        At 1024 x 1024 decoding takes 3.0 GiB, by a count of the tensors that are alive at once; it grows with
-        the number of pixels. A table leaves 10.0 GiB of the transformer of Stable Diffusion 3.5 Large.
+        At 1024 x 1024 decoding takes 3.0 GiB, by a count of the tensors alive at once. A table leaves 10.0
+        GiB of the transformer of Stable Diffusion 3.5 Large.
         """
         try:
             return decode(self.vae, latents)[0]
@@ -227,11 +211,8 @@ def _encode(
     model: BaseModel, config: TuningConfig, device: torch.device, prompts: Iterable[str]
 ) -> dict[str, PromptEmbeds]:
     dtype, texts = training_dtype(config), list(prompts)
-    encoders = TextEncoders(model, config.variant, device, dtype, _warn)
+    warn = partial(print, "warning:", flush=True)
+    encoders = TextEncoders(model, config.variant, device, dtype, warn)
     cached = CachedEncoders.from_option(encoders, config.prompt_cache_dir)
     made = cached.encode_all(texts, config.max_sequence_length)
     return {text: embeds.to(device, dtype) for text, embeds in zip(texts, made, strict=True)}
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", flush=True)

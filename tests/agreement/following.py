@@ -100,7 +100,7 @@ def drawing() -> Iterator[None]:
         return sets
 
     program = "mimicry.sampling.draw_samples"
-    with mock.patch(f"{program}.draw", draw), mock.patch(f"{program}.usable_model"):
+    with mock.patch(f"{program}.draw", draw), mock.patch(f"{program}.BaseModel.usable"):
         yield
 
 

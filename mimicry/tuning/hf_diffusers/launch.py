@@ -1,8 +1,7 @@
 """The training script, ours or one for --train-script, and the command that starts it.
 
-Another script has the command line of the diffusers example. It keeps no records, knows some of our flags
-only, and may stop half way. So it writes into a folder of its own, and what it has saved is published from
-there.
+Another script keeps no records, knows some of our flags only, and may stop half way. So it writes into a
+folder of its own, and what it has saved is published from there.
 """
 
 import ast
@@ -66,13 +65,11 @@ class TrainScript:
         return folder
 
     def flags(self, config: TuningConfig, inputs: TrainingInputs) -> dict[str, list[str]]:
-        """Return the words for each flag, by its name."""
         given = inputs.trainer_flags()
         left_out = given.pop("leave_out")
         return {**given, **trainer_flags(config), "leave_out": left_out}
 
     def words(self, config: TuningConfig, inputs: TrainingInputs) -> list[str]:
-        """Return the script's arguments."""
         return [word for words in self.flags(config, inputs).values() for word in words]
 
     def warnings(self, config: TuningConfig) -> list[str]:
@@ -81,7 +78,6 @@ class TrainScript:
 
 
 def step_count(config: TuningConfig, inputs: TrainingInputs) -> int:
-    """Return the optimizer steps of a training."""
     return config.step_count(len(inputs.read_images(config.hold_out).names))
 
 
@@ -93,11 +89,7 @@ class ForeignScript(TrainScript):
 
     @classmethod
     def read(cls, path: Path) -> "ForeignScript":
-        """Read the flags of a script with the diffusers example's command line, without running it.
-
-        Raises:
-            UsageError: it cannot be read or parsed, or lacks the flags that no training does without.
-        """
+        """Read a script's flags without running it; raises UsageError where it is no use."""
         try:
             tree = ast.parse(path.read_text("utf-8"), filename=str(path))
         except (OSError, ValueError, SyntaxError) as error:
@@ -123,7 +115,6 @@ class ForeignScript(TrainScript):
         return folder / FOREIGN_OUTPUT
 
     def flags(self, config: TuningConfig, inputs: TrainingInputs) -> dict[str, list[str]]:
-        """Return the words for each flag that the script knows."""
         if config.num_train_epochs is not None:
             # In the diffusers example the number of steps goes before that of epochs.
             config = replace(config, max_train_steps=step_count(config, inputs), num_train_epochs=None)
@@ -133,12 +124,11 @@ class ForeignScript(TrainScript):
         return {name: words for name, words in flags.items() if name in self.known_flags}
 
     def warnings(self, config: TuningConfig) -> list[str]:
-        dropped = [
-            option.flag
+        warnings = [
+            f"{self.path.name} does not know {option.flag}, which is left out"
             for option in TRAINER_OPTIONS
             if option.name not in self.known_flags and getattr(config, option.name) != option.default
         ]
-        warnings = [f"{self.path.name} does not know {flag}, which is left out" for flag in dropped]
         if config.cache_latents and config.mixed_precision != "no" and "cache_latents" in self.known_flags:
             warnings.append(
                 f"{self.path.name} may fail with cached latents in {config.mixed_precision}, as the "
@@ -148,15 +138,13 @@ class ForeignScript(TrainScript):
 
 
 def _declared_flags(tree: ast.AST) -> list[str]:
-    """Return the names of all long flags that the calls of `add_argument` in `tree` declare."""
-    names = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or getattr(node.func, "attr", None) != "add_argument":
-            continue
-        for argument in node.args:
-            if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
-                names.append(str(argument.value)[2:].replace("-", "_"))
-    return names
+    return [
+        str(argument.value)[2:].replace("-", "_")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "add_argument"
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and str(argument.value).startswith("--")
+    ]
 
 
 @dataclass(frozen=True)
@@ -171,7 +159,6 @@ class ForeignTraining:
 
     @classmethod
     def begin(cls, script: TrainScript, config: TuningConfig, inputs: TrainingInputs) -> "ForeignTraining":
-        """Note the time, and the images as they are now."""
         images = inputs.read_images(config.hold_out).records()
         return cls(script, config, inputs, images, utc_now())
 
@@ -191,7 +178,6 @@ class ForeignTraining:
         shutil.rmtree(output_dir)
 
     def _sections(self, command: Sequence[str]) -> list[Section]:
-        """Return what training_run.json holds of the training, which has ended."""
         config, inputs, model = self.config, self.inputs, BaseModel.resolve(self.config)
         trained = Trained.describe(
             config,
@@ -213,8 +199,7 @@ class ForeignTraining:
         )
         skipped = EvalLoss(skipped=f"{self.script.path.name} makes no evaluation")
         sections = [trained, progress, Evaluation(eval_loss=skipped)]
-        class_images = class_images_of(config)
-        if class_images is not None and not class_images.missing():
+        if (class_images := class_images_of(config)) is not None and not class_images.missing():
             sections.append(LaterClassImages(class_images=class_images.record()))
         return sections
 

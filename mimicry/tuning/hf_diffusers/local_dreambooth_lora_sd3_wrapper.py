@@ -40,7 +40,6 @@ def wrapper(overwrite: bool, dry_run: bool, **parameters: Any) -> int:
 
 
 def main() -> int:
-    """Run the program and return its exit code."""
     stop_with_parent()
     return run_command(wrapper)
 

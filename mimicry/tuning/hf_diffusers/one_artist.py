@@ -25,7 +25,7 @@ from mimicry.common.processes import NOT_AS_ASKED, Child, Interrupted, running_c
 from mimicry.common.text import printable, shell_line
 from mimicry.common.tokens import mask_token, scrub
 from mimicry.study import AdapterId, Captions, ImageFolder, State, StudyTree, bad_images, unreadable
-from mimicry.tuning.adapters import AdapterFolder, AdapterState, judge_adapter, record_adapter
+from mimicry.tuning.adapters import AdapterFolder, judge_adapter, record_adapter
 from mimicry.tuning.execution.outcome import POLL_SECONDS, Attempt, MetricsReader, StallGuard, follow
 from mimicry.tuning.hf_diffusers.launch import (
     FOREIGN_OUTPUT,
@@ -51,8 +51,6 @@ _SHOWN_LOG_LINES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ArtistJob:
-    """One artist to train: hyper-parameters, inputs, script, and when a training counts as stalled."""
-
     config: TuningConfig
     inputs: TrainingInputs
     script: TrainScript
@@ -68,16 +66,11 @@ class ArtistJob:
         return around | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}, removed
 
     def command(self) -> list[str]:
-        """Return the exact command that trains this artist."""
         inputs = replace(self.inputs, output_dir=self.script.output_dir(self.inputs.output_dir))
         return launch_words(self.script, self.script.words(self.config, inputs), self.config)
 
     def usable_data(self) -> tuple[ImageFolder, Captions | None]:
-        """Return the images, and their captions where they are asked for.
-
-        Raises:
-            MimicryError: some cannot be used; all of these at once.
-        """
+        """Return the images and captions; raises MimicryError for all that cannot be used."""
         images = self.inputs.read_images(self.config.hold_out)
         captions = None
         if self.config.captions:
@@ -93,12 +86,10 @@ class ArtistJob:
 class Supervised:
     """The wrapper was started by apply_tuning, which has handed its claim on.
 
-    It has asked the Hub about all artists, shows warnings, steps and the end of the log, notices a stall, and
-    keeps the study's tracker.
+    It has asked the Hub, shows warnings, steps and the log, notices a stall, and keeps the study's tracker.
     """
 
     def hub_problems(self, job: ArtistJob, upload: Upload) -> list[str]:
-        """Return why the adapter could not be uploaded."""
         return []
 
     def warnings(self, job: ArtistJob) -> list[str]:
@@ -137,7 +128,7 @@ class Standalone(Supervised):
         # Only our own trainer writes metrics.jsonl as it goes.
         guard = StallGuard(job.folder.log, job.stall_seconds) if job.script.is_own else None
         try:
-            yield lambda child: follow(child, metrics, display.step if display else _ignore, guard)
+            yield lambda child: follow(child, metrics, display.step if display else lambda _: None, guard)
         finally:
             if display is not None:
                 display.close()
@@ -171,23 +162,14 @@ def _wait(child: Child) -> int:
     return code
 
 
-def _ignore(line: object) -> None:
-    """Ignore a step."""
-
-
 def parse_request(parameters: dict[str, Any]) -> tuple[ArtistJob, Upload | None]:
-    """Return the job that the command's parameters ask for, and where its adapter goes on the Hub.
-
-    Raises:
-        UsageError: all that is wrong with them, and with the names of the images.
-    """
+    """Return the job and the upload that are asked for; raises UsageError for all that is wrong with them."""
     inputs = TrainingInputs.take(parameters)
     problems = Problems()
     with problems:
         config = take_config(parameters)
         config.refuse_train_script(parameters["train_script"])
-        problem = inputs.hold_out_problem(config.hold_out)
-        if problem is not None:
+        if (problem := inputs.hold_out_problem(config.hold_out)) is not None:
             raise UsageError(problem)
     with problems:
         script = _script(parameters["train_script"], inputs)
@@ -202,8 +184,7 @@ def parse_request(parameters: dict[str, Any]) -> tuple[ArtistJob, Upload | None]
         ("--caption-data-dir", inputs.read_caption_images()),
     ):
         with problems:
-            problem = None if images is None else images.problem()
-            if problem is not None:
+            if images is not None and (problem := images.problem()) is not None:
                 raise UsageError(f"{option}: {problem}")
     problems.raise_any()
     stall_seconds = 60 * parameters["stall_minutes"]
@@ -223,7 +204,6 @@ def _script(path: Path | None, inputs: TrainingInputs) -> TrainScript:
 
 
 def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> Upload | None:
-    """Return where the adapter goes on the Hub; None when it stays here."""
     if not parameters["push_to_hub"]:
         return None
     hub = HubOptions.from_parameters(parameters)
@@ -247,11 +227,7 @@ def _upload_job(output_dir: Path, parameters: dict[str, Any]) -> Upload | None:
 
 
 def run_job(job: ArtistJob, upload: Upload | None, called_by: Supervised, *, overwrite: bool) -> int:
-    """Train the artist, unless a complete adapter is there, and upload the adapter; return the exit code.
-
-    Raises:
-        MimicryError: what forbids it, or why it failed.
-    """
+    """Train the artist, unless a complete adapter is there, and upload the adapter; return the exit code."""
     images, captions = job.usable_data()
     _refuse_faults(job, upload, called_by)
     spec = TRAITS.adapter_spec(job.config, job.script.identity)
@@ -259,7 +235,10 @@ def run_job(job: ArtistJob, upload: Upload | None, called_by: Supervised, *, ove
         former = judge_adapter(job.folder, spec, images, captions=captions, full=True)
         kept = former.state in (State.COMPLETE, State.STALE) and not overwrite
         if kept:
-            _report_kept(job, former)
+            reason = f" ({former.reason})" if former.reason else ""
+            print(printable(f"{former.state}: {job.inputs.output_dir}{reason}"))
+            if former.state is State.STALE:
+                print("it is kept; type --overwrite to train it again")
         else:
             for warning in (*job.script.warnings(job.config), *called_by.warnings(job)):
                 print(f"warning: {printable(warning)}", file=sys.stderr)
@@ -273,11 +252,6 @@ def run_job(job: ArtistJob, upload: Upload | None, called_by: Supervised, *, ove
 
 
 def _refuse_faults(job: ArtistJob, upload: Upload | None, called_by: Supervised) -> None:
-    """Refuse what cannot be trained on this machine, or uploaded with this token.
-
-    Raises:
-        BatchFault: the reasons.
-    """
     faults = batch_problems(
         TRAITS.problems(job.config, network=True),
         job.inputs.output_dir,
@@ -291,18 +265,9 @@ def _refuse_faults(job: ArtistJob, upload: Upload | None, called_by: Supervised)
         raise BatchFault(*faults)
 
 
-def _report_kept(job: ArtistJob, former: AdapterState) -> None:
-    reason = f" ({former.reason})" if former.reason else ""
-    print(printable(f"{former.state}: {job.inputs.output_dir}{reason}"))
-    if former.state is State.STALE:
-        print("it is kept; type --overwrite to train it again")
-
-
 def train_artist(job: ArtistJob, called_by: Supervised, claim: Claim | None = None) -> None:
-    """Train the artist; when this returns, a verified adapter lies in the output folder.
-
-    Args:
-        claim: that of the output folder, which the trainer joins.
+    """Train the artist; when this returns, a verified adapter lies in the output folder, whose claim is
+    `claim`.
 
     Raises:
         TrainingFailed: there is no adapter; the message says why and where the log is.
@@ -319,8 +284,13 @@ def train_artist(job: ArtistJob, called_by: Supervised, claim: Claim | None = No
         if failure is None:
             return
         stopped_by = attempt.stopped_by()
-        if job.script.is_own and _lacks_end(job, former_record):
-            _record_end(job, failure, State.FAILED if stopped_by is None else State.INTERRUPTED)
+        record, run = job.folder.record, job.folder.readable_run
+        # The trainer may have been killed before it recorded an end, or may not have begun.
+        if job.script.is_own and (_record_bytes(job) == former_record or run.status == State.RUNNING):
+            state = State.FAILED if stopped_by is None else State.INTERRUPTED
+            # On a full disk there is no room for it, which the caller reports.
+            with suppress(OSError):
+                write_json(record, run.ended(state, scrub(failure), utc_now()))
         if stopped_by is not None:
             raise Interrupted(stopped_by)
         raise TrainingFailed(failure + called_by.log_excerpt(job, attempt))
@@ -347,7 +317,7 @@ def _run_to_end(job: ArtistJob, called_by: Supervised, claim: Claim | None) -> i
 
 
 def run_script(job: ArtistJob, called_by: Supervised, variable: Mapping[str, str]) -> int:
-    """Run the script to its end, and return the exit code of its launcher."""
+    """Run the script to its end; return the exit code of its launcher."""
     log, command = job.folder.log, job.command()
     environment, removed = job.environment()
     with ExitStack() as stack:
@@ -367,19 +337,7 @@ def run_script(job: ArtistJob, called_by: Supervised, variable: Mapping[str, str
 
 
 def _record_bytes(job: ArtistJob) -> bytes:
-    """Return the record of the artist's training as it is now; nothing when there is none."""
     try:
         return job.folder.record.read_bytes()
     except OSError:
         return b""
-
-
-def _lacks_end(job: ArtistJob, former_record: bytes) -> bool:
-    """Return whether the trainer has recorded no end: it may have been killed, or may not have begun."""
-    return _record_bytes(job) == former_record or job.folder.readable_run.status == State.RUNNING
-
-
-def _record_end(job: ArtistJob, error: str, state: State) -> None:
-    # On a full disk there is no room for it, which the caller reports.
-    with suppress(OSError):
-        write_json(job.folder.record, job.folder.readable_run.ended(state, scrub(error), utc_now()))

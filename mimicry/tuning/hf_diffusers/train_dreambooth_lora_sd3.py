@@ -1,16 +1,12 @@
 """Train one DreamBooth LoRA adapter of a Stable Diffusion 3 model.
 
-    accelerate launch train_dreambooth_lora_sd3.py --instance_data_dir DIR --output_dir DIR [flags]
-    accelerate launch --multi_gpu --num_processes N train_dreambooth_lora_sd3.py ...
-
-The command line is that of the diffusers example of the same name. What follows is done in stages, each of
-which frees what it needed: the text encoders, then the VAE, then the transformer.
+accelerate launch [--multi_gpu --num_processes N] train_dreambooth_lora_sd3.py
+    --instance_data_dir DIR --output_dir DIR [flags of the diffusers example of the same name]
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 if __package__ in (None, ""):  # started by its path: import from this checkout, not from this folder
@@ -41,7 +37,6 @@ _SILENT_SECONDS = 20.0
 
 
 def main() -> int:
-    """Train, and return the exit code."""
     quicken_exit()
     alone, speaks = process_count() == 1, process_index() == 0
     if speaks:
@@ -49,24 +44,21 @@ def main() -> int:
     stop_with_parent(None if alone else _KILL_SECONDS)
     try:
         with stop_signals_raise(), scrubbed_output():
-            return run_reporting_errors(train) if speaks else _run_silently(train)
+            if speaks:
+                return run_reporting_errors(train)
+            try:
+                return train()
+            except MimicryError as error:
+                # Before the processes have joined, all get the same error. The main one reports it.
+                time.sleep(_SILENT_SECONDS)
+                return error.exit_code
     except Interrupted as stop:
         if speaks:
             print(f"stopped by {stop}", file=sys.stderr)
         return stop.exit_code
 
 
-def _run_silently(program: Callable[[], int]) -> int:
-    """Run `program`; before the processes have joined, all get the same error. The main one reports it."""
-    try:
-        return program()
-    except MimicryError as error:
-        time.sleep(_SILENT_SECONDS)
-        return error.exit_code
-
-
 def train() -> int:
-    """Train the adapter that the command line asks for."""
     load_environment()
     quiet_libraries()
     # Each stage needs other sizes than the one before: memory that is free in pieces would be lost.

@@ -2,8 +2,7 @@
 
 The child is `client.py`, which calls `serve`. It reads its request as one line of JSON from standard input,
 and answers in lines of JSON: {"stage": text} for each step it begins, then {"result": ...} or {"problem":
-text}. The token reaches it through its environment, never through arguments. Here is also which errors of the
-Hub's client are retried, and what each means for the user.
+text}. The token reaches it through its environment, never through arguments.
 """
 
 import json
@@ -85,7 +84,6 @@ def serve(action: Callable[[dict[str, Any]], Any]) -> int:
 
 
 def answer(**event: Any) -> None:
-    """Tell the parent something; in the child only."""
     print(json.dumps(event), flush=True)
 
 
@@ -114,14 +112,10 @@ class RetriesExhausted(Exception):
 
 
 def retry(call: Callable[[], Result], waits: Sequence[float], waiting: Callable[[str], None]) -> Result:
-    """Return what `call` returns; after a transient error, call again after each of `waits`.
+    """Return what `call` returns; after a transient error, call again after each of `waits`, in seconds.
 
-    huggingface_hub retries the transfer of files by itself, but not the other requests: who am I, create,
-    describe a repository, commit. A call must do no harm when it is retried because its answer was lost.
-
-    Args:
-        waits: seconds; the Hub may ask for more.
-        waiting: is told about each wait.
+    huggingface_hub retries the transfer of files by itself, but not the other requests. A call must do no
+    harm when it is retried because its answer was lost; the Hub may ask for longer waits.
 
     Raises:
         Exception: the last error of `call`.
@@ -139,7 +133,6 @@ def retry(call: Callable[[], Result], waits: Sequence[float], waiting: Callable[
 
 
 def explain(error: Exception, namespace: str | None) -> str:
-    """Return what went wrong, as one line that says what to do next."""
     from huggingface_hub import constants
 
     said, where = _one_line(error), os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
@@ -150,7 +143,7 @@ def explain(error: Exception, namespace: str | None) -> str:
                 f"new one at {TOKENS_PAGE} ({said})"
             )
         case 403:
-            if _speaks_of_storage(said):
+            if any(word in said.casefold() for word in ("storage", "quota")):
                 return (
                     f"the Hub has no more room for private files of {namespace or 'the user of HF_TOKEN'}: "
                     f"remove repositories that are not needed, or get more storage at {_STORAGE_PAGE}; the "
@@ -170,15 +163,9 @@ def explain(error: Exception, namespace: str | None) -> str:
             return f"{where} answered with status {status} ({said})"
 
 
-def _speaks_of_storage(said: str) -> bool:
-    words = said.casefold()
-    return any(word in words for word in ("storage", "quota"))
-
-
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an error of the client; None when there was no answer."""
-    response = _response_of(error)
-    status = getattr(response, "status_code", None)
+    status = getattr(_response_of(error), "status_code", None)
     return status if isinstance(status, int) else None
 
 

@@ -1,8 +1,7 @@
 """The child that talks to the Hub: `python -m mimicry.tuning.hub.client upload` or `check`.
 
-`upload` sends one adapter. `check` says before a training whether uploads will be accepted: its request is
-{"namespace": ..., "jobs": [{"repository": ..., "made_for": {...}, "input_dir": ...}]}, and the result is a
-list of problems. HF_TOKEN and HF_ENDPOINT come from the environment.
+`upload` sends one adapter, `check` says before a training whether uploads will be accepted; see `upload.py`
+for their requests. HF_TOKEN and HF_ENDPOINT come from the environment.
 """
 
 import json
@@ -12,13 +11,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mimicry.common.errors import UploadFailed
 from mimicry.common.files import read_json
 from mimicry.study.images import ImageFolder
 from mimicry.tuning.adapters import TRAINING_RUN, WEIGHTS
-from mimicry.tuning.hub.child import RetriesExhausted, answer, retry, serve, status_of
+from mimicry.tuning.hub.child import Result, RetriesExhausted, answer, retry, serve, status_of
 from mimicry.tuning.hub.files import HubFiles, hub_files
 from mimicry.tuning.hub.names import TOKENS_PAGE
 from mimicry.tuning.hub.upload import MADE_FOR, Upload
@@ -26,8 +25,6 @@ from mimicry.tuning.hub.upload import MADE_FOR, Upload
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
-
-Result = TypeVar("Result")
 
 # What the Hub puts into a new repository, or a person before the first upload.
 _NOT_AN_ADAPTER = frozenset({".gitattributes", "README.md"})
@@ -42,20 +39,16 @@ class Connection:
 
     @classmethod
     def open(cls, waits: Sequence[float]) -> "Connection":
-        """Connect with the token, and to the endpoint, of the environment."""
         from huggingface_hub import HfApi  # imported late: a broken adapter does not need the client
 
         return cls(HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"]), waits)
 
     def ask(self, call: Callable[[], Result]) -> Result:
-        """Return what `call` returns; it is retried after a transient error."""
         return retry(call, self.waits, lambda text: answer(stage=text))
 
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A model repository, by its id: owner/name."""
-
     connection: Connection
     id: str
 
@@ -64,17 +57,12 @@ class HubRepository:
         return f"{self.connection.api.endpoint}/{self.id}"
 
     def create(self) -> None:
-        """Create it as a private one; an existing one stays as it is."""
         answer(stage=f"creating {self.id}")
         api = self.connection.api
         self.connection.ask(lambda: api.create_repo(self.id, private=True, exist_ok=True))
 
     def refuse_other(self, ours: Mapping[str, Any]) -> None:
-        """Make sure that the adapter whose training_run.json is `ours` may go there.
-
-        Raises:
-            UploadFailed: it is not private, or holds anything but an earlier version of the same adapter.
-        """
+        """Raise UploadFailed unless it is private, and holds nothing or an earlier version of `ours`."""
         answer(stage=f"checking that {self.id} is private")
         info = self.connection.ask(self.describe)
         if {file.rfilename for file in info.siblings or []} <= _NOT_AN_ADAPTER:
@@ -88,11 +76,7 @@ class HubRepository:
             )
 
     def describe(self) -> "ModelInfo":
-        """Return the repository's description; this asks the Hub once.
-
-        Raises:
-            UploadFailed: it is not the one that was asked for, or not private.
-        """
+        """Ask the Hub once; raises UploadFailed for a repository that is another one, or not private."""
         try:
             info = self.connection.api.model_info(self.id)
         except Exception as error:
@@ -116,7 +100,6 @@ class HubRepository:
         return info
 
     def _training_run(self, revision: str | None) -> Any:
-        """Return the training_run.json of the repository; None when it has none that can be read."""
         from huggingface_hub.errors import EntryNotFoundError
 
         with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +120,7 @@ def other_adapter(ours: Mapping[str, Any], theirs: Any) -> str | None:
 
     Args:
         ours: `made_for` and `images` of the adapter that is to go there.
-        theirs: the training_run.json of the repository; None when it has none that can be read.
+        theirs: the training_run.json of the repository, if it has any.
     """
     if not isinstance(theirs, dict):
         return "files of something else, without a training_run.json that could be read"
@@ -158,7 +141,6 @@ def _hashes(images: Any) -> set[str]:
 
 
 def upload(request: dict[str, Any]) -> dict[str, str]:
-    """Upload the adapter of the Upload in `request`, and return where it is."""
     waits = request.pop("waits", ())
     job = Upload(**request | {"folder": Path(request["folder"])})
     answer(stage="reading the adapter")
@@ -181,7 +163,6 @@ def _repository_id(connection: Connection, job: Upload) -> str:
 
 
 def _send(repository: HubRepository, files: HubFiles) -> str:
-    """Send the files in one commit, if they are not there already; return the commit that has them."""
     answer(stage=f"sending the files to {repository.id}")
     commit = repository.connection.ask(lambda: _commit(repository, files))
     try:
@@ -236,10 +217,7 @@ def check(request: dict[str, Any]) -> list[str]:
 
 
 def account_problems(account: Mapping[str, Any], owner: str) -> list[str]:
-    """Return why the account and its token may not write to repositories of `owner`.
-
-    `account` is the answer to whoami. What that does not say is found out by the upload.
-    """
+    """Return why `account`, the answer to whoami, and its token may not write to repositories of `owner`."""
     user = account["name"]
     token = (account.get("auth") or {}).get("accessToken") or {}
     role = token.get("role")
@@ -300,7 +278,6 @@ def _repository_problems(connection: Connection, owner: str, jobs: list[dict[str
 
 
 def main() -> int:
-    """Do what the only argument names, with the request on standard input; answer on standard output."""
     return serve({"upload": upload, "check": check}[sys.argv[1]])
 
 

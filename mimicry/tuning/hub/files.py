@@ -1,8 +1,8 @@
-"""What is sent to the Hub of an adapter's folder: the weights, copies of the JSON files without anything
-about this machine or its user, and a README.md: what it was made from and how, and what not to use it for.
+"""What is sent to the Hub of an adapter's folder: weights, copies of the JSON files without anything about
+this machine or its user, and a README.md: how it was made, and what not to use it for.
 
-The files on disk stay as they are. Any text that could be a path of this machine is left out: losing a
-harmless text costs less than publishing a user's name.
+Any text that could be a path of this machine is left out: losing a harmless text costs less than publishing
+a user's name.
 """
 
 import json
@@ -58,8 +58,11 @@ def hub_files(job: Upload) -> HubFiles:
     expected = TrainingRun(run).weights_sha256
     if expected is not None and sha256_file(job.folder / WEIGHTS) != expected:
         raise AdapterBroken(f"{job.folder / WEIGHTS} is not the file whose sha256 is in {TRAINING_RUN}")
-    used = _used_base_model(run, adapter)
-    base_model = used if is_hub_model(used) else job.base_model_id
+    # training_run.json comes first: its name is null for a folder, whatever that is called.
+    base = run.get("base_model")
+    used = base.get("name") if isinstance(base, dict) else adapter.get("base_model_name_or_path")
+    on_hub = used is not None and is_model_id(str(used)) and not Path(str(used)).exists()
+    base_model = str(used) if on_hub else job.base_model_id
     local_names = {str(name): base_model for name in (used, adapter.get("base_model_name_or_path")) if name}
     run = sanitised(run, local_names)
     run[MADE_FOR] = job.made_for
@@ -75,11 +78,6 @@ def hub_files(job: Upload) -> HubFiles:
     )
 
 
-def is_hub_model(name: str | None) -> bool:
-    """Return whether `name` means a model on the Hub and not a folder of this machine."""
-    return name is not None and is_model_id(name) and not Path(name).exists()
-
-
 def names_machine(text: str) -> bool:
     """Return whether `text` holds an absolute path, the home folder or something like a token."""
     home = str(Path.home())
@@ -90,8 +88,7 @@ def sanitised(value: Any, replacements: Mapping[str, str | None]) -> Any:
     """Return a copy of the JSON `value` without anything about this machine.
 
     A text that is a key of `replacements` is replaced by its value there. A text that names the machine is
-    left out of an object together with its key, and becomes `REMOVED` in a list. Keys for commands, paths or
-    host names, keys that name the machine, and `hub` are left out whatever their value.
+    left out of an object together with its key, and becomes `REMOVED` in a list; so are keys that do.
     """
     if isinstance(value, dict):
         items = {
@@ -107,13 +104,6 @@ def sanitised(value: Any, replacements: Mapping[str, str | None]) -> Any:
             return replacements[value]
         return REMOVED if names_machine(value) else value
     return value
-
-
-def _used_base_model(run: dict[str, Any], adapter: dict[str, Any]) -> str | None:
-    # training_run.json comes first: its name is null for a folder, whatever that is called.
-    base = run.get("base_model")
-    name = base.get("name") if isinstance(base, dict) else adapter.get("base_model_name_or_path")
-    return None if name is None else str(name)
 
 
 def _check_header(weights: Path) -> None:
@@ -146,9 +136,8 @@ _CARD_WARNING = """\
 def model_card(job: Upload, run: dict[str, Any], base_model: str | None) -> str:
     """Return the model card, YAML front matter first.
 
-    `run` is the sanitised training_run.json, any of whose keys may be missing; `base_model` is a Hub id, or
-    None when the base model has none. Equal arguments give equal text, so that uploading the same adapter
-    twice does not make a second commit.
+    `run` is the sanitised training_run.json, any of whose keys may be missing; `base_model` is a Hub id, if
+    there is one. Equal arguments give equal text, so that a second upload does not make a second commit.
     """
     options = run.get("options")
     options = options if isinstance(options, dict) else {}

@@ -31,11 +31,11 @@ _HASH_LENGTH = 8
 
 
 def repository_name(prefix: str, adapter: AdapterId) -> str:
-    """Return `{prefix}-{protection}-{countermeasure}-{artist}`, made valid for the Hub.
+    """Return `{prefix}-{protection}-{countermeasure}-{artist}[-{variant}]`, made valid for the Hub.
 
-    A variant's name comes after the artist's. Accents are stripped, anything outside A-Z a-z 0-9 . _ -
-    becomes a dash. A name that had to change ends in a short hash of the original, so that distinct artists
-    stay distinct; the composed and decomposed forms of one name are one artist.
+    Accents are stripped, anything outside A-Z a-z 0-9 . _ - becomes a dash. A name that had to change ends in
+    a short hash of the original, so that distinct artists stay distinct; the composed and decomposed forms of
+    one name are one artist.
     """
     condition = adapter.condition
     parts = [prefix, condition.protection, condition.countermeasure, adapter.artist.name, adapter.variant]
@@ -96,7 +96,6 @@ def name_problems(option: str, name: str) -> list[str]:
 
 
 def model_id_problems(base_model_id: str | None) -> list[str]:
-    """Return what is wrong with --base-model-id."""
     if base_model_id is None or is_model_id(base_model_id):
         return []
     return [
@@ -106,16 +105,8 @@ def model_id_problems(base_model_id: str | None) -> list[str]:
 
 
 def refuse_names(names: Mapping[str, str | None], base_model_id: str | None) -> None:
-    """Refuse options that are not names on the Hub.
-
-    Args:
-        names: by option; None for one that was not given.
-
-    Raises:
-        UsageError: all that are wrong.
-    """
+    """Raise UsageError for all names, by their options, and ids that the Hub does not take."""
     given = {option: name for option, name in names.items() if name is not None}
     problems = [problem for option, name in given.items() for problem in name_problems(option, name)]
-    problems += model_id_problems(base_model_id)
-    if problems:
+    if problems := problems + model_id_problems(base_model_id):
         raise UsageError(*problems)

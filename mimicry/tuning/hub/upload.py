@@ -30,33 +30,25 @@ _SLOWEST_BYTES_PER_SECOND = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions:
-    """What was typed about uploads.
-
-    A repository goes under `namespace`, or else under the token's own user. `base_model_id` is the Hub id to
-    publish in place of a base model that is a local folder.
-    """
+    """What was typed: a `namespace` other than the user's own, and the Hub id of a base model in a folder."""
 
     namespace: str | None = None
     base_model_id: str | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> "HubOptions":
-        """Return what a command with `hub_options` was given."""
         return cls(namespace=parameters["hub_namespace"], base_model_id=parameters["base_model_id"])
 
     def words(self) -> list[str]:
-        """Return them as options of the wrapper."""
         options = {"--hub-namespace": self.namespace, "--base-model-id": self.base_model_id}
         return [f"{option}={value}" for option, value in options.items() if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """One complete adapter on its way to the Hub.
+    """One complete adapter on its way to the Hub; see `HubOptions` too.
 
-    `repository` is a name or namespace/name; a bare name goes under `namespace`, or else under the token's
-    own user. `split` and `style` tell artists of one name apart. `base_model_id` is the Hub id to publish in
-    place of a base model that is a local folder.
+    `repository` is a name or namespace/name. `split` and `style` tell artists of one name apart.
     """
 
     folder: Path
@@ -73,12 +65,7 @@ class Upload:
     def from_adapter(
         cls, adapter: AdapterId, folder: Path, prefix: str, hub: HubOptions | None, name: str | None = None
     ) -> "Upload":
-        """Return the upload of the adapter in `folder`.
-
-        Args:
-            prefix: see `repository_name`.
-            name: of the repository; by default made from the adapter.
-        """
+        """Return the upload of the adapter in `folder`; `name` is that of the repository, if it was typed."""
         hub = hub or HubOptions()
         return cls(
             folder=folder,
@@ -114,11 +101,7 @@ class Uploaded:
 
 
 def upload_and_record(job: Upload) -> Uploaded:
-    """Upload the adapter of `job` and note the result under `hub` in its training_run.json.
-
-    Raises:
-        UploadFailed: it did not get there; the note says what is owed, and why.
-    """
+    """Upload the adapter and note it, or what is owed, in its training_run.json; raises UploadFailed."""
     try:
         uploaded = upload_adapter(job)
     except UploadFailed as error:
@@ -175,11 +158,7 @@ def _record(job: Upload, hub: dict[str, str]) -> None:
 def hub_problems(
     jobs: Sequence[tuple[Upload, Path]], *, waits: Sequence[float] = CHECK_WAITS, python: str = sys.executable
 ) -> list[str]:
-    """Ask the Hub what would keep adapters from being uploaded.
-
-    Args:
-        jobs: what is to be uploaded, each with the folder of images that it is trained on.
-    """
+    """Ask the Hub what would keep `jobs`, each with the folder of its images, from being uploaded."""
     if problems := token_problems():
         return problems
     request: dict[str, Any] = {
@@ -189,26 +168,13 @@ def hub_problems(
             for job, input_dir in jobs
         ],
     }
-    reply = run_child(
-        "check",
-        request,
-        silence_seconds=_CHECK_SECONDS,
-        waits=waits,
-        python=python,
-    )
+    reply = run_child("check", request, silence_seconds=_CHECK_SECONDS, waits=waits, python=python)
     if reply.problem is None:
         return list(reply.result)
     return [
         f"adapters are to be uploaded, and {reply.problem}; or train now with --no-push-to-hub, and upload "
         f"later with mimicry upload"
     ]
-
-
-def hub_is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE forbids requests to the Hub."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return HF_HUB_OFFLINE
 
 
 def read_access_error(name: str) -> Exception | None:

@@ -3,19 +3,10 @@
     {"description": "...", "command": "{python} {stack_dir}/train.py {input_dir} {output_dir} {options}"}
 
 The command is split into words as a shell would, and only then are names put in, so that a folder called
-`O'Keeffe; {x}` is just a name. Placeholders: {python}, this Python; {stack_dir}, the folder of the
-runner_config.json; {input_dir}, the folder of images; {output_dir}, the folder of the adapter; and {options},
-a word by itself, which becomes the options of `local_dreambooth_lora_sd3_wrapper.py`. A stack without
-{options} is trained with its own settings.
-
-What a stack knows of its adapters stands in its `stack.py`, if it has one:
-
-    from mimicry.tuning.stacks import StackTraits
-
-    TRAITS = StackTraits(hub_prefix="sd15-lora")
-
-What it does not say has the values of `StackTraits`: LoRAs of any model, of any ranks. A stack that knows
-more makes a subclass with methods of its own.
+`O'Keeffe; {x}` is just a name. {options} is a word by itself and becomes the options of the wrapper of
+hf_diffusers; a stack without it is trained with its own settings. What a stack knows of its adapters stands
+in its `stack.py`, if it has one, as `TRAITS = StackTraits(hub_prefix="sd15-lora")` or a subclass. See
+docs/stacks.md.
 """
 
 import importlib
@@ -48,8 +39,7 @@ LOG_BYTES = 4 << 20
 class StackTraits:
     """The adapters of a stack: how they are called on the Hub, what they hold, and what they need.
 
-    `hub_prefix` begins the name of each repository on the Hub. Methods are given the hyper-parameters, or
-    None where the stack's command takes no {options}.
+    Methods are given the hyper-parameters, or None where the stack's command takes no {options}.
     """
 
     hub_prefix: str
@@ -58,18 +48,12 @@ class StackTraits:
     def trainer(self, script: Path | None, train_script: Path | None) -> str:
         """Return what tells the trainer from others in a recipe.
 
-        Args:
-            script: the first file of the stack's folder in its command; None when there is none.
-            train_script: --train-script.
+        `script` is the first file of the stack's folder in its command, `train_script` is --train-script.
         """
         return trainer_identity(train_script or script)
 
     def adapter_spec(self, config: TuningConfig | None, trainer: str) -> AdapterSpec:
-        """Return what an adapter should be that is trained with `config`: rank, and recipe to compare.
-
-        Args:
-            trainer: see `trainer`.
-        """
+        """Return what an adapter of `trainer` and `config` should be: rank, and recipe to compare."""
         if config is None:
             return AdapterSpec()
         rank = config.rank if self.adapter_format.one_rank else None
@@ -78,10 +62,8 @@ class StackTraits:
     def problems(self, config: TuningConfig | None, *, network: bool) -> list[str]:
         """Return messages, such as that a base model is missing; if there are any, nothing is trained.
 
-        It is not asked when there is nothing to train; a dry run shows the messages as warnings.
-
-        Args:
-            network: the network may be asked, and images decoded; else only what is quick is checked.
+        It is not asked when there is nothing to train; a dry run shows the messages as warnings. Without
+        `network` only what is quick is checked: no network is asked, no images are decoded.
         """
         return []
 
@@ -96,7 +78,7 @@ class StackTraits:
     def host_bytes(self, config: TuningConfig | None) -> int:
         """Return about how much host memory a training takes when it reads its model; 0: not known.
 
-        Where trainings run side by side, the next one begins when so much is free.
+        Where trainings run side by side, the next one begins when that much is free.
         """
         return 0
 
@@ -190,7 +172,6 @@ class Stack:
         return stack
 
     def words(self, input_dir: Path, output_dir: Path, options: Sequence[str]) -> list[str]:
-        """Return the command that trains one artist."""
         values = self._values() | {"input_dir": str(input_dir), "output_dir": str(output_dir)}
         words: list[str] = []
         for word in self.template:
@@ -198,7 +179,7 @@ class Stack:
         return words
 
     def _values(self) -> dict[str, str]:
-        return {"python": sys.executable, "stack_dir": str(self.folder)}
+        return {"python": sys.executable, "stack_dir": str(self.folder), **dict.fromkeys(_NEEDED, "")}
 
     def _problems(self) -> list[str]:
         if not self.template:
@@ -215,24 +196,18 @@ class Stack:
         return problems or self._missing_files()
 
     def _missing_files(self) -> list[str]:
-        values = self._values() | dict.fromkeys(_NEEDED, "")
-        program = _fill(self.template[0], values)
+        program = _fill(self.template[0], self._values())
         problems = [] if shutil.which(program) else [f"command starts with {program}, which cannot be run"]
         return problems + [f"there is no {script}" for script in self._scripts() if not script.exists()]
 
     def _scripts(self) -> list[Path]:
         # Only a script in the stack's own folder is known to be a file.
-        values = self._values() | dict.fromkeys(_NEEDED, "")
+        values = self._values()
         words = [_fill(word, values) for word in self.template[1:] if word != _OPTIONS]
         return [Path(word) for word in words if word.startswith(values["stack_dir"] + "/")]
 
 
 def _read_traits(folder: Path) -> StackTraits:
-    """Return what the stack.py in `folder` says.
-
-    Raises:
-        UsageError: it cannot be run, or has no TRAITS.
-    """
     path = folder / STACK_MODULE
     if not path.exists():
         return StackTraits(hub_prefix=f"{folder.name}-lora")
@@ -281,17 +256,14 @@ def run_stack(folder: Path) -> int:
             raise UsageError("--input-dir and --output-dir are needed; or type --check-only")
         if options and not stack.takes_options:
             raise UsageError(f"stack {stack.name} takes no options, and got {shlex.join(options)}")
-        return _run(stack.words(input_dir, output_dir, options))
+        words = stack.words(input_dir, output_dir, options)
+        with running_child(words, output=None, environment=os.environ, grace_seconds=_GRACE_SECONDS) as child:
+            while (code := child.wait(1.0)) is None:
+                pass
+            return code
 
     stop_with_parent()
     return run_command(run_tuning)
-
-
-def _run(words: list[str]) -> int:
-    with running_child(words, output=None, environment=os.environ, grace_seconds=_GRACE_SECONDS) as child:
-        while (code := child.wait(1.0)) is None:
-            pass
-        return code
 
 
 def _fill(word: str, values: Mapping[str, Any]) -> str:

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from mimicry.tuning.hf_diffusers.sd3.batches import BatchMaker, BatchSource, ForwardBatch
 from mimicry.tuning.hf_diffusers.sd3.lora import add_adapter
-from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, image_tokens, more_checkpointed
+from mimicry.tuning.hf_diffusers.sd3.memory import checkpoint_blocks, checkpoint_first, image_tokens
 from mimicry.tuning.hf_diffusers.sd3.modulation import ModulationCache, ModulationKey
 from mimicry.tuning.hf_diffusers.sd3.setup import Setup
 from mimicry.tuning.hf_diffusers.sd3.transformer import (
     cache_modulation,
-    can_train_cached,
+    cache_obstacle,
     read_transformer,
 )
+from mimicry.tuning.hf_diffusers.spec.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.training import flow_matching, kernels, rng
 from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.records import RunRecord
@@ -28,8 +29,8 @@ from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 class AdaptedTransformer:
     """The transformer with its LoRA, on the device, in the training precision.
 
-    `parameters` are those of the LoRA, by name. `modulation` takes the place of some of the weights. So many
-    blocks are `checkpointed`: recomputed in the backward pass.
+    `parameters` are those of the LoRA, by name. The first `checkpointed` blocks are recomputed in the
+    backward pass.
     """
 
     setup: Setup
@@ -48,15 +49,15 @@ class AdaptedTransformer:
     ) -> "AdaptedTransformer":
         """Read the transformer, put the adapter on, and compute the modulation cache where one is asked for.
 
-        Args:
-            extra_keys: what is asked of the transformer beside what training asks.
+        `extra_keys` are asked of the transformer in addition to those of training.
         """
         say("reading the transformer")
         config, runtime, schedule = setup.args.config, setup.runtime, setup.data.schedule
-        keys: set[ModulationKey] = set()
-        if config.conditioning_table:
-            keys = batches.modulation_keys() | set(extra_keys)
-        cached = can_train_cached(setup.model, config, len(keys))
+        cached = config.conditioning_table
+        keys = batches.modulation_keys() | set(extra_keys) if cached else set()
+        if cached and (obstacle := cache_obstacle(setup.model, config, named_layers(config), len(keys))):
+            say(f"no conditioning table: {obstacle}")
+            cached = False
         transformer = read_transformer(
             setup.model, config, runtime.device, runtime.dtype, cached_modulation=cached
         )
@@ -65,7 +66,7 @@ class AdaptedTransformer:
         with record.stage("conditioning_table") if cached else nullcontext():
             model.modulation = model.modulation_for(batches.maker, keys, schedule.forward_batch_size)
         if model.modulation is not None:
-            size = f"{model.modulation.byte_count / 2**20:.1f} MiB of host memory"
+            size = f"{model.modulation.rows_NSR.nbytes / 2**20:.1f} MiB of host memory"
             say(f"conditioning table: {len(model.modulation.place_of)} rows, {size}")
             # What the cache was computed from is gone, and its pieces are of no use to training.
             runtime.free_memory()
@@ -90,11 +91,7 @@ class AdaptedTransformer:
     def modulation_for(
         self, maker: BatchMaker, keys: Collection[ModulationKey], batch_size: int
     ) -> ModulationCache | None:
-        """Compute the rows of `keys` for batches of `batch_size`; None for a transformer that takes none.
-
-        Args:
-            maker: whose timesteps and pooled prompts the keys are rows of.
-        """
+        """Compute the rows of `keys` of `maker`; None for a transformer that takes none."""
         return cache_modulation(
             self.transformer,
             self.setup.model,
@@ -107,7 +104,6 @@ class AdaptedTransformer:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Run the body without dropout."""
         was_training = self.transformer.training
         self.transformer.eval()
         try:
@@ -116,10 +112,13 @@ class AdaptedTransformer:
             self.transformer.train(was_training)
 
     def checkpoint_more(self) -> bool:
-        """Checkpoint more blocks, when memory was too short for so few; return whether that was possible."""
-        before = self.checkpointed
-        self.checkpointed = more_checkpointed(self.transformer, before)
-        return self.checkpointed > before
+        """Checkpoint a quarter of the blocks that are not, and return whether there were any."""
+        left = len(self.transformer.transformer_blocks) - self.checkpointed
+        if not left or not self.transformer.gradient_checkpointing:
+            return False
+        self.checkpointed += -(-left // 4)
+        checkpoint_first(self.transformer, self.checkpointed)
+        return True
 
     def predict(self, batch: ForwardBatch) -> Tensor:
         """Return the velocity that the transformer predicts for each sample, of shape (B, C, H, W)."""

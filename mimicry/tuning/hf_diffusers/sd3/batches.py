@@ -22,10 +22,9 @@ from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 class ForwardBatch:
     """The samples of one forward pass, on the device.
 
-    `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it and `timesteps_B`
-    what the transformer is told of them, all in fp32. `sequence_BLD` holds the embeddings of the prompts.
-    `pooled_projections` are the pooled prompts, (B, P), or the rows of the modulation cache, (B, R).
-    `samples`, `timestep_indices`, rows of the sigma table, and `prompt_indices` say what was drawn for them.
+    `latents_BCHW` and `noise_BCHW` are the ends of the path, `sigmas_B` the places on it, `timesteps_B` what
+    the transformer is told of them, all in fp32; `pooled_projections` are the pooled prompts, (B, P), or the
+    rows of the modulation cache, (B, R). `timestep_indices` are rows of the sigma table.
     """
 
     latents_BCHW: Tensor
@@ -54,7 +53,6 @@ class Prompts:
 
     @property
     def token_count(self) -> int:
-        """The tokens of each prompt."""
         return self._sequence_NLD.shape[1]
 
     def rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -83,11 +81,7 @@ class BatchMaker:
         prompt_indices: Sequence[int],
         samples: tuple[Sample, ...] = (),
     ) -> ForwardBatch:
-        """Return the batch of these samples; on any thread.
-
-        Args:
-            latents: one of shape (C, H, W) for each sample, on the CPU; `noise` as well.
-        """
+        """Return the batch of samples with these latents and noise, (C, H, W) on the CPU; on any thread."""
         levels = list(timestep_indices)
         sequence_BLD, pooled_projections = self.prompts.rows(prompt_indices)
         if self.modulation is not None:
@@ -123,7 +117,6 @@ class BatchSource:
         prompts: Sequence[PromptEmbeds],
         latents: LatentSource,
     ) -> "BatchSource":
-        """Return the batches of `data`; `prompts` are the embeddings of its prompts, in their order."""
         table = Prompts(prompts, runtime.device, runtime.dtype)
         maker = BatchMaker(runtime.device, SigmaTable.read(model), table)
         return cls(data.schedule, data.prompts, latents, maker)
@@ -135,19 +128,14 @@ class BatchSource:
     def modulation_keys(self) -> set[ModulationKey]:
         """Return what this process's training asks of the transformer: timestep and prompt, by row."""
         config, level_count = self.schedule.config, len(self.maker.sigmas)
-        samples = (
-            plan.sample(index) for index in self.schedule.own_indices() for plan in self.schedule.plans
-        )
         return {
             (draw_timestep_index(config, sample, level_count), self.prompt_plan.index_of(sample))
-            for sample in samples
+            for index in self.schedule.own_indices()
+            for sample in (plan.sample(index) for plan in self.schedule.plans)
         }
 
     def make(self, first: int) -> ForwardBatch:
-        """Draw the samples of index `first` and following, as many as a batch has; on any thread.
-
-        With prior preservation as many class samples come after them.
-        """
+        """Draw the samples of a batch that begins with index `first`; on any thread."""
         config, level_count = self.schedule.config, len(self.maker.sigmas)
         samples = self.schedule.batch_samples(first)
         latents, noise = [], []

@@ -1,8 +1,7 @@
 """Class images, drawn by the base model, for prior preservation (Ruiz et al. 2023, arXiv:2208.12242).
 
-Image number k follows from the settings and from k: its noise is drawn for k, and it lies at the same place
-of a batch of the same size, no matter which images are missing. Latents are kept on disk until all are
-sampled: the transformer is freed before the VAE is read, and nothing is lost when a process is killed.
+Image number k follows from the settings and from k, no matter which images are missing. Latents wait on disk
+until all are sampled: the transformer is freed before the VAE is read, and a killed process loses nothing.
 """
 
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mimicry.common.errors import TrainingFailed
 from mimicry.common.files import atomic_path, canonical_json, remove_leftovers, sha256_text
@@ -50,11 +48,7 @@ def make_class_images(
     prompt: PromptEmbeds,
     negative: PromptEmbeds,
 ) -> None:
-    """Generate the class images that are missing; one process does, and others wait for it.
-
-    Raises:
-        TrainingFailed: the folder cannot be written.
-    """
+    """Generate the class images that are missing, in one process; raises TrainingFailed."""
     try:
         class_images.folder.mkdir(parents=True, exist_ok=True)
         with _locked(class_images.folder):
@@ -81,7 +75,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class _Generation:
-    """The generation of the images that are missing in a folder, whose lock is held."""
+    """Makes the images that are missing in a folder, whose lock is held."""
 
     def __init__(self, class_images: ClassImages, model: BaseModel, runtime: Runtime) -> None:
         config = runtime.config
@@ -111,11 +105,10 @@ class _Generation:
             leftover.unlink()
 
     def _sample(self, indices: list[int], prompt: PromptEmbeds, negative: PromptEmbeds) -> None:
-        """Sample the latents of `indices` and keep them on disk."""
         config, size = self._config, self._config.sample_batch_size
         prompt, negative = (one.to(self._runtime.device, self._dtype) for one in (prompt, negative))
         scheduler = self._model.folder / "scheduler"
-        shape = latent_shape(self._model, config.resolution)
+        shape, name = latent_shape(self._model, config.resolution), str(config.class_prompt)
         with self._runtime.attention():
             transformer, modulation = self._transformer(prompt, negative)
             transformer.eval()
@@ -123,23 +116,21 @@ class _Generation:
                 # Always a whole batch: what is made of an image depends on the shape of the computation.
                 members = range(group * size, (group + 1) * size)
                 noise_BCHW = torch.cat(
-                    [initial_noise(config.seed, "class_image", k, self._name, shape) for k in members]
+                    [initial_noise(config.seed, "class_image", k, name, shape) for k in members]
                 )
                 latents_BCHW = sample_latents(
                     transformer, scheduler, prompt, negative, noise_BCHW, self._sampling, modulation
                 ).cpu()
                 for index, latents_CHW in zip(members, latents_BCHW, strict=True):
                     if index in indices:
-                        self._keep(index, latents_CHW)
+                        path = self._latents_path(index)
+                        remove_leftovers(path)
+                        with atomic_path(path) as temporary:
+                            save_file({"latents": latents_CHW.unsqueeze(0).contiguous()}, temporary)
                 done = sum(index < members.stop for index in indices)
                 say(f"class images: {done} of {len(indices)} sampled")
 
-    @property
-    def _name(self) -> str:
-        return str(self._config.class_prompt)
-
     def _transformer(self, prompt: PromptEmbeds, negative: PromptEmbeds) -> tuple[Any, StepModulation | None]:
-        """Return the base model's transformer, and its modulation where a table can take its place."""
         model, config, steps = self._model, self._config, self._sampling.steps
         # A row for each step, of the prompt and of the negative prompt.
         cached = config.conditioning_table and not cache_obstacle(model, config, (), 2 * steps)
@@ -161,12 +152,6 @@ class _Generation:
                 image.save(temporary, "PNG")
             latents.unlink()
         say(f"class images: {len(indices)} made")
-
-    def _keep(self, index: int, latents_CHW: Tensor) -> None:
-        path = self._latents_path(index)
-        remove_leftovers(path)
-        with atomic_path(path) as temporary:
-            save_file({"latents": latents_CHW.unsqueeze(0).contiguous()}, temporary)
 
     def _latents_path(self, index: int) -> Path:
         # Other settings make other latents.

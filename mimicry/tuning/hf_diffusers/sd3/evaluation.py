@@ -1,11 +1,9 @@
 """The evaluation loss: how well the original art is predicted, before and after training.
 
-The training loss is noisy, since each step sees other images at other noise levels, and it is measured on
-the images of its condition. This one is measured on a fixed set at fixed levels with fixed
-noise, so that its values can be compared before and after, and from condition to condition: with one base
-model and one set, all runs of an artist start from the very same value, whatever their training seed.
-It is the mean, over images and levels, of the squared error of the predicted velocity, noise minus latents,
-in fp32: unweighted, and not preconditioned, in every configuration of the training.
+It is measured on a fixed set at fixed levels with fixed noise, so that its values can be compared: with one
+base model and one set, all runs of an artist start from the very same value, whatever their training seed. It
+is the mean, over images and levels, of the squared error of the predicted velocity, noise minus latents, in
+fp32: unweighted, and not preconditioned, in every configuration of the training.
 """
 
 import math
@@ -60,23 +58,16 @@ def eval_timestep_indices(config: TuningConfig, level_count: int) -> list[int]:
 
 
 def eval_keys(config: TuningConfig, level_count: int) -> set[ModulationKey]:
-    """Return what an evaluation asks of the transformer."""
     return {(level, _PROMPT) for level in eval_timestep_indices(config, level_count)}
 
 
 def eval_batch_size(device: torch.device, training_size: int) -> int:
-    """Return how many samples are evaluated in one pass.
-
-    On the CPU as many as are trained on, so that its values keep their bits.
-    """
+    """Return how many samples are evaluated in one pass; on the CPU as in training, to keep the bits."""
     return _GPU_BATCH_SIZE if device.type == "cuda" else training_size
 
 
 def find_eval_set(args: TrainerArgs, latents: LatentSource, record: RunRecord) -> ImageFolder | None:
-    """Choose and encode the images to evaluate on; None when there is no evaluation, which is printed.
-
-    A training does not fail for its evaluation: faults of the images are warnings.
-    """
+    """Choose and encode the images to evaluate on, if any; their faults are warnings, and are printed."""
     if args.config.eval_timesteps == 0:
         _skip(record, "--eval_timesteps is 0")
         return None
@@ -84,8 +75,7 @@ def find_eval_set(args: TrainerArgs, latents: LatentSource, record: RunRecord) -
     if folder is None:
         _skip(record, "no --eval_data_dir was given")
         return None
-    problem = folder.problem()
-    if problem is not None:
+    if (problem := folder.problem()) is not None:
         _skip(record, "the folder of --eval_data_dir has no usable set of images", problem)
         return None
     hold_out = args.config.hold_out
@@ -130,8 +120,6 @@ def _skip(record: RunRecord, reason: str, problem: str = "") -> None:
 
 @dataclass(frozen=True)
 class _Passes:
-    """How many samples a pass has, and what puts them together for that size."""
-
     size: int
     maker: BatchMaker
 
@@ -154,10 +142,7 @@ class Evaluation:
         self._is_short_of_memory = False
 
     def _passes_of(self, size: int) -> _Passes:
-        """Return passes of `size` samples, with a modulation table of their own where there is one.
-
-        Rows computed for a batch of another size are rounded otherwise.
-        """
+        # Rows of a modulation table that are computed for a batch of another size are rounded otherwise.
         maker = self._batches.maker
         if maker.modulation is None or not self._points or size == self._training_passes.size:
             return _Passes(size, maker)
@@ -171,20 +156,13 @@ class Evaluation:
         return eval_timestep_indices(self._model.runtime.config, len(self._batches.maker.sigmas))
 
     def record_set(self) -> None:
-        """Note in the record how many images are evaluated, and at which timesteps."""
         if self._images is not None:
             timesteps = self._batches.maker.sigmas.timesteps
             self._record.eval_loss.images = len(self._images.names)
             self._record.eval_loss.timesteps = [round(float(timesteps[level]), 3) for level in self._levels()]
 
     def evaluate_at(self, step: int) -> None:
-        """Record the loss after optimizer step `step`, 0 being the base model; once for each step.
-
-        It changes nothing that is drawn or trained.
-
-        Raises:
-            TrainingFailed: the loss is not a finite number.
-        """
+        """Record the loss after a step, once; 0 is the base model. TrainingFailed where it is not finite."""
         if not self._points or step in self._record.history.eval_losses:
             return
         with self._record.stage("evaluate"):
@@ -226,7 +204,6 @@ class Evaluation:
     def _group_errors(
         self, groups: Sequence[Sequence[_Point]], number: int, coming: Prefetch[ForwardBatch]
     ) -> Tensor:
-        """Return the errors of a group in one pass; in passes of training's size where memory is short."""
         group, small = groups[number], self._training_passes
         if not self._is_short_of_memory:
             try:

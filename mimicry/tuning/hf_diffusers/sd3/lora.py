@@ -1,7 +1,7 @@
 """The LoRA adapter of the transformer: put on, drawn, saved."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,14 @@ from mimicry.tuning.options.config import TuningConfig
 
 
 def check_modules(model: BaseModel, config: TuningConfig) -> None:
-    """Check that the model has the layers and blocks that `config` names, without reading its weights.
-
-    Raises:
-        UsageError: see `chosen_modules`.
-    """
+    """Refuse layers and blocks that the model does not have, as `chosen_modules`; reads no weights."""
     if chooses_modules(config.lora_layers, config.lora_blocks):
         with init_empty_weights():
             chosen_modules(SD3Transformer2DModel.from_config(model.config_of("transformer")), config)
 
 
 def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> list[str]:
-    """Return the full names of the modules that lora_layers and lora_blocks ask for, sorted.
-
-    Raises:
-        UsageError: see `choose_modules`.
-    """
+    """Return the full names of the modules that `config` asks for; see `choose_modules`."""
     known = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
     return choose_modules(known, len(transformer.transformer_blocks), config)
 
@@ -48,17 +40,15 @@ def chosen_modules(transformer: SD3Transformer2DModel, config: TuningConfig) -> 
 def add_adapter(transformer: SD3Transformer2DModel, config: TuningConfig) -> dict[str, torch.nn.Parameter]:
     """Freeze the transformer, give it an adapter, and return the adapter's parameters by name.
 
-    They are always fp32: in bf16, updates below 1/256 of a weight are lost. The transformer casts them to
-    its own precision each time it runs. lora_A is drawn from a normal distribution of standard deviation
-    1 / rank, by name; lora_B is zero.
+    They are always fp32: in bf16, updates below 1/256 of a weight are lost. lora_A is drawn from a normal
+    distribution of standard deviation 1 / rank, by name; lora_B is zero.
 
     Raises:
-        UsageError: see `chosen_modules`.
+        UsageError: see `choose_modules`.
     """
     transformer.requires_grad_(False)
-    targets: Sequence[str] = TARGET_MODULES
-    if chooses_modules(config.lora_layers, config.lora_blocks):
-        targets = chosen_modules(transformer, config)
+    chooses = chooses_modules(config.lora_layers, config.lora_blocks)
+    targets = chosen_modules(transformer, config) if chooses else TARGET_MODULES
     transformer.add_adapter(LoraConfig(**lora_arguments(config.rank, targets, config.lora_dropout)))
     parameters = {name: value for name, value in transformer.named_parameters() if value.requires_grad}
     for name, parameter in parameters.items():
@@ -79,18 +69,14 @@ def save_adapter(
         name: value.detach().to("cpu", dtype).contiguous()
         for name, value in get_peft_model_state_dict(transformer).items()
     }
+    targets: Sequence[str] = TARGET_MODULES
+    if chooses_modules(config.lora_layers, config.lora_blocks):
+        targets = sorted({name.partition(".lora_")[0] for name in layers})
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=layers,
-            transformer_lora_adapter_metadata=_metadata(layers, config),
+            transformer_lora_adapter_metadata=lora_arguments(config.rank, targets, config.lora_dropout),
         )
         adapter = AdapterFolder(output_dir, ADAPTER_FORMAT)
         return adapter.publish(Path(folder) / WEIGHTS, training_run, config.pretrained_model_name_or_path)
-
-
-def _metadata(layers: Mapping[str, torch.Tensor], config: TuningConfig) -> dict[str, Any]:
-    targets: Sequence[str] = TARGET_MODULES
-    if chooses_modules(config.lora_layers, config.lora_blocks):
-        targets = sorted({name.partition(".lora_")[0] for name in layers})
-    return lora_arguments(config.rank, targets, config.lora_dropout)

@@ -55,9 +55,6 @@ def choose_checkpointed_blocks(
 ) -> int:
     """Return how many blocks, the first ones, must be checkpointed to fit into `free_bytes`.
 
-    They must hold a reserve, the adapter's training state, what full checkpointing keeps, and what the blocks
-    that are not checkpointed keep for their backward pass.
-
     Args:
         stream_values: batch x tokens, of image and prompt, x width of the transformer.
         value_bytes: bytes of a value in training precision.
@@ -82,11 +79,7 @@ def checkpoint_blocks(
     batch_size: int,
     token_count: int,
 ) -> int:
-    """Let the transformer recompute some of its blocks in the backward pass; return how many.
-
-    Args:
-        token_count: tokens of a sample, of image and prompt.
-    """
+    """Checkpoint as many blocks as must be, and return how many; samples have `token_count` tokens."""
     blocks = list(transformer.transformer_blocks)
     if not config.gradient_checkpointing:
         return 0
@@ -119,18 +112,6 @@ def checkpoint_first(transformer: SD3Transformer2DModel, count: int) -> None:
         return checkpoint(block, *inputs, use_reentrant=False) if id(block) in chosen else block(*inputs)
 
     transformer.enable_gradient_checkpointing(gradient_checkpointing_func=run)
-
-
-def more_checkpointed(transformer: SD3Transformer2DModel, count: int) -> int:
-    """Checkpoint a quarter of the blocks that are not, of which the first `count` are; return the new count.
-
-    It stays where all are checkpointed, or where checkpointing was switched off.
-    """
-    left = len(transformer.transformer_blocks) - count
-    if left and transformer.gradient_checkpointing:
-        count += -(-left // 4)
-        checkpoint_first(transformer, count)
-    return count
 
 
 def image_tokens(model: BaseModel, resolution: int) -> int:

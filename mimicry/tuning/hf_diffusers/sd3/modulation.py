@@ -1,11 +1,9 @@
 """The modulation cache, called conditioning table in options and records.
 
-It holds what the transformer computes from timestep and pooled prompt alone, computed ahead of training.
-
 A third of the parameters of Stable Diffusion 3.5 Large, those of time_text_embed and of the linear layers of
-its adaptive norms, sees nothing else. With frozen weights and few prompts their outputs are one row of
-numbers for each timestep and prompt of the run. The table holds these rows in host memory; the weights are
-never part of the model. Results are the same to the last bit.
+its adaptive norms, sees timestep and pooled prompt alone. With frozen weights and few prompts their outputs
+are one row of numbers for each timestep and prompt of the run. The cache holds these rows in host memory,
+computed ahead; the weights are never part of the model. Results are the same to the last bit.
 """
 
 import functools
@@ -141,21 +139,12 @@ class ModulationCache:
     device: torch.device
 
     def rows(self, timestep_indices: Sequence[int], prompt_indices: Sequence[int]) -> Tensor:
-        """Return the rows for a batch, of shape (B, R), on the device; on any thread.
-
-        Args:
-            timestep_indices: rows of the sigma table, one for each sample of the batch.
-            prompt_indices: rows of the pooled prompts, likewise.
-        """
+        """Return the rows of a batch, (B, R), on the device; on any thread."""
         places = [self.place_of[key] for key in zip(timestep_indices, prompt_indices, strict=True)]
         slots = [slot % self.rows_NSR.shape[1] for slot in range(len(places))]
         # Only these are copied to pinned memory, 2.2 MB each for Stable Diffusion 3.5 Large. Pinned memory
         # comes in powers of two, and the system can neither swap it out nor give it to anything else.
         return send(self.rows_NSR[places, slots], self.device)
-
-    @property
-    def byte_count(self) -> int:
-        return self.rows_NSR.nbytes
 
 
 def row_width(weights: WeightFiles) -> int:
@@ -175,9 +164,8 @@ def compute_modulation(
 ) -> ModulationCache:
     """Compute the rows of `keys`.
 
-    Each key is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise
-    than one among several. What else is in the batch does not matter, as a test shows. Only one linear
-    layer's weights are in memory at a time.
+    Each key is computed as a whole batch of `batch_size`: a linear layer rounds a lone row otherwise than one
+    among several. Only one linear layer's weights are in memory at a time.
 
     Args:
         timesteps_T: what the transformer is told for each row of the sigma table, fp32.
@@ -212,10 +200,7 @@ def compute_modulation(
 def _fill_columns(
     rows_NSR: Tensor, layer: ColumnSlice, weight: Tensor, bias: Tensor, activations: Sequence[Tensor]
 ) -> Tensor:
-    """Put what a replaced layer makes of `activations` into its columns, and return the rows.
-
-    They have a place in the batch each once one layer turns out to depend on it.
-    """
+    """Put what a layer makes of `activations` into its columns; rows get a slot for each place if need be."""
     for first in range(0, len(activations), CHUNK):
         chunk = activations[first : first + CHUNK]
         part_NBC = torch.stack([F.linear(activation, weight, bias) for activation in chunk])
@@ -223,28 +208,19 @@ def _fill_columns(
             if torch.equal(part_NBC, part_NBC[:, :1].expand_as(part_NBC)):
                 part_NBC = part_NBC[:, :1]
             else:
-                rows_NSR = _with_slots(rows_NSR, part_NBC.shape[1])
+                if (problem := host_memory_problem(rows_NSR.nbytes * part_NBC.shape[1])) is not None:
+                    raise TrainingFailed(
+                        f"the conditioning table depends on the place in the batch here, and would take "
+                        f"{problem}; type --no-conditioning-table"
+                    )
+                rows_NSR = rows_NSR.repeat(1, part_NBC.shape[1], 1)
         start = int(layer.columns[0])
         rows_NSR[first : first + CHUNK, :, start : start + part_NBC.shape[-1]] = part_NBC.cpu()
     return rows_NSR
 
 
-def _with_slots(rows_N1R: Tensor, slot_count: int) -> Tensor:
-    """Return the same rows for each place of a batch."""
-    problem = host_memory_problem(rows_N1R.nbytes * slot_count)
-    if problem is not None:
-        raise TrainingFailed(
-            f"the conditioning table depends on the place in the batch here, and would take {problem}; type "
-            f"--no-conditioning-table"
-        )
-    return rows_N1R.repeat(1, slot_count, 1)
-
-
 def trained_modulation(block_count: int, targets: Collection[str]) -> list[str]:
-    """Return those of the layers that the table replaces that an adapter on `targets` would train.
-
-    A target names a layer by its whole name or by the end of it, as in peft.
-    """
+    """Return which of the replaced layers an adapter on `targets`, named as in peft, would train."""
     in_block = ("norm1.linear", "norm1_context.linear")
     names = [f"transformer_blocks.{block}.{name}" for block in range(block_count) for name in in_block]
     return [

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,7 @@ class PromptEmbeds:
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """The text encoders of a base model; each is read when it is needed.
-
-    `warn` is told of a prompt that is longer than an encoder reads.
-    """
+    """The text encoders of a base model, each read when needed; `warn` is told of prompts that are cut."""
 
     model: BaseModel
     variant: str | None
@@ -67,12 +64,9 @@ class TextEncoders:
 
     @torch.no_grad()
     def encode_all(self, prompts: Sequence[str], max_sequence_length: int) -> list[PromptEmbeds]:
-        """Return the embeddings of `prompts`, on the CPU; each encoder is read once for all of them.
+        """Return the embeddings of `prompts`, on the CPU, each encoded by itself; each encoder is read once.
 
-        A prompt is encoded by itself: its embeddings do not depend on those that it comes with.
-
-        Args:
-            max_sequence_length: tokens that T5 reads; CLIP always reads as many as it was made for.
+        `max_sequence_length` are the tokens that T5 reads; CLIP always reads as many as it was made for.
         """
         cut: list[list[str]] = [[] for _ in prompts]
         first = self._clip("text_encoder", "tokenizer", prompts, cut)
@@ -122,7 +116,6 @@ class TextEncoders:
         return [encoder(ids_1L).last_hidden_state.to("cpu", self.dtype) for ids_1L in ids]
 
     def read(self, kind: Any, name: str) -> Any:
-        """Read the encoder `name` of the model onto the device."""
         encoder = kind.from_pretrained(
             self.model.folder / name, variant=self.variant, dtype=self.dtype, use_safetensors=True
         )
@@ -155,10 +148,7 @@ def warn_of_cut_prompts(
 
 @dataclass(frozen=True)
 class CachedEncoders:
-    """Text encoders that are not read when `folder` holds their embeddings.
-
-    A folder that cannot be written costs time, but does not end a training.
-    """
+    """Text encoders that are not read when `folder`, which need not be writable, holds their embeddings."""
 
     encoders: TextEncoders
     folder: Path
@@ -169,24 +159,25 @@ class CachedEncoders:
         return cls(encoders, default_folder() if folder is None else Path(os.path.expanduser(folder)))  # noqa: PTH111 - accepts an unknown user's home
 
     def encode_all(self, prompts: Sequence[str], max_sequence_length: int) -> list[PromptEmbeds]:
-        """Return the embeddings of `prompts`, on the CPU; see `TextEncoders.encode_all`.
-
-        Encoders are read only for those prompts that are not in the folder.
-        """
-        facts = self._facts(max_sequence_length)
-        keys = [_Key.from_facts(facts | {"prompt": prompt}) for prompt in prompts]
-        found = {key.name: self._read(key) for key in keys}
+        """Return what `TextEncoders.encode_all` does; they are read for what is not in the folder."""
+        shared = self._facts(max_sequence_length)
+        facts = [shared | {"prompt": prompt} for prompt in prompts]
+        names = [f"{sha256_text(canonical_json(each))}.safetensors" for each in facts]
+        facts_of = dict(zip(names, facts, strict=True))
+        found = {name: self._read(name, each) for name, each in facts_of.items()}
         known = [entry for entry in found.values() if entry is not None]
         if known:
             say(f"prompt embeddings from the cache, {_size(known)}")
-        missing = [key for key in dict.fromkeys(keys) if found[key.name] is None]
+        missing = {name: facts_of[name] for name, entry in found.items() if entry is None}
         if missing:
-            texts = [key.facts["prompt"] for key in missing]
+            texts = [each["prompt"] for each in missing.values()]
             say(f"encoding the prompt {texts[0]!r}" if len(texts) == 1 else f"encoding {len(texts)} prompts")
-            made = replace(self.encoders, warn=_leave).encode_all(texts, max_sequence_length)
-            found |= {key.name: embeds for key, embeds in zip(missing, made, strict=True)}
+            # Of all prompts together, below.
+            silent = replace(self.encoders, warn=lambda warning: None)
+            made = silent.encode_all(texts, max_sequence_length)
+            found |= dict(zip(missing, made, strict=True))
             self._write(missing, made)
-        embeds = [entry for key in keys if (entry := found[key.name]) is not None]
+        embeds = [entry for name in names if (entry := found[name]) is not None]
         warn_of_cut_prompts(prompts, embeds, self.encoders.warn)
         return embeds
 
@@ -209,23 +200,22 @@ class CachedEncoders:
             "transformers": transformers.__version__,
         }
 
-    def _read(self, key: "_Key") -> PromptEmbeds | None:
-        """Return the cached embeddings; None when they are missing or damaged."""
+    def _read(self, name: str, facts: dict[str, Any]) -> PromptEmbeds | None:
         try:
-            content = (self.folder / key.name).read_bytes()
+            content = (self.folder / name).read_bytes()
         except OSError:
             return None
         try:
-            return _parsed(content, key.facts)
+            return _parsed(content, facts)
         # Reading a damaged file may raise any error.
         except Exception as error:
             say(f"cached prompt embeddings are broken and made again: {error}")
             return None
 
-    def _write(self, keys: Sequence["_Key"], made: Sequence[PromptEmbeds]) -> None:
+    def _write(self, facts_of: dict[str, dict[str, Any]], made: Sequence[PromptEmbeds]) -> None:
         try:
-            for key, embeds in zip(keys, made, strict=True):
-                write_bytes(self.folder / key.name, _content(key.facts, embeds))
+            for (name, facts), embeds in zip(facts_of.items(), made, strict=True):
+                write_bytes(self.folder / name, _content(facts, embeds))
         except OSError as error:
             # The warning goes where no path of this machine belongs.
             say(f"prompt cache: {error}")
@@ -237,20 +227,7 @@ class CachedEncoders:
         say(f"prompt embeddings cached, {_size(made)}")
 
 
-@dataclass(frozen=True)
-class _Key:
-    """What embeddings depend on, and the name of their file that follows from it."""
-
-    facts: dict[str, Any] = field(hash=False, compare=False)
-    name: str
-
-    @classmethod
-    def from_facts(cls, facts: dict[str, Any]) -> "_Key":
-        return cls(facts, f"{sha256_text(canonical_json(facts))}.safetensors")
-
-
 def default_folder() -> Path:
-    """Return the user's folder for prompt embeddings."""
     return cache_folder("prompts")
 
 
@@ -263,11 +240,7 @@ def _content(facts: dict[str, Any], embeds: PromptEmbeds) -> bytes:
 
 
 def _parsed(content: bytes, facts: dict[str, Any]) -> PromptEmbeds:
-    """Return what `_content` was made of.
-
-    Raises:
-        Exception: the content is damaged, or of other facts.
-    """
+    """Return what `_content` was made of; any error where the content is damaged, or of other facts."""
     tensors = load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     kept = json.loads(header["__metadata__"][_METADATA])
@@ -290,7 +263,3 @@ def _size(embeds: Sequence[PromptEmbeds]) -> str:
     count = sum(one.sequence_1LD.nbytes + one.pooled_1P.nbytes for one in embeds)
     size = f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
     return size if len(embeds) == 1 else f"{len(embeds)} prompts, {size}"
-
-
-def _leave(warning: str) -> None:
-    """Ignore a warning: the caller warns of all prompts together."""

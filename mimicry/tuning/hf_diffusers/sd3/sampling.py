@@ -1,7 +1,6 @@
 """Images out of the transformer: Euler steps along the flow, with classifier-free guidance.
 
-Source of the mathematics: Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv:2207.12598; the
-flow is that of `flow_matching`. Latents stay in fp32 from the noise to the image.
+Source: Ho and Salimans 2022, arXiv:2207.12598. Latents stay in fp32 from the noise to the image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,19 +30,11 @@ NEGATIVE_PROMPT = ""
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How an image is drawn.
-
-    `resolution` is the side of the image in pixels, `steps` the number of Euler steps, `guidance` the weight
-    of the prompt against the negative prompt; at 1 the negative prompt has no part.
-    """
+    """How an image of `resolution` pixels a side is drawn; `guidance` 1 leaves the negative prompt out."""
 
     resolution: int = 1024
     steps: int = DEFAULT_STEPS
     guidance: float = DEFAULT_GUIDANCE
-
-    @property
-    def is_guided(self) -> bool:
-        return self.guidance != 1
 
 
 def latent_shape(model: BaseModel, resolution: int) -> tuple[int, int, int]:
@@ -80,10 +71,9 @@ def sample_latents(
 
     Args:
         transformer: in evaluation mode, with or without an active adapter.
-        scheduler_dir: the folder of the base model's scheduler.
-        prompt: on the transformer's device and in its precision.
+        prompt: of all images, on the transformer's device and in its precision.
         negative: likewise; not read at guidance 1.
-        noise_BCHW: see `initial_noise`; all B images have the same prompt.
+        noise_BCHW: see `initial_noise`.
         modulation: what a `CachedModulationTransformer` takes in place of pooled prompts.
     """
     prompts = (prompt, negative)
@@ -106,7 +96,7 @@ def sample_latents(
 
     for step, timestep in enumerate(scheduler.timesteps):
         velocity_BCHW = velocity(step, PROMPT)
-        if settings.is_guided:
+        if settings.guidance != 1:
             away_BCHW = velocity(step, NEGATIVE)
             velocity_BCHW = away_BCHW + settings.guidance * (velocity_BCHW - away_BCHW)
         latents_BCHW = scheduler.step(velocity_BCHW, timestep, latents_BCHW, return_dict=False)[0]
@@ -131,10 +121,7 @@ def sampling_modulation(
     steps: int,
     batch_size: int,
 ) -> StepModulation | None:
-    """Return what a `CachedModulationTransformer` takes instead of pooled prompts; None for any other.
-
-    See `sampling_modulations`, for one prompt.
-    """
+    """Return the only one of `sampling_modulations`, for one prompt."""
     made = sampling_modulations(
         transformer, model, config, [prompt, negative], negative=1, steps=steps, batch_size=batch_size
     )
@@ -153,11 +140,8 @@ def sampling_modulations(
 ) -> list[StepModulation] | None:
     """Return for each of `prompts` what a `CachedModulationTransformer` takes instead of pooled prompts.
 
-    They share a cache of `steps` rows a prompt, whose timesteps are not those of training. Return None
-    for a transformer that needs no cache.
-
-    Args:
-        negative: which of the prompts is the negative prompt.
+    They share a cache of `steps` rows a prompt, whose timesteps are not those of training; `negative` is the
+    place of the negative prompt. Return None for a transformer that needs no cache.
     """
     cache = cache_modulation(
         transformer,

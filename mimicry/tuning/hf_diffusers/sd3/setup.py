@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from mimicry.common.claims import Claim
-from mimicry.common.errors import BatchFault
 from mimicry.tuning.hf_diffusers.sd3.lora import check_modules
 from mimicry.tuning.hf_diffusers.sd3.memory import image_tokens
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
@@ -21,7 +18,7 @@ from mimicry.tuning.hf_diffusers.training.runtime import Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a training was asked for, with what was found for it: device, base model and data."""
+    """What a training was asked for, with what was found for it."""
 
     args: TrainerArgs
     runtime: Runtime
@@ -43,7 +40,10 @@ class Setup:
         with runtime.processes.failing_together():
             images = data.usable_images(args)
             captions = data.usable_captions(args, images)
-            model = _usable_model(args, runtime.device)
+            model = BaseModel.usable(args.config)
+            check_optimizer(args.config)
+            check_quantization(args.config, runtime.device)
+            check_modules(model, args.config)
             found = data.TrainingData.make(
                 args.config,
                 images,
@@ -73,7 +73,6 @@ class Setup:
             yield claim
 
     def new_record(self, claim: Claim | None = None) -> RunRecord:
-        """Return the record of a training by this setup, which has not begun."""
         args = self.args
         trained, numerics = describe_training(args, self.model, self.data, self.runtime)
         record = RunRecord(
@@ -87,15 +86,3 @@ class Setup:
         for warning in self.runtime.attention_choice.warnings:
             record.warn(warning)
         return record
-
-
-def _usable_model(args: TrainerArgs, device: torch.device) -> BaseModel:
-    config = args.config
-    model = BaseModel.resolve(config)
-    problems = model.problems(config.resolution)
-    if problems:
-        raise BatchFault(*problems)
-    check_optimizer(config)
-    check_quantization(config, device)
-    check_modules(model, config)
-    return model

@@ -9,6 +9,7 @@ import transformers
 
 from mimicry.common.processes import signal_noted, stop_signals_held
 from mimicry.study import ImageFolder
+from mimicry.study.image_checks import refuse_changed_images
 from mimicry.tuning.adapters import Adapter
 from mimicry.tuning.adapters.training_run import LEFT_OUT, LaterClassImages, Memory
 from mimicry.tuning.hf_diffusers.sd3.adapted_transformer import AdaptedTransformer
@@ -48,7 +49,6 @@ def encode(setup: Setup, record: RunRecord) -> Encoded:
 
 
 def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds], ValidationPrompts | None]:
-    """Return the embeddings of the prompts and of those for validation, each encoder read once for all."""
     config, runtime, data = setup.args.config, setup.runtime, setup.data
     # Progress bars of reading weights make a log unreadable; those of a download are over by now.
     transformers.utils.logging.disable_progress_bar()
@@ -66,14 +66,14 @@ def _encode_prompts(setup: Setup, record: RunRecord) -> tuple[list[PromptEmbeds]
     runtime.free_memory()
     if data.class_images is not None:
         if generates:
-            prompt, negative = embeds[data.prompts.class_text], embeds[NEGATIVE_PROMPT]
+            prompt, negative = embeds[data.prompts.texts[data.prompts.of_class]], embeds[NEGATIVE_PROMPT]
             with record.stage("class_images"):
                 make_class_images(data.class_images, setup.model, runtime, prompt, negative)
         if record.trained.class_images is LEFT_OUT:
             record.generated = LaterClassImages(class_images=data.class_images.record())
     return (
         [embeds[text] for text in data.prompts.texts],
-        None if drawn is None else ValidationPrompts(embeds[drawn], embeds[NEGATIVE_PROMPT]),
+        None if drawn is None else (embeds[drawn], embeds[NEGATIVE_PROMPT]),
     )
 
 
@@ -91,11 +91,7 @@ def _encode_images(setup: Setup, record: RunRecord) -> tuple[LatentSource, Image
 
 
 def train_adapter(args: TrainerArgs) -> Adapter | None:
-    """Train the adapter that is asked for and publish it in its output folder, which this process claims.
-
-    Returns:
-        The adapter, in the main process.
-    """
+    """Train the adapter and publish it in its output folder; only the main process returns it."""
     with signal_noted(signal.SIGUSR1) as checkpoint_asked:
         setup = Setup.prepare(args)
         with setup.claimed() as claim:
@@ -144,7 +140,7 @@ def _train(setup: Setup, record: RunRecord, checkpoint_asked: Callable[[], bool]
 
 
 def _save(setup: Setup, model: AdaptedTransformer, record: RunRecord) -> Adapter:
-    setup.data.refuse_changed_images(record.images)
+    refuse_changed_images(setup.data.images, record.trained.images)
     folder = setup.args.inputs.output_dir
     with record.stage("save"):
         adapter = save_adapter(model.transformer, folder, setup.args.config, record.finished())

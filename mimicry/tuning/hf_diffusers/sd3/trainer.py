@@ -52,7 +52,7 @@ class Trainer:
 
         Args:
             checkpoint_asked: returns after each step whether a checkpoint was asked for.
-            after_step: called with the number of each step, once it was taken and its checkpoint written.
+            after_step: called with the number of each step, after its checkpoint.
 
         Raises:
             TrainingFailed: the loss or the gradient is not a finite number.
@@ -98,14 +98,15 @@ class Trainer:
         return loss_value, norm_value
 
     def _accumulate(self, step: int) -> Tensor:
-        """Leave the gradient of optimizer step `step` with the parameters; return its mean loss, in fp32.
-
-        Each process goes through its own batches; then loss and gradient are those of all of them.
-        """
+        """Leave the gradient of a step, over all processes, in the parameters; return its mean loss."""
         processes = self.runtime.processes
         while (found := self._micro_steps(step)) is None:
-            # Gradients are the same to the last bit, whichever blocks are checkpointed.
-            self._save_memory()
+            # Begin again: gradients are the same to the last bit, whichever blocks are checkpointed.
+            self.optimizer.zero_grad()
+            self.runtime.free_memory()
+            blocks = self.model.checkpointed
+            self.record.warn(f"out of GPU memory: {blocks} blocks are checkpointed from now on")
+            self.record.numerics.memory.checkpointed_blocks = blocks
         losses, drawn = found
         # Before gradients are summed, so that no process waits in a kernel for a dead one.
         met = processes.barrier_gather(drawn)
@@ -119,8 +120,7 @@ class Trainer:
     def _micro_steps(self, step: int) -> tuple[list[Tensor], list[tuple[rng.Sample, int]]] | None:
         """Add up the gradients of this process's batches of a step; return their losses, and what was drawn.
 
-        Returns:
-            None where memory was too short and less can be kept of each pass; gradients are of no use then.
+        None where memory was too short and less can be kept of each pass; gradients are of no use then.
         """
         processes, count = self.runtime.processes, self.config.gradient_accumulation_steps
         losses: list[Tensor] = []
@@ -141,14 +141,6 @@ class Trainer:
             return None
         return losses, drawn
 
-    def _save_memory(self) -> None:
-        """Begin a step again, after more blocks are checkpointed."""
-        self.optimizer.zero_grad()
-        self.runtime.free_memory()
-        blocks = self.model.checkpointed
-        self.record.warn(f"out of GPU memory: {blocks} blocks are checkpointed from now on")
-        self.record.numerics.memory.checkpointed_blocks = blocks
-
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the state that `checkpoint` holds."""
         checkpoint.restore(self.model.parameters, self._parts())
@@ -164,33 +156,25 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            if not self.record.complete:
+            if self.record.adapter is None:
                 self.save_checkpoint()
             raise
 
     def _parts(self) -> dict[str, Stateful]:
-        """Return, by name, everything that a step changes, except the parameters."""
         parts: dict[str, Stateful] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         scaler = self.runtime.accelerator.scaler
         return parts if scaler is None else parts | {"scaler": scaler}
 
     def refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
-        """Refuse a loss or gradient that is not a finite number.
-
-        Raises:
-            TrainingFailed: it is not.
-        """
+        """Raise TrainingFailed for a loss or gradient that is not a finite number."""
         name, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
-        if math.isfinite(value) or (name == "gradient" and self._is_scaling_down()):
+        scaler = self.runtime.accelerator.scaler
+        # fp16's scaler skips a step that overflows, and halves its scale; below 1 there is nothing to find.
+        expected = name == "gradient" and scaler is not None and scaler.get_scale() >= 1
+        if math.isfinite(value) or expected:
             return
         raise self.runtime.processes.common_error(
             TrainingFailed(
                 f"the {name} of step {step} is {value}: training diverged; type a smaller --learning-rate"
             )
         )
-
-    def _is_scaling_down(self) -> bool:
-        """Return whether an overflow is expected: fp16's scaler skips such a step."""
-        scaler = self.runtime.accelerator.scaler
-        # It halves its scale then; below 1 there is nothing left to find.
-        return scaler is not None and scaler.get_scale() >= 1

@@ -20,9 +20,7 @@ from mimicry.tuning.hf_diffusers.sd3.modulation import (
     trained_modulation,
 )
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
-from mimicry.tuning.hf_diffusers.spec.lora_modules import named_layers
 from mimicry.tuning.hf_diffusers.training.device import loading_arguments, training_dtype
-from mimicry.tuning.hf_diffusers.training.distributed import say
 from mimicry.tuning.hf_diffusers.training.fused_layers import use_fused_norms
 from mimicry.tuning.options.config import TuningConfig
 
@@ -43,11 +41,7 @@ def read_transformer(
     *,
     cached_modulation: bool = False,
 ) -> SD3Transformer2DModel:
-    """Read the base model's transformer, tensor by tensor onto the device, quantised where that is asked for.
-
-    Args:
-        cached_modulation: for use with a modulation cache.
-    """
+    """Read the transformer, tensor by tensor onto the device, quantised where that is asked for."""
     kind: Any = CachedModulationTransformer if cached_modulation else SD3Transformer2DModel
     transformer: SD3Transformer2DModel = kind.from_pretrained(
         model.folder / "transformer",
@@ -72,12 +66,7 @@ def use_fused_layers(transformer: SD3Transformer2DModel) -> None:
 def cache_obstacle(
     model: BaseModel, config: TuningConfig, targets: Collection[str], key_count: int
 ) -> str | None:
-    """Return why a modulation cache would be wrong or impossible, or None.
-
-    Args:
-        targets: the layers that the adapter trains, as peft takes them.
-        key_count: the rows that the cache would have.
-    """
+    """Return why a cache of `key_count` rows would be wrong or impossible with these targets, or None."""
     trained = trained_modulation(int(model.config_of("transformer")["num_layers"]), targets)
     if trained:
         return f"the adapter trains {', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}"
@@ -86,16 +75,6 @@ def cache_obstacle(
         return f"the weights in {model.folder / 'transformer'} are not safetensors files"
     problem = host_memory_problem(key_count * row_width(weights) * training_dtype(config).itemsize)
     return problem and f"with {key_count} pairs of timestep and prompt it would take {problem}"
-
-
-def can_train_cached(model: BaseModel, config: TuningConfig, key_count: int) -> bool:
-    """Return whether a training is to have a modulation cache and can have one; say why not."""
-    if not config.conditioning_table:
-        return False
-    obstacle = cache_obstacle(model, config, named_layers(config), key_count)
-    if obstacle is not None:
-        say(f"no conditioning table: {obstacle}")
-    return obstacle is None
 
 
 def transformer_weights(model: BaseModel, config: TuningConfig) -> WeightFiles | None:
@@ -113,10 +92,7 @@ def cache_modulation(
     keys: Collection[ModulationKey],
     batch_size: int,
 ) -> ModulationCache | None:
-    """Compute the rows of `keys`; None for a transformer that needs no cache.
-
-    The other arguments are those of `compute_modulation`.
-    """
+    """Compute the rows of `keys`, see `compute_modulation`; None for a transformer that needs no cache."""
     weights = transformer_weights(model, config)
     if not isinstance(transformer, CachedModulationTransformer) or weights is None:
         return None
@@ -133,8 +109,8 @@ def cache_modulation(
 class JointAttention:
     """Computes the attention of a transformer block; diffusers calls it with the block's layers.
 
-    Queries and keys are normalised before heads and tokens change places, and stay where they are in memory:
-    diffusers' own processor copies each of them before the norm and after it, and again in the backward pass.
+    Queries and keys are normalised before heads and tokens change places: diffusers' own processor copies
+    each of them before the norm and after it, and again in the backward pass.
     """
 
     def __call__(
@@ -146,10 +122,7 @@ class JointAttention:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return what the image attends to, (B, S, D), and with a prompt what the prompt attends to.
 
-        Args:
-            hidden_states: the image, of shape (B, S, D).
-            encoder_hidden_states: the prompt, of shape (B, S, D).
-            attention_mask: diffusers passes it on, and Stable Diffusion 3 has none.
+        `hidden_states` is the image, `encoder_hidden_states` the prompt, (B, S, D) each.
         """
         image = _project(layers, hidden_states, _IMAGE)
         if encoder_hidden_states is None:

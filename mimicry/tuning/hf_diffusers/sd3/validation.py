@@ -1,16 +1,15 @@
 """Validation images: what the adapter draws as it is trained, and what the base model drew before.
 
-They come from the same noise at every step, for every artist and condition, so that they can be compared.
-Nothing that training draws or computes is touched, and a fault here is a warning. Only latents are made
-while the transformer is in memory. They wait on disk and are decoded when the run is over: the VAE in fp32
-and the activations of its last layers, which take several GiB at 1024 pixels, would otherwise come on top of
-transformer and optimizer, or have to be moved in and out each time. So the peak of a run is that of training.
+They come from the same noise at every step, for every artist and condition. Nothing that training draws or
+computes is touched, and a fault here is a warning. Latents wait on disk and are decoded when the run is over:
+the VAE in fp32 and its activations, several GiB at 1024 pixels, would come on top of transformer and
+optimizer.
 """
 
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,8 @@ from mimicry.tuning.options.config import TuningConfig
 
 _BASE = "base"
 _LATENTS = ".latents"
-
-
-@dataclass(frozen=True)
-class ValidationPrompts:
-    """The embeddings of the validation prompt and of the negative prompt."""
-
-    prompt: PromptEmbeds
-    negative: PromptEmbeds
+# The embeddings of the validation prompt and of the negative prompt.
+ValidationPrompts = tuple[PromptEmbeds, PromptEmbeds]
 
 
 def is_due(config: TuningConfig, image_count: int, step: int) -> bool:
@@ -79,11 +72,8 @@ class Validation:
 
     def draw_after(self, step: int) -> None:
         """Draw the images after optimizer step `step`, where they are due and not there."""
-        if self._prompts is not None and self._is_due(step):
+        if self._prompts is not None and is_due(self._config, len(self._setup.data.images.names), step):
             self._draw(f"step-{step:06d}", f"validation images after step {step}")
-
-    def _is_due(self, step: int) -> bool:
-        return is_due(self._config, len(self._setup.data.images.names), step)
 
     def _draw(self, name: str, what: str) -> None:
         folder = self._setup.args.inputs.output_dir / SAMPLES
@@ -97,7 +87,6 @@ class Validation:
             say(f"drew {what}; they are decoded at the end")
 
     def _sample(self) -> Tensor:
-        """Return the latents of all images, drawn one by one, of shape (B, C, H, W) on the CPU."""
         config, model = self._config, self._setup.model
         shape = latent_shape(model, self._settings.resolution)
         with self._model.evaluating():
@@ -118,11 +107,12 @@ class Validation:
     def _embeds(self) -> tuple[PromptEmbeds, PromptEmbeds]:
         assert self._prompts is not None
         device, dtype = self._model.runtime.device, self._model.runtime.dtype
-        return self._prompts.prompt.to(device, dtype), self._prompts.negative.to(device, dtype)
+        prompt, negative = self._prompts
+        return prompt.to(device, dtype), negative.to(device, dtype)
 
     @functools.cached_property
     def _modulation(self) -> StepModulation | None:
-        """A modulation cache of its own: other timesteps than training's, and one image at a time."""
+        # Of its own: other timesteps than training's, and one image at a time.
         return sampling_modulation(
             self._model.transformer,
             self._setup.model,
@@ -168,7 +158,7 @@ def base_paths(setup: Setup) -> list[Path]:
 
 
 def _facts(setup: Setup) -> dict[str, Any]:
-    """Return all that the base model's images depend on, but for their number."""
+    # All that the base model's images depend on, but for their number.
     config = setup.args.config
     return {
         "base_model": setup.model.identity(),
@@ -184,7 +174,6 @@ def _facts(setup: Setup) -> dict[str, Any]:
 
 @contextmanager
 def _only_a_warning(record: RunRecord, what: str) -> Iterator[None]:
-    """Run the body; an error in it is a warning, and costs only the images."""
     try:
         yield
     except Exception as error:

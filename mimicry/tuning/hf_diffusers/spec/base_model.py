@@ -10,7 +10,7 @@ from typing import Any
 
 from mimicry.common.errors import BatchFault
 from mimicry.common.files import canonical_json, sha256_file, sha256_text
-from mimicry.tuning.hub.upload import hub_is_offline, read_access_error
+from mimicry.tuning.hub.upload import read_access_error
 from mimicry.tuning.options.config import TuningConfig
 
 COMPONENTS = (
@@ -33,12 +33,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model on disk.
+    """A base model on disk, in the diffusers layout.
 
-    Attributes:
-        folder: its files, in the diffusers layout.
-        name: its name on the Hub, or None for a folder of the user's own.
-        revision: the commit that a Hub name was resolved to.
+    `name` is None for a folder of the user's own; `revision` is the commit that a Hub name was resolved to.
     """
 
     folder: Path
@@ -59,33 +56,30 @@ class BaseModel:
 
     @classmethod
     def resolve(cls, config: TuningConfig) -> "BaseModel":
-        """Return the model, downloading it when it is a Hub name and not in the cache.
-
-        Raises:
-            BatchFault: it is not a folder and cannot be downloaded; the message says why, and what to do.
-        """
-        found = cls.find(config)
-        if found is not None:
-            return found
-        return cls.downloaded(config.pretrained_model_name_or_path, download(config))
+        """Return the model, downloaded if need be; raises BatchFault where it cannot be."""
+        return cls.find(config) or cls.downloaded(config.pretrained_model_name_or_path, download(config))
 
     @classmethod
     def downloaded(cls, name: str, folder: Path) -> "BaseModel":
         """Return the model whose snapshot huggingface_hub keeps in `folder`."""
         return cls(folder=folder, name=name, revision=folder.name if _COMMIT.fullmatch(folder.name) else None)
 
-    def identity(self, components: Sequence[str] = COMPONENTS) -> dict[str, str | None]:
-        """Return what identifies this model: Hub name and commit, or a fingerprint of a folder.
+    @classmethod
+    def usable(cls, config: TuningConfig) -> "BaseModel":
+        """Return the model, downloaded if need be; raises BatchFault where it cannot be had, or be used."""
+        model = cls.resolve(config)
+        if problems := model.problems(config.resolution):
+            raise BatchFault(*problems)
+        return model
 
-        The folder's own path is not part of it: a copy elsewhere is the same model. In a folder only
-        `components` are read.
-        """
+    def identity(self, components: Sequence[str] = COMPONENTS) -> dict[str, str | None]:
+        """Return Hub name and commit, or a fingerprint of `components`, wherever the folder lies."""
         if self.revision is not None:
             return {"name": self.name, "revision": self.revision}
         return {"name": self.name, "fingerprint": self._fingerprint(components)}
 
     def config_of(self, component: str) -> Mapping[str, Any]:
-        """Return the config.json of a component."""
+        """Return the config.json of a component, such as vae."""
         config = json.loads((self.folder / component / "config.json").read_text("utf-8"))
         return config if isinstance(config, dict) else {}
 
@@ -164,11 +158,8 @@ def _has_files(component: Path) -> bool:
 
 
 def _is_pickled(component: Path) -> bool:
-    """Return whether a component has weights, and none that can be read without running what is in them."""
-    names = [path.name for path in component.iterdir()] if component.is_dir() else []
-    return any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names) and not any(
-        name.endswith(".safetensors") for name in names
-    )
+    suffixes = {path.suffix for path in component.iterdir()} if component.is_dir() else set()
+    return ".safetensors" not in suffixes and not suffixes.isdisjoint({".bin", ".pt", ".pth", ".ckpt"})
 
 
 def _file_facts(path: Path) -> list[int | str]:
@@ -182,7 +173,7 @@ def _file_facts(path: Path) -> list[int | str]:
 
 
 def cached_file(config: TuningConfig, name: str) -> Path | None:
-    """Return a file of the base model that huggingface_hub has in its cache, or None; without the network."""
+    """Return a file of the base model in the cache of huggingface_hub, or None; without the network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -199,11 +190,7 @@ def cached_file(config: TuningConfig, name: str) -> Path | None:
 
 
 def download(config: TuningConfig) -> Path:
-    """Download the base model, and return the folder of its snapshot.
-
-    Raises:
-        BatchFault: it cannot be downloaded; the message says why, and what to do.
-    """
+    """Download the base model, and return the folder of its snapshot; raises BatchFault."""
     from diffusers import StableDiffusion3Pipeline
 
     name = config.pretrained_model_name_or_path
@@ -218,17 +205,15 @@ def download(config: TuningConfig) -> Path:
 
 
 def missing_model_problems(config: TuningConfig, *, network: bool) -> list[str]:
-    """Return why a base model that is not on this machine cannot be downloaded.
+    """Return why the model cannot be downloaded; without `network` only the form of its name is checked."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    Args:
-        network: ask the Hub; without it only the form of the name is checked.
-    """
     name = config.pretrained_model_name_or_path
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return [f"--pretrained-model-name-or-path {name}: there is no such folder"]
     if not network:
         return []
-    if hub_is_offline():
+    if HF_HUB_OFFLINE:
         return [f"base model {name} is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset it"]
     error = read_access_error(name)
     return [] if error is None else [access_problem(name, error)]

@@ -29,8 +29,6 @@ def chooses_modules(lora_layers: str | None, lora_blocks: str | None) -> bool:
 
 
 class SD3AdapterFormat(AdapterFormat):
-    """LoRAs of one rank on the transformer."""
-
     def target_modules(self, modules: Sequence[str], options: Mapping[str, Any]) -> list[str]:
         """Return the ends of the modules' names where they are the usual ones of all blocks."""
         if chooses_modules(options.get("lora_layers"), options.get("lora_blocks")):
@@ -56,11 +54,7 @@ def choose_modules(known: Sequence[str], block_count: int, config: TuningConfig)
     """Return the full names of the modules that lora_layers and lora_blocks ask for, sorted.
 
     A layer is named by the end of its name, from a dot on. With lora_blocks only the layers of those blocks
-    are meant.
-
-    Args:
-        known: the names of all linear layers of the transformer.
-        block_count: how many blocks it has.
+    are meant. `known` are the names of all linear layers of the transformer.
 
     Raises:
         UsageError: the model, or those of its blocks, have no such layer; or it has no such block.
@@ -74,7 +68,7 @@ def choose_modules(known: Sequence[str], block_count: int, config: TuningConfig)
             within = [name for name in known if _block(name) in blocks]
             where = f" in blocks {', '.join(blocks)}"
     # SD3's last block lacks one of those that are usual.
-    layers = TARGET_MODULES if config.lora_layers is None else _items(config.lora_layers)
+    layers = named_layers(config)
     ends = sorted({_without_block(name) for name in within})
     problems += [
         f"--lora-layers: {layer!r} is not a layer{where}; {nearest(layer, ends)}"
@@ -87,7 +81,7 @@ def choose_modules(known: Sequence[str], block_count: int, config: TuningConfig)
 
 
 def module_problems(model: BaseModel, config: TuningConfig) -> list[str]:
-    """Return which layers or blocks that `config` names the model does not have, told by its files alone."""
+    """Return which layers or blocks of `config` the model does not have, told by its files alone."""
     if not chooses_modules(config.lora_layers, config.lora_blocks):
         return []
     try:
@@ -101,7 +95,7 @@ def module_problems(model: BaseModel, config: TuningConfig) -> list[str]:
 
 
 def _linear_layers(model: BaseModel) -> list[str]:
-    """Return the names of the transformer's linear layers: their weights, and no others, are matrices."""
+    # Their weights, and no others, are matrices.
     return [
         name.removesuffix(_WEIGHT)
         for path in sorted((model.folder / "transformer").glob("*.safetensors"))

@@ -46,11 +46,7 @@ class TrainerArgs:
 
 
 def parse_args(words: Sequence[str] | None = None) -> TrainerArgs:
-    """Return what the command line asks for.
-
-    Raises:
-        UsageError: flags that are unknown or out of scope, and values out of bounds; all problems at once.
-    """
+    """Return what the command line asks for; raises UsageError for all flags and values that are wrong."""
     words = sys.argv[1:] if words is None else list(words)
     parsed, unknown = _parser().parse_known_args(_with_underscores(words))
     values = vars(parsed)
@@ -89,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_underscores(words: Sequence[str]) -> list[str]:
-    """Return `words` with the names of flags, not their values, spelt with underscores."""
+    # The names of flags, not their values.
     spelt = []
     for word in words:
         name, equals, value = word.partition("=")

@@ -52,23 +52,16 @@ class Checkpoint(CheckpointFacts):
     """A whole checkpoint; its tensors are read when they are asked for."""
 
     def metrics(self) -> bytes:
-        """Return the content of metrics.jsonl up to this step."""
         return (self.folder / METRICS).read_bytes()
 
     def restore(self, parameters: Mapping[str, torch.nn.Parameter], parts: Mapping[str, Stateful]) -> None:
-        """Put parameters and states back to where they were.
-
-        Raises:
-            TrainingFailed: they are not the ones that were saved.
-        """
+        """Put parameters and states back; raises TrainingFailed where others were saved."""
         try:
             saved, tensors = load_file(self.folder / ADAPTER), load_file(self.folder / STATE)
         except (OSError, SafetensorError) as error:
             raise TrainingFailed(f"{self.folder.name} cannot be read: {error}") from error
-        ours = {name: value.shape for name, value in parameters.items()}
-        if ours != {name: value.shape for name, value in saved.items()} or set(parts) != set(
-            self.facts["states"]
-        ):
+        ours, theirs = ({name: value.shape for name, value in some.items()} for some in (parameters, saved))
+        if ours != theirs or set(parts) != set(self.facts["states"]):
             raise TrainingFailed(
                 f"{self.folder.name} was saved by a trainer with other parts; type "
                 f"--resume-from-checkpoint {RESUME_NONE} to start over"
@@ -96,8 +89,7 @@ class Checkpoints:
     def choose(self, wanted: str) -> tuple[Checkpoint | None, dict[str, str]]:
         """Return the checkpoint to go on from, and why those in its way are not used, by name.
 
-        Args:
-            wanted: `RESUME_LATEST`, `RESUME_NONE`, or the path or name of a checkpoint.
+        `wanted` is `RESUME_LATEST`, `RESUME_NONE`, or the path or name of a checkpoint.
 
         Raises:
             UsageError: the one that was asked for does not fit.
@@ -153,7 +145,6 @@ class Checkpoints:
         self._remove(self._folder.checkpoint_names()[self.limit :])
 
     def remove_all(self) -> None:
-        """Remove all checkpoints: there is something better."""
         self._remove(self._folder.checkpoint_names())
 
     def _remove(self, names: list[str]) -> None:
@@ -165,7 +156,6 @@ class Checkpoints:
             shutil.rmtree(hidden, ignore_errors=True)
 
     def _difference(self, checkpoint: Checkpoint) -> str:
-        """Return how a checkpoint's run differs from ours; empty when it does not."""
         words: list[str] = []
         if checkpoint.facts["images"] != self.images:
             words += record_differences(checkpoint.facts["images"], self.images)
@@ -180,16 +170,12 @@ def _copied(value: Tensor) -> Tensor:
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return a state as JSON, its tensors moved to `tensors`; `unpack` is the way back.
-
-    A dict becomes a list of pairs, since its keys may be numbers.
-    """
+    """Return a state as JSON, its tensors moved to `tensors`; a dict is pairs, as keys may be numbers."""
     if isinstance(value, Tensor):
         tensors[name] = _copied(value)
         return {_TENSOR: name}
     if isinstance(value, dict):
-        pairs = [[key, pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]
-        return {"dict": pairs}
+        return {"dict": [[key, pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         items = [pack(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
         return {type(value).__name__: items}

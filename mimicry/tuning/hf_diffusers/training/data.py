@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mimicry.common.errors import TrainingFailed, UsageError
-from mimicry.study import Captions, ClassImages, ImageFolder, ImageRecord, refuse_changed_images
+from mimicry.study import Captions, ClassImages, ImageFolder
 from mimicry.tuning.hf_diffusers.spec.base_model import BaseModel
 from mimicry.tuning.hf_diffusers.spec.preflight import (
     class_images_of,
@@ -22,11 +22,7 @@ from mimicry.tuning.options.config import TuningConfig
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """The prompts of a run.
-
-    `texts` are distinct, the first one is the instance prompt. `of_image` has a row of `texts` for each
-    image, `of_class` the row for class samples.
-    """
+    """The distinct prompts of a run, the instance prompt first, with the rows of images and class samples."""
 
     texts: tuple[str, ...]
     of_image: tuple[int, ...]
@@ -43,23 +39,13 @@ class PromptPlan:
         rows = {text: row for row, text in enumerate(texts)}
         return cls(tuple(texts), tuple(rows[text] for text in of_image), rows[of_class])
 
-    @property
-    def class_text(self) -> str:
-        """The prompt of class samples."""
-        return self.texts[self.of_class]
-
     def index_of(self, sample: Sample) -> int:
-        """Return the row of `texts` for `sample`."""
         return self.of_class if sample.kind == CLASS else self.of_image[sample.image]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSchedule:
-    """The forward passes of one process of a run.
-
-    `plans` are the orders of samples: of the images that the style is learned from, then of class images, if
-    there are any.
-    """
+    """The forward passes of one process; `plans` order the images of the style, then class images, if any."""
 
     config: TuningConfig
     plans: tuple[SamplePlan, ...]
@@ -68,7 +54,6 @@ class SampleSchedule:
 
     @property
     def step_count(self) -> int:
-        """The optimizer steps of the whole run."""
         return self.config.step_count(len(self.plans[0].stems))
 
     @property
@@ -82,10 +67,7 @@ class SampleSchedule:
         return self.config.train_batch_size * len(self.plans)
 
     def first_sample(self, batch: int) -> int:
-        """Return the index of the first sample of this process's batch of that number, counted from 0.
-
-        The processes take turns, batch by batch: together they go through the samples as one would.
-        """
+        """Return the first sample of this process's batch of that number; the processes take turns."""
         return (batch * self.process_count + self.process_index) * self.config.train_batch_size
 
     def batch_samples(self, first: int) -> tuple[Sample, ...]:
@@ -102,10 +84,7 @@ class SampleSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """The images of a training, with the prompts and the order of their samples.
-
-    `captions` is None where none are asked for, `class_images` without prior preservation.
-    """
+    """The images of a training, captions and class images where asked for, prompts, and order of samples."""
 
     images: ImageFolder
     captions: Captions | None
@@ -116,14 +95,6 @@ class TrainingData:
     @property
     def class_paths(self) -> list[Path]:
         return [] if self.class_images is None else self.class_images.images.paths
-
-    def refuse_changed_images(self, records: Sequence[ImageRecord]) -> None:
-        """Refuse images that are not those of the records any more.
-
-        Raises:
-            TrainingFailed: they were changed.
-        """
-        refuse_changed_images(self.images, records)
 
     @classmethod
     def make(
@@ -136,7 +107,6 @@ class TrainingData:
         process_count: int,
         process_index: int,
     ) -> "TrainingData":
-        """Return the data of one of `process_count` processes."""
         texts = [None] * len(images.names) if captions is None else captions.prompts(config.caption_template)
         return cls(
             images=images,
@@ -155,7 +125,6 @@ class TrainingData:
 def _sample_plans(
     config: TuningConfig, images: ImageFolder, class_images: ClassImages | None
 ) -> tuple[SamplePlan, ...]:
-    """Return the order of the images, and that of the class images where there are any."""
     samples = SamplePlan(
         seed=config.seed,
         stems=tuple(images.stems),
@@ -170,32 +139,21 @@ def _sample_plans(
 
 
 def usable_images(args: TrainerArgs) -> ImageFolder:
-    """List the images to train on.
-
-    Raises:
-        TrainingFailed: they cannot be used.
-    """
+    """List the images to train on; raises TrainingFailed where they cannot be used."""
     images = args.inputs.read_images(args.config.hold_out)
-    problem = args.inputs.hold_out_problem(args.config.hold_out)
-    if problem is not None:
+    if (problem := args.inputs.hold_out_problem(args.config.hold_out)) is not None:
         raise TrainingFailed(problem)
-    problem = images.problem()
-    if problem is not None:
+    if (problem := images.problem()) is not None:
         raise TrainingFailed(f"--instance_data_dir: {problem}")
     return images
 
 
 def usable_captions(args: TrainerArgs, images: ImageFolder) -> Captions | None:
-    """Read the captions of `images`; None where none are asked for.
-
-    Raises:
-        TrainingFailed: they cannot be used.
-    """
+    """Read the captions of `images`, if asked for; raises TrainingFailed where they cannot be used."""
     if not args.config.captions:
         return None
     original = args.inputs.read_caption_images()
-    problem = None if original is None else original.problem()
-    if problem is not None:
+    if original is not None and (problem := original.problem()) is not None:
         raise TrainingFailed(f"--caption_data_dir: {problem}")
     captions = Captions.read(images, original)
     if captions.problems:
@@ -204,19 +162,13 @@ def usable_captions(args: TrainerArgs, images: ImageFolder) -> Captions | None:
 
 
 def usable_class_images(config: TuningConfig, model: BaseModel) -> ClassImages | None:
-    """Return the class images that `config` asks for; None without prior preservation.
-
-    Raises:
-        UsageError: they cannot be used, or cannot be generated here.
-    """
+    """Return the class images, if asked for; raises UsageError where they cannot be used or generated."""
     class_images = class_images_of(config)
     if class_images is None:
         return None
     problems = class_images.problems(generation_settings(config, model))
-    option, has_gpu = "--prior-generation-precision", torch.cuda.is_available()
-    fp16 = fp16_problem(option, generation_precision(config), has_gpu=has_gpu)
-    if fp16 is not None:
-        problems.append(fp16)
-    if problems:
+    precision, has_gpu = generation_precision(config), torch.cuda.is_available()
+    fp16 = fp16_problem("--prior-generation-precision", precision, has_gpu=has_gpu)
+    if problems := [*problems, *([] if fp16 is None else [fp16])]:
         raise UsageError(*problems)
     return class_images

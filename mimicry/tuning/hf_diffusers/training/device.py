@@ -1,8 +1,7 @@
 """What a device computes in, and its memory: precisions, a quantised base, free bytes, copies, prefetching.
 
-A quantised base has frozen weights in 4 or 8 bits, by bitsandbytes, for GPUs too small for 16. The adapter
-stays in fp32. Arithmetic is in the training precision: weights are widened, or multiplied in int8, when they
-are used.
+A quantised base has frozen weights in 4 or 8 bits, by bitsandbytes, which are widened, or multiplied in int8,
+when they are used; the adapter stays in fp32.
 """
 
 import gc
@@ -41,11 +40,7 @@ def fp16_problem(option: str, precision: str | None, *, has_gpu: bool) -> str | 
 
 
 def check_quantization(config: TuningConfig, device: torch.device) -> None:
-    """Check that the base can be quantised as `config` asks for.
-
-    Raises:
-        UsageError: bitsandbytes is missing, or there is no GPU; all problems at once.
-    """
+    """Raise UsageError where bitsandbytes or a GPU is missing to quantise the base as `config` asks for."""
     if config.quantize_base == "none":
         return
     problems, flag = [], f"--quantize_base {config.quantize_base}"
@@ -65,9 +60,8 @@ def check_quantization(config: TuningConfig, device: torch.device) -> None:
 def loading_arguments(config: TuningConfig, dtype: torch.dtype, unquantised: Sequence[str]) -> dict[str, Any]:
     """Return what `from_pretrained` is told, so that it quantises each weight as it reads it.
 
-    Args:
-        dtype: the precision to compute in.
-        unquantised: parts whose weights stay as they are, by the ends of their names.
+    `dtype` is the precision to compute in; the parts whose names end in one of `unquantised` stay as they
+    are.
     """
     if config.quantize_base == "none":
         return {}
@@ -75,25 +69,13 @@ def loading_arguments(config: TuningConfig, dtype: torch.dtype, unquantised: Seq
 
     # It would say with each product that int8 takes its inputs in fp16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    skipped = list(unquantised)
     if config.quantize_base == "int8":
-        return {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_8bit=True,
-                # The default looks in each product for inputs that are larger than 6, and the GPU waits for
-                # the answer, some 450 times a forward pass.
-                llm_int8_threshold=0.0,
-                llm_int8_skip_modules=skipped,
-            ),
-        }
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=skipped,
-        )
-    }
+        # The default looks in each product for inputs that are larger than 6, and the GPU waits for the
+        # answer, some 450 times a forward pass.
+        chosen: dict[str, Any] = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    else:
+        chosen = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(**chosen, llm_int8_skip_modules=list(unquantised))}
 
 
 def free_device_bytes(device: torch.device) -> int:
@@ -110,7 +92,6 @@ def free_device_bytes(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -127,13 +108,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 def send(values: Tensor, device: torch.device) -> Tensor:
     """Copy `values` to the device without waiting for the work that it has already been given; on any thread.
 
-    Two things may go wrong with such a copy, and do not:
-
-    - The pinned memory that it reads is free for others before it has ended. torch's allocator of pinned
-      memory notes the stream of the copy, and hands the memory out again when the copy has ended there.
-    - The copy is used before it has ended. No thread chooses a stream here, so all copies and all of the
-      training's work are on the default stream of the device, in the order in which they were asked for; and
-      a thread gets a tensor from another one only after that has asked for the copy.
+    torch hands the pinned memory out again only when the copy has ended on its stream. All copies and all
+    work of the training are on the default stream, so none is used before it has ended; and a thread gets a
+    tensor from another one only after that has asked for the copy.
     """
     if device.type == "cuda":
         values = values.pin_memory()
@@ -143,9 +120,9 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 def worker_count(config: TuningConfig, device: torch.device) -> int:
     """Return how many threads prepare batches for `device`.
 
-    By default a GPU has two: without them it would wait while a step's samples are drawn. On the CPU they
-    would only take turns with the training. Where each batch encodes its images there are none either: the
-    VAE on two more threads would take memory that the choice of checkpointed blocks does not count.
+    By default a GPU has two, so that it need not wait for samples; on the CPU they would take turns with the
+    training. Where each batch encodes its images there are none: the VAE on two more threads would take
+    memory that the choice of checkpointed blocks does not count.
     """
     if config.dataloader_num_workers is not None:
         return config.dataloader_num_workers
@@ -155,9 +132,8 @@ def worker_count(config: TuningConfig, device: torch.device) -> int:
 class Prefetch(Generic[Item]):
     """Items 0 to `count` - 1, each made by `make(number)`; those after the one asked for are made ahead.
 
-    `make` must be a function of the number alone, so that it does not matter on which thread, when, or in
-    which order items are made. With `worker_count` 0 each item is made when it is asked for, by the caller,
-    who is in the context `waiting` until the item is there.
+    `make` must be a function of the number alone: it does not matter on which thread, when, or in which order
+    items are made. With `worker_count` 0 the caller makes each when it asks, in the context `waiting`.
     """
 
     def __init__(
@@ -175,26 +151,19 @@ class Prefetch(Generic[Item]):
         self._coming: dict[int, Future[Item]] = {}
 
     def get(self, number: int) -> Item:
-        """Return item `number`, and have as many following ones made as there are workers.
-
-        Raises:
-            Exception: what `make` raised for this item, on whichever thread.
-        """
+        """Return item `number`, and have as many following ones made as there are workers."""
         with self._waiting():
-            return self._get(number)
-
-    def _get(self, number: int) -> Item:
-        if self._worker_count == 0:
-            return self._make(number)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._worker_count, thread_name_prefix="prefetch")
-        wanted = range(number, max(number + 1, min(number + 1 + self._worker_count, self._count)))
-        # What was made ahead of another place is of no use here.
-        self._coming = {other: item for other, item in self._coming.items() if other in wanted}
-        for other in wanted:
-            if other not in self._coming:
-                self._coming[other] = self._pool.submit(self._make, other)
-        return self._coming.pop(number).result()
+            if self._worker_count == 0:
+                return self._make(number)
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._worker_count, thread_name_prefix="prefetch")
+            wanted = range(number, max(number + 1, min(number + 1 + self._worker_count, self._count)))
+            # What was made ahead of another place is of no use here.
+            self._coming = {other: item for other, item in self._coming.items() if other in wanted}
+            for other in wanted:
+                if other not in self._coming:
+                    self._coming[other] = self._pool.submit(self._make, other)
+            return self._coming.pop(number).result()
 
     def close(self) -> None:
         """Make nothing more; returns when the threads have ended."""

@@ -1,9 +1,8 @@
 """Several processes that train one adapter together: what they exchange, and how they end together.
 
-Each computes its shard of a step's samples. Gradients are summed once for each optimizer step, and then all
-take the same step. The model is not wrapped, so the modulation cache, checkpointing and compiled blocks work
-as in one process. Only the main process prints and writes files. It ends last, so that its records are
-complete when the launcher looks.
+Each computes its shard of a step's samples; gradients are summed once for each optimizer step. The model is
+not wrapped, so the modulation cache, checkpointing and compiled blocks work as in one process. Only the main
+process prints and writes files, and it ends last, so that its records are complete when the launcher looks.
 
 Messages go through gloo on every device: there a dead process breaks the connection, where an NCCL kernel
 would wait for it for ever.
@@ -50,7 +49,6 @@ class Processes:
     """The processes of one training, as seen by one of them. A lone process never waits."""
 
     def __init__(self, count: int = 1, index: int = 0, group: Any = None) -> None:
-        """See `from_accelerator`; `group` is torch's group of all processes, for messages."""
         self.count = count
         self.index = index
         self._group = group
@@ -59,7 +57,6 @@ class Processes:
 
     @classmethod
     def from_accelerator(cls, accelerator: Accelerator) -> "Processes":
-        """Return the processes that `accelerator` has joined."""
         count = int(accelerator.num_processes)
         if count == 1:
             return cls()
@@ -122,11 +119,7 @@ class Processes:
 
     @contextmanager
     def guarded(self, recorded: AbstractContextManager[None]) -> Iterator[None]:
-        """Run the training of this process within `recorded`; when it ends in one process, it ends in all.
-
-        Raises:
-            TrainingFailed: in the main process, when another one has failed.
-        """
+        """Run a training within `recorded`; all processes end together, the main one by TrainingFailed."""
         if self.count == 1:
             with recorded:
                 yield
@@ -215,7 +208,7 @@ class Processes:
                 print(f"error: {self._named(self.index, problem)}", file=sys.stderr)
 
     def _posted_ends(self) -> tuple[str | None, int | None]:
-        """Return why another process failed and the signal that stopped another one, as they posted it."""
+        """Return why another process failed, and the signal that stopped another one."""
         failure, number = None, None
         for index in range(self.count):
             key = f"mimicry/end/{index}"
@@ -228,12 +221,6 @@ class Processes:
         return failure or None, number
 
     def _exchange(self, speak: Callable[[], Any]) -> None:
-        """Let torch exchange data.
-
-        Raises:
-            TrainingFailed: another process has died; the message is what it posted, if it did.
-            Interrupted: another one was stopped.
-        """
         try:
             speak()
         except RuntimeError as error:

@@ -1,8 +1,7 @@
-"""Rectified flow: sigma tables, the draw of timesteps, noising, and the loss.
+"""Rectified flow: sigma tables, the draw of timesteps, noising, and the loss, all in fp32.
 
-Source of the mathematics: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image
-Synthesis", arXiv:2403.03206, sections 2 and 3. All of it is in fp32: sigmas in bf16 would have 355 distinct
-values out of 1000.
+Source: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+arXiv:2403.03206, sections 2 and 3. Sigmas in bf16 would have 355 distinct values out of 1000.
 """
 
 import math
@@ -19,10 +18,7 @@ from mimicry.tuning.options.config import TuningConfig
 
 @dataclass(frozen=True)
 class SigmaTable:
-    """The noise levels of a scheduler, highest first.
-
-    `timesteps` of shape (T,) is what the transformer is told, `sigmas` of shape (T,) what is mixed in.
-    """
+    """The noise levels of a scheduler, (T,), highest first; the transformer is told `timesteps`."""
 
     timesteps: Tensor
     sigmas: Tensor
@@ -81,9 +77,8 @@ def flow_loss(
 ) -> Tensor:
     """Return the weighted mean squared error of a predicted velocity, a scalar in fp32.
 
-    With `precondition_outputs` the prediction is turned into the latents that it implies, noisy minus sigma
-    times velocity, and compared with the latents; otherwise it is compared with the velocity itself, noise
-    minus latents. The first is the second with each sample's loss times sigma squared.
+    With `precondition_outputs` the latents that it implies are compared with the latents: each sample's loss
+    times sigma squared.
     """
     prediction_BCHW = prediction_BCHW.float()
     if precondition_outputs:

@@ -1,9 +1,8 @@
 """Layers that take the place of peft's and diffusers' slower ones; weights and their names stay.
 
-Without autocast peft would widen the input of each of its layers to fp32, narrow what comes out, and multiply
-it by a scale of one, in the forward and in the backward pass. Here the adapter's fp32 weights are narrowed
-once for each pass through the model, and a layer adds its low-rank product in one fused call. Gradients
-arrive in fp32.
+peft would widen the input of each of its layers to fp32, narrow what comes out, and multiply it by a scale of
+one. Here the adapter's fp32 weights are narrowed once for each pass through the model, and a layer adds its
+low-rank product in one fused call. Gradients arrive in fp32.
 """
 
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ _AROUND_LINEAR = ("Linear", "Linear8bitLt", "Linear4bit")
 class FusedLora(torch.nn.Module, LoraLayer):  # type: ignore[misc]
     """A frozen linear layer with the low-rank product of its one adapter (Hu et al. 2021, arXiv:2106.09685).
 
-    `factors` are A, of shape (rank, inputs), and B, of shape (outputs, rank), in the precision of the base.
-    `CastFactors` puts them there.
+    `factors` are A, (rank, inputs), and B, (outputs, rank), in the precision of the base; `use_fused_lora`
+    puts them there.
     """
 
     base_layer: torch.nn.Module
@@ -45,23 +44,6 @@ class FusedLora(torch.nn.Module, LoraLayer):  # type: ignore[misc]
         add = base_NO.addmm_ if type(self.base_layer) is torch.nn.Linear else base_NO.addmm
         output: Tensor = add(low_NR, up_OR.t(), alpha=self.scaling[self.adapter_name])
         return output.view(*x.shape[:-1], -1)
-
-
-class CastFactors:
-    """A hook that narrows the weights of all `layers` to `dtype` before the model runs."""
-
-    def __init__(self, layers: Sequence[FusedLora], dtype: torch.dtype) -> None:
-        self._layers = layers
-        self._dtype = dtype
-
-    def __call__(self, model: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        factors: Sequence[Any] = [
-            part[layer.adapter_name].weight for layer in self._layers for part in (layer.lora_A, layer.lora_B)
-        ]
-        if self._dtype != torch.float32:
-            factors = _Cast.apply(self._dtype, *factors)  # type: ignore[no-untyped-call]
-        for place, layer in enumerate(self._layers):
-            layer.factors = (factors[2 * place], factors[2 * place + 1])
 
 
 class _Cast(torch.autograd.Function):
@@ -96,17 +78,25 @@ def use_fused_norms(model: torch.nn.Module) -> None:
 def use_fused_lora(model: torch.nn.Module) -> RemovableHandle:
     """Let the layers that peft has put into `model` add their products in one call, in its precision.
 
-    That is the precision of its first weight, which is never quantised. What is not a plain low-rank product
-    beside a linear layer, such as one with a bias of its own, stays with peft.
-
-    Returns:
-        The hook that casts the weights, fp32 ones; remove it with the adapter.
+    That of its first weight, which is never quantised. What is not a plain low-rank product stays with peft.
+    Return the hook that casts the weights, fp32 ones; remove it with the adapter.
     """
     layers: list[Any] = [layer for layer in model.modules() if _is_plain(layer)]
     for layer in layers:
         (layer.adapter_name,) = layer.lora_A
         layer.__class__ = FusedLora
-    return model.register_forward_pre_hook(CastFactors(layers, next(model.parameters()).dtype))
+    dtype = next(model.parameters()).dtype
+
+    def cast(model: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        factors: Sequence[Any] = [
+            part[layer.adapter_name].weight for layer in layers for part in (layer.lora_A, layer.lora_B)
+        ]
+        if dtype != torch.float32:
+            factors = _Cast.apply(dtype, *factors)  # type: ignore[no-untyped-call]
+        for place, layer in enumerate(layers):
+            layer.factors = (factors[2 * place], factors[2 * place + 1])
+
+    return model.register_forward_pre_hook(cast)
 
 
 def _is_plain(layer: Any) -> bool:

@@ -50,10 +50,7 @@ class AttentionShape(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """The attention backends to use, the first that can first; none leaves the choice to torch.
-
-    `warnings` says what is wrong with others, `problem` why the one that was asked for cannot be used.
-    """
+    """The backends to use, in order (none: torch chooses), or why the one that was asked for cannot be."""
 
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -128,8 +125,8 @@ def attention_error(
     """Return how far a backend is off, in its output and its three gradients; None where it does not run.
 
     That is the largest error of the values of any token: its norm, relative to the norm of the right values
-    or, where those are small, to the root mean square of all these norms. What is right is computed in fp32
-    by "math", so that "math" itself is right by definition.
+    or, where those are small, to the root mean square of all these norms. "math" in fp32 is right by
+    definition.
     """
     if name == "math":
         return 0.0
@@ -189,9 +186,7 @@ def attention_by(names: Sequence[str]) -> AbstractContextManager[None]:
 
 def compile_problem(config: TuningConfig, device: torch.device) -> str | None:
     """Return why blocks cannot be compiled on this machine, if that is asked for."""
-    if not config.compile_blocks:
-        return None
-    missing = _missing_for_compilation(device)
+    missing = _missing_for_compilation(device) if config.compile_blocks else []
     if not missing:
         return None
     them = "it" if len(missing) == 1 else "them"
@@ -221,17 +216,12 @@ def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
     """Compile each block in place, when it first runs; what was compiled is kept on disk."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache, "mimicry", "inductor")))
-    limit = _graph_limit()
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        # Newer releases keep settings for each thread, and backward passes run in threads of their own.
+        limit = {"recompile_limit": _MOST_GRAPHS}
+    else:
+        limit, settings = {}, torch._dynamo.config
+        settings.recompile_limit = max(settings.recompile_limit, _MOST_GRAPHS)
     for block in blocks:
         # A second batch size would otherwise be compiled for any size, which is slower.
         block.compile(fullgraph=True, dynamic=False, **limit)
-
-
-def _graph_limit() -> dict[str, Any]:
-    """Return the argument that lets torch.compile make enough graphs; older releases have a setting."""
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        # Newer releases keep settings for each thread, and backward passes run in threads of their own.
-        return {"recompile_limit": _MOST_GRAPHS}
-    settings: Any = torch._dynamo.config
-    settings.recompile_limit = max(settings.recompile_limit, _MOST_GRAPHS)
-    return {}

@@ -1,7 +1,7 @@
 """Images to latents and back.
 
-Images are cut and encoded in fp32, and kept as mean and standard deviation of the VAE's posterior. The VAE is
-small, and 16 bits would show in its images.
+Images are encoded in fp32, and kept as mean and standard deviation of the VAE's posterior: 16 bits would
+show.
 """
 
 import os
@@ -41,11 +41,7 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 class LatentSource:
-    """Latents of the samples of a run, each drawn anew from the posterior of its image.
-
-    The posterior of an image is computed by the VAE in fp32, one image at a time, so that a sample is the
-    same in every batch, cached or not.
-    """
+    """Latents of samples, each drawn from the posterior of its image; the same in every batch."""
 
     def __init__(
         self,
@@ -71,7 +67,6 @@ class LatentSource:
         device: torch.device,
         class_images: Sequence[Path] = (),
     ) -> "LatentSource":
-        """Read the VAE of the base model."""
         return cls(load_vae(model, config.variant, device), images, config, class_images)
 
     def cache(self, samples: Iterable[rng.Sample]) -> None:
@@ -84,8 +79,7 @@ class LatentSource:
         """Encode a crop of an image file and keep its posterior; once, however often it is asked for."""
         key = _key(image, crop)
         if key not in self._cache:
-            mean_CHW, deviation_CHW = self._encode(image, crop)
-            self._cache[key] = (mean_CHW.cpu(), deviation_CHW.cpu())
+            self._cache[key] = self._encode(image, crop)
 
     def latents(self, sample: rng.Sample) -> Tensor:
         """Return the latents of `sample`, of shape (C, H, W) in fp32 on the CPU, shifted and scaled."""
@@ -96,7 +90,6 @@ class LatentSource:
         """Return latents as `latents` does, from a crop of a file, with the draw of the other arguments."""
         key = _key(image, crop)
         mean_CHW, deviation_CHW = self._cache[key] if key in self._cache else self._encode(image, crop)
-        mean_CHW, deviation_CHW = mean_CHW.cpu(), deviation_CHW.cpu()
         noise_CHW = torch.from_numpy(rng.normal(seed, purpose, index, stem, tuple(mean_CHW.shape)))
         return (mean_CHW + deviation_CHW * noise_CHW - self._shift) * self._scale
 
@@ -113,7 +106,7 @@ class LatentSource:
             raise TrainingFailed(str(error)) from error
         pixels_1IHW = to_pixels(apply_crop(picture, crop, self._resolution))
         posterior = self._vae.encode(pixels_1IHW.to(self._vae.device)).latent_dist
-        return posterior.mean[0], posterior.std[0]
+        return posterior.mean[0].cpu(), posterior.std[0].cpu()
 
 
 def _key(image: Path, crop: rng.Crop) -> tuple[str, rng.Crop]:
@@ -122,7 +115,6 @@ def _key(image: Path, crop: rng.Crop) -> tuple[str, rng.Crop]:
 
 
 def load_vae(model: BaseModel, variant: str | None, device: torch.device) -> AutoencoderKL:
-    """Read the VAE."""
     vae = AutoencoderKL.from_pretrained(
         model.folder / "vae", variant=variant, torch_dtype=torch.float32, use_safetensors=True
     )

@@ -24,11 +24,7 @@ _LOW_FOR_PRODIGY = 0.1
 
 
 def check_optimizer(config: TuningConfig) -> None:
-    """Check that the optimizer and the schedule that `config` asks for can be made.
-
-    Raises:
-        UsageError: a library is missing, or options do not go together; all problems at once.
-    """
+    """Raise UsageError for all libraries that are missing, and all options that do not go together."""
     problems = optimizer_problems(config)
     for package, flag in optimizer_libraries(config).items():
         try:
@@ -58,11 +54,7 @@ def make_optimizer(
     parameters: Iterable[torch.nn.Parameter],
     device: torch.device,
 ) -> Optimizer:
-    """Return the optimizer of `parameters`, which lie on `device`.
-
-    Raises:
-        UsageError: see `check_optimizer`.
-    """
+    """Return the optimizer of `parameters`, which lie on `device`; raises as `check_optimizer`."""
     check_optimizer(config)
     common: dict[str, Any] = {
         "lr": learning_rate(config),
@@ -89,10 +81,7 @@ def make_optimizer(
 
 
 def make_scheduler(config: TuningConfig, optimizer: Optimizer, step_count: int) -> LambdaLR:
-    """Return the schedule of the learning rate over a training of `step_count` optimizer steps.
-
-    It counts optimizer steps, on however many processes: `step` is to be called once after each.
-    """
+    """Return the schedule over `step_count` optimizer steps, on however many processes."""
     scheduler: LambdaLR = get_scheduler(
         config.lr_scheduler,
         optimizer,

@@ -19,7 +19,7 @@ from mimicry.common.errors import ClaimLost, MimicryError, TrainingFailed, disk_
 from mimicry.common.files import canonical_json, sha256_text, utc_now, write_json
 from mimicry.common.processes import Interrupted, stop_signals_held
 from mimicry.common.tokens import scrub
-from mimicry.study import ImageRecord, State, described_images
+from mimicry.study import State, described_images
 from mimicry.tuning.adapters import OWN_TRAINER, Adapter, AdapterFolder
 from mimicry.tuning.adapters.training_run import (
     LEFT_OUT,
@@ -55,10 +55,7 @@ SPIKE_MINIMUM = 10
 
 @dataclass
 class History:
-    """The losses of a run, with its evaluation losses by step, and the hash of all draws.
-
-    The hash is a chain: a run that is resumed continues it. It is equal for equal sequences of samples.
-    """
+    """The losses of a run, its evaluation losses by step, and the hash of all draws, which is a chain."""
 
     samples_per_step: int
     losses: list[float] = field(default_factory=list)
@@ -66,11 +63,6 @@ class History:
     loss_spikes: list[dict[str, float]] = field(default_factory=list)
     draws_hash: str = ""
     _new_draws: list[list[Any]] = field(default_factory=list)
-
-    @property
-    def steps(self) -> int:
-        """The optimizer steps that were taken so far, those before a resumption included."""
-        return len(self.losses)
 
     def restore(self, metrics: bytes, facts: Mapping[str, Any]) -> None:
         """Become what it was when a checkpoint with these metrics and facts was written."""
@@ -87,25 +79,20 @@ class History:
             self.loss_spikes.append({"step": step, "loss": loss})
             say(f"loss spike at step {step}: {loss:.4f}, where the median was {median(before):.4f}")
         self.losses.append(loss)
-        end = self.steps * self.samples_per_step
+        end = len(self.losses) * self.samples_per_step
         taken = [facts for facts in self._new_draws if facts[0] < end]
         self._new_draws = [facts for facts in self._new_draws if facts[0] >= end]
         self.draws_hash = sha256_text(self.draws_hash + canonical_json(taken))
 
     def add_draw(self, sample: Sample, timestep_index: int) -> None:
         """Note a sample; it goes into the hash once its optimizer step was taken."""
-        crop = sample.crop
-        kind = [sample.kind] if sample.kind else []
-        self._new_draws.append(
-            [sample.index, sample.stem, crop.across, crop.down, crop.flipped, timestep_index, *kind]
-        )
+        crop, kind = sample.crop, [sample.kind] if sample.kind else []
+        drawn = [sample.index, sample.stem, crop.across, crop.down, crop.flipped, timestep_index, *kind]
+        self._new_draws.append(drawn)
 
 
 class StageClock:
-    """Times the stages of a run, in `seconds` by name; what takes place several times is added up.
-
-    The time of a stage within another one is not part of the other one's.
-    """
+    """Adds up the time of the stages of a run, by name; a stage within another one counts apart."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -114,7 +101,6 @@ class StageClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time the body as a stage of that name."""
         begin, within_outer, self._within = time.monotonic(), self._within, 0.0
         try:
             yield
@@ -126,17 +112,13 @@ class StageClock:
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """The record of one run; nothing is written before `resume.begin`.
-
-    Only the main process writes; others keep the same record in memory.
+    """The record of one run; nothing is written before `resume.begin`, and by the main process alone.
 
     Attributes:
-        trained: what is known before training, with the numerics; see `describe_training`.
         claim: what lets us write into the folder; checked each time, since another process may have taken it.
         eval_loss: what is evaluated on, or why nothing is.
         generated: the class images, where this run had to wait for some of them.
         adapter: what was published, which no later error changes.
-        resumed: the checkpoint that the run goes on from.
         earlier_seconds: what the processes before a resumption took, up to the checkpoint.
     """
 
@@ -157,12 +139,10 @@ class RunRecord:
 
     @cached_property
     def history(self) -> History:
-        """The losses and draws so far."""
         return History(self.config.samples_per_step)
 
     @cached_property
     def reports(self) -> Reports:
-        """The trackers that metrics are sent to."""
         return Reports(self.runtime.accelerator, self.warn)
 
     @cached_property
@@ -177,30 +157,18 @@ class RunRecord:
 
     @property
     def writes(self) -> bool:
-        """Whether this is the process that writes."""
         return self.runtime.processes.is_main
 
     @property
-    def images(self) -> list[ImageRecord]:
-        """The images as they were at the start of the run."""
-        return self.trained.images
-
-    @property
-    def complete(self) -> bool:
-        """Whether the adapter is published."""
-        return self.adapter is not None
-
-    @property
     def steps(self) -> int:
-        """The optimizer steps that were taken so far, those before a resumption included."""
-        return self.history.steps
+        """The optimizer steps so far, those before a resumption included."""
+        return len(self.history.losses)
 
     def seconds(self) -> float:
         """Return the seconds that the run took so far, in all processes that took part in it."""
         return round(self.earlier_seconds + time.monotonic() - self.started, 3)
 
     def warn(self, text: str) -> None:
-        """Print a warning and keep it in training_run.json, once for each text."""
         if text not in self.trained.warnings:
             self.trained.warnings.append(text)
             say(f"warning: {text}")
@@ -208,10 +176,7 @@ class RunRecord:
     def add_step(
         self, step: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
     ) -> None:
-        """Append a line to metrics.jsonl: one for each optimizer step, counted from 1.
-
-        A norm that is not a finite number, of a step that fp16's scaler leaves out, becomes null.
-        """
+        """Append a step's line to metrics.jsonl; a norm that is not finite, which fp16 skips, is null."""
         self.history.add_loss(step, loss)
         line = {
             "step": step,
@@ -237,11 +202,7 @@ class RunRecord:
         self.reports.add(line)
 
     def check_claim(self) -> None:
-        """Check that we may still write into the folder.
-
-        Raises:
-            ClaimLost: another process has taken it over.
-        """
+        """Raise ClaimLost where another process has taken the folder over."""
         if self.claim is not None:
             self.claim.check()
 
@@ -257,10 +218,7 @@ class RunRecord:
         return joined(*_sections(self, State.COMPLETE), _result(self))
 
     def write_after_end(self) -> None:
-        """Write the record of a published adapter anew, with what took place since: times and warnings.
-
-        It is left as it is where another process has taken the folder over, or the disk is full.
-        """
+        """Write the record of a published adapter anew, with later times and warnings, if it can be."""
         if self.adapter is None:
             return
         content = self.finished() | Published(weights=self.adapter.record()).content()
@@ -269,7 +227,6 @@ class RunRecord:
 
 
 def _sections(record: RunRecord, status: State) -> list[Section]:
-    """Return what training_run.json holds of a run in that state."""
     progress = Progress(
         status=status,
         started_at=record.started_at,
@@ -290,7 +247,7 @@ def _evaluated(record: RunRecord) -> EvalLoss:
     if record.eval_loss.skipped is not LEFT_OUT:
         return record.eval_loss
     losses = record.history.eval_losses
-    end = losses.get(record.config.step_count(len(record.images)))
+    end = losses.get(record.config.step_count(len(record.trained.images)))
     return replace(record.eval_loss, start=losses.get(0), end=end)
 
 
@@ -331,8 +288,7 @@ def recording_end(record: RunRecord) -> Iterator[None]:
 
 
 def _write(record: RunRecord, state: State, error: str) -> None:
-    """Write that the run has ended without an adapter, unless there is one."""
-    if not record.complete:
+    if record.adapter is None:
         # The fault that ended the run may also prevent this; that fault is what is reported then.
         with stop_signals_held(), suppress(OSError):
             record.write(state, scrub(error))

@@ -82,7 +82,6 @@ def save_checkpoint(
 
 
 def _clear_way(record: RunRecord) -> Checkpoint | None:
-    """Choose the checkpoint to resume from, and set aside what is in the way."""
     complete = record.folder.has_weights
     _compare_sisters(record, complete)
     # Where an adapter is complete, it is to be trained anew, not from what its training has left.
@@ -122,7 +121,6 @@ def _compare_sisters(record: RunRecord, complete: bool) -> None:
 
 
 def _go_on(record: RunRecord, checkpoint: Checkpoint) -> None:
-    """Go on with the record of the run that wrote `checkpoint`, as it was then."""
     metrics = checkpoint.metrics()
     if record.writes:
         write_bytes(record.folder.metrics, metrics)

@@ -1,8 +1,7 @@
 """All chance in training, as a function of (seed, purpose, index of the sample, stem) and nothing else.
 
-So the order of images, crops, flips, VAE samples, noise and timesteps are equal, image by image, for every
-condition of an artist, on every machine, and in a run that was stopped and taken up again. numpy's Philox
-is a counter-based generator with the same stream everywhere, where torch.randn differs from CPU to CPU.
+So it is equal, image by image, for every condition of an artist, on every machine, and in a run that was
+resumed. numpy's Philox has the same stream everywhere, where torch.randn differs from CPU to CPU.
 """
 
 import hashlib
@@ -26,7 +25,6 @@ def generator(seed: int, purpose: str, index: int, name: str) -> np.random.Gener
 
 
 def normal(seed: int, purpose: str, index: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return standard normal numbers of the given shape."""
     return generator(seed, purpose, index, name).standard_normal(shape, dtype=np.float32)
 
 
@@ -39,8 +37,8 @@ def dropout_seed(seed: int, index: int) -> int:
 class Crop:
     """How an image is cut: crop centre or corner as fractions of what is left to choose, and mirrored or not.
 
-    `across` and `down` lie in [0, 1]: 0 is the left or upper end, 0.5 the centre. Fractions, since a
-    countermeasure may have changed the size of the image.
+    `across` and `down` lie in [0, 1], from the left or upper end; fractions, since a countermeasure may have
+    changed the size of the image.
     """
 
     across: float = 0.5
@@ -50,10 +48,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of the run: its index in the whole run, the image it shows, and how.
-
-    `kind` is that of its plan.
-    """
+    """One sample of the run: its index in the whole run, the image it shows, how, and the kind of plan."""
 
     index: int
     image: int
@@ -62,7 +57,6 @@ class Sample:
     kind: str = ""
 
     def purpose(self, name: str) -> str:
-        """Return the purpose that `name` is drawn for: samples of different kinds draw apart."""
         return self.kind + name
 
 
@@ -70,8 +64,7 @@ class Sample:
 class SamplePlan:
     """Which image each sample of the run shows: every image `repeats` times in each epoch, in a new order.
 
-    `kind` is empty for the images that a style is learned from, and `CLASS` for class images: it goes into
-    the purpose of all that is drawn.
+    `kind` is empty for the images of a style, and `CLASS` for class images: it goes into every purpose.
     """
 
     seed: int

@@ -50,8 +50,7 @@ class Runtime:
                 more processes than GPUs, or a missing library.
         """
         has_gpu = torch.cuda.is_available()
-        problems = _problems(config, has_gpu=has_gpu)
-        if problems:
+        if problems := _problems(config, has_gpu=has_gpu):
             raise UsageError(*problems)
         if config.deterministic:
             # cuBLAS reads this when it is first used.
@@ -75,16 +74,10 @@ class Runtime:
     def with_kernels(
         self, *, batch_size: int, head_count: int, token_count: int, head_width: int
     ) -> "Runtime":
-        """Return this runtime with kernels that were checked for attention of this shape.
-
-        Raises:
-            UsageError: the machine does not have what is asked for, or it computes wrong numbers.
-        """
+        """Return this runtime with kernels checked for this attention; raises UsageError for wrong ones."""
         shape = AttentionShape(batch_size, head_count, token_count, head_width)
         choice = choose_attention(self.config, self.device, shape)
-        found = [choice.problem, compile_problem(self.config, self.device)]
-        problems = [problem for problem in found if problem is not None]
-        if problems:
+        if problems := list(filter(None, (choice.problem, compile_problem(self.config, self.device)))):
             raise UsageError(*problems)
         if choice.names:  # else nothing was computed
             self.free_memory()
@@ -99,7 +92,6 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the frozen weights."""
         return training_dtype(self.config)
 
     def attention(self) -> AbstractContextManager[None]:
@@ -107,24 +99,20 @@ class Runtime:
         return attention_by(self.attention_choice.names)
 
     def free_memory(self) -> None:
-        """Give back what nothing refers to any more."""
         free_memory(self.device)
 
     def peak_memory_bytes(self) -> int:
-        """Return the peak of memory so far."""
         return peak_memory_bytes(self.device)
 
 
 def _problems(config: TuningConfig, *, has_gpu: bool) -> list[str]:
     problems = report_problems(config)
-    other = _other_accelerator()
-    if other is not None:
+    if (other := _other_accelerator()) is not None:
         problems.append(
             f"training runs on CUDA GPUs, those of ROCm among them, and on the CPU, and this machine has a "
             f"device of the kind {other}; to train on the CPU, type {_DEVICE}=cpu before the command"
         )
-    fp16 = fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu)
-    if fp16 is not None:
+    if fp16 := fp16_problem("--mixed-precision", config.mixed_precision, has_gpu=has_gpu):
         problems.append(fp16)
     if config.mixed_precision == "bf16" and has_gpu and not torch.cuda.is_bf16_supported(False):
         problems.append(

@@ -1,7 +1,6 @@
-"""Metrics for dashboards: tensorboard and wandb, through accelerate, beside metrics.jsonl.
+"""Metrics for dashboards: tensorboard and wandb, through accelerate, next to metrics.jsonl.
 
-They receive steps and the recipe's options, but no path, host or token. If one fails, that is a warning, and
-nothing more is sent.
+They receive steps and the recipe's options, but no path, host or token. If one fails, nothing more is sent.
 """
 
 import os
@@ -43,7 +42,6 @@ def tracker_arguments(config: TuningConfig, output_dir: Path) -> dict[str, Any]:
 
 
 def _study_name(output_dir: Path) -> str:
-    """Return condition, split, style and artist, or the folder's own name where the path does not say."""
     adapter = AdapterId.parse(output_dir)
     return output_dir.absolute().name if adapter is None else f"{adapter.condition}/{adapter.artist}"
 
@@ -56,14 +54,10 @@ class Reports:
     warn: Callable[[str], None]
 
     def begin(self, output_dir: Path, options: Mapping[str, Any], *, run_id: str, steps: int) -> None:
-        """Start the trackers.
+        """Start the trackers; `options` are those of the recipe, `steps` were taken before.
 
         A run that is resumed goes on under its id. What was sent of steps that are taken again counts no
         more: tensorboard is told to forget it, and wandb does not take a step twice.
-
-        Args:
-            options: of the recipe.
-            steps: those that were taken before.
         """
         if not self.accelerator.log_with:
             return
@@ -84,14 +78,12 @@ class Reports:
             )
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Send what there is to see in a line of metrics.jsonl."""
         values = {name: line[name] for name in _SHOWN if line.get(name) is not None}
         if self.accelerator.trackers and values:
             with self._only_a_warning():
                 self.accelerator.log(values, step=line["step"])
 
     def close(self) -> None:
-        """Let the trackers send what they hold."""
         with self._only_a_warning():
             for tracker in self.accelerator.trackers:
                 tracker.finish()

@@ -134,12 +134,12 @@ def test_rows_are_kept_apart_where_the_place_in_a_batch_matters(
     monkeypatch.setattr(F, "linear", uneven)
     apart = make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1))
     assert (even.rows_NSR.shape[1], apart.rows_NSR.shape[1]) == (1, 2)
-    assert apart.byte_count == 2 * even.byte_count
+    assert apart.rows_NSR.nbytes == 2 * even.rows_NSR.nbytes
     assert torch.equal(even.rows([9, 5], [0, 0])[0], apart.rows([9, 5], [0, 0])[0])
     monkeypatch.setattr(modulation, "CHUNK", 1)
     assert torch.equal(make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1)).rows_NSR, apart.rows_NSR)
     monkeypatch.setattr(modulation, "host_memory_problem", lambda count: f"{count} bytes, too many")
-    with pytest.raises(TrainingFailed, match=rf"{apart.byte_count} bytes.*--no-conditioning-table"):
+    with pytest.raises(TrainingFailed, match=rf"{apart.rows_NSR.nbytes} bytes.*--no-conditioning-table"):
         make_table(narrow, {(5, 0), (9, 0)}, 2, some_prompts(1))
     moved = (even.rows([9, 5], [0, 0])[1] != apart.rows([9, 5], [0, 0])[1]).nonzero().flatten()
     # norm_out and the last block's norm1_context: scale and shift each.
@@ -219,7 +219,7 @@ def test_only_the_rows_of_a_batch_are_copied_to_pinned_memory(
         table = make_table(narrow, keys, 2, some_prompts(2))
         assert (table.device, gpu.pinned) == (GPU, [])
         rows = table.rows([9, 5], [1, 0])
-    assert table.byte_count == 6 * (1 + place_matters) * rows[0].nbytes
+    assert table.rows_NSR.nbytes == 6 * (1 + place_matters) * rows[0].nbytes
     assert gpu.pinned == [2 * rows[0].nbytes]
     assert torch.equal(rows, on_cpu.rows([9, 5], [1, 0]))
 
