@@ -1,5 +1,9 @@
 """The options, and the keys of study.toml, as tables for the documents, in Markdown."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from mimicry.report.columns import Column
 from mimicry.tuning.options.config import OPTIONS
 from mimicry.tuning.options.declarations import Option
 from mimicry.tuning.options.study_file import SAMPLE_KEYS, STUDY_KEYS
@@ -53,3 +57,9 @@ def study_file_table() -> str:
             text = f"{key.option.facts.help} {several}{_allowed(key.option)}"
             lines.append(f"| `[{table}]` | `{name}` | {text.rstrip()} |")
     return "\n".join(lines)
+
+
+def columns_document(columns: Sequence[Column[Any]]) -> str:
+    """Return the columns as a table for docs/report.md."""
+    lines = ["| column | unit | meaning |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{each.name}` | {each.unit} | {each.meaning} |" for each in columns)])

@@ -27,7 +27,6 @@ from mimicry.report.columns import (
     ADAPTER_COLUMNS,
     CONDITION_COLUMNS,
     EFFECT_COLUMNS,
-    columns_document,
 )
 from mimicry.study.tree import State
 from mimicry.tuning.adapters import (
@@ -42,7 +41,7 @@ from mimicry.tuning.apply_tuning import apply_tuning
 from mimicry.tuning.hf_diffusers.local_dreambooth_lora_sd3_wrapper import wrapper
 from mimicry.tuning.options.config import TuningConfig
 from mimicry.tuning.options.study_file import StudyFile, all_series
-from tests.option_tables import options_document, readme_table, study_file_table
+from tests.option_tables import columns_document, options_document, readme_table, study_file_table
 from tests.small_study import ANNA, original, output_dir, write_study
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -203,6 +203,5 @@ def _comment(text: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML has it, where it is text, a number or a boolean."""
     # JSON leaves the character 127 as it is, which TOML does not take.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -95,7 +95,6 @@ def _text(found: StudyStatus, parameters: dict[str, Any], typed: TypedCommand, s
 
 
 def _watch(look: Callable[[], tuple[str, int]], seconds: float) -> int:
-    """Show what `look` returns until a stop signal comes; return the exit code of that."""
     begin = _CLEAR_SCREEN if sys.stdout.isatty() else ""
     try:
         while True:

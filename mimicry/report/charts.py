@@ -104,7 +104,7 @@ def colour_of(condition: Condition, conditions: Sequence[Condition]) -> str:
 
 def loss_charts(tree: StudyTree, series: AdapterSeries, artist: Artist) -> list[Chart]:
     """Return an artist's charts of the training loss and the evaluation loss, where there are lines."""
-    rows = [row for (who, _), row in series.by_place.items() if who == artist and row.is_there]
+    rows = [row for (who, _), row in series.by_place.items() if who == artist and row.has_adapter]
     conditions = [row.adapter.condition for row in rows]
     metrics = [_metrics(AdapterFolder(tree.adapter_dir(row.adapter)).metrics) for row in rows]
     charts = []
@@ -145,7 +145,6 @@ def _scale(values: Iterable[float], begin: float, end: float) -> Scale:
 
 
 def _metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Return the finite numbers of metrics.jsonl by step; none where it cannot be read."""
     found = []
     try:
         lines = path.read_text("utf-8").splitlines()

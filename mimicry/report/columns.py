@@ -101,7 +101,7 @@ _EVALUATED = "`held-out`, `in-sample` or `unknown`"
 
 
 def _images(line: AdapterLine) -> int | None:
-    return len(line.row.run.images or []) or None if line.row.is_there else None
+    return len(line.row.run.images or []) or None if line.row.has_adapter else None
 
 
 def _timesteps(line: AdapterLine) -> int | None:
@@ -282,9 +282,3 @@ def effect_lines(groups: Sequence[GroupEffects]) -> list[EffectLine]:
 
 def condition_lines(groups: Sequence[GroupEffects]) -> list[ConditionLine]:
     return [ConditionLine(one, found) for one in groups for found in one.conditions]
-
-
-def columns_document(columns: Sequence[Column[Any]]) -> str:
-    """Return the columns as a table for docs/report.md."""
-    lines = ["| column | unit | meaning |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{each.name}` | {each.unit} | {each.meaning} |" for each in columns)])

@@ -1,13 +1,9 @@
 """What a condition does to the evaluation loss of an artist, and what all artists say together.
 
-Adapters are sorted into groups that may be compared: one recipe, in one or several seeds. A series is a
-stack, or a variant of it. Series whose recipes differ in the seed alone are replicates, and make one group. A
-variant of another recipe is a group of its own, which is shown apart and never averaged with others.
+Series whose recipes differ in the seed alone are replicates, and make one group. Groups are never averaged.
 
-The effect of a condition is the evaluation loss of its adapter minus that of the same artist's adapter of the
-original art, none__none, of the same series and so of the same seed: above zero where the originals are
-predicted worse, which is what a protection is for. Both must have been evaluated in the same way. What is not
-comparable stays out of every mean, with the reason.
+The effect of a condition is the evaluation loss of its adapter minus that of the artist's none__none of the
+same series: above zero where the originals are predicted worse. What is not comparable is in no mean.
 """
 
 import math
@@ -65,7 +61,7 @@ class Group:
 
     def other_recipe(self, row: AdapterRow) -> str:
         """Say in what the recipe of an adapter differs from that of its group; empty where it does not."""
-        if not row.is_there or self.usual is None:
+        if not row.has_adapter or self.usual is None:
             return ""
         return recipe_changes(self.usual, row)
 
@@ -273,7 +269,6 @@ def own_obstacles(group: Group, series: AdapterSeries, row: AdapterRow) -> list[
 
 
 def _other_evaluation(row: AdapterRow, baseline: AdapterRow) -> list[str]:
-    """Say in what two evaluations differ."""
     one, other = row.eval_loss, baseline.eval_loss
     if one is None or other is None:
         return []

@@ -169,7 +169,6 @@ class GridMaker:
 
 
 def _of_stem(pairing: Pairing | None, stem: str) -> Path | None:
-    """Return the image of the original with this stem; None where the set has none."""
     if pairing is None:
         return None
     images = pairing.images
@@ -177,7 +176,6 @@ def _of_stem(pairing: Pairing | None, stem: str) -> Path | None:
 
 
 def _samples_in(folder: Path) -> dict[tuple[str, int], _Sample]:
-    """Return the samples in a folder by prompt and seed. Files without settings are not ours."""
     found = {}
     for path in sorted(folder.glob("*.png")):
         settings = read_settings(path, whole=False)
@@ -188,7 +186,6 @@ def _samples_in(folder: Path) -> dict[tuple[str, int], _Sample]:
 
 
 def _places(found: Sequence[Mapping[tuple[str, int], _Sample]]) -> list[tuple[str, int]]:
-    """Return prompts and seeds: what most columns have first, then all prompts before a second seed."""
     counted = Counter(place for samples in found for place in samples)
     return sorted(counted, key=lambda place: (-counted[place], place[1], len(place[0]), place[0]))
 
@@ -199,9 +196,8 @@ def _usual(samples: Sequence[_Sample | None]) -> str:
 
 
 def _sample_cell(sample: _Sample | None, row: AdapterRow | None, usual: str) -> GridCell:
-    """Return the cell of a sample; `row` is that of its adapter, None for the base model."""
     if sample is None:
-        return GridCell(word="not drawn" if row is None or row.is_there else row.state.value)
+        return GridCell(word="not drawn" if row is None or row.has_adapter else row.state.value)
     settings = sample.settings
     marks = []
     if settings.get("adapter") != (None if row is None else row.weights_sha256):

@@ -119,7 +119,6 @@ def _word(effect: Effect) -> str:
 
 
 def _baseline(found: GroupEffects, artist: Artist) -> tuple[str, float | None]:
-    """Return the mean loss of the artist's adapters without protection, as text and as a number."""
     rows = [series.by_place[artist, BASELINE] for series in found.group.series]
     losses = [row.eval_loss.end for row in rows if row.eval_loss is not None]
     if losses:
@@ -210,7 +209,6 @@ def _group(found: GroupEffects, main: GroupEffects) -> dict[str, Any]:
 
 
 def _changes(found: GroupEffects, main: GroupEffects) -> str:
-    """Say in what the recipe of a group differs from that of the main one."""
     own, usual = found.group.usual, main.group.usual
     if own is None or usual is None:
         return "Its recipe is not known."
@@ -219,7 +217,6 @@ def _changes(found: GroupEffects, main: GroupEffects) -> str:
 
 
 def _dose(found: GroupEffects, one: ConditionEffect) -> float | None:
-    """Return the median PSNR of a condition's adapters to the originals, in dB."""
     values = [row.psnr for row in found.group.rows if row.adapter.condition == one.condition]
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None

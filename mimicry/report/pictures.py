@@ -129,11 +129,7 @@ class _CannotWriteError(Exception):
 
 
 def _picture(shot: Shot) -> Image.Image:
-    """Return what a shot shows.
-
-    A difference is the absolute one of each channel, times the gain: black where nothing was changed. The
-    original is brought to the size of the file as it is where the dose is measured.
-    """
+    """Return what a shot shows."""
     picture = read_rgb(shot.file)
     if shot.original is None:
         return picture

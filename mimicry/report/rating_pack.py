@@ -142,7 +142,6 @@ def _score(condition: str, question: str, answers: Sequence[_Answer]) -> Score |
 
 
 def _answers(path: Path, key: dict[str, KeyRow], problems: list[str]) -> Iterator[_Answer]:
-    """Yield the answers of a file, and put down what is wrong with it."""
     for number, line in enumerate(_rows(path, ["pack", "rater", "pair", *QUESTIONS]), start=2):
         row = key.get(line["pair"])
         if row is None or row.pack != line["pack"]:
@@ -299,7 +298,6 @@ def write_rating_pack(folder: Path, pairs: Sequence[SamplePair], seed: int) -> N
 def _write_pair(
     pack: Path, number: int, pair: SamplePair, own: str, paintings: Mapping[Path, str]
 ) -> dict[str, object]:
-    """Write the samples of a pair, and return what the page is told of them."""
     files = {own: pair.original, LEFT if own == RIGHT else RIGHT: pair.other}
     names = {side: f"pictures/pair-{number}-{side}.png" for side in (LEFT, RIGHT)}
     for side, name in names.items():
@@ -308,7 +306,6 @@ def _write_pair(
 
 
 def _save(source: Path, path: Path) -> None:
-    """Write a picture without what its file says of itself."""
     picture = read_rgb(source)
     picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     bare = Image.new("RGB", picture.size)

@@ -52,34 +52,28 @@ class AdapterRow(AdapterStatus):
     """
 
     @property
-    def is_there(self) -> bool:
-        """Whether there are weights to speak of: complete, or of other images than are there now."""
-        return self.has_adapter
-
-    @property
     def recipe_hash(self) -> str | None:
-        return super().recipe_hash if self.is_there else None
+        return super().recipe_hash if self.has_adapter else None
 
     @property
     def seed(self) -> int | None:
-        return super().seed if self.is_there else None
+        return super().seed if self.has_adapter else None
 
     @property
     def seconds(self) -> float | None:
-        return super().seconds if self.is_there else None
+        return super().seconds if self.has_adapter else None
 
     @cached_property
     def eval_loss(self) -> EvalLoss | None:
-        return EvalLoss.of(self.run) if self.is_there else None
+        return EvalLoss.of(self.run) if self.has_adapter else None
 
     @property
     def device(self) -> str | None:
-        device = (self.run.numerics or {}).get("device")
-        return device if isinstance(device, str) else None
+        return self.run.device
 
     @property
     def weights_sha256(self) -> str | None:
-        return self.run.weights_sha256 if self.is_there else None
+        return self.run.weights_sha256 if self.has_adapter else None
 
     @property
     def psnr(self) -> float | None:
@@ -92,22 +86,22 @@ class AdapterRow(AdapterStatus):
     @cached_property
     def recipe(self) -> Mapping[str, Any] | None:
         """What defines the adapter beside its images and its seed; None where it is not known."""
-        options = complete_options(self.run.recipe or {}) if self.is_there else None
+        options = complete_options(self.run.recipe or {}) if self.has_adapter else None
         if options is None:
             return None
         without_seed = {name: value for name, value in options.items() if name != "seed"}
-        class_images = (self.run.class_images or {}).get("listing_sha256")
-        return {**(self.run.recipe or {}), "options": without_seed, "class_images": class_images}
+        listing = self.run.class_image_listing
+        return {**(self.run.recipe or {}), "options": without_seed, "class_images": listing}
 
     def number(self, key: str) -> float | None:
         """Return a number of the record; None where it is not one, or there is no adapter."""
-        value = self.run.content.get(key) if self.is_there else None
+        value = self.run.content.get(key) if self.has_adapter else None
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def _median(self, key: str) -> float | None:
         values = [image.get(key) for image in self.run.images or [] if isinstance(image, dict)]
         numbers = [float(value) for value in values if isinstance(value, int | float)]
-        return statistics.median(numbers) if numbers and self.is_there else None
+        return statistics.median(numbers) if numbers and self.has_adapter else None
 
 
 def rows_of(status: StudyStatus) -> list[AdapterRow]:

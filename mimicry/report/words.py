@@ -48,7 +48,6 @@ def answers(found: GroupEffects) -> list[Answer]:
 
 
 def _alone(one: ConditionEffect) -> Answer:
-    """Say what a condition does beside the original art without protection."""
     title, summary = condition_title(one.condition), one.summary
     if summary is None:
         return Answer(title, UNKNOWN, "nothing to compare", _why_not(one))
@@ -68,7 +67,6 @@ def _alone(one: ConditionEffect) -> Answer:
 
 
 def _countered(one: ConditionEffect) -> Answer:
-    """Say what a countermeasure does to the effect of the protection."""
     summary = one.against_protected
     assert summary is not None
     title, interval = condition_title(one.condition), summary.interval
@@ -150,7 +148,7 @@ def _coverage(found: GroupEffects) -> Fact:
 
 
 def _comparable(found: GroupEffects) -> Fact:
-    there = [effect for effect in found.effects if effect.row.is_there]
+    there = [effect for effect in found.effects if effect.row.has_adapter]
     good = [effect for effect in there if effect.value is not None]
     text = f"{len(good)} of {len(there)} trained adapters can be compared with {BASELINE}."
     if len(good) < len(there):
@@ -232,7 +230,7 @@ def reasons(found: GroupEffects) -> list[tuple[str, Sequence[str]]]:
     """Return why trained adapters are not comparable, each with the adapters."""
     counted: dict[str, list[str]] = {}
     for effect in found.effects:
-        if effect.value is None and effect.row.is_there:
+        if effect.value is None and effect.row.has_adapter:
             for obstacle in effect.obstacles:
                 series = "" if len(found.group.series) == 1 else f"{effect.series.name}: "
                 counted.setdefault(obstacle, []).append(f"{series}{_of(effect.row)}")

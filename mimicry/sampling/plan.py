@@ -256,7 +256,6 @@ class _Planner:
 
 
 def _model_identity(config: TuningConfig) -> Mapping[str, Any] | None:
-    """None for a model that is not on this machine yet."""
     model = BaseModel.find(config)
     return None if model is None else model.identity()
 

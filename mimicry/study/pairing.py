@@ -126,11 +126,7 @@ class _Pair:
 
 
 def _pair(stems: list[str], originals: list[str]) -> dict[str, _Pair]:
-    """Return the original of each stem that has one; no original is given twice.
-
-    Equal names come first, then the affix that most of the others share, and so on: a set may have been made
-    with several strengths.
-    """
+    """Return the original of each stem that has one; no original is given twice."""
     found = {stem: _Pair(stem, _Affix("", "")) for stem in set(stems) & set(originals)}
     left, free = set(stems) - found.keys(), set(originals) - found.keys()
     everything = not found and len(left) == len(free) > 1
@@ -157,10 +153,7 @@ def _readings(stem: str, originals: Collection[str]) -> Iterator[_Pair]:
 
 
 def _most_common(readings: Collection[tuple[str, _Pair]], whole_set: int | None) -> _Affix | None:
-    """Return the affix that most names share, the shortest of several; None when one would have to guess.
-
-    An affix that as many names share as `whole_set` need not end at a word.
-    """
+    """Return the affix that most names share, the shortest of several; None when one would have to guess."""
     counted = Counter(pair.affix for _, pair in readings)
     counted = Counter(
         {affix: count for affix, count in counted.items() if affix.ends_at_a_word or count == whole_set}

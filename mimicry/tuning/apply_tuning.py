@@ -219,11 +219,7 @@ def apply_tuning(context: click.Context, /, **parameters: Any) -> int:
 
 
 def _conditions(context: click.Context) -> ChosenConditions:
-    """Return the conditions that were asked for.
-
-    Raises:
-        UsageError: wrong names, or there are no images of any.
-    """
+    """Return the conditions that were asked for."""
     names = [context.params[name] for name in _CONDITION_PARAMETERS]
     # A study is written down before all of its images are made.
     written = any(
@@ -263,7 +259,6 @@ def _requests(
 
 
 def _refuse_useless_options(context: click.Context, stack: Stack) -> None:
-    """Refuse options that would have no effect: they were typed by mistake."""
     given = [
         flag
         for name, flag in _HANDED_ON.items()

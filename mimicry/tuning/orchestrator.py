@@ -134,7 +134,6 @@ class Orchestrator:
         )
 
     def _problems(self, plan: Plan, *, network: bool) -> list[str]:
-        """Return what forbids the whole batch; nothing when there is nothing to train."""
         # One that another call is training now may be left to us.
         targets = plan.of(State.WAITING, State.RUNNING)
         if not targets:
@@ -154,7 +153,6 @@ class Orchestrator:
         return problems
 
     def _faults_of_stack(self, plan: Plan, targets: Sequence[Target], *, network: bool) -> list[str]:
-        """Return what of the machine, the model and the libraries forbids to train `targets`."""
         call, problems, disk_bytes = plan.call, [], 0
         for request in plan.recipe_requests:
             count = sum(target.request.series == request.series for target in targets)
@@ -171,7 +169,6 @@ class Orchestrator:
 
 
 def _exit_code(plan: Plan, results: Sequence[Result]) -> int:
-    """Return 1 when something is wrong, else 3 when something is not as this call asks for, else 0."""
     ended = {result.target.adapter: result.state for result in results}
     states = {ended.get(target.adapter, target.state) for target in plan.targets}
     as_asked = {State.COMPLETE, State.NO_DATA}

@@ -53,11 +53,7 @@ class QueuedJob:
 
     Attributes:
         name: what it has in common with the jobs that were submitted with it.
-        is_live: it may still train.
-        is_stuck: it will not begin by itself.
         recipe: the hash of the recipe that it was submitted with; None for a stack without options.
-        how_to_cancel: the command that ends it.
-        remedy: the commands that get it going when it is stuck.
         output: the file that it prints into, in the folder of the queue.
     """
 
@@ -127,10 +123,7 @@ class AdapterStatus:
 
     @property
     def recipe_hash(self) -> str | None:
-        known = self.run.content.get("recipe_hash")
-        if isinstance(known, str):
-            return known
-        return recipe_hash(self.run.recipe) if self.run.recipe else None
+        return self.run.recipe_hash or (recipe_hash(self.run.recipe) if self.run.recipe else None)
 
     @property
     def seed(self) -> int | None:
@@ -140,8 +133,7 @@ class AdapterStatus:
     @property
     def seconds(self) -> float | None:
         """What the training took, in seconds."""
-        seconds = self.run.content.get("seconds")
-        return float(seconds) if isinstance(seconds, int | float) else None
+        return self.run.seconds
 
     @property
     def owed(self) -> str:
@@ -182,14 +174,9 @@ class Inspector:
     """Looks at cells, at headers or in full; see `judge_adapter`.
 
     Attributes:
-        form: the format of the stack's adapters.
-        bookmarks: those of this step, by key.
-        specs: what the adapters of a series should be, by series; where nothing is asked, their own record
-            says it.
-        queue: the jobs that executors have for cells, by key.
+        specs: what adapters should be, by series; without one, their own record says it.
         absent: why a condition has no images, for those in which nothing was trained.
-        full: read every value and every image.
-        anew: with `full`, trust nothing that is remembered.
+        full: read every value and every image; with `anew`, trust nothing that is remembered.
     """
 
     images: CellImages
@@ -249,7 +236,6 @@ class Inspector:
         return _with_steps(status, folder, 0 if pairing is None else len(pairing.images.names))
 
     def _hold_out(self, status: AdapterStatus) -> int:
-        """Return how many paintings are held out: by the record, or else as the study asks."""
         if status.run.options is not None:
             return status.run.hold_out
         spec = self.specs.get(status.adapter.series)
@@ -257,7 +243,6 @@ class Inspector:
         return int(options.get("hold_out", 0))
 
     def _pairing(self, status: AdapterStatus) -> Pairing | None:
-        """Return the images of a cell; None without any."""
         adapter = status.adapter
         if adapter.condition in self.absent:
             return None
@@ -266,7 +251,6 @@ class Inspector:
     def _with_weights(
         self, status: AdapterStatus, folder: AdapterFolder, pairing: Pairing | None
     ) -> AdapterStatus:
-        """Judge an adapter by its own record, and by what is asked for."""
         adapter, run = status.adapter, status.run
         images = None if pairing is None or pairing.images.fault else pairing.images
         captions = listing = None
@@ -343,7 +327,6 @@ class Inspector:
         return State.WAITING, f"its old adapter was {bookmark.note}" if bookmark.note else ""
 
     def _image_problem(self, status: AdapterStatus, pairing: Pairing) -> str:
-        """Say why a cell cannot be trained on its images, as far as their names tell; empty if it can."""
         adapter, hold_out = status.adapter, self._hold_out(status)
         whole = self.images.whole(adapter.condition, adapter.artist) or pairing
         problem = whole.images.problem() or hold_out_problem(
@@ -370,13 +353,11 @@ ALLOW_UNPAIRED = "--allow-unpaired, which marks its adapter as unpaired for good
 
 
 def _has_captions(run: TrainingRun) -> bool:
-    """Return whether a training used captions."""
     recipe = (run.recipe or {}).get("options")
     return any(options.get("captions") for options in (run.options or {}, recipe or {}))
 
 
 def _ended(run: TrainingRun) -> tuple[State, str]:
-    """Return how a training ended that has a record, no adapter, and no holder."""
     if run.status in _ENDED:
         return State(run.status), run.error or ""
     if run.status == State.RUNNING:
@@ -387,7 +368,6 @@ def _ended(run: TrainingRun) -> tuple[State, str]:
 
 
 def _with_steps(status: AdapterStatus, folder: AdapterFolder, image_count: int) -> AdapterStatus:
-    """Return the status with the steps that its training has taken, and those that it takes."""
     run = status.run
     status = replace(status, steps=run.steps or None)
     if status.state is not State.RUNNING and status.state not in _ENDED:
@@ -402,7 +382,6 @@ def _with_steps(status: AdapterStatus, folder: AdapterFolder, image_count: int) 
 
 
 def _newest_checkpoint(folder: AdapterFolder) -> CheckpointFacts | None:
-    """Return the newest whole checkpoint of our own trainer; None when there is none."""
     for name in folder.checkpoint_names():
         try:
             return CheckpointFacts.glance(folder.path / name)
@@ -416,7 +395,6 @@ def _relative(tree: StudyTree, path: Path) -> str:
 
 
 def _json_of(known: Mapping[str, Any] | None) -> Sequence[tuple[str, Any]] | None:
-    """Return recorded class images as something that a cache takes."""
     return None if known is None else tuple(sorted(known.items()))
 
 

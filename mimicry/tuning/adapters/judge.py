@@ -61,7 +61,7 @@ class AdapterSpec:
             known = asked["options"]
             written = {name: known[name] for name in self.fields if name in known}
             model = recorded.get("base_model")
-            if self.fields & _OF_BASE_MODEL:
+            if self.fields & OF_BASE_MODEL:
                 model = asked["base_model"]
             # What is not written is as it was.
             asked = {
@@ -72,7 +72,7 @@ class AdapterSpec:
         return recipe_differences(recorded, asked)
 
 
-_OF_BASE_MODEL = {"pretrained_model_name_or_path", "revision"}
+OF_BASE_MODEL = {"pretrained_model_name_or_path", "revision"}
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,7 @@ def judge_adapter(
 
 
 def _check(folder: AdapterFolder, rank: int | None, memory: FileMemory, *, full: bool, anew: bool) -> None:
-    """Check the weights against their format, their record and what is remembered of them.
-
-    Raises:
-        AdapterBroken: they are not whole, or not those of the record.
-    """
+    """Check the weights against their format, their record and what is remembered of them."""
     if not full or folder.run is None:
         folder.check_header(rank)
     facts = _facts(folder, rank)

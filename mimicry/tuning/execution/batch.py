@@ -69,7 +69,6 @@ class Batch:
             self._look_again()
 
     def _train(self, trainings: Iterable[Training]) -> None:
-        """Train these; when too many fail alike, some are left waiting."""
         self._waiting = list(trainings)
         try:
             while self._running or (self._waiting and not self.books.gives_up):
@@ -88,7 +87,6 @@ class Batch:
             self._leave_behind()
 
     def _submit(self) -> None:
-        """Hand to the executor what it takes now."""
         while self._waiting and not self.books.gives_up:
             # A signal finds a job either not begun or among those that run.
             with stop_signals_held():
@@ -100,13 +98,11 @@ class Batch:
                 return
 
     def _leaves(self) -> bool:
-        """Return whether the jobs are left to themselves: nobody waits for them, or they will not begin."""
         if not self._running or any(isinstance(job, ChildJob) for job in self._running):
             return False
         return not self._wait or (not self._waiting and all(job.is_stuck for job in self._running))
 
     def _poll(self) -> bool:
-        """Look at all jobs; return whether some have ended."""
         self._executor.look()
         before = len(self._running)
         for job in list(self._running):
@@ -136,7 +132,6 @@ class Batch:
             )
 
     def _withdraw(self) -> None:
-        """After too many failures alike, take back what has not begun."""
         if self._has_withdrawn or not self.books.gives_up:
             return
         count = self._executor.withdraw()
@@ -149,7 +144,6 @@ class Batch:
             self._waiting.clear()
 
     def _stop(self, jobs: Sequence[ChildJob], stop: Interrupted) -> Interrupted:
-        """Stop jobs side by side, and mark them as interrupted; return the last signal."""
         for job in jobs:
             job.ask_to_stop(stop.number)
         for number, job in enumerate(jobs, start=1):
@@ -162,7 +156,6 @@ class Batch:
         return stop
 
     def _end_stopped(self, job: ChildJob, stop: Interrupted) -> None:
-        """Wait until nothing of a job is left that was asked to stop, and mark it as interrupted."""
         try:
             job.cancel(stop.number)
         finally:
@@ -179,7 +172,6 @@ class Batch:
                 report(fault)
 
     def _leave_behind(self) -> None:
-        """Note which jobs go on without this program."""
         jobs, self._running = self._running, []
         for job in jobs:
             self.books.queued(job.training, job.remark)
@@ -191,7 +183,6 @@ class Batch:
                 )
 
     def _look_again(self) -> None:
-        """See what becomes of targets that others train, and train those that were left."""
         is_told = False
         while self._claimed:
             free = [target for target in self._claimed if not claimed_by(target.folder.path)]
@@ -213,7 +204,6 @@ class Batch:
         ]
 
     def _gives_up(self) -> bool:
-        """Return whether the rest is left to the next call, and say so."""
         left = len(self._waiting) + len(self._claimed)
         if left and self.books.gives_up:
             self._say(

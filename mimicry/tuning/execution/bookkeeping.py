@@ -260,7 +260,6 @@ class Bookkeeper:
                 self.display.say(printable(f"{self.plan.name_of(target)}: {mended}"))
 
     def _first_mark(self, target: Target, known: Bookmark) -> Bookmark | None:
-        """Return what is recorded of a target before the first training; None for nothing new."""
         if target.state is State.BLOCKED:
             return Bookmark.ended(State.BLOCKED, error=target.reason)
         mark = Bookmark()
@@ -390,13 +389,11 @@ class Bookkeeper:
         self.tracker.record(one.key, **mark.to_json())
 
     def _correct(self, one: Training, mark: Bookmark) -> None:
-        """Record what another call has left, unless it has recorded that itself."""
         settled = (State.COMPLETE,) if mark.status is State.COMPLETE else (State.FAILED, State.BLOCKED)
         if read_bookmarks(self.tracker).get(one.key, Bookmark()).status not in settled:
             self.tracker.record(one.key, **mark.to_json())
 
     def _say_warnings(self, one: Training, end: JobEnd) -> tuple[str, ...]:
-        """Say what the training itself has found odd, and return it; the plan's own warnings were said."""
         run = one.target.folder.readable_run
         known = {*one.target.warnings, *one.target.inputs.notes, describe_differences(run.other_numerics)}
         warnings = tuple(warning for warning in end.warnings if warning not in known)

@@ -153,12 +153,7 @@ class ClusterExecutor(Executor):
             return [ClusterJob(one, self, is_ours=True) for one in part]
 
     def _put_off(self, fault: QueueFull | QueueUnknown, waiting: Sequence[Training]) -> "list[ClusterJob]":
-        """Try again later, unless nothing of ours is in the queue that could make it full.
-
-        Raises:
-            BatchFault: the cluster takes not even one job.
-            QueueUnknown: it does not answer.
-        """
+        """Try again later, unless nothing of ours is in the queue that could make it full."""
         if not self._jobs:
             if isinstance(fault, QueueUnknown):
                 raise fault
@@ -260,7 +255,6 @@ class ClusterJob(Job):
         return self._end
 
     def _watch(self, seen: QueuedJob) -> None:
-        """Tell how a live job is getting on."""
         if seen.is_stuck and not self._is_told_stuck:
             self._is_told_stuck = True
             self.training.say(f"{seen}, and will not start by itself; {seen.remedy}")
@@ -276,7 +270,6 @@ class ClusterJob(Job):
             self.training.step(line)
 
     def _outcome(self) -> JobEnd | None:
-        """Return how a training without a live job has ended; None while that cannot be known yet."""
         target, now = self.training.target, time.monotonic()
         self._gone_at = self._gone_at or now
         found = target.judge()

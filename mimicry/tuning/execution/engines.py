@@ -107,7 +107,6 @@ def queued_jobs(tree: StudyTree) -> tuple[dict[str, QueuedJob], list[str]]:
 
 
 def _typed(context: click.Context, engine: Engine) -> Collection[str]:
-    """Return the flags of an engine's own options that were typed."""
     return [
         max(parameter.opts, key=len)
         for parameter in context.command.params

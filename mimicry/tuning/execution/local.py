@@ -75,7 +75,6 @@ def choose_places(gpus: str | None, parallel: int = 1, process_count: int = 1) -
 
 
 def _groups(asked: str | None, process_count: int) -> list[tuple[str, ...] | None]:
-    """Return the GPUs of each place; None: what is visible stays as it is."""
     if asked == NO_GPUS:
         return [()]
     device = typed_device()
@@ -191,7 +190,6 @@ class LocalExecutor(Executor):
         return (job,)
 
     def _obstacle(self, target: Target) -> str:
-        """Return why `target` has to wait for trainings that run; empty when it need not."""
         begins = [job for _, job in self._running if not job.has_stepped]
         if any(job in begins for job in self._first.values()):
             return "the first training of a recipe begins alone; others follow at its first step"
@@ -284,13 +282,7 @@ class LocalJob(ChildJob):
         return None if end is None else self._finish(end)
 
     def _look(self, child: Child) -> JobEnd | None:
-        """Return how the training ended, or None while something of it runs.
-
-        Raises:
-            ClaimLost: another process has taken the folder over.
-            TrainingFailed: it was stopped, since it stalled.
-            OSError: its files cannot be read.
-        """
+        """Return how the training ended, or None while something of it runs."""
         if self._fault is not None:
             if child.has_stopped():
                 raise self._fault
@@ -340,7 +332,6 @@ class LocalJob(ChildJob):
             self._finish(JobEnd(state=State.INTERRUPTED, steps=self._taken_steps()))
 
     def _pass_on_metrics(self) -> bool:
-        """Tell new lines of metrics; return whether there were any."""
         lines = self._metrics.new_lines()
         for line in lines:
             self._steps = int(line["step"])
@@ -348,7 +339,6 @@ class LocalJob(ChildJob):
         return bool(lines)
 
     def _pass_on_phase(self) -> None:
-        """Tell what the training does before its first step, by the last line of its log."""
         if self._steps or not self._guard.log_grew:
             return
         last = "".join(self._log(1))
@@ -356,7 +346,6 @@ class LocalJob(ChildJob):
             self.training.phase(last)
 
     def _taken_steps(self) -> int:
-        """Return the steps that were seen, or that the trainer's record tells of: it may know of more."""
         return max(self._steps, 0 if self._attempt is None else self._attempt.steps())
 
     def _ended(self, code: int) -> JobEnd:

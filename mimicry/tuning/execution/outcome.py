@@ -74,11 +74,7 @@ class MetricsReader:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Return a line of metrics; None for the rest of one.
-
-    A file that was cut back, and has grown beyond where it was since the last look, is read from the midst of
-    a line.
-    """
+    """Return a line of metrics; None for the rest of one."""
     try:
         found = json.loads(line)
     except ValueError:

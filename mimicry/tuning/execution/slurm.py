@@ -264,7 +264,6 @@ def _refused(words: str) -> str:
 
 
 def _submissions(tree: StudyTree) -> dict[str, list[tuple[str, str | None]]]:
-    """Return the cells of the newest submissions by the name of their jobs, the oldest first."""
     found: list[tuple[str, str, list[tuple[str, str | None]]]] = []
     for path in tree.queue(SLURM).glob(f"{JOB_NAME}*/{CELLS}"):
         try:
@@ -278,7 +277,6 @@ def _submissions(tree: StudyTree) -> dict[str, list[tuple[str, str | None]]]:
 
 
 def _squeue(names: Sequence[str]) -> list[tuple[QueuedJob, int]]:
-    """Return the jobs of these names, each with its index in its array."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--name={','.join(names)}"]
     try:
         shown = _run([*words, f"--format={_FIELDS}"])

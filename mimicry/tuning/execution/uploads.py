@@ -137,15 +137,7 @@ def due_repositories(uploads: Sequence[PendingUpload]) -> list[tuple[str, str]]:
 
 
 def _upload(upload: PendingUpload, owner: str | None) -> str:
-    """Upload one adapter, with its folder claimed; return the id of its repository.
-
-    Args:
-        owner: the user of the token, where that is known: the Hub limits how often it answers that.
-
-    Raises:
-        ClaimedElsewhere: another call works there, or has put another adapter there.
-        MimicryError: it was not uploaded.
-    """
+    """Upload one adapter, with its folder claimed; return the id of its repository."""
     job, folder = upload.job, AdapterFolder(upload.job.folder)
     with Claim.take_anew(folder.path):
         if folder.weights_identity() != upload.weights:

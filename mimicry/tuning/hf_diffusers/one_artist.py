@@ -297,7 +297,6 @@ def train_artist(job: ArtistJob, called_by: Supervised, claim: Claim | None = No
 
 
 def _run_to_end(job: ArtistJob, called_by: Supervised, claim: Claim | None) -> int:
-    """Run the script and publish what it leaves, unless it does that itself; return its exit code."""
     script, folder = job.script, job.folder
     # What a stopped script has left must not be taken for the result of this one. Our own trainer checks its
     # checkpoints itself.

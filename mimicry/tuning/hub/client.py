@@ -176,7 +176,6 @@ def _send(repository: HubRepository, files: HubFiles) -> str:
 
 
 def _commit(repository: HubRepository, files: HubFiles) -> str:
-    """Send and commit once. On a retry, a commit whose answer was lost turns out to be there."""
     from huggingface_hub import CommitOperationAdd
 
     api = repository.connection.api

@@ -405,7 +405,6 @@ class TuningConfig:
             raise UsageError(*problems)
 
     def _prior_problems(self) -> list[str]:
-        """Return which options of prior preservation are missing, or are there for nothing."""
         together = {"--class-prompt": self.class_prompt, "--class-data-dir": self.class_data_dir}
         if self.with_prior_preservation:
             return [

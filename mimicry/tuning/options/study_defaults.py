@@ -115,7 +115,6 @@ def refuse_contradictions(context: click.Context) -> None:
 
 
 def _typed(context: click.Context) -> set[str]:
-    """Return the hyper-parameters that were typed."""
     return {
         option.name
         for option in OPTIONS
@@ -124,7 +123,6 @@ def _typed(context: click.Context) -> set[str]:
 
 
 def _variants(context: click.Context) -> tuple[str, ...]:
-    """Return what was typed after --variant."""
     given: tuple[str, ...] = context.params.get(STUDY_VARIANT, ())
     return given
 

@@ -276,7 +276,6 @@ def _reserved(name: str) -> str:
 
 
 def _place_of(name: str) -> str:
-    """Return which table takes a key of this name; empty if none does."""
     places: Sequence[tuple[str, Mapping[str, Key]]] = (
         (_STUDY, STUDY_KEYS),
         (_RECIPE, HYPER_PARAMETERS),
@@ -408,11 +407,7 @@ def _values(values: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]
 def _replicates(
     variant: str | None, plain: TuningConfig, values: Mapping[str, Any], count: int, where: str
 ) -> Iterator[Series]:
-    """Yield a variant and its replicates.
-
-    Raises:
-        UsageError: a value or a name cannot be; the message begins with `where`.
-    """
+    """Yield a variant and its replicates."""
     try:
         first = replace(plain, **values)
         yield Series(variant, first)

@@ -204,7 +204,6 @@ class BatchDisplay:
 
 
 def _refresh(bar: "tqdm[Any]") -> None:
-    """Write a bar anew, unless that was done within the last second."""
     if time.time() - bar.last_print_t >= 1.0:
         bar.last_print_t = time.time()
         bar.refresh()

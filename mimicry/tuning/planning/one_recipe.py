@@ -70,7 +70,6 @@ def _group_lines(group: RecipeGroup, request: Request) -> list[str]:
 
 
 def _difference_rows(group: RecipeGroup, request: Request) -> list[tuple[str, str, str]]:
-    """Return in what the recipe of `group` and of the call differ: name, value of the study, of the call."""
     asked = request.spec.recipe
     if asked is None:
         return []
@@ -106,7 +105,6 @@ def _ways_on(request: Request, recipes: StudyRecipes, typed: TypedCommand) -> li
 
 
 def _command_for(group: RecipeGroup, request: Request, typed: TypedCommand) -> tuple[str, list[str]]:
-    """Return the command with the recipe of `group` spelled out where it differs, and what it lacks."""
     recorded, asked = group.recipe, request.spec.recipe
     assert asked is not None
     changed = option_differences(recorded, asked)

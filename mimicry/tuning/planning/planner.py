@@ -58,8 +58,6 @@ def make_plan(
 
     Args:
         requests: at least one, series by series, each with its conditions in the order of training.
-        bookmarks: those of this step, by key.
-        queue: the jobs that executors have for cells, by key.
         absent: conditions without images, for the plan to say so.
         by_condition: train one condition after the other, and not all conditions of an artist.
         full: check the values of existing adapters too, not only their headers.
@@ -182,7 +180,6 @@ class _Planner:
         return self._findings.added_to(target, captions, whole.images)
 
     def _decided(self, target: Target, source: Source) -> Target:
-        """Return a target that may be trained, with what is done about it, and why."""
         status, adapter = target.status, target.adapter
         done = self.overwrite is not None and adapter in self.overwrite.done
         bookmark = Bookmark.from_json(self._bookmarks.get(adapter.key, {}))
@@ -200,7 +197,6 @@ class _Planner:
         return replace(target, action=action, reason=reason)
 
     def _resumed(self, target: Target, captions: Captions | None) -> Target:
-        """Return a target without an adapter, with what becomes of its checkpoints in the reason."""
         try:
             words = resumption(target.request, target.folder, target.images, captions, full=self._full)
         except UsageError as error:
@@ -211,11 +207,7 @@ class _Planner:
 def _wanted(
     request: Request, status: AdapterStatus, bookmark: Bookmark, *, overwritten: bool
 ) -> tuple[Action, str]:
-    """Return what is done with an adapter as far as the call decides it, and why.
-
-    Args:
-        overwritten: the --overwrite that is taken up has trained it again already.
-    """
+    """Return what is done with an adapter as far as the call decides it, and why."""
     if status.weights is None:
         if status.state is State.BROKEN:  # its folder cannot be listed
             return Action.BLOCK, status.reason

@@ -47,10 +47,6 @@ class _Recipe:
         model = self.recipe.get("base_model")
         return (model.get("name") if isinstance(model, dict) else None) or self.paths.get(_MODEL)
 
-    @property
-    def folders(self) -> dict[str, Any]:
-        return {name: self.paths[name] for name in (_CLASS_IMAGES,) if self.paths.get(name)}
-
 
 @dataclass(frozen=True)
 class _NextCommand:
@@ -78,7 +74,6 @@ class _NextCommand:
         return f"nothing: all is trained, sampled and reported in {DEFAULT_REPORT}"
 
     def _training(self, cells: Sequence[AdapterStatus], *more: str) -> str:
-        """Return the call of apply_tuning for cells; of several series that it does not know, for one."""
         series = cells[0].adapter.series
         own = [cell for cell in cells if cell.adapter.series == series]
         recipe = _recipe_of(self.status.recipes.get(series, StudyRecipes()), own)
@@ -94,7 +89,6 @@ class _NextCommand:
         return self._command("apply_tuning", words=words)
 
     def _drops_checkpoint(self, cells: Sequence[AdapterStatus], recipe: _Recipe | None) -> bool:
-        """Return whether a training with a recipe, and what the file says, would set a checkpoint aside."""
         known = [cell.checkpoint_recipe for cell in cells if cell.checkpoint_recipe is not None]
         spec = self.status.specs.get(cells[0].adapter.series)
         return any(
@@ -104,7 +98,6 @@ class _NextCommand:
         )
 
     def _is_reported(self, cells: Sequence[AdapterStatus]) -> bool:
-        """Return whether there is a report of this study that is newer than its adapters."""
         try:
             report = read_json(DEFAULT_REPORT / REPORT_JSON)
             same = Path(report["data_root"]).resolve() == self.status.tree.data_root.resolve()
@@ -141,12 +134,11 @@ class _NextCommand:
         return words
 
     def _lacks_images(self, conditions: Collection[Condition]) -> bool:
-        """Return whether some artists have no images in one of the conditions."""
         return any(cell.adapter.condition in conditions for cell in self.status.with_state(State.NO_DATA))
 
     def _recipe_words(self, recipe: _Recipe, variant: str | None) -> list[str]:
-        """Return the options of a recipe that neither the file nor the defaults say for a series."""
-        values = {**(complete_options(recipe.recipe) or {}), **recipe.folders, _MODEL: recipe.model}
+        values = {**(complete_options(recipe.recipe) or {}), _MODEL: recipe.model}
+        values[_CLASS_IMAGES] = recipe.paths.get(_CLASS_IMAGES)
         said = {option.name: option.default for option in OPTIONS}
         file, written = self.study_file, set[str]()
         if file.path is not None and variant in planned_variants(file):
@@ -167,10 +159,7 @@ class _NextCommand:
 
 
 def _recipe_of(recipes: StudyRecipes, cells: Sequence[AdapterStatus]) -> _Recipe | None:
-    """Return the recipe of most adapters of a series; without any, that of its checkpoints, then of records.
-
-    None where nothing was begun.
-    """
+    """Return the recipe of most adapters of a series; without any, that of its checkpoints, or of records."""
     if recipes.groups:
         return _Recipe(recipes.groups[0].recipe, recipes.groups[0].run.paths or {})
     checkpoints = [(cell.checkpoint_recipe, cell) for cell in cells if cell.checkpoint_recipe is not None]

@@ -42,13 +42,9 @@ class _Column:
 
 
 def status_grid(cells: Sequence[AdapterStatus], *, by_artist: bool, width: int) -> str:
-    """Return the table of the cells of one series, with what its marks mean.
+    """Return the table of the cells of one series, with what its marks mean; `width` is in characters.
 
     A condition without any images has no row.
-
-    Args:
-        by_artist: a column for each artist, and not for each style.
-        width: characters of a line.
     """
     names = _artist_names(cells) if by_artist else _style_names(cells)
     # No style has an empty name, which stands for all columns, as no condition stands for all rows.
@@ -87,24 +83,19 @@ def _places(condition: Condition, title: str) -> Iterator[tuple[Condition | None
 
 
 def _style_names(cells: Sequence[AdapterStatus]) -> dict[Artist, str]:
-    """Return the name of each artist's style, with the split where there are several."""
     artists = sorted({cell.adapter.artist for cell in cells})
     several = len({artist.split for artist in artists}) > 1
     return {artist: f"{artist.split}/{artist.style}" if several else artist.style for artist in artists}
 
 
 def _artist_names(cells: Sequence[AdapterStatus]) -> dict[Artist, str]:
-    """Return a name for each artist, in full where two have the same."""
     artists = sorted({cell.adapter.artist for cell in cells})
     unique = len({artist.name for artist in artists}) == len(artists)
     return {artist: artist.name if unique else str(artist) for artist in artists}
 
 
 def _rows(conditions: Collection[Condition]) -> list[tuple[str, Condition | None]]:
-    """Return label and condition of each row, the last for all of them.
-
-    A protection of which only countered images are meant has a row too: its label must not be missing.
-    """
+    """Return label and condition of each row, the last for all of them."""
     plain = {Condition(each.protection) for each in conditions}
     rows: list[tuple[str, Condition | None]] = [
         (each.protection if each.countermeasure == NONE else f"  {each.countermeasure}", each)
@@ -129,7 +120,6 @@ def _text(cells: Sequence[AdapterStatus], condition: Condition | None, *, one_ar
 
 
 def _parts(labels: _Column, columns: Sequence[_Column], width: int) -> Iterator[list[str]]:
-    """Yield the lines of one table, or of several that are as wide as `width` allows."""
     label_width = max(len(labels.title), labels.width)
     beside = label_width + sum(len(_GAP) + max(len(each.title), each.width) for each in columns)
     if beside <= width:
@@ -170,7 +160,6 @@ def _joined(texts: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _legend(states: Collection[State], *, by_artist: bool) -> list[str]:
-    """Return a line that says what the marks of these states mean; none where they have no marks."""
     marks = _ALONE if by_artist else _MARKS
     words = [f"{mark} {state.value}" for state, mark in marks.items() if state in states]
     return [", ".join(words)] if words else []

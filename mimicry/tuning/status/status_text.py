@@ -21,14 +21,7 @@ _DAY_SECONDS = 86400
 
 
 def status_text(status: StudyStatus, *, by_artist: bool, verbose: bool, width: int, now: datetime) -> str:
-    """Return a status for people.
-
-    Args:
-        by_artist: the tables have a column for each artist, and not for each style.
-        verbose: show the lists whole.
-        width: characters of a line of the terminal.
-        now: the present time, with its time zone.
-    """
+    """Return a status for people; `width` is in characters, and `now` has a time zone."""
     lines: list[str] = []
     series = status.matrix.series
     for name in series:
@@ -84,14 +77,12 @@ def _listed(title: str, items: Sequence[str], shown: int | None) -> Iterator[str
 
 
 def _first(items: Sequence[str], shown: int | None, *, indent: int) -> Iterator[str]:
-    """Yield the first items, each on a line, and how many more there are."""
     yield from (" " * indent + printable(item) for item in items[:shown])
     if shown is not None and len(items) > shown:
         yield " " * indent + f"and {len(items) - shown} more, shown by -v"
 
 
 def _name(cell: AdapterStatus, series: Sequence[str]) -> str:
-    """Return what a cell is called in a list; its series only where there are several."""
     name = f"{cell.adapter.condition}/{cell.adapter.artist}"
     return f"{cell.adapter.series}/{name}" if len(series) > 1 else name
 
@@ -118,7 +109,6 @@ def _step(step: int, cell: AdapterStatus) -> str:
 
 
 def _reasons(status: StudyStatus, state: State, *, verbose: bool) -> Iterator[str]:
-    """Yield why cells are in a state: each reason with its cells, and with the log of the first."""
     alike: dict[str, list[AdapterStatus]] = {}
     for cell in status.with_state(state):
         folder = status.tree.adapter_dir(cell.adapter)
@@ -139,7 +129,6 @@ def _reasons(status: StudyStatus, state: State, *, verbose: bool) -> Iterator[st
 
 
 def _counts(status: StudyStatus) -> Iterator[str]:
-    """Yield how many cells are in each state, and the conditions that have no images of anybody."""
     present = {cell.adapter.condition for cell in status.cells if cell.has_data}
     counts = count_states(cell for cell in status.cells if cell.adapter.condition in present)
     yield ", ".join(f"{count} {state.value}" for state, count in counts.items())
@@ -149,7 +138,6 @@ def _counts(status: StudyStatus) -> Iterator[str]:
 
 
 def _recipe_lines(status: StudyStatus) -> Iterator[str]:
-    """Yield the recipes of each series that has several, and that its evaluations cannot be compared."""
     for series, recipes in status.recipes.items():
         yield from (printable(f"{series}: {remark}") for remark in evaluation_remarks(recipes))
         if not recipes.is_mixed:
@@ -179,7 +167,6 @@ def _time_line(status: StudyStatus, now: datetime) -> Iterator[str]:
 
 
 def _long_time(seconds: float) -> str:
-    """Return seconds in the two largest units that people use for so long a time."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{round(seconds)} s"
@@ -241,20 +228,17 @@ def time_left(cells: Sequence[AdapterStatus], now: datetime) -> TimeLeft | None:
 
 
 def _typical(cells: Sequence[AdapterStatus]) -> float:
-    """Return the median of what the last trainings took, in seconds."""
     latest = sorted(cells, key=lambda cell: cell.run.finished_at or "")[-_RECENT:]
     return statistics.median(cell.seconds or 0.0 for cell in latest)
 
 
 def _part_left(cell: AdapterStatus, step: int | None) -> float:
-    """Return which part of a training comes after optimizer step `step`; all where that is unknown."""
     if not step or not cell.step_count:
         return 1.0
     return max(0.0, 1 - step / cell.step_count)
 
 
 def _elapsed(cell: AdapterStatus, now: datetime) -> float:
-    """Return for how many seconds a training has been running; 0 when that is not known."""
     try:
         since = datetime.fromisoformat("" if cell.holder is None else cell.holder.since)
         return max(0.0, (now - since).total_seconds())

@@ -24,6 +24,7 @@ from mimicry.study import (
     series_name,
 )
 from mimicry.tuning.adapters import AdapterSpec, AdapterStatus, Inspector, QueuedJob, open_tracker
+from mimicry.tuning.adapters.judge import OF_BASE_MODEL
 from mimicry.tuning.adapters.recipe import OWN_TRAINER, recipe
 from mimicry.tuning.execution.engines import queued_jobs
 from mimicry.tuning.options.click_options import selection_of
@@ -47,7 +48,6 @@ _ORDER = (
     *(State.COMPLETE, State.RUNNING, State.QUEUED, State.WAITING, State.INTERRUPTED, State.STALE),
     *(*BAD, State.NO_DATA),
 )
-_OF_BASE_MODEL = {"pretrained_model_name_or_path", "revision"}
 
 
 def count_states(cells: Iterable[AdapterStatus]) -> dict[State, int]:
@@ -141,10 +141,7 @@ def series_meant(
 ) -> list[str]:
     """Return the folders of the series that --variant means: by default all, the plain one first.
 
-    A variant stands for its replicates, too.
-
-    Args:
-        planned: variants that need not have adapters yet.
+    A variant stands for its replicates, too; those that are `planned` need not have adapters yet.
 
     Raises:
         UsageError: variants that nothing has, all of them.
@@ -173,7 +170,7 @@ def written_specs(study_file: StudyFile, stack: Stack) -> dict[str, AdapterSpec]
         if not fields:
             continue
         spec = AdapterSpec(recipe=recipe(series.config, None, OWN_TRAINER))
-        if fields & _OF_BASE_MODEL:
+        if fields & OF_BASE_MODEL:
             spec = stack.traits.adapter_spec(series.config, OWN_TRAINER)
         specs[series_name(stack.name, series.variant)] = replace(
             spec, rank=None, class_images=None, fields=frozenset(fields)
@@ -213,10 +210,7 @@ def _queue(tree: StudyTree) -> Mapping[str, QueuedJob]:
 
 
 def _of_another_recipe(recipes: StudyRecipes, spec: AdapterSpec | None) -> list[tuple[AdapterId, str]]:
-    """Return the adapters whose recipe is not that of most of their series, each with the differences.
-
-    What differs from the study's file is stale for that, and tells nothing of the others.
-    """
+    """Return the adapters whose recipe is not that of most of their series, each with the differences."""
 
     def fits(group: RecipeGroup) -> bool:
         return spec is None or not spec.differences(group.recipe)
@@ -231,7 +225,6 @@ def _of_another_recipe(recipes: StudyRecipes, spec: AdapterSpec | None) -> list[
 
 
 def _stale(cell: AdapterStatus, reason: str) -> AdapterStatus:
-    """Return a cell of another recipe than most of its series have."""
     reason = ", ".join(filter(None, (cell.reason, reason)))
     if cell.state is not State.COMPLETE:
         return replace(cell, reason=reason)

@@ -50,13 +50,11 @@ def plan_table(plan: Plan) -> str:
 
 
 def _images(target: Target) -> str:
-    """Return how many images are trained on, and how many are held out of it."""
     held = f" + {len(target.held_out)} held out" if target.held_out else ""
     return f"{len(target.images.names)}{held}"
 
 
 def _evaluation(plan: Plan) -> list[str]:
-    """Return that the evaluation loss would be measured on paintings that are trained on."""
     evaluations = {target.request.evaluation for target in plan.of(State.WAITING, State.RUNNING)}
     if EvaluatedOn.IN_SAMPLE not in evaluations:
         return []
@@ -64,7 +62,6 @@ def _evaluation(plan: Plan) -> list[str]:
 
 
 def _place_header(plan: Plan) -> list[str]:
-    """Return the columns that tell the adapters of an artist apart: those that a plan needs."""
     return [
         *(["variant"] if plan.has_several_series else []),
         *(["condition"] if plan.has_several_conditions else []),

@@ -132,10 +132,7 @@ class BaseModel:
 
 
 def _is_whole(index: Path) -> bool:
-    """Return whether a download went to its end: the index comes first, and names the parts to follow.
-
-    A snapshot that lacks T5 would otherwise be trained silently, as a model without T5.
-    """
+    """Return whether a download went to its end: the index comes first, and names the parts to follow."""
     try:
         parts = json.loads(index.read_text("utf-8")).items()
         # "vae": ["diffusers", "AutoencoderKL"], and two nulls for a part that is left out on purpose.

@@ -76,7 +76,6 @@ def host_bytes(config: TuningConfig) -> int:
 
 
 def _parameter_count(model: BaseModel | None, config: TuningConfig) -> int:
-    """Return the number of an adapter's parameters, rounded up a little."""
     layers, width = _DEFAULT_GEOMETRY
     if model is not None:
         try:

@@ -336,7 +336,6 @@ def nvidia_driver() -> str | None:
 
 
 def _numerics(runtime: Runtime, versions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what may change the last bits of a result without being part of the recipe."""
     config, device = runtime.config, runtime.device
     cuda = device.type == "cuda"
     libraries = ["diffusers", "transformers", "peft", "accelerate", "numpy", "pillow"]
